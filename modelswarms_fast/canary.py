@@ -1,0 +1,72 @@
+"""Proof that an engine serves the weights it was given: the same next-token log-probabilities as transformers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from modelswarms_fast.config import EngineConfig
+from modelswarms_fast.engines import Engine, Request
+from modelswarms_fast.engines.transformers import TransformersEngine
+from modelswarms_fast.experts import Experts
+
+# Largest difference allowed between two log-probabilities among the likeliest tokens. In half types the two engines
+# round in different places (merged or beside the base weights, other kernels); docs/design.md has the measurement.
+TOLERANCE = {torch.float32: 2e-3, torch.float16: 0.1, torch.bfloat16: 0.5}
+TOP = 10
+PROBE = "Question: Which of the four seasons follows the winter?\nAnswer:"
+
+
+class Canary:
+    """Compares what an engine serves with the transformers engine given the same row.
+
+    `prompt` is the probe, as token ids. The oracle holds a second copy of the base model on the CPU. `loads` is how
+    many loads are checked, None for all.
+    """
+
+    def __init__(
+        self, engine: Engine, oracle: TransformersEngine, prompt: list[int], loads: int | None = None
+    ) -> None:
+        self._engine, self._oracle, self._prompt = engine, oracle, prompt
+        self._left = loads
+        self.tolerance = TOLERANCE[engine.dtype]
+
+    def after_load(self, slot: int, row: torch.Tensor) -> None:
+        """Check a load, unless enough have been checked.
+
+        Raises:
+            RuntimeError: as `check`.
+        """
+        if self._left != 0:
+            self.check(slot, row)
+            self._left = None if self._left is None else self._left - 1
+
+    def check(self, slot: int | None, row: torch.Tensor | None) -> float:
+        """The largest difference for the row [D] in `slot`, or for the base model (None, None).
+
+        Raises:
+            RuntimeError: it exceeds the tolerance; the engine serves something else than this row.
+        """
+        if row is None:
+            self._oracle.restore()
+        else:
+            self._oracle.load(0, row)
+        expected = self._oracle.log_probs(Request(None if row is None else 0, self._prompt))
+        served = self._engine.log_probs(Request(slot, self._prompt), top=TOP)
+        difference = max(abs(value - expected[token]) for token, value in served.items())
+        if not difference <= self.tolerance:
+            raise RuntimeError(
+                "The engine does not serve the weights it was given: log-probabilities of the probe prompt differ "
+                f"by {difference:.3g} from the transformers engine (tolerance {self.tolerance:g})."
+            )
+        return difference
+
+
+def make_canary(engine: Engine, base: Path, experts: Experts, config: EngineConfig) -> Canary | None:
+    """The canary that the settings ask for; None where it is off or the engine is the oracle itself."""
+    if config.canary == "off" or config.engine == "transformers":
+        return None
+    oracle = TransformersEngine(base, experts, dtype=str(engine.dtype)[6:], device=torch.device("cpu"))
+    prompt = list(engine.tokenizer(PROBE)["input_ids"])
+    return Canary(engine, oracle, prompt, loads=1 if config.canary == "first" else None)

@@ -1,0 +1,176 @@
+"""The command line: search, evaluate, demo."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+import warnings
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from modelswarms_fast.config import (
+    Canary,
+    DType,
+    EngineConfig,
+    EngineName,
+    Randomness,
+    Serve,
+    StartVelocity,
+    State,
+    SwarmConfig,
+)
+from modelswarms_fast.errors import InputError
+
+app = typer.Typer(
+    help="Adapt a pool of language-model experts to a task by swarm search, on one resident engine.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+Base = Annotated[str, typer.Option(help="Base model: a local folder, a hub id, or smollm2-135m-instruct.")]
+Task = Annotated[str, typer.Option(help="multiple_choice, exact_match, or a function as module:function.")]
+Data = Annotated[Path, typer.Option(help="JSON file with the lists dev and test.")]
+MaxTokens = Annotated[int | None, typer.Option(help="New tokens an example, instead of the task's limit.")]
+Engine = Annotated[EngineName, typer.Option(help="vllm, or transformers: slow, exact, without vLLM.")]
+ServeMode = Annotated[Serve, typer.Option(help="merged: into the weights; slots: several particles as LoRA.")]
+Slots = Annotated[int, typer.Option(help="Particles that one batch serves with --serve slots.")]
+EngineDType = Annotated[DType, typer.Option(help="Of the base model in the engine.")]
+MaxModelLen = Annotated[int, typer.Option(help="Longest prompt plus its completion, in tokens.")]
+
+
+@app.command("search")
+def search_command(
+    experts: Annotated[list[str], typer.Argument(help="A folder of expert folders, or several experts.")],
+    base: Base,
+    task: Task,
+    data: Data,
+    out: Annotated[Path, typer.Option(help="Run folder to write.")],
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier run in --out.")] = False,
+    limit_dev: Annotated[int | None, typer.Option(help="Use the first N dev examples.")] = None,
+    limit_test: Annotated[int | None, typer.Option(help="Use the first N test examples.")] = None,
+    max_tokens: MaxTokens = None,
+    particles: Annotated[int | None, typer.Option(help="Default: one for each expert.")] = None,
+    seed: int = SwarmConfig.seed,
+    iterations: int = SwarmConfig.iterations,
+    patience: int = SwarmConfig.patience,
+    inertia: float = SwarmConfig.inertia,
+    cognitive_coeff: float = SwarmConfig.cognitive_coeff,
+    social_coeff: float = SwarmConfig.social_coeff,
+    repel_coeff: float = SwarmConfig.repel_coeff,
+    repel: Annotated[bool, typer.Option(help="Move away from the global worst.")] = SwarmConfig.repel,
+    randomness: Annotated[Randomness, typer.Option(help="Draws a particle, or none.")] = SwarmConfig.randomness,
+    step_length: float = SwarmConfig.step_length,
+    step_length_factor: float = SwarmConfig.step_length_factor,
+    minimum_step_length: float = SwarmConfig.minimum_step_length,
+    restart: Annotated[bool, typer.Option(help="Restart particles that stray.")] = SwarmConfig.restart,
+    restart_patience: Annotated[float, typer.Option(help="Share of patience.")] = SwarmConfig.restart_patience,
+    start_velocity: Annotated[StartVelocity, typer.Option()] = SwarmConfig.start_velocity,
+    drop_k: Annotated[float, typer.Option(help="Share of iterations not evaluated.")] = SwarmConfig.drop_k,
+    drop_n: Annotated[float, typer.Option(help="Share of particles not evaluated.")] = SwarmConfig.drop_n,
+    state: Annotated[State, typer.Option(help="What a row holds.")] = EngineConfig.state,
+    engine: Engine = EngineConfig.engine,
+    serve: ServeMode = EngineConfig.serve,
+    slots: Slots = EngineConfig.slots,
+    dtype: EngineDType = EngineConfig.dtype,
+    row_dtype: Annotated[DType, typer.Option(help="Of the rows; auto: the experts'.")] = EngineConfig.row_dtype,
+    max_model_len: MaxModelLen = EngineConfig.max_model_len,
+    canary: Annotated[Canary, typer.Option(help="Loads to prove against transformers.")] = EngineConfig.canary,
+) -> None:
+    """Search for a better model among the mixtures of EXPERTS, and export the best one found."""
+    settings = {name: value for name, value in locals().items() if value is not None}
+    if len(experts) == 1:
+        settings["experts"] = experts[0]
+    _search_and_show(settings)
+
+
+@app.command("evaluate")
+def evaluate_command(
+    model: Annotated[str, typer.Argument(help="An adapter folder, a full checkpoint, or the base itself.")],
+    base: Base,
+    task: Task,
+    data: Data,
+    split: Annotated[str, typer.Option(help="dev or test.")] = "test",
+    limit: Annotated[int | None, typer.Option(help="Use the first N examples.")] = None,
+    max_tokens: MaxTokens = None,
+    engine: Engine = EngineConfig.engine,
+    serve: ServeMode = EngineConfig.serve,
+    dtype: EngineDType = EngineConfig.dtype,
+    max_model_len: MaxModelLen = EngineConfig.max_model_len,
+) -> None:
+    """Score one model on a split and print the result as JSON."""
+    from modelswarms_fast.evaluate import evaluate
+
+    settings = locals()
+    settings.pop("evaluate")
+    print(json.dumps(evaluate(**settings), indent=2))
+
+
+@app.command("demo")
+def demo_command(
+    examples: Annotated[Path, typer.Option(help="The repository's examples folder.")] = Path("examples"),
+    out: Annotated[Path, typer.Option(help="Run folder to write; an earlier run in it is replaced.")] = Path("runs/demo"),
+) -> None:
+    """Search over the example experts for a mix of skills that none of them covers."""
+    if not (examples / "experts").is_dir():
+        raise InputError(f"{examples} holds no experts; run the demo in a clone of the repository, or give --examples.")
+    _search_and_show(
+        {
+            "experts": examples / "experts",
+            "base": "smollm2-135m-instruct",
+            "task": "exact_match",
+            "data": examples / "data" / "skills_mix.json",
+            "out": out,
+            "overwrite": True,
+        }
+        | DEMO
+    )
+
+
+DEMO: dict[str, Any] = {"iterations": 6, "seed": 0}
+
+
+def _search_and_show(arguments: dict[str, Any]) -> None:
+    from modelswarms_fast.search import search
+
+    summary = search(**arguments, progress=True)
+    start, end, seconds = summary["start"], summary["end"], summary["seconds"]
+    table = Table("", "", "dev", "test")
+    table.add_row("best expert", start["expert"], f"{start['dev']:.4f}", f"{start['test']:.4f}")
+    table.add_row("Model Swarms", f"particle {end['particle']}", f"{end['dev']:.4f}", f"{end['test']:.4f}")
+    console = Console()
+    console.print(table)
+    shares = sorted(summary["mixture"].items(), key=lambda item: -abs(item[1]))
+    console.print("winner = " + " ".join(f"{value:+.2f} {name}" for name, value in shares))
+    phases = ", ".join(f"{name} {value:.1f} s" for name, value in seconds.items())
+    console.print(
+        f"{summary['dev_examples']} dev and {summary['test_examples']} test examples; {summary['iterations']} iterations, "
+        f"stopped by {summary['stopped']}; {summary['prompts_per_second']:.1f} prompts/s; {phases}"
+    )
+    console.print(f"written to {arguments['out']}: report.html, summary.json, global_best/")
+
+
+def main() -> None:
+    """Entry point: a user's mistake is one sentence and exit status 2."""
+    _quiet()
+    sys.path.insert(0, os.getcwd())  # module:function is looked up where the user stands
+    try:
+        app()
+    except InputError as error:
+        Console(stderr=True, soft_wrap=True).print(f"error: {error}", style="red", markup=False, highlight=False)
+        sys.exit(2)
+
+
+def _quiet() -> None:
+    """Only our own output: the engines' advice to programmers is not the user's."""
+    warnings.filterwarnings("ignore")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+    logging.getLogger("transformers").setLevel(logging.ERROR)

@@ -1,0 +1,122 @@
+"""Settings of a search: frozen, and checked against each other when they are made."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from modelswarms_fast.errors import InputError
+
+Randomness = Literal["particle", "unit"]
+StartVelocity = Literal["random", "zero", "best"]
+State = Literal["weights", "mixture"]
+Serve = Literal["merged", "slots"]
+EngineName = Literal["vllm", "transformers"]
+DType = Literal["auto", "float32", "bfloat16", "float16"]
+Canary = Literal["off", "first", "all"]
+
+
+def _check(condition: bool, sentence: str) -> None:
+    if not condition:
+        raise InputError(sentence)
+
+
+def _check_choice(name: str, value: object, choices: object) -> None:
+    allowed = get_args(choices)
+    _check(value in allowed, f"{name} is {value!r}; choose one of {', '.join(map(repr, allowed))}.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SwarmConfig:
+    """The policy of a swarm; the defaults are those of the published search (arXiv 2410.11163).
+
+    Raises:
+        InputError: a setting is out of range or contradicts another; the message names it.
+    """
+
+    particles: int
+    seed: int = 0
+    inertia: float = 0.4
+    cognitive_coeff: float = 0.3
+    social_coeff: float = 0.3
+    repel_coeff: float = 0.3
+    repel: bool = True
+    """False leaves the global worst out of the velocity."""
+    randomness: Randomness = "particle"
+    """`particle`: r ~ U(0, 1), one draw a term, particle and iteration; `unit`: r = 1."""
+    step_length: float = 1.0
+    step_length_factor: float = 0.95
+    minimum_step_length: float = 0.1
+    iterations: int = 200
+    """The most iterations after the initial evaluation; 0 only evaluates the initial particles."""
+    patience: int = 10
+    """The search stops after this many iterations without a new global best."""
+    restart: bool = True
+    restart_patience: float = 0.5
+    """A particle restarts after restart_patience · patience iterations without a new personal best."""
+    start_velocity: StartVelocity = "random"
+    """`random`: toward another particle drawn at random; `best`: toward the first global best."""
+    drop_k: float = 0.0
+    """Probability that an iteration is not evaluated (dropK of the paper)."""
+    drop_n: float = 0.0
+    """Probability that a particle is not evaluated in an iteration (dropN of the paper)."""
+
+    def __post_init__(self) -> None:
+        _check(self.particles >= 2, f"particles is {self.particles}; a swarm needs at least 2.")
+        _check(0 <= self.seed < 2**63, f"seed is {self.seed}; give an integer from 0 to 2**63 - 1.")
+        for name in ("inertia", "cognitive_coeff", "social_coeff", "repel_coeff", "restart_patience"):
+            value = getattr(self, name)
+            _check(math.isfinite(value) and value >= 0, f"{name} is {value}; give a finite number, 0 or more.")
+        for name in ("step_length", "step_length_factor", "minimum_step_length"):
+            value = getattr(self, name)
+            _check(math.isfinite(value) and value >= 0, f"{name} is {value}; give a finite number, 0 or more.")
+        _check(
+            self.inertia + self.cognitive_coeff + self.social_coeff + self.repel * self.repel_coeff > 0,
+            "inertia, cognitive_coeff, social_coeff and repel_coeff are all 0; nothing would move.",
+        )
+        _check(self.iterations >= 0, f"iterations is {self.iterations}; give 0 or more.")
+        _check(self.patience >= 1, f"patience is {self.patience}; give 1 or more.")
+        for name in ("drop_k", "drop_n"):
+            value = getattr(self, name)
+            _check(0 <= value < 1, f"{name} is {value}; give a probability from 0 to below 1.")
+        _check_choice("randomness", self.randomness, Randomness)
+        _check_choice("start_velocity", self.start_velocity, StartVelocity)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineConfig:
+    """How particles are held and served.
+
+    Raises:
+        InputError: a setting is out of range or contradicts another; the message names it.
+    """
+
+    engine: EngineName = "vllm"
+    serve: Serve = "merged"
+    """`merged`: one particle at a time, written into the weights; `slots`: several at once, as LoRA."""
+    slots: int = 4
+    """Particles that one batch serves with serve="slots"."""
+    state: State = "weights"
+    dtype: DType = "auto"
+    """Of the base model in the engine; `auto` is what its config says."""
+    row_dtype: DType = "auto"
+    """Of the rows; `auto` is the experts'."""
+    max_model_len: int = 4096
+    """Longest prompt plus its completion, in tokens."""
+    canary: Canary = "first"
+    """Which loads are compared with the transformers engine: none, the first, or every one."""
+
+    def __post_init__(self) -> None:
+        _check_choice("engine", self.engine, EngineName)
+        _check_choice("serve", self.serve, Serve)
+        _check_choice("state", self.state, State)
+        _check_choice("dtype", self.dtype, DType)
+        _check_choice("row_dtype", self.row_dtype, DType)
+        _check_choice("canary", self.canary, Canary)
+        _check(self.slots >= 1, f"slots is {self.slots}; give 1 or more.")
+        _check(self.max_model_len >= 16, f"max_model_len is {self.max_model_len}; give 16 or more.")
+        _check(
+            self.engine == "vllm" or self.serve == "merged",
+            "serve is 'slots' but the transformers engine serves one particle at a time; use engine='vllm'.",
+        )

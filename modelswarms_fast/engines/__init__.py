@@ -1,0 +1,75 @@
+"""Engines serve particles. Each has the same methods; nothing else in the package knows which one runs.
+
+    engine.slots                              particles that can be served at once
+    engine.device, engine.dtype               where it computes, and in what
+    engine.load(slot, row)                    serve a flat row [D] from a slot, in place
+    engine.restore()                          serve the base model again
+    engine.generate(requests, max_tokens)     greedy completions, in the order of the requests
+    engine.log_probs(request)                 of the next token, to prove a load
+    engine.tokenizer                          of the base model
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import torch
+
+from modelswarms_fast.config import EngineConfig
+from modelswarms_fast.experts import Experts
+
+
+class Request(NamedTuple):
+    """A prompt for the particle in a slot, or for the base model if slot is None."""
+
+    slot: int | None
+    prompt: list[int]
+    """Token ids."""
+
+
+class Completion(NamedTuple):
+    """What a request generated."""
+
+    text: str
+    """Without special tokens."""
+    tokens: int
+    """How many were generated, the end of the sequence included."""
+
+
+class Engine(Protocol):
+    """What the search asks of an engine."""
+
+    slots: int
+    device: torch.device
+    dtype: torch.dtype
+    tokenizer: Any
+    max_model_len: int
+
+    def load(self, slot: int, row: torch.Tensor) -> None: ...
+    def restore(self) -> None: ...
+    def generate(self, requests: Sequence[Request], max_tokens: int) -> list[Completion]: ...
+    def log_probs(self, request: Request, top: int = 20) -> dict[int, float]: ...
+
+
+def start_engine(base: Path, experts: Experts | None, config: EngineConfig) -> Engine:
+    """Load the base model into a new engine that can serve rows of the experts' layout (None: only the base).
+
+    Raises:
+        InputError: the engine is not installed, or the layout does not fit the base model.
+    """
+    if config.engine == "transformers":
+        from modelswarms_fast.engines.transformers import TransformersEngine
+
+        return TransformersEngine(base, experts, dtype=config.dtype, max_model_len=config.max_model_len)
+    from modelswarms_fast.engines.vllm import VllmEngine
+
+    return VllmEngine(
+        base,
+        experts,
+        serve=config.serve,
+        slots=config.slots,
+        dtype=config.dtype,
+        max_model_len=config.max_model_len,
+    )

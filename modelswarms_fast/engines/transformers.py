@@ -1,0 +1,142 @@
+"""The plain, slow, exact engine: transformers' generate, with LoRA applied by peft. The oracle of the other."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from peft import LoraConfig, get_peft_model
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from modelswarms_fast.engines import Completion, Request
+from modelswarms_fast.errors import InputError
+from modelswarms_fast.experts import Experts
+
+BATCH = 16
+
+
+class TransformersEngine:
+    """Serves one particle at a time from a transformers model in this process.
+
+    A LoRA particle is applied as peft does, beside the base weights rather than merged into them; a full-weight
+    one is copied into the model. Prompts are padded on the left and padding is masked, so that a completion does
+    not depend on the batch beyond the rounding of the arithmetic.
+
+    Raises:
+        InputError: the layout does not fit the base model.
+    """
+
+    def __init__(
+        self,
+        base: Path,
+        experts: Experts | None,
+        *,
+        dtype: str = "auto",
+        max_model_len: int = 4096,
+        device: torch.device | None = None,
+    ) -> None:
+        """`device` is a GPU where there is one, unless given."""
+        self.slots = 1
+        self.max_model_len = max_model_len
+        self.device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.tokenizer = AutoTokenizer.from_pretrained(base, trust_remote_code=False, padding_side="left")
+        if self.tokenizer.pad_token is None:
+            self.tokenizer.pad_token = self.tokenizer.eos_token
+        model = AutoModelForCausalLM.from_pretrained(
+            base, dtype=dtype if dtype == "auto" else getattr(torch, dtype), trust_remote_code=False
+        )
+        adapter = experts is not None and experts.kind == "lora"
+        if experts is not None and adapter:
+            fields = {key: value for key, value in experts.config.items() if key in LoraConfig.__dataclass_fields__}
+            fields["inference_mode"] = True
+            model = get_peft_model(model, LoraConfig(**fields), autocast_adapter_dtype=False)
+        self.model = model.to(self.device).eval()
+        self.dtype: torch.dtype = self.model.dtype
+        self._loaded = False
+        self._live: dict[str, torch.Tensor] = {}
+        if experts is not None:
+            self._layout = experts.layout
+            self._live = self._places(adapter=adapter)
+        self._base = [] if adapter else [live.clone() for live in self._live.values()]
+        self.restore()
+
+    def _places(self, *, adapter: bool) -> dict[str, torch.Tensor]:
+        """Tensor name of the layout → live parameter."""
+        parameters = dict(self.model.named_parameters(remove_duplicate=False))
+        places = {}
+        for spec in self._layout.specs:
+            name = spec.name
+            if adapter:
+                name = name.replace(".lora_A.", ".lora_A.default.").replace(".lora_B.", ".lora_B.default.")
+            if name not in parameters or tuple(parameters[name].shape) != spec.shape:
+                raise InputError(f"{spec.name} does not fit the base model; use the base that the experts share.")
+            places[spec.name] = parameters[name].data
+        return places
+
+    @torch.no_grad()
+    def load(self, slot: int, row: torch.Tensor) -> None:
+        """Serve the particle whose flat row [D] this is, in place."""
+        if slot != 0:
+            raise IndexError(f"slot {slot} of 1")
+        for name, view in self._layout.views(row).items():
+            self._live[name].copy_(view)
+        self._loaded = True
+
+    @torch.no_grad()
+    def restore(self) -> None:
+        """Serve the base model again, from requests with slot None."""
+        if self._base:
+            torch._foreach_copy_(list(self._live.values()), self._base)
+        else:
+            # With B = 0 the adapter adds exact zeros.
+            for live in self._live.values():
+                live.zero_()
+        self._loaded = False
+
+    @torch.inference_mode()
+    def generate(self, requests: Sequence[Request], max_tokens: int) -> list[Completion]:
+        """Complete every request greedily; same order."""
+        completions: dict[int, Completion] = {}
+        order = sorted(range(len(requests)), key=lambda index: len(requests[index].prompt))
+        for start in range(0, len(order), BATCH):
+            batch = order[start : start + BATCH]
+            for index in batch:
+                self._check(requests[index])
+            inputs = self.tokenizer.pad(
+                {"input_ids": [requests[index].prompt for index in batch]}, padding_side="left", return_tensors="pt"
+            ).to(self.device)
+            output = self.model.generate(
+                **inputs,
+                max_new_tokens=max_tokens,
+                do_sample=False,
+                temperature=None,
+                top_p=None,
+                top_k=None,
+                pad_token_id=self.tokenizer.pad_token_id,
+            )
+            for index, row in zip(batch, output[:, inputs["input_ids"].shape[1] :].tolist(), strict=True):
+                tokens = self._until_end(row)
+                completions[index] = Completion(self.tokenizer.decode(tokens, skip_special_tokens=True), len(tokens))
+        return [completions[index] for index in range(len(requests))]
+
+    @torch.inference_mode()
+    def log_probs(self, request: Request, top: int | None = None) -> dict[int, float]:
+        """Natural log-probabilities of the next token by token id: the `top` most likely, or all."""
+        self._check(request)
+        logits = self.model(torch.tensor([request.prompt], device=self.device)).logits[0, -1]
+        values, tokens = torch.log_softmax(logits.float(), dim=-1).topk(top or logits.numel())
+        return dict(zip(tokens.tolist(), values.tolist(), strict=True))
+
+    def _check(self, request: Request) -> None:
+        if (request.slot is not None) != self._loaded:
+            raise RuntimeError("load() a particle for slot 0, or restore() the base model for slot None, first")
+
+    def _until_end(self, tokens: list[int]) -> list[int]:
+        """Cut after the first end-of-sequence token: the rest is padding."""
+        ends = self.model.generation_config.eos_token_id
+        ends = {ends} if isinstance(ends, int) else set(ends or ())
+        for index, token in enumerate(tokens):
+            if token in ends:
+                return tokens[: index + 1]
+        return tokens

@@ -1,0 +1,81 @@
+"""What a person sees while a search runs, and how they stop it."""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+from types import FrameType, TracebackType
+from typing import Any, Self
+
+from rich.console import Console
+from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as RichProgress
+
+
+class Interrupted(Exception):
+    """The user asked the search to stop; raised between two waves, where nothing is half done."""
+
+
+class Progress:
+    """A bar over all waves (iteration, best utility, prompts/s, time left), and a first Ctrl-C that ends the search.
+
+    The first interrupt lets the running wave finish, then raises `Interrupted`; the second is a KeyboardInterrupt.
+    """
+
+    def __init__(self, show: bool, iterations: int, particles: int) -> None:
+        self._bar = RichProgress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TextColumn("best {task.fields[best]}  {task.fields[rate]} prompts/s  left"),
+            TimeRemainingColumn(),
+            console=Console(stderr=True),
+            disable=not show,
+        )
+        self._particles = particles
+        total = (iterations + 1) * particles
+        self._task = self._bar.add_task("initial particles", total=total, best="-", rate="-")
+        self._iterations = iterations
+        self._asked = False
+        self._previous: Any = None
+        self._started = time.perf_counter()
+        self._prompts = 0
+
+    def __enter__(self) -> Self:
+        if threading.current_thread() is threading.main_thread():
+            self._previous = signal.signal(signal.SIGINT, self._interrupt)
+        self._bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._bar.stop()
+        if self._previous is not None:
+            signal.signal(signal.SIGINT, self._previous)
+
+    def _interrupt(self, number: int, frame: FrameType | None) -> None:
+        self._asked = True
+        self._bar.console.print("Stopping after this wave; press Ctrl-C again to abort.")
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    def wave(self, particles: int, prompts: int) -> None:
+        """So many particles have been evaluated on so many prompts.
+
+        Raises:
+            Interrupted: the user asked for it.
+        """
+        self._prompts += prompts
+        rate = self._prompts / (time.perf_counter() - self._started)
+        self._bar.update(self._task, advance=particles, rate=f"{rate:.1f}")
+        if self._asked:
+            raise Interrupted
+
+    def iteration(self, iteration: int, best: float) -> None:
+        """An iteration is recorded."""
+        self._bar.update(
+            self._task,
+            completed=(iteration + 1) * self._particles,
+            best=f"{best:.4f}",
+            description=f"iteration {min(iteration + 1, self._iterations)}/{self._iterations}",
+        )

@@ -1,0 +1,184 @@
+"""The search: plan, update, load, generate, score, tell, promote."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from modelswarms_fast.base import resolve_base
+from modelswarms_fast.canary import make_canary
+from modelswarms_fast.config import EngineConfig, SwarmConfig
+from modelswarms_fast.engines import start_engine
+from modelswarms_fast.evaluate import Evaluator, utility_of
+from modelswarms_fast.experts import export, read_experts, read_model
+from modelswarms_fast.journal import Journal, open_run, write_json
+from modelswarms_fast.particles import Particles
+from modelswarms_fast.progress import Interrupted, Progress
+from modelswarms_fast.report import write_report
+from modelswarms_fast.swarm import Plan, Swarm
+from modelswarms_fast.utilities import load_utility
+
+PathLike = str | os.PathLike[str]
+
+
+def search(
+    experts: PathLike | Sequence[PathLike],
+    *,
+    base: str,
+    task: str,
+    data: PathLike,
+    out: PathLike,
+    limit_dev: int | None = None,
+    limit_test: int | None = None,
+    max_tokens: int | None = None,
+    overwrite: bool = False,
+    progress: bool = False,
+    **settings: Any,
+) -> dict[str, Any]:
+    """Search for a better model among the affine mixtures of the experts, and export the best one found.
+
+    Args:
+        experts: a folder of expert folders, or a list of folders and hub ids.
+        base: the base model: a local folder, a hub id, or "smollm2-135m-instruct".
+        task: "multiple_choice", "exact_match", or a Python function as "module:function".
+        data: JSON file with the lists `dev` and `test`. Only `dev` steers the search.
+        out: the run folder to write: config.json, history.jsonl, summary.json, global_best/, report.html.
+        limit_dev, limit_test: use only the first so many examples of a split.
+        max_tokens: new tokens an example may take, instead of the task's own limit.
+        overwrite: replace an earlier run in `out`.
+        progress: show a progress bar on standard error.
+        settings: fields of SwarmConfig and EngineConfig; `particles` defaults to the number of experts.
+
+    Returns:
+        The content of summary.json. `end.test` is the score of global_best/, read back from the disk.
+
+    Raises:
+        InputError: something given cannot be used; the message names it and the remedy.
+        TypeError: a setting does not exist.
+    """
+    started = time.perf_counter()
+    engine_names = {field.name for field in fields(EngineConfig)}
+    engine_config = EngineConfig(**{name: value for name, value in settings.items() if name in engine_names})
+    swarm_settings = {name: value for name, value in settings.items() if name not in engine_names}
+    SwarmConfig(**({"particles": 2} | swarm_settings))  # refuse a bad setting before anything is read
+    utility = load_utility(task, data, limit_dev=limit_dev, limit_test=limit_test, max_tokens=max_tokens)
+    row_dtype = None if engine_config.row_dtype == "auto" else getattr(torch, engine_config.row_dtype)
+    pool = read_experts([os.fspath(e) for e in experts] if isinstance(experts, list | tuple) else experts, dtype=row_dtype)
+    config = SwarmConfig(**({"particles": len(pool.names)} | swarm_settings))
+    swarm = Swarm(config, len(pool.names))
+    base_folder = resolve_base(base)
+    inputs = {
+        "base": base,
+        "task": task,
+        "dataset": utility.dataset,
+        "data": os.fspath(data),
+        "experts": list(pool.names),
+    }
+    chosen = asdict(config) | asdict(engine_config)
+    with open_run(out, inputs | {"sources": list(pool.sources)} | chosen, overwrite=overwrite) as journal:
+        engine = start_engine(base_folder, pool, engine_config)
+        evaluator = Evaluator(engine, utility)
+        evaluator.canary = make_canary(engine, base_folder, pool, engine_config)
+        particles = Particles(pool, swarm, engine_config.state)
+        setup_seconds = time.perf_counter() - started
+        with Progress(progress, config.iterations, config.particles) as bar:
+            initial, update_seconds, stopped = _run(swarm, particles, evaluator, journal, bar)
+    spent = evaluator.spent.copy()
+
+    start = int(np.nanargmax(initial[: len(pool.names)]))
+    mixture = dict(zip(pool.names, particles.global_best_mixture(), strict=True))
+    result: dict[str, Any] = {
+        "start": {"particle": start, "expert": pool.names[start], "dev": float(initial[start])},
+        "end": {"particle": swarm.global_best_particle, "dev": swarm.global_best},
+        "mixture": mixture,
+        "dev_examples": len(utility.examples["dev"]),
+        "test_examples": len(utility.examples["test"]),
+    }
+    winner = journal.folder / "global_best"
+    provenance = inputs | {"mixture": mixture, "utility": task, "dev": swarm.global_best, "settings": chosen}
+    export(winner, particles.global_best(), pool, base=base_folder, provenance=provenance)
+    testing = time.perf_counter()
+    for which, row in (("start", pool.rows[start]), ("end", read_model(winner, pool))):
+        result[which]["test"] = utility_of(evaluator.one(row, "test"))
+    engine.restore()
+    if evaluator.canary is not None:
+        evaluator.canary.check(None, None)
+
+    seconds = {"setup": setup_seconds, "update": update_seconds} | spent.seconds
+    summary = inputs | {
+        "particles": config.particles,
+        "seed": config.seed,
+        "state": engine_config.state,
+        "serve": engine_config.serve,
+        "engine": engine_config.engine,
+        "dtype": str(engine.dtype).removeprefix("torch."),
+        "iterations": swarm.iteration,
+        "stopped": stopped,
+        **result,
+        "evaluations": spent.evaluations,
+        "prompts": spent.prompts,
+        "tokens": spent.tokens,
+        "prompts_per_second": spent.prompts / (update_seconds + sum(spent.seconds.values())),
+        "seconds": seconds
+        | {"test": time.perf_counter() - testing, "total": time.perf_counter() - started},
+    }
+    write_json(journal.folder / "summary.json", summary)
+    write_report(journal.folder)
+    return summary
+
+
+def _run(
+    swarm: Swarm, particles: Particles, evaluator: Evaluator, journal: Journal, bar: Progress
+) -> tuple[np.ndarray, float, str]:
+    """The loop. Returns the initial utilities [P], the seconds of all updates, and why it stopped."""
+    plan: Plan | None = None  # the initial particles are evaluated where they are
+    initial, update_seconds = swarm.utilities, 0.0
+    everyone = list(range(swarm.config.particles))
+    while True:
+        start, before = time.perf_counter(), evaluator.spent.copy()
+        if plan is not None:
+            particles.update(plan)
+        updated = time.perf_counter() - start
+        evaluated = everyone if plan is None else np.flatnonzero(plan.evaluate).tolist()
+        try:
+            scores = evaluator.rows(particles.row, evaluated, "dev", bar.wave)
+        except Interrupted:
+            if plan is None:
+                raise KeyboardInterrupt from None  # nothing has been found yet
+            return initial, update_seconds, "interrupted"
+        utilities = swarm.utilities.copy()
+        for particle, values in scores.items():
+            utilities[particle] = utility_of(values)
+        told = swarm.tell(utilities)
+        particles.promote(told)
+        if plan is None:
+            initial = utilities
+            particles.start(swarm)
+        spent = evaluator.spent.since(before)
+        update_seconds += updated
+        journal.append(
+            {
+                "iteration": swarm.iteration,
+                "utilities": utilities,
+                "evaluated": [particle in scores for particle in everyone],
+                "restarts": [] if plan is None else np.flatnonzero(plan.restarts),
+                "improved": np.flatnonzero(told.improved),
+                **swarm.bests(),
+                "step_length": None if plan is None else plan.step_length,
+                "global_best_mixture": particles.global_best_mixture(),
+                "prompts": spent.prompts,
+                "tokens": spent.tokens,
+                "seconds": {"update": updated} | spent.seconds | {"total": time.perf_counter() - start},
+            }
+        )
+        bar.iteration(swarm.iteration, swarm.global_best)
+        if stopped := swarm.stopped():
+            return initial, update_seconds, stopped
+        plan = swarm.plan()

@@ -1,0 +1,210 @@
+"""The policy of a swarm: who moves how, who is best, when to stop. No tensors.
+
+    plan = swarm.plan()              # move the particles by plan.coefficients and plan.step_length
+    told = swarm.tell(utilities)     # record the bests that told names
+
+works alone for anyone with positions and an evaluation of their own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from modelswarms_fast.config import SwarmConfig
+from modelswarms_fast.errors import InputError
+
+Floats = npt.NDArray[np.float64]
+Bools = npt.NDArray[np.bool_]
+
+# What a random number is for: the second word of the key, so that no two uses share a stream.
+_COEFFICIENTS, _DROP_ITERATION, _DROP_PARTICLE, _POPULATE, _PARTNER = range(5)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One iteration's moves, decided before anything moves.
+
+    Order of application: restarted particles take x ← p, v ← 0; then every particle is updated.
+    """
+
+    iteration: int
+    restarts: Bools
+    """[P] True where a particle restarts."""
+    coefficients: npt.NDArray[np.float32]
+    """[P, 4] inertia, cognitive, social, repel; each row sums to 1."""
+    step_length: float
+    evaluate: Bools
+    """[P] True where the particle is evaluated after the update; others keep their last utility."""
+
+
+@dataclass(frozen=True)
+class Told:
+    """What a round of utilities changed."""
+
+    improved: Bools
+    """[P] True where the position is a new personal best."""
+    global_best: int | None
+    """The particle whose position is the new global best; None if the old one stands."""
+    global_worst: int | None
+    """The particle whose position is the new global worst; None if the old one stands."""
+
+
+class Swarm:
+    """State and decisions of a swarm of P particles that start from n experts.
+
+    Random numbers come from a counter-based generator (Philox 4×64) keyed by seed, purpose, iteration
+    and particle, so they do not depend on processes, on the order of calls, or on P.
+
+    Raises:
+        InputError: fewer than 2 experts, or fewer particles than experts.
+    """
+
+    def __init__(self, config: SwarmConfig, n_experts: int) -> None:
+        if n_experts < 2:
+            raise InputError(f"The pool has {n_experts} expert; a swarm needs at least 2.")
+        if config.particles < n_experts:
+            raise InputError(
+                f"particles is {config.particles} but there are {n_experts} experts; give at least {n_experts} "
+                "particles, or fewer experts."
+            )
+        self.config = config
+        self.n_experts = n_experts
+        self.iteration = 0
+        self.utilities: Floats = np.full(config.particles, np.nan)
+        self.personal_best: Floats = np.full(config.particles, -np.inf)
+        self.personal_best_iteration = np.zeros(config.particles, dtype=np.int64)
+        self.global_best = -np.inf
+        self.global_best_particle = -1
+        self.global_best_iteration = 0
+        self.global_worst = np.inf
+        self.global_worst_particle = -1
+        self._step_length = config.step_length
+        self._told = False
+
+    def _random(self, purpose: int, iteration: int, particle: int) -> np.random.Generator:
+        key = np.array([self.config.seed, purpose], dtype=np.uint64)
+        # Drawing advances the lowest word of the counter; the others name iteration and particle.
+        counter = np.array([0, particle, iteration, 0], dtype=np.uint64)
+        return np.random.Generator(np.random.Philox(key=key, counter=counter))
+
+    def initial_positions(self) -> Floats:
+        """[P, n] each initial position as an affine mixture of the experts.
+
+        The first n particles are the experts. Each further one is t·a + (1 − t)·b of two different particles
+        before it, t ~ U(0, 2): half of them interpolate and half extrapolate.
+        """
+        mixture = np.eye(self.config.particles, self.n_experts)
+        for particle in range(self.n_experts, self.config.particles):
+            random = self._random(_POPULATE, 0, particle)
+            a, b = random.choice(particle, size=2, replace=False)
+            t = random.uniform(0.0, 2.0)
+            mixture[particle] = t * mixture[a] + (1.0 - t) * mixture[b]
+        return mixture
+
+    def initial_velocities(self, positions: Floats) -> Floats:
+        """[P, n] each initial velocity as a mixture of the experts whose coefficients sum to 0.
+
+        Call it after the first `tell`: `best` points at the first global best.
+        """
+        particles = self.config.particles
+        if self.config.start_velocity == "zero":
+            return np.zeros_like(positions)
+        if self.config.start_velocity == "best":
+            return positions[self.global_best_particle] - positions
+        partners = []
+        for particle in range(particles):
+            other = int(self._random(_PARTNER, 0, particle).integers(particles - 1))
+            partners.append(other + (other >= particle))  # anyone but the particle itself
+        return positions[partners] - positions
+
+    def plan(self) -> Plan:
+        """Decide the next iteration.
+
+        C = r_v φ_v + r_p φ_p + r_g φ_g + r_w φ_w and coefficients (r_v φ_v, r_p φ_p, r_g φ_g, r_w φ_w) / C
+        (equation 1 of arXiv 2410.11163). A particle restarts in every iteration in which it has gone
+        restart_patience · patience iterations without a new personal best.
+
+        Raises:
+            RuntimeError: the initial utilities, or those of the last plan, have not been told.
+        """
+        if not self._told:
+            raise RuntimeError("tell() the utilities of the last positions before the next plan().")
+        config, particles = self.config, self.config.particles
+        self._told = False
+        self.iteration += 1
+        if self.iteration > 1:
+            self._step_length = max(self._step_length * config.step_length_factor, config.minimum_step_length)
+
+        weights = np.array(
+            [config.inertia, config.cognitive_coeff, config.social_coeff, config.repel_coeff * config.repel]
+        )
+        draws = np.ones((particles, 4))
+        dropped = np.zeros(particles, dtype=np.bool_)
+        for particle in range(particles):
+            if config.randomness == "particle":
+                draws[particle] = self._random(_COEFFICIENTS, self.iteration, particle).random(4)
+            if config.drop_n:
+                dropped[particle] = self._random(_DROP_PARTICLE, self.iteration, particle).random() < config.drop_n
+        if config.drop_k and self._random(_DROP_ITERATION, self.iteration, 0).random() < config.drop_k:
+            dropped[:] = True
+        weighted = draws * weights
+        coefficients = weighted / weighted.sum(axis=1, keepdims=True)
+
+        stale = self.iteration - 1 - self.personal_best_iteration
+        restarts = (stale >= config.restart_patience * config.patience) & (stale > 0) & config.restart
+        return Plan(
+            iteration=self.iteration,
+            restarts=restarts,
+            coefficients=coefficients.astype(np.float32),
+            step_length=self._step_length,
+            evaluate=~dropped,
+        )
+
+    def tell(self, utilities: Sequence[float] | Floats) -> Told:
+        """Record the utilities [P] of the current positions; higher is better, NaN never becomes a best.
+
+        A particle that was not evaluated is told its last utility again. Ties keep the older best, and among
+        particles the lowest index.
+
+        Raises:
+            ValueError: not P utilities.
+            InputError: no initial particle has a finite utility.
+        """
+        told = np.asarray(utilities, dtype=np.float64)
+        if told.shape != (self.config.particles,):
+            raise ValueError(f"utilities has shape {told.shape}; give one for each of {self.config.particles} particles")
+        finite = np.isfinite(told)
+        if self.iteration == 0 and not finite.any():
+            raise InputError("No initial particle has a finite utility; check the task, the data and the experts.")
+        self.utilities = told.copy()
+        self._told = True
+
+        high, low = np.where(finite, told, -np.inf), np.where(finite, told, np.inf)
+        improved = high > self.personal_best
+        self.personal_best = np.where(improved, told, self.personal_best)
+        self.personal_best_iteration[improved] = self.iteration
+        best, worst = None, None
+        if high.max() > self.global_best:
+            best = self.global_best_particle = int(high.argmax())
+            self.global_best, self.global_best_iteration = float(high[best]), self.iteration
+        if low.min() < self.global_worst:
+            worst = self.global_worst_particle = int(low.argmin())
+            self.global_worst = float(low[worst])
+        return Told(improved=improved, global_best=best, global_worst=worst)
+
+    def stopped(self) -> str | None:
+        """Why the search is over ("patience" or "iterations"), or None if it goes on."""
+        if self.iteration - self.global_best_iteration >= self.config.patience:
+            return "patience"
+        return "iterations" if self.iteration >= self.config.iterations else None
+
+    def bests(self) -> dict[str, dict[str, float]]:
+        """Global best and worst so far: the particle that found it and its utility."""
+        return {
+            "global_best": {"particle": self.global_best_particle, "utility": self.global_best},
+            "global_worst": {"particle": self.global_worst_particle, "utility": self.global_worst},
+        }
