@@ -1,0 +1,140 @@
+"""What a PEFT LoRA config means for the tensors beside it: modules, ranks, scaling; and what is refused."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from modelswarms_fast.errors import InputError
+
+# Fields of adapter_config.json that, when set, add tensors or change the forward pass or the base model.
+_MUST_BE_OFF = (
+    "use_dora", "lora_bias", "use_qalora", "use_bdlora", "fan_in_fan_out", "modules_to_save",
+    "target_parameters", "trainable_token_indices", "layer_replication", "alora_invocation_tokens",
+    "arrow_config", "kasa_config", "monteclora_config", "velora_config", "megatron_config",
+)  # fmt: skip
+# Initialisations that subtract from the base weights: such an adapter is not a difference to the plain base.
+_CHANGES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
+_TENSOR = re.compile(r"base_model\.model\.(?P<module>.+)\.lora_(?P<half>[AB])\.weight")
+
+
+@dataclass(frozen=True)
+class LoraModule:
+    """One adapted linear layer: weight + scaling · B A, with A [rank, in] and B [out, rank].
+
+    `name` is as in the base model ("model.layers.0.self_attn.q_proj"), `a` and `b` are names in the layout.
+    """
+
+    name: str
+    a: str
+    b: str
+    rank: int
+    scaling: float
+
+
+def lora_modules(
+    config: Mapping[str, Any], config_file: Path, shapes: Mapping[str, tuple[int, ...]], weights_file: Path
+) -> tuple[LoraModule, ...]:
+    """The modules of one adapter, sorted by name, checked against the shapes of its tensors.
+
+    scaling = alpha / rank, or alpha / sqrt(rank) with use_rslora (arXiv 2312.03732). rank_pattern and
+    alpha_pattern override r and lora_alpha for the modules that they match, as in PEFT. Raises InputError.
+    """
+    _check_config(config, config_file)
+    halves: dict[str, dict[str, str]] = {}
+    for name in sorted(shapes):
+        match = _TENSOR.fullmatch(name)
+        if match is None:
+            raise InputError(
+                f"{weights_file}: tensor {name} is not the lora_A or lora_B weight of a linear layer,"
+                " which is all that is supported: train the expert with plain LoRA"
+            )
+        halves.setdefault(match["module"], {})[match["half"]] = name
+    modules = []
+    for module, tensors in sorted(halves.items()):
+        if len(tensors) != 2:
+            have = next(iter(tensors.values()))
+            raise InputError(f"{weights_file}: tensor {have} has no other half (lora_A, lora_B): export it again")
+        if not _targeted(config.get("target_modules"), module):
+            raise InputError(
+                f"{weights_file}: tensor {tensors['A']} is of a module that target_modules in"
+                f" {config_file.name} does not name, so PEFT would leave it out: correct target_modules"
+            )
+        rank = int(_matching(config.get("rank_pattern"), module, config["r"]))
+        alpha = float(_matching(config.get("alpha_pattern"), module, config["lora_alpha"]))
+        for half, axis in (("A", 0), ("B", 1)):
+            shape = shapes[tensors[half]]
+            if len(shape) != 2 or shape[axis] != rank:
+                raise InputError(
+                    f"{weights_file}: tensor {tensors[half]} has shape {list(shape)}, but"
+                    f" {config_file.name} says rank {rank}: correct r or rank_pattern, or export it again"
+                )
+        scaling = alpha / math.sqrt(rank) if config.get("use_rslora") else alpha / rank
+        modules.append(LoraModule(module, tensors["A"], tensors["B"], rank, scaling))
+    return tuple(modules)
+
+
+def _check_config(config: Mapping[str, Any], file: Path) -> None:
+    if config.get("peft_type") != "LORA":
+        raise InputError(f"{file}: peft_type {config.get('peft_type')!r} is not supported, only LORA is")
+    for field in _MUST_BE_OFF:
+        if config.get(field):
+            raise InputError(f"{file}: {field} is not supported: train the expert without it (plain LoRA)")
+    if config.get("bias", "none") != "none":
+        raise InputError(f"{file}: bias {config['bias']!r} is not supported: train the expert with bias 'none'")
+    start = config.get("init_lora_weights", True)
+    if isinstance(start, str) and start.lower().startswith(_CHANGES_BASE):
+        raise InputError(
+            f"{file}: init_lora_weights {start!r} changes the base weights, which is not supported:"
+            " convert the adapter to plain LoRA (path_initial_model_for_weight_conversion of PEFT)"
+        )
+    base = config.get("base_model_name_or_path")
+    if not isinstance(base, str) or not base.strip("/ "):
+        raise InputError(f"{file} has no base_model_name_or_path: write the base model's id or path there")
+    _check_rank(config.get("r"), "r", file)
+    _check_alpha(config.get("lora_alpha"), "lora_alpha", file)
+    for field, check in (("rank_pattern", _check_rank), ("alpha_pattern", _check_alpha)):
+        patterns = config.get(field) or {}
+        if not isinstance(patterns, dict):
+            raise InputError(f"{file}: {field} is not an object of pattern and value: export the expert again")
+        for key, value in patterns.items():
+            check(value, f"{field}[{key!r}]", file)
+            _check_pattern(key, field, file)
+    if isinstance(config.get("target_modules"), str):
+        _check_pattern(config["target_modules"], "target_modules", file)
+
+
+def _check_rank(value: Any, field: str, file: Path) -> None:
+    if type(value) is not int or value < 1:
+        raise InputError(f"{file}: {field} is {value!r}, not a whole number above 0: export the expert again")
+
+
+def _check_alpha(value: Any, field: str, file: Path) -> None:
+    if type(value) not in (int, float) or not math.isfinite(value):
+        raise InputError(f"{file}: {field} is {value!r}, not a finite number: export the expert again")
+
+
+def _check_pattern(pattern: str, field: str, file: Path) -> None:
+    try:
+        re.compile(pattern)
+    except re.error as error:
+        raise InputError(f"{file}: {field} {pattern!r} is not a regular expression ({error}): correct it") from error
+
+
+def _matching(patterns: Mapping[str, float] | None, module: str, default: float) -> float:
+    """The value of the first pattern that matches the module's name or its end after a dot, as PEFT does."""
+    for pattern, value in (patterns or {}).items():
+        if re.match(rf"(.*\.)?({pattern})$", module):
+            return value
+    return default
+
+
+def _targeted(target: Any, module: str) -> bool:
+    """Whether PEFT adapts this module: a string is a regular expression, a list holds names or their ends."""
+    if isinstance(target, str):
+        return target == "all-linear" or re.fullmatch(target, module) is not None
+    return isinstance(target, list) and any(module == name or module.endswith(f".{name}") for name in target)
