@@ -1,0 +1,207 @@
+"""The run folder: `config.json`, the append-only `history.jsonl`, and JSON files that are written whole or
+not at all.
+
+All of it is strict JSON: NaN and infinities, which JSON lacks, are written as null.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import shutil
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from types import TracebackType
+from typing import Any, BinaryIO, Self
+
+import numpy as np
+
+from modelswarms_fast.errors import InputError
+
+CONFIG = "config.json"
+HISTORY = "history.jsonl"
+SUMMARY = "summary.json"
+REPORT = "report.html"
+GLOBAL_BEST = "global_best"
+
+
+class Journal:
+    """Appends lines to a `history.jsonl`; a line is on the disk when `append` returns and never changes."""
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        """Open `path` for appending, creating it where it is missing. Raises InputError."""
+        self.path = Path(path)
+        try:
+            self._file: BinaryIO = self.path.open("ab", buffering=0)
+            _sync_folder(self.path.parent)  # else a crash could lose the file's name along with its lines
+        except OSError as error:
+            raise _cannot_write(self.path, error) from error
+
+    @property
+    def folder(self) -> Path:
+        """The run folder, which holds the journal."""
+        return self.path.parent
+
+    def append(self, line: Mapping[str, Any]) -> None:
+        """Write one line and wait until the disk has it. Raises InputError when it cannot be written."""
+        data = memoryview(_dumps(line).encode() + b"\n")
+        try:
+            while data:  # an unbuffered write may take only a part
+                data = data[self._file.write(data) :]
+            os.fsync(self._file.fileno())
+        except OSError as error:
+            raise _cannot_write(self.path, error) from error
+
+    def close(self) -> None:
+        """Close the file; nothing can be appended after."""
+        self._file.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def open_run(folder: str | os.PathLike[str], config: Mapping[str, Any], overwrite: bool = False) -> Journal:
+    """Make the run folder, write `config.json` and return its empty journal.
+
+    A folder that holds anything is refused unless `overwrite`, which removes what a run writes
+    (`config.json`, `history.jsonl`, `summary.json`, `report.html`, `global_best/`) and leaves all else alone.
+    Raises InputError.
+    """
+    folder = Path(folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        empty = not any(folder.iterdir())
+    except OSError as error:
+        raise _cannot_write(folder, error) from error
+    if not empty and not overwrite:
+        raise InputError(f"the run folder {folder} is not empty; choose another one or overwrite it")
+    # A model's folder has a config.json as well, and a mistyped path must not cost its owner that file.
+    if (folder / CONFIG).exists() and not (folder / HISTORY).exists():
+        raise InputError(f"{folder} holds a {CONFIG} but no {HISTORY}, so no run wrote it; choose another run folder")
+    # The journal goes last and comes first, so that every folder a run has touched holds one.
+    for name in (CONFIG, SUMMARY, REPORT, GLOBAL_BEST, HISTORY):
+        _remove(folder / name)
+    journal = Journal(folder / HISTORY)
+    try:
+        write_json(folder / CONFIG, config)
+    except BaseException:
+        journal.close()
+        raise
+    return journal
+
+
+def write_json(path: str | os.PathLike[str], content: Any) -> None:
+    """Write `content` as JSON to `path`: afterwards the file is whole and on the disk, or as it was. Raises
+    InputError.
+
+    Besides JSON's own types, `content` may hold tuples, paths, and arrays and scalars of numpy.
+    """
+    write_text(path, _dumps(content, indent=2) + "\n")
+
+
+def write_text(path: str | os.PathLike[str], text: str) -> None:
+    """Write `text` as UTF-8 to `path`, with the same promise as `write_json`. Raises InputError."""
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.tmp")  # same folder, hence same disk: the rename is atomic
+    try:
+        with temporary.open("wb") as file:
+            file.write(text.encode())
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+        _sync_folder(path.parent)
+    except OSError as error:
+        with suppress(OSError):
+            temporary.unlink()
+        raise _cannot_write(path, error) from error
+
+
+def read_json(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Read a JSON object. Raises InputError when the file is missing or holds anything else."""
+    path = Path(path)
+    content = _object(_read(path))
+    if content is None:
+        raise InputError(f"{path} is not a JSON object; take a run folder whose files are whole")
+    return content
+
+
+def read_history(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
+    """Lines of a `history.jsonl` in order.
+
+    A last line that a crash cut off is left out: its iteration never ended. A line before it that is no JSON
+    object raises InputError with its number, counted from 1.
+    """
+    path = Path(path)
+    raw = _read(path).split(b"\n")
+    if raw[-1] == b"":  # the file ends in a line end, as it should
+        raw.pop()
+    lines = []
+    for number, text in enumerate(raw, start=1):
+        line = _object(text)
+        if line is not None:
+            lines.append(line)
+        elif number < len(raw):
+            raise InputError(f"{path}: line {number} is not a JSON object, the history is damaged; restore a good copy")
+    return lines
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror}; give the folder of a run") from error
+
+
+def _object(data: bytes) -> dict[str, Any] | None:
+    try:
+        content = json.loads(data)
+    except (ValueError, RecursionError):
+        return None
+    return content if isinstance(content, dict) else None
+
+
+def _dumps(content: Any, indent: int | None = None) -> str:
+    return json.dumps(_plain(content), allow_nan=False, ensure_ascii=False, indent=indent)
+
+
+def _plain(value: Any) -> Any:
+    """`value` in JSON's own types, with null for what is not finite."""
+    if isinstance(value, (np.ndarray, np.generic)):
+        value = value.tolist()
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    return str(value) if isinstance(value, Path) else value
+
+
+def _remove(path: Path) -> None:
+    try:
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
+    except OSError as error:
+        raise InputError(f"cannot remove {path}: {error.strerror}; choose another run folder") from error
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make names in `folder` durable."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _cannot_write(path: Path, error: OSError) -> InputError:
+    return InputError(f"cannot write {path}: {error.strerror or error}; choose a place that is writable and has room")

@@ -1,0 +1,248 @@
+"""The report of a run: one HTML file that needs nothing else, with its plots as inline SVG.
+
+It reads the run folder alone (`config.json`, `history.jsonl` and, once the run has ended, `summary.json`).
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from modelswarms_fast import journal, plots
+from modelswarms_fast.utilities import TASKS
+
+_PHASES = ("setup", "update", "load", "generate", "score", "test")
+_UNKNOWN = "n/a"
+
+# Colours follow the reader's light or dark setting; the plots take them from here too.
+_STYLE = """
+:root { color-scheme: light dark; --ink: #1b1f24; --soft: #5b6570; --line: #d5dae0; --page: #ffffff;
+  --best: #0b62c4; --worst: #b3461d; --start: #2c7a3f; --particle: #9aa4af;
+  --p0: #6b7785; --p1: #c98500; --p2: #7a4fb5; --p3: #0b62c4; --p4: #2c7a3f; --p5: #b3461d; --p6: #b9c1ca; }
+@media (prefers-color-scheme: dark) {
+  :root { --ink: #e6eaee; --soft: #9ba6b1; --line: #39424c; --page: #14181c;
+    --best: #6cb2ff; --worst: #ff9166; --start: #74c98a; --particle: #7d8995;
+    --p0: #8d99a6; --p1: #e8b04a; --p2: #b796ea; --p3: #6cb2ff; --p4: #74c98a; --p5: #ff9166; --p6: #4a545e; }
+}
+body { font: 15px/1.45 system-ui, sans-serif; color: var(--ink); background: var(--page);
+  max-width: 860px; margin: 2em auto; padding: 0 1em; }
+h1 { font-size: 1.5em; margin: 0; overflow-wrap: anywhere; }
+h2 { font-size: 1.1em; margin: 2em 0 .5em; }
+p { margin: .4em 0; overflow-wrap: anywhere; }
+.soft { color: var(--soft); }
+svg { width: 100%; height: auto; display: block; }
+svg text { font: 12px system-ui, sans-serif; fill: var(--soft); }
+svg .name text { fill: var(--ink); }
+.axis { stroke: var(--line); stroke-width: 1; }
+.particle { fill: none; stroke: var(--particle); stroke-width: 1; opacity: .6; }
+.best { fill: none; stroke: var(--best); stroke-width: 3; }
+.worst { fill: none; stroke: var(--worst); stroke-width: 1.5; stroke-dasharray: 6 4; }
+.start { stroke: var(--start); stroke-width: 2; stroke-dasharray: 2 3; }
+.particle.dot { fill: var(--particle); }
+.best.dot { fill: var(--best); }
+.worst.dot { fill: var(--worst); }
+.restart { fill: var(--page); stroke: var(--ink); stroke-width: 1.2; }
+.plus { fill: var(--best); }
+.minus { fill: var(--worst); }
+.legend { display: flex; flex-wrap: wrap; gap: .2em 1.4em; color: var(--soft); font-size: .87em; }
+.legend svg { display: inline-block; width: 26px; height: 10px; margin-right: .4em; vertical-align: middle; }
+table { border-collapse: collapse; width: 100%; }
+th, td { text-align: left; padding: .25em .8em .25em 0; border-bottom: 1px solid var(--line);
+  vertical-align: top; }
+th { font-weight: 600; }
+.n { text-align: right; font-variant-numeric: tabular-nums; }
+td.n { white-space: nowrap; }
+.bar { display: flex; height: 18px; border-radius: 3px; overflow: hidden; margin: .6em 0; }
+.key { display: inline-block; width: .8em; height: .8em; border-radius: 2px; margin-right: .5em; }
+details { margin-top: 2em; }
+summary { font-weight: 600; cursor: pointer; }
+details td { overflow-wrap: anywhere; }
+details td:first-child { width: 34%; }
+"""
+
+Facts = Mapping[str, Any]
+History = Sequence[Mapping[str, Any]]
+
+
+def write_report(run_folder: str | os.PathLike[str]) -> Path:
+    """Write `report.html` into the run folder and return its path.
+
+    A run that has not ended is reported as far as it got. Raises InputError when a file of the run is missing
+    or damaged, or the report cannot be written.
+    """
+    folder = Path(run_folder)
+    config = journal.read_json(folder / journal.CONFIG)
+    history = journal.read_history(folder / journal.HISTORY)
+    ended = (folder / journal.SUMMARY).exists()
+    summary = journal.read_json(folder / journal.SUMMARY) if ended else {}
+    facts = {**config, **summary}
+    title = f"{facts.get('task', 'Search')} on {facts.get('dataset') or facts.get('data', 'unnamed data')}"
+    body = [
+        f"<h1>{escape(title)}</h1>",
+        _headline(facts, history, ended),
+        _scores(facts, history),
+        "<h2>Utility by iteration</h2>",
+        _utilities(facts, history),
+        "<h2>Mixture of the global best</h2>",
+        _mixture(facts, history),
+        "<h2>Where the time went</h2>",
+        _time(facts, history),
+        f"<details><summary>Settings</summary>{_table(('setting', 'value'), _flat(config))}</details>",
+    ]
+    head = [
+        '<meta charset="utf-8">',
+        '<meta name="viewport" content="width=device-width, initial-scale=1">',
+        f"<title>{escape(title)}</title>",
+        f"<style>{_STYLE}</style>",
+    ]
+    page = ["<!DOCTYPE html>", '<html lang="en"><head>', *head, "</head><body>", *body, "</body></html>", ""]
+    path = folder / journal.REPORT
+    journal.write_text(path, "\n".join(page))
+    return path
+
+
+def _headline(facts: Facts, history: History, ended: bool) -> str:
+    experts = facts.get("experts")
+    words = [f"{len(experts)} experts"] if isinstance(experts, list) else []
+    words += [f"{facts['particles']} particles"] if "particles" in facts else []
+    words += [f"{max(len(history) - 1, 0)} iterations"]
+    words += [f"{name} {facts[name]}" for name in ("state", "engine", "serve", "dtype", "seed") if name in facts]
+    status = f"stopped: {facts.get('stopped', _UNKNOWN)}" if ended else "not ended, shown as far as it got"
+    base = f"<p>Base model {escape(str(facts['base']))}</p>" if "base" in facts else ""
+    return f'{base}<p class="soft">{escape(", ".join(words))}; {escape(status)}</p>'
+
+
+def _scores(facts: Facts, history: History) -> str:
+    start, end = facts.get("start") or {}, facts.get("end") or {}
+    if not end and history:  # not ended: the journal knows dev
+        start, end = ({"dev": _global(line, "best")} for line in (history[0], history[-1]))
+    rows = []
+    for split in ("dev", "test"):
+        before, after = _number(start.get(split)), _number(end.get(split))
+        count = facts.get(f"{split}_examples")
+        shown = [_with_error(value, count, facts.get("task")) for value in (before, after)]
+        change = _UNKNOWN if before is None or after is None else f"{after - before:+.4f}"
+        rows.append((split, count, *shown, change))
+    notes = ["The search maximised dev, so its end is the best of many draws and flatters; test was not searched."]
+    if any("±" in str(cell) for row in rows for cell in row):
+        notes.insert(0, "± is one standard error, sqrt(p(1 - p)/n).")
+    if start.get("expert") is not None:
+        notes.insert(0, f"Start: the best initial expert, {start['expert']}. End: particle {end.get('particle')}.")
+    if (rate := _number(facts.get("prompts_per_second"))) is not None:
+        notes.append(f"{rate:,.1f} prompts/s.")
+    table = _table(("split", "examples", "start", "end", "change"), rows, numbers_from=1)
+    return f'<h2>Start and end</h2>{table}<p class="soft">{escape(" ".join(notes))}</p>'
+
+
+def _with_error(value: float | None, count: Any, task: Any) -> str:
+    """`value` with its standard error where the scores are known to be 0 or 1."""
+    if value is None:
+        return _UNKNOWN
+    if task not in TASKS or not isinstance(count, int) or count < 1 or not 0 <= value <= 1:
+        return f"{value:.4f}"
+    return f"{value:.4f} ± {math.sqrt(value * (1 - value) / count):.4f}"
+
+
+def _utilities(facts: Facts, history: History) -> str:
+    rows = [line.get("utilities") or [] for line in history]
+    count = max((len(row) for row in rows), default=0)
+    best = [_global(line, "best") for line in history]
+    start = facts.get("start") or {}
+    dev = _number(start.get("dev"))
+    return plots.utility_plot(
+        iterations=[int(line.get("iteration", index)) for index, line in enumerate(history)],
+        particles=[[_number(row[i]) if i < len(row) else None for row in rows] for i in range(count)],
+        global_best=best,
+        global_worst=[_global(line, "worst") for line in history],
+        restarts=[(index, i) for index, line in enumerate(history) for i in line.get("restarts") or []],
+        start=dev if dev is not None else next(iter(best), None),
+        start_label="best initial expert" if start.get("expert") is not None else "best at the start",
+    )
+
+
+def _mixture(facts: Facts, history: History) -> str:
+    mixture = facts.get("mixture")
+    if not mixture and history:
+        coefficients = history[-1].get("global_best_mixture") or []
+        names = facts.get("experts")
+        if not isinstance(names, list) or len(names) != len(coefficients):
+            names = [f"expert {index}" for index in range(len(coefficients))]
+        mixture = dict(zip(names, coefficients, strict=True))
+    known = {str(name): number for name, value in (mixture or {}).items() if (number := _number(value)) is not None}
+    if not known:
+        return "<p>The mixture is not known for this run.</p>"
+    total = sum(known.values())
+    note = f"The coefficients sum to {total:.3f}; a negative one moves away from its expert."
+    return f'{plots.mixture_plot(known)}<p class="soft">{note}</p>'
+
+
+def _time(facts: Facts, history: History) -> str:
+    seconds = facts.get("seconds") or _summed(line.get("seconds") or {} for line in history)
+    phases = {phase: _number(seconds[phase]) or 0.0 for phase in _PHASES if phase in seconds}
+    known = sum(phases.values())
+    total = max(_number(seconds.get("total")) or 0.0, known)
+    if total <= 0:
+        return "<p>No times are recorded yet.</p>"
+    if total > known:
+        phases["other"] = total - known
+    bar, rows = [], []
+    for index, phase in enumerate((*_PHASES, "other")):
+        if phase in phases:
+            share, colour = phases[phase] / total, f"background:var(--p{index})"
+            bar.append(f'<div style="width:{share:.2%};{colour}" title="{phase}"></div>')
+            key = f'<span class="key" style="{colour}"></span>'
+            numbers = f'<td class="n">{phases[phase]:,.2f}</td><td class="n">{share:.1%}</td>'
+            rows.append(f"<tr><td>{key}{phase}</td>{numbers}</tr>")
+    rows.append(f'<tr><th>total</th><th class="n">{total:,.2f}</th><th></th></tr>')
+    head = '<tr><th>phase</th><th class="n">seconds</th><th class="n">share</th></tr>'
+    counted = [name for name in ("evaluations", "prompts", "tokens") if isinstance(facts.get(name), int)]
+    counts = ", ".join(f"{facts[name]:,} {name}" for name in counted)
+    return f'<div class="bar">{"".join(bar)}</div><table>{head}{"".join(rows)}</table><p class="soft">{counts}</p>'
+
+
+def _summed(records: Iterable[Mapping[str, Any]]) -> dict[str, float]:
+    totals: dict[str, float] = {}
+    for record in records:
+        for phase, value in record.items():
+            totals[phase] = totals.get(phase, 0.0) + (_number(value) or 0.0)
+    return totals
+
+
+def _flat(value: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+    """Name and value of every setting; inner names follow their outer one and a point."""
+    rows: list[tuple[str, Any]] = []
+    for name, item in value.items():
+        inner = isinstance(item, Mapping) and item
+        rows += _flat(item, f"{prefix}{name}.") if inner else [(f"{prefix}{name}", item)]
+    return rows
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, list):
+        return ", ".join(_text(item) for item in value)
+    return _UNKNOWN if value is None else str(value)
+
+
+def _table(head: Sequence[str], rows: Iterable[Sequence[Any]], numbers_from: int | None = None) -> str:
+    """HTML table, the columns from `numbers_from` on set as numbers; everything is escaped."""
+
+    def line(cells: Sequence[Any], tag: str) -> str:
+        text = len(cells) if numbers_from is None else numbers_from
+        kinds = ["" if index < text else ' class="n"' for index in range(len(cells))]
+        inner = (f"<{tag}{kind}>{escape(_text(cell))}</{tag}>" for kind, cell in zip(kinds, cells, strict=True))
+        return f"<tr>{''.join(inner)}</tr>"
+
+    return f"<table>{line(head, 'th')}{''.join(line(row, 'td') for row in rows)}</table>"
+
+
+def _global(line: Mapping[str, Any], which: str) -> float | None:
+    return _number((line.get(f"global_{which}") or {}).get("utility"))
+
+
+def _number(value: Any) -> float | None:
+    """`value` as a finite float, or None."""
+    return float(value) if isinstance(value, (int, float)) and math.isfinite(value) else None

@@ -1,0 +1,59 @@
+"""Multiple choice: the prompt lists the choices, the answer is parsed out of a few generated tokens.
+
+Prompt and parsing are those of the Model Swarms paper's published evaluation (Feng et al., arXiv 2410.11163),
+character for character, so that utilities can be compared with published numbers.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+FIELDS: dict[str, tuple[type, ...]] = {"question": (str,), "choices": (dict,), "answer": (str, int, float)}
+MAX_TOKENS = 10
+NOTHING_FOUND = "Z"
+
+_INSTRUCTIONS = {
+    "hellaswag": "Please choose an option that best completes the sentence.\n",
+    # Its questions carry their own instruction, and its in-context example shows the form of an answer.
+    "knowledge_crosswords": "",
+}
+_DEFAULT_INSTRUCTION = "Please choose an option that best answers the question.\n"
+
+
+def needs_icl_prompt(dataset: str) -> bool:
+    """Whether the prompts of this dataset start with the file's `icl_prompt`; the others ignore one."""
+    return dataset.lower() == "knowledge_crosswords"
+
+
+def prompt(example: dict[str, Any], dataset: str, icl_prompt: str = "") -> str:
+    """Prompt of one example; `dataset`, in any case, picks its instruction; `icl_prompt` may precede it."""
+    instruction = _INSTRUCTIONS.get(dataset.lower(), _DEFAULT_INSTRUCTION)
+    choices = "".join(f"{key}: {text}\n" for key, text in example["choices"].items())
+    text = f"{instruction}Question: {example['question']}\n{choices}The answer is"
+    return f"{icl_prompt}\n{text}" if needs_icl_prompt(dataset) else text
+
+
+def parse(example: dict[str, Any], output: str) -> str:
+    """Key of the choice that `output` names, or "Z" when it names none.
+
+    Three looks, each over the keys in the order of the file: a key within the first five characters, a key
+    within the last five, the text of a choice anywhere (case ignored). A choice with an empty text is found
+    in any output.
+    """
+    choices = example["choices"]
+    for key in choices:
+        if key in output[:5]:
+            return str(key)
+    for key in choices:
+        if key in output[-5:]:
+            return str(key)
+    lowered = output.lower()
+    for key, text in choices.items():
+        if str(text).lower() in lowered:
+            return str(key)
+    return NOTHING_FOUND
+
+
+def score(example: dict[str, Any], output: str) -> float:
+    """1.0 when the parsed key is the example's answer, else 0.0; `output` has no white space at its ends."""
+    return float(parse(example, output) == str(example["answer"]))
