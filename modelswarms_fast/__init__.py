@@ -1,21 +1,43 @@
 """Model Swarms without files and reloads; see docs/design.md.
 
-The operators are loaded on first use, so that the parts without tensors import without torch.
+Public names are loaded on first use, so that the parts without tensors import without torch.
 """
 
+import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from modelswarms_fast.config import EngineConfig, SwarmConfig
+    from modelswarms_fast.errors import InputError
+    from modelswarms_fast.loop import search
     from modelswarms_fast.ops import mix_, swarm_update_
+    from modelswarms_fast.swarm import Swarm
 
 __version__ = "0.1.0"
 
-__all__ = ["__version__", "mix_", "swarm_update_"]
+_HOME = {
+    "EngineConfig": "config",
+    "InputError": "errors",
+    "Swarm": "swarm",
+    "SwarmConfig": "config",
+    "mix_": "ops",
+    "search": "loop",
+    "swarm_update_": "ops",
+}
+
+__all__ = [
+    "EngineConfig",
+    "InputError",
+    "Swarm",
+    "SwarmConfig",
+    "__version__",
+    "mix_",
+    "search",
+    "swarm_update_",
+]
 
 
 def __getattr__(name: str) -> Any:
-    if name in __all__:
-        from modelswarms_fast import ops
-
-        return getattr(ops, name)
+    if name in _HOME:
+        return getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

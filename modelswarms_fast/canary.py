@@ -25,9 +25,7 @@ class Canary:
     many loads are checked, None for all.
     """
 
-    def __init__(
-        self, engine: Engine, oracle: TransformersEngine, prompt: list[int], loads: int | None = None
-    ) -> None:
+    def __init__(self, engine: Engine, oracle: TransformersEngine, prompt: list[int], loads: int | None = None) -> None:
         self._engine, self._oracle, self._prompt = engine, oracle, prompt
         self._left = loads
         self.tolerance = TOLERANCE[engine.dtype]

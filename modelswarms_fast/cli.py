@@ -115,7 +115,9 @@ def evaluate_command(
 @app.command("demo")
 def demo_command(
     examples: Annotated[Path, typer.Option(help="The repository's examples folder.")] = Path("examples"),
-    out: Annotated[Path, typer.Option(help="Run folder to write; an earlier run in it is replaced.")] = Path("runs/demo"),
+    out: Annotated[Path, typer.Option(help="Run folder to write; an earlier run in it is replaced.")] = Path(
+        "runs/demo"
+    ),
 ) -> None:
     """Search over the example experts for a mix of skills that none of them covers."""
     if not (examples / "experts").is_dir():
@@ -137,7 +139,7 @@ DEMO: dict[str, Any] = {"iterations": 6, "seed": 0}
 
 
 def _search_and_show(arguments: dict[str, Any]) -> None:
-    from modelswarms_fast.search import search
+    from modelswarms_fast.loop import search
 
     summary = search(**arguments, progress=True)
     start, end, seconds = summary["start"], summary["end"], summary["seconds"]
@@ -150,8 +152,8 @@ def _search_and_show(arguments: dict[str, Any]) -> None:
     console.print("winner = " + " ".join(f"{value:+.2f} {name}" for name, value in shares))
     phases = ", ".join(f"{name} {value:.1f} s" for name, value in seconds.items())
     console.print(
-        f"{summary['dev_examples']} dev and {summary['test_examples']} test examples; {summary['iterations']} iterations, "
-        f"stopped by {summary['stopped']}; {summary['prompts_per_second']:.1f} prompts/s; {phases}"
+        f"{summary['dev_examples']} dev and {summary['test_examples']} test examples; "
+        f"{summary['iterations']} iterations, stopped by {summary['stopped']}; {summary['prompts_per_second']:.1f} prompts/s; {phases}"
     )
     console.print(f"written to {arguments['out']}: report.html, summary.json, global_best/")
 
@@ -173,4 +175,6 @@ def _quiet() -> None:
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+    os.environ.setdefault("TQDM_DISABLE", "1")
     logging.getLogger("transformers").setLevel(logging.ERROR)

@@ -40,6 +40,7 @@ class Spent:
 
     @contextmanager
     def clock(self, phase: str) -> Iterator[None]:
+        """Add the seconds of the block to a phase."""
         start = time.perf_counter()
         yield
         self.seconds[phase] += time.perf_counter() - start
@@ -48,10 +49,14 @@ class Spent:
         """What was spent after `before` was copied."""
         seconds = {phase: total - before.seconds[phase] for phase, total in self.seconds.items()}
         return Spent(
-            self.evaluations - before.evaluations, self.prompts - before.prompts, self.tokens - before.tokens, seconds
+            self.evaluations - before.evaluations,
+            self.prompts - before.prompts,
+            self.tokens - before.tokens,
+            seconds,
         )
 
     def copy(self) -> Spent:
+        """The amounts as they are now."""
         return Spent(self.evaluations, self.prompts, self.tokens, dict(self.seconds))
 
 
@@ -159,9 +164,9 @@ def evaluate(
     limits: dict[str, Any] = {f"limit_{split}": limit, "max_tokens": max_tokens}
     utility = load_utility(task, data, **limits)
     base_folder = resolve_base(base)
-    pool = None if model == base else read_experts([model])
-    evaluator = Evaluator(start_engine(base_folder, pool, config), utility, splits=(split,))
-    scores = evaluator.base(split) if pool is None else evaluator.one(pool.rows[0], split)
+    loaded = None if model == base else read_experts([model], minimum=1)
+    evaluator = Evaluator(start_engine(base_folder, loaded, config), utility, splits=(split,))
+    scores = evaluator.base(split) if loaded is None else evaluator.one(loaded.rows[0], split)
     count = len(scores)
     mean = utility_of(scores)
     variance = math.fsum((score - mean) ** 2 for score in scores) / max(count - 1, 1)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, fields
@@ -22,19 +21,17 @@ from modelswarms_fast.journal import Journal, open_run, write_json
 from modelswarms_fast.particles import Particles
 from modelswarms_fast.progress import Interrupted, Progress
 from modelswarms_fast.report import write_report
-from modelswarms_fast.swarm import Plan, Swarm
+from modelswarms_fast.swarm import Floats, Plan, Swarm
 from modelswarms_fast.utilities import load_utility
-
-PathLike = str | os.PathLike[str]
 
 
 def search(
-    experts: PathLike | Sequence[PathLike],
+    experts: str | Path | Sequence[str | Path],
     *,
     base: str,
     task: str,
-    data: PathLike,
-    out: PathLike,
+    data: str | Path,
+    out: str | Path,
     limit_dev: int | None = None,
     limit_test: int | None = None,
     max_tokens: int | None = None,
@@ -70,42 +67,42 @@ def search(
     SwarmConfig(**({"particles": 2} | swarm_settings))  # refuse a bad setting before anything is read
     utility = load_utility(task, data, limit_dev=limit_dev, limit_test=limit_test, max_tokens=max_tokens)
     row_dtype = None if engine_config.row_dtype == "auto" else getattr(torch, engine_config.row_dtype)
-    pool = read_experts([os.fspath(e) for e in experts] if isinstance(experts, list | tuple) else experts, dtype=row_dtype)
-    config = SwarmConfig(**({"particles": len(pool.names)} | swarm_settings))
-    swarm = Swarm(config, len(pool.names))
+    loaded = read_experts(experts, dtype=row_dtype)
+    config = SwarmConfig(**({"particles": len(loaded.names)} | swarm_settings))
+    swarm = Swarm(config, len(loaded.names))
     base_folder = resolve_base(base)
     inputs = {
         "base": base,
         "task": task,
         "dataset": utility.dataset,
-        "data": os.fspath(data),
-        "experts": list(pool.names),
+        "data": str(data),
+        "experts": list(loaded.names),
     }
+    counts = {f"{split}_examples": len(examples) for split, examples in utility.examples.items()}
     chosen = asdict(config) | asdict(engine_config)
-    with open_run(out, inputs | {"sources": list(pool.sources)} | chosen, overwrite=overwrite) as journal:
-        engine = start_engine(base_folder, pool, engine_config)
+    with open_run(out, inputs | {"sources": list(loaded.sources)} | counts | chosen, overwrite=overwrite) as journal:
+        engine = start_engine(base_folder, loaded, engine_config)
         evaluator = Evaluator(engine, utility)
-        evaluator.canary = make_canary(engine, base_folder, pool, engine_config)
-        particles = Particles(pool, swarm, engine_config.state)
+        evaluator.canary = make_canary(engine, base_folder, loaded, engine_config)
+        particles = Particles(loaded, swarm, engine_config.state)
         setup_seconds = time.perf_counter() - started
         with Progress(progress, config.iterations, config.particles) as bar:
             initial, update_seconds, stopped = _run(swarm, particles, evaluator, journal, bar)
     spent = evaluator.spent.copy()
 
-    start = int(np.nanargmax(initial[: len(pool.names)]))
-    mixture = dict(zip(pool.names, particles.global_best_mixture(), strict=True))
+    start = int(np.where(np.isnan(initial), -np.inf, initial)[: len(loaded.names)].argmax())
+    mixture = dict(zip(loaded.names, particles.global_best_mixture(), strict=True))
     result: dict[str, Any] = {
-        "start": {"particle": start, "expert": pool.names[start], "dev": float(initial[start])},
+        "start": {"particle": start, "expert": loaded.names[start], "dev": float(initial[start])},
         "end": {"particle": swarm.global_best_particle, "dev": swarm.global_best},
         "mixture": mixture,
-        "dev_examples": len(utility.examples["dev"]),
-        "test_examples": len(utility.examples["test"]),
+        **counts,
     }
     winner = journal.folder / "global_best"
     provenance = inputs | {"mixture": mixture, "utility": task, "dev": swarm.global_best, "settings": chosen}
-    export(winner, particles.global_best(), pool, base=base_folder, provenance=provenance)
+    export(winner, particles.global_best(), loaded, base=base_folder, provenance=provenance)
     testing = time.perf_counter()
-    for which, row in (("start", pool.rows[start]), ("end", read_model(winner, pool))):
+    for which, row in (("start", loaded.rows[start]), ("end", read_model(winner, loaded))):
         result[which]["test"] = utility_of(evaluator.one(row, "test"))
     engine.restore()
     if evaluator.canary is not None:
@@ -126,8 +123,7 @@ def search(
         "prompts": spent.prompts,
         "tokens": spent.tokens,
         "prompts_per_second": spent.prompts / (update_seconds + sum(spent.seconds.values())),
-        "seconds": seconds
-        | {"test": time.perf_counter() - testing, "total": time.perf_counter() - started},
+        "seconds": seconds | {"test": time.perf_counter() - testing, "total": time.perf_counter() - started},
     }
     write_json(journal.folder / "summary.json", summary)
     write_report(journal.folder)
@@ -136,7 +132,7 @@ def search(
 
 def _run(
     swarm: Swarm, particles: Particles, evaluator: Evaluator, journal: Journal, bar: Progress
-) -> tuple[np.ndarray, float, str]:
+) -> tuple[Floats, float, str]:
     """The loop. Returns the initial utilities [P], the seconds of all updates, and why it stopped."""
     plan: Plan | None = None  # the initial particles are evaluated where they are
     initial, update_seconds = swarm.utilities, 0.0

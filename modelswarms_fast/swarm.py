@@ -56,7 +56,7 @@ class Told:
 class Swarm:
     """State and decisions of a swarm of P particles that start from n experts.
 
-    Random numbers come from a counter-based generator (Philox 4×64) keyed by seed, purpose, iteration
+    Random numbers come from a counter-based generator (Philox 4x64) keyed by seed, purpose, iteration
     and particle, so they do not depend on processes, on the order of calls, or on P.
 
     Raises:
@@ -65,7 +65,7 @@ class Swarm:
 
     def __init__(self, config: SwarmConfig, n_experts: int) -> None:
         if n_experts < 2:
-            raise InputError(f"The pool has {n_experts} expert; a swarm needs at least 2.")
+            raise InputError(f"There is {n_experts} expert; a swarm needs at least 2.")
         if config.particles < n_experts:
             raise InputError(
                 f"particles is {config.particles} but there are {n_experts} experts; give at least {n_experts} "
@@ -94,7 +94,7 @@ class Swarm:
     def initial_positions(self) -> Floats:
         """[P, n] each initial position as an affine mixture of the experts.
 
-        The first n particles are the experts. Each further one is t·a + (1 − t)·b of two different particles
+        The first n particles are the experts. Each further one is t·a + (1 - t)·b of two different particles
         before it, t ~ U(0, 2): half of them interpolate and half extrapolate.
         """
         mixture = np.eye(self.config.particles, self.n_experts)
@@ -110,16 +110,17 @@ class Swarm:
 
         Call it after the first `tell`: `best` points at the first global best.
         """
-        particles = self.config.particles
-        if self.config.start_velocity == "zero":
+        mode, particles = self.config.start_velocity, self.config.particles
+        if mode == "zero":
             return np.zeros_like(positions)
-        if self.config.start_velocity == "best":
-            return positions[self.global_best_particle] - positions
-        partners = []
-        for particle in range(particles):
-            other = int(self._random(_PARTNER, 0, particle).integers(particles - 1))
-            partners.append(other + (other >= particle))  # anyone but the particle itself
-        return positions[partners] - positions
+        targets = [self.global_best_particle] * particles
+        if mode == "random":
+            draws = [int(self._random(_PARTNER, 0, particle).integers(particles - 1)) for particle in range(particles)]
+            targets = [
+                draw + (draw >= particle) for particle, draw in enumerate(draws)
+            ]  # anyone but the particle itself
+        velocities: Floats = positions[targets] - positions
+        return velocities
 
     def plan(self) -> Plan:
         """Decide the next iteration.
@@ -176,7 +177,9 @@ class Swarm:
         """
         told = np.asarray(utilities, dtype=np.float64)
         if told.shape != (self.config.particles,):
-            raise ValueError(f"utilities has shape {told.shape}; give one for each of {self.config.particles} particles")
+            raise ValueError(
+                f"utilities has shape {told.shape}; give one for each of {self.config.particles} particles"
+            )
         finite = np.isfinite(told)
         if self.iteration == 0 and not finite.any():
             raise InputError("No initial particle has a finite utility; check the task, the data and the experts.")

@@ -1,13 +1,4 @@
-"""Engines serve particles. Each has the same methods; nothing else in the package knows which one runs.
-
-    engine.slots                              particles that can be served at once
-    engine.device, engine.dtype               where it computes, and in what
-    engine.load(slot, row)                    serve a flat row [D] from a slot, in place
-    engine.restore()                          serve the base model again
-    engine.generate(requests, max_tokens)     greedy completions, in the order of the requests
-    engine.log_probs(request)                 of the next token, to prove a load
-    engine.tokenizer                          of the base model
-"""
+"""Engines serve particles. Each has the methods of `Engine`; nothing else in the package knows which one runs."""
 
 from __future__ import annotations
 
@@ -42,15 +33,24 @@ class Engine(Protocol):
     """What the search asks of an engine."""
 
     slots: int
+    """Particles that can be served at once."""
     device: torch.device
     dtype: torch.dtype
+    """What it computes in."""
     tokenizer: Any
     max_model_len: int
 
-    def load(self, slot: int, row: torch.Tensor) -> None: ...
-    def restore(self) -> None: ...
-    def generate(self, requests: Sequence[Request], max_tokens: int) -> list[Completion]: ...
-    def log_probs(self, request: Request, top: int = 20) -> dict[int, float]: ...
+    def load(self, slot: int, row: torch.Tensor) -> None:
+        """Serve a flat row [D] from a slot, in place."""
+
+    def restore(self) -> None:
+        """Serve the base model again."""
+
+    def generate(self, requests: Sequence[Request], max_tokens: int) -> list[Completion]:
+        """Complete every request greedily; same order."""
+
+    def log_probs(self, request: Request, top: int = 20) -> dict[int, float]:
+        """Natural log-probabilities of the likeliest next tokens, by token id."""
 
 
 def start_engine(base: Path, experts: Experts | None, config: EngineConfig) -> Engine:

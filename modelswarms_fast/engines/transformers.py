@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from peft import LoraConfig, get_peft_model
@@ -51,7 +52,7 @@ class TransformersEngine:
             fields = {key: value for key, value in experts.config.items() if key in LoraConfig.__dataclass_fields__}
             fields["inference_mode"] = True
             model = get_peft_model(model, LoraConfig(**fields), autocast_adapter_dtype=False)
-        self.model = model.to(self.device).eval()
+        self.model: Any = model.to(self.device).eval()  # type: ignore[arg-type]
         self.dtype: torch.dtype = self.model.dtype
         self._loaded = False
         self._live: dict[str, torch.Tensor] = {}
@@ -104,7 +105,9 @@ class TransformersEngine:
             for index in batch:
                 self._check(requests[index])
             inputs = self.tokenizer.pad(
-                {"input_ids": [requests[index].prompt for index in batch]}, padding_side="left", return_tensors="pt"
+                {"input_ids": [requests[index].prompt for index in batch]},
+                padding_side="left",
+                return_tensors="pt",
             ).to(self.device)
             output = self.model.generate(
                 **inputs,
@@ -117,7 +120,8 @@ class TransformersEngine:
             )
             for index, row in zip(batch, output[:, inputs["input_ids"].shape[1] :].tolist(), strict=True):
                 tokens = self._until_end(row)
-                completions[index] = Completion(self.tokenizer.decode(tokens, skip_special_tokens=True), len(tokens))
+                text = str(self.tokenizer.decode(tokens, skip_special_tokens=True))
+                completions[index] = Completion(text, len(tokens))
         return [completions[index] for index in range(len(requests))]
 
     @torch.inference_mode()

@@ -129,18 +129,20 @@ class VllmEngine:
 
         prompts: list[dict[str, Any]] = []
         adapters: list[LoRARequest | None] = []
-        for request in requests:
-            version = None if request.slot is None else self._versions[self._check_slot(request.slot)]
-            if request.slot is not None and version is None:
-                raise RuntimeError(f"slot {request.slot} is empty; load() a particle first")
-            if self.serve == "merged" and request.slot is None and self._versions[0] is not None:
-                raise RuntimeError("the base model is not being served; restore() it first")
-            prompt: dict[str, Any] = {"prompt_token_ids": request.prompt}
+        for slot, tokens in requests:
+            prompt: dict[str, Any] = {"prompt_token_ids": tokens}
             adapter = None
-            if version is not None and self.serve == "slots":
-                adapter = LoRARequest(f"version-{version}", request.slot + 1, "in-memory")
-            elif version is not None:
-                prompt["cache_salt"] = f"version-{version}"
+            if slot is None:
+                if self.serve == "merged" and self._versions[0] is not None:
+                    raise RuntimeError("the base model is not being served; restore() it first")
+            else:
+                version = self._versions[self._check_slot(slot)]
+                if version is None:
+                    raise RuntimeError(f"slot {slot} is empty; load() a particle first")
+                if self.serve == "slots":
+                    adapter = LoRARequest(f"version-{version}", slot + 1, "in-memory")
+                else:
+                    prompt["cache_salt"] = f"version-{version}"
             prompts.append(prompt)
             adapters.append(adapter)
         lora = adapters if any(adapters) else None

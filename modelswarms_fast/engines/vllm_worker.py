@@ -31,6 +31,7 @@ class GroupedPunicaWrapper(PunicaWrapperCPU):  # type: ignore[misc]
     _groups: list[tuple[int, slice | torch.Tensor]]
 
     def update_metadata(self, *args: Any, **kwargs: Any) -> None:
+        """Group the tokens of a step by slot, once for all layers."""
         super().update_metadata(*args, **kwargs)
         self._groups = []
         slots = self.token_lora_indices
@@ -53,7 +54,10 @@ class GroupedPunicaWrapper(PunicaWrapperCPU):  # type: ignore[misc]
         output_slices: tuple[int, ...],
         **kwargs: Any,
     ) -> None:
-        """y += scale · (x Aᵀ) Bᵀ, slice by slice; x [tokens, in], y [tokens, out], A [S, 1, r, in], B [S, 1, out, r]."""
+        """y += scale · (x Aᵀ) Bᵀ, slice by slice.
+
+        x [tokens, in], y [tokens, out], A [S, 1, rank, in], B [S, 1, out, rank].
+        """
         x, y = x.view(-1, x.shape[-1]), y.view(-1, y.shape[-1])
         for slot, tokens in self._groups:
             inputs = x[tokens]
@@ -71,9 +75,7 @@ if current_platform.is_cpu():
     # Packed into oneDNN or SGL handles, a linear layer's weights could not be written again in place.
     vllm._custom_ops._supports_onednn = False
     vllm.model_executor.layers.utils.check_cpu_sgl_kernel = lambda n, k, dtype: False
-    type(current_platform).get_punica_wrapper = classmethod(  # type: ignore[method-assign]
-        lambda cls: f"{__name__}.{GroupedPunicaWrapper.__name__}"
-    )
+    type(current_platform).get_punica_wrapper = classmethod(lambda cls: f"{__name__}.{GroupedPunicaWrapper.__name__}")
 
 
 @dataclass(frozen=True)
@@ -148,7 +150,9 @@ class SwarmWorker:
         covered = {live.untyped_storage().data_ptr() for live in self._swarm_live}
         for name, weight in places.items():
             if weight.untyped_storage().data_ptr() not in covered:
-                raise InputError(f"The experts have no tensor {name}, which the base model has; use the base they share.")
+                raise InputError(
+                    f"The experts have no tensor {name}, which the base model has; use the base they share."
+                )
 
         def load(slot: int, row: torch.Tensor) -> None:
             views = self._cut(row)
@@ -179,7 +183,7 @@ class SwarmWorker:
         if name not in places:
             raise InputError(f"The experts adapt {name}, which the base model does not have; use the base they share.")
         live = places[name]
-        if live.dim() == len(shape) and live.shape[1:] == shape[1:] and "embed_tokens" in name or "lm_head" in name:
+        if (live.dim() == len(shape) and live.shape[1:] == shape[1:] and "embed_tokens" in name) or "lm_head" in name:
             live = live[: shape[0]]  # vLLM pads the vocabulary
         if tuple(live.shape) != shape:
             raise InputError(

@@ -1,0 +1,55 @@
+"""A whole tiny search: a random Llama with a tokenizer, random adapters and a graded task, for the exact engine."""
+
+import json
+import string
+from pathlib import Path
+from typing import Any
+
+import pytest
+from helpers_models import make_adapter, make_base
+from tokenizers import Regex, Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Split
+from transformers import PreTrainedTokenizerFast
+
+SETTINGS: dict[str, Any] = {
+    "task": "helpers_search:vowels",
+    "engine": "transformers",
+    "dtype": "float32",
+    "iterations": 3,
+    "seed": 5,
+}
+
+
+def vowels(example: dict[str, Any], output: str) -> float:
+    """A graded score that every small move changes: the weighted share of vowels."""
+    letters = [letter for letter in output if letter.isalpha()]
+    return sum(0.1 * "zaeiou".find(letter) + 0.3 for letter in letters) / (len(letters) or 1)
+
+
+def unsure(example: dict[str, Any], output: str) -> float:
+    """NaN for every output with an e in it."""
+    return float("nan") if "e" in output else vowels(example, output)
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """Arguments of `search` but `out`: three experts on a base of 64 one-letter tokens."""
+    folder = tmp_path_factory.mktemp("tiny")
+    base = make_base(folder / "base")
+    vocabulary = {letter: index for index, letter in enumerate(["<end>", *string.printable[:63]])}
+    tokenizer = Tokenizer(WordLevel(vocabulary, unk_token="<end>"))
+    tokenizer.pre_tokenizer = Split(Regex("."), "isolated")
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<end>", pad_token="<end>")
+    fast.save_pretrained(base)
+    for seed, name in enumerate(("ada", "bob", "cyd")):
+        make_adapter(base, folder / "experts" / name, seed=seed, scale=0.5)
+    write_data(folder / "data.json", 12)
+    return {"experts": folder / "experts", "base": str(base), "data": folder / "data.json", **SETTINGS}
+
+
+def write_data(path: Path, count: int) -> None:
+    """A task file with `count` examples a split."""
+    words = [f"{a}{b}{c}" for a in "bcdf" for b in "aeiou" for c in "lmnrst"]
+    split = {"dev": words[:count], "test": words[count : 2 * count]}
+    path.write_text(json.dumps({name: [{"prompt": word} for word in words] for name, words in split.items()}))

@@ -1,0 +1,99 @@
+"""Arrows point down only: who may import what."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parent.parent / "modelswarms_fast"
+
+# From the top to the bottom; a room imports only rooms of lower floors.
+FLOORS = [
+    {"cli"},
+    {"loop"},
+    {"progress", "evaluate", "particles", "report"},
+    {"canary"},
+    {"engines.vllm", "engines.transformers", "plots"},
+    {"engines", "engines.vllm_worker", "journal", "shard"},
+    {"swarm", "utilities", "base", "experts", "ops"},
+    {
+        "export",
+        "checkpoint",
+        "reference",
+        "utilities.multiple_choice",
+        "utilities.exact_match",
+        "utilities.callables",
+    },
+    {"lora", "layout", "config", "kernels"},
+    {"errors"},
+]
+
+# export.py names Experts in an annotation; start_engine() opens the engine that it is asked for.
+EXCEPT = {"export": {"experts"}, "engines": {"engines.vllm", "engines.transformers"}}
+
+
+def rooms():
+    for path in sorted(PACKAGE.rglob("*.py")):
+        if "kernels" not in path.parts:
+            name = ".".join(path.relative_to(PACKAGE).with_suffix("").parts)
+            yield name.removesuffix(".__init__").removesuffix("__init__"), path
+
+
+def imports(path):
+    """Rooms that a file imports when it is imported itself, or inside its functions."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            yield node.module
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def floor(room):
+    return next((index for index, names in enumerate(FLOORS) if room in names), None)
+
+
+@pytest.mark.parametrize(("room", "path"), [entry for entry in rooms() if entry[0]])
+def test_a_room_imports_only_rooms_below(room, path):
+    assert floor(room) is not None, f"{room} has no floor: give it one"
+    for name in imports(path):
+        below = name.removeprefix("modelswarms_fast.")
+        allowed = EXCEPT.get(room, set()) | {room}  # `from package import module` names the package too
+        if name.startswith("modelswarms_fast.") and floor(below) is not None and below not in allowed:
+            assert floor(below) > floor(room), f"{room} imports {below}"
+
+
+def test_the_policy_never_sees_a_tensor():
+    seen, stack = set(), ["swarm"]
+    paths = dict(rooms())
+    while stack:
+        room = stack.pop()
+        if room in seen or room not in paths:
+            continue
+        seen.add(room)
+        for name in imports(paths[room]):
+            assert name.split(".")[0] not in {"torch", "vllm", "transformers"}, f"{room} imports {name}"
+            stack.append(name.removeprefix("modelswarms_fast."))
+
+
+def test_only_the_worker_touches_what_is_inside_vllm():
+    inside = ("vllm.v1", "vllm.model_executor", "vllm.worker", "vllm._custom_ops", "vllm.lora.punica_wrapper")
+    for room, path in rooms():
+        if room != "engines.vllm_worker":
+            assert not [name for name in imports(path) if name.startswith(inside)], room
+
+
+def test_utilities_know_no_engine_and_no_torch():
+    for room, path in rooms():
+        if room.startswith("utilities"):
+            assert not [name for name in imports(path) if "torch" in name or "engines" in name], room
+
+
+def test_only_the_bindings_include_pybind11_and_nothing_includes_torch():
+    csrc = PACKAGE.parent / "csrc"
+    kernels = PACKAGE.parent / "kernels"
+    for path in [*csrc.iterdir(), *kernels.glob("*.cu*")]:
+        text = path.read_text()
+        assert ("pybind11/" in text) == (path.name == "bindings.cpp"), path.name
+        assert "torch/" not in text, path.name
+        assert "ATen/" not in text, path.name

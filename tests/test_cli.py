@@ -1,0 +1,137 @@
+"""The command line as a user runs it: results, exit codes, one sentence for a mistake."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import helpers_search
+import pytest
+
+from modelswarms_fast import cli
+
+tiny = helpers_search.tiny
+HERE = Path(__file__).parent
+
+
+def run(monkeypatch, *arguments):
+    """Run the command in this process; its exit code."""
+    monkeypatch.setattr(sys, "argv", ["modelswarms-fast", *map(str, arguments)])
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    with pytest.raises(SystemExit) as error:
+        cli.main()
+    return error.value.code or 0
+
+
+@pytest.fixture
+def arguments(tiny):
+    """Options of a tiny search but --out."""
+    given = {"base": tiny["base"], "task": tiny["task"], "data": tiny["data"], "engine": "transformers"}
+    return [text for name, value in (given | {"dtype": "float32"}).items() for text in (f"--{name}", value)]
+
+
+def test_search_then_evaluate(tiny, arguments, tmp_path, monkeypatch, capsys):
+    out = tmp_path / "run"
+    code = run(monkeypatch, "search", tiny["experts"], *arguments, "--out", out, "--iterations", 2, "--particles", 4)
+    assert code == 0
+    shown = capsys.readouterr().out
+    summary = json.loads((out / "summary.json").read_text())
+    assert f"{summary['end']['test']:.4f}" in shown
+    assert summary["start"]["expert"] in shown
+    assert summary["iterations"] == 2
+    assert summary["particles"] == 4
+
+    assert run(monkeypatch, "evaluate", out / "global_best", *arguments, "--split", "dev") == 0
+    result = json.loads(capsys.readouterr().out)
+    assert result["score"] == pytest.approx(summary["end"]["dev"], abs=1e-12)
+    assert result["standard_error"] > 0
+
+    assert run(monkeypatch, "evaluate", tiny["base"], *arguments) == 0
+    assert json.loads(capsys.readouterr().out)["model"] == tiny["base"]
+
+
+def test_experts_can_be_listed_one_by_one(tiny, arguments, tmp_path, monkeypatch):
+    folders = sorted(Path(tiny["experts"]).iterdir())[:2]
+    assert run(monkeypatch, "search", *folders, *arguments, "--out", tmp_path / "run", "--iterations", 0) == 0
+    assert json.loads((tmp_path / "run" / "summary.json").read_text())["experts"] == ["ada", "bob"]
+
+
+def test_every_setting_has_an_option_and_reaches_the_search(tiny, arguments, tmp_path, monkeypatch):
+    settings = {
+        "seed": 3, "iterations": 1, "patience": 7, "inertia": 0.2, "cognitive-coeff": 0.25, "social-coeff": 0.35,
+        "repel-coeff": 0.05, "randomness": "unit", "step-length": 0.8, "step-length-factor": 0.9,
+        "minimum-step-length": 0.2, "restart-patience": 0.6, "start-velocity": "best", "drop-k": 0.1, "drop-n": 0.2,
+        "state": "mixture", "row-dtype": "float32", "max-model-len": 100, "canary": "off", "particles": 4,
+    }  # fmt: skip
+    options = [text for name, value in settings.items() for text in (f"--{name}", value)]
+    out = tmp_path / "run"
+    assert (
+        run(
+            monkeypatch,
+            "search",
+            tiny["experts"],
+            *arguments,
+            "--out",
+            out,
+            "--no-repel",
+            "--no-restart",
+            *options,
+        )
+        == 0
+    )
+    config = json.loads((out / "config.json").read_text())
+    assert {name: config[name.replace("-", "_")] for name in settings} == settings
+    assert config["repel"] is False
+    assert config["restart"] is False
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (["--inertia", "-1"], "inertia is -1.0"),
+        (["--data", "nowhere.json"], "nowhere.json"),
+        (["--task", "nowhere:nothing"], "nowhere"),
+        (["--base", "nowhere/at/all"], "nowhere/at/all"),
+        (["--particles", "2"], "3 experts"),
+    ],
+)
+def test_a_mistake_is_one_sentence_and_exit_code_2(change, message, tiny, arguments, tmp_path, monkeypatch, capsys):
+    assert run(monkeypatch, "search", tiny["experts"], *arguments, "--out", tmp_path / "run", *change) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.startswith("error: ")
+    assert message in captured.err
+    assert len(captured.err.strip().splitlines()) == 1
+
+
+def test_a_broken_expert_is_exit_code_2_without_a_traceback(tiny, tmp_path):
+    """In a process of its own, as a shell sees it."""
+    (tmp_path / "experts" / "ada").mkdir(parents=True)
+    (tmp_path / "experts" / "bob").mkdir()
+    for name in ("ada", "bob"):
+        source = Path(tiny["experts"]) / name
+        (tmp_path / "experts" / name / "adapter_config.json").write_text((source / "adapter_config.json").read_text())
+        weights = (source / "adapter_model.safetensors").read_bytes()
+        cut = weights if name == "ada" else weights[: len(weights) // 2]
+        (tmp_path / "experts" / name / "adapter_model.safetensors").write_bytes(cut)
+    command = [
+        *(
+            sys.executable,
+            "-c",
+            "from modelswarms_fast.cli import main; main()",
+            "search",
+            tmp_path / "experts",
+        ),
+        *("--base", tiny["base"], "--task", tiny["task"], "--data", tiny["data"], "--out", tmp_path / "run"),
+    ]
+    result = subprocess.run(command, cwd=HERE, capture_output=True, text=True, check=False)
+    assert result.returncode == 2
+    assert str(tmp_path / "experts" / "bob" / "adapter_model.safetensors") in result.stderr
+    assert "Traceback" not in result.stderr
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_demo_says_where_it_has_to_run(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert run(monkeypatch, "demo") == 2
+    assert "clone of the repository" in capsys.readouterr().err

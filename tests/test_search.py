@@ -1,0 +1,255 @@
+"""The whole loop on the exact engine: files, determinism, both states, exports, failures."""
+
+import itertools
+import json
+import os
+import signal
+from pathlib import Path
+
+import helpers_search
+import numpy as np
+import pytest
+import torch
+from helpers_models import make_base
+
+import modelswarms_fast
+from modelswarms_fast import evaluate as evaluation
+from modelswarms_fast.engines.transformers import TransformersEngine
+from modelswarms_fast.errors import InputError
+from modelswarms_fast.experts import read_experts
+from modelswarms_fast.journal import read_history
+from modelswarms_fast.loop import search
+
+tiny = helpers_search.tiny
+
+
+def history_of(run):
+    return read_history(Path(run) / "history.jsonl")
+
+
+@pytest.fixture(scope="module")
+def run(tiny, tmp_path_factory):
+    """One finished search: its arguments, folder and summary."""
+    out = tmp_path_factory.mktemp("run") / "search"
+    return tiny, out, search(**tiny, out=out, particles=5)
+
+
+def test_run_folder_is_complete(run):
+    arguments, out, summary = run
+    assert sorted(path.name for path in out.iterdir()) == [
+        "config.json",
+        "global_best",
+        "history.jsonl",
+        "report.html",
+        "summary.json",
+    ]
+    assert json.loads((out / "summary.json").read_text()) == summary
+    config = json.loads((out / "config.json").read_text())
+    assert config["particles"] == 5
+    assert config["inertia"] == 0.4
+    assert config["base"] == arguments["base"]
+    assert len(history_of(out)) == summary["iterations"] + 1 == 4
+    promised = "base task experts particles seed iterations stopped start end dev_examples test_examples evaluations"
+    assert set(summary) >= {*promised.split(), "prompts", "tokens", "seconds"}
+    assert set(summary["start"]) == {"particle", "expert", "dev", "test"}
+    assert set(summary["end"]) == {"particle", "dev", "test"}
+    assert set(summary["seconds"]) == {"setup", "update", "load", "generate", "score", "test", "total"}
+    assert summary["evaluations"] == 20
+    assert summary["prompts"] == 20 * 12
+    assert 0 < summary["tokens"] <= 20 * 12 * 10
+
+
+def test_search_is_public():
+    assert modelswarms_fast.search is search
+
+
+def test_bests_in_the_history_are_those_of_its_utilities(run):
+    _, out, summary = run
+    lines = history_of(out)
+    utilities = np.array([line["utilities"] for line in lines])
+    assert summary["end"]["dev"] == utilities.max()
+    assert summary["start"]["dev"] == utilities[0, :3].max()
+    assert summary["start"]["expert"] == summary["experts"][int(utilities[0, :3].argmax())]
+    for index, line in enumerate(lines):
+        assert line["global_best"]["utility"] == utilities[: index + 1].max()
+        assert line["global_worst"]["utility"] == utilities[: index + 1].min()
+        best_before = utilities[:index].max(axis=0) if index else np.full(5, -1)
+        assert line["improved"] == np.flatnonzero(utilities[index] > best_before).tolist()
+
+
+def test_the_swarm_improves(run):
+    _, _, summary = run
+    assert summary["end"]["dev"] > summary["start"]["dev"]
+
+
+def test_scores_are_those_of_the_exported_files(run):
+    """dev and test of the summary are reproduced from global_best/ alone, by `evaluate` in a new engine."""
+    arguments, out, summary = run
+    for split in ("dev", "test"):
+        result = evaluation.evaluate(
+            str(out / "global_best"),
+            base=arguments["base"],
+            task=arguments["task"],
+            data=arguments["data"],
+            split=split,
+            engine="transformers",
+            dtype="float32",
+        )
+        assert result["score"] == pytest.approx(summary["end"][split], abs=1e-12)
+        assert result["examples"] == 12
+
+
+def test_the_winner_is_the_mixture_it_is_said_to_be(run):
+    arguments, out, summary = run
+    pool = read_experts(arguments["experts"])
+    winner = read_experts([out / "global_best"], minimum=1).rows[0]
+    mixture = torch.tensor([summary["mixture"][name] for name in pool.names])
+    torch.testing.assert_close(winner, mixture @ pool.rows, rtol=0, atol=1e-5)
+    assert sum(summary["mixture"].values()) == pytest.approx(1)
+
+
+def test_same_seed_same_run_and_other_seed_another(run, tmp_path):
+    arguments, out, _ = run
+    search(**arguments, out=tmp_path / "again", particles=5)
+    search(**arguments | {"seed": 6}, out=tmp_path / "other", particles=5)
+    first, again, other = (history_of(path) for path in (out, tmp_path / "again", tmp_path / "other"))
+    for a, b in zip(first, again, strict=True):
+        assert {key: a[key] for key in a if key != "seconds"} == {key: b[key] for key in b if key != "seconds"}
+    assert first[1]["utilities"] != other[1]["utilities"]
+    weights = [(path / "global_best" / "adapter_model.safetensors").read_bytes() for path in (out, tmp_path / "again")]
+    assert weights[0] == weights[1]
+
+
+def test_both_states_give_the_same_utilities(run, tmp_path):
+    """float32 rows; the two differ by rounding, which greedy decoding of this task does not see."""
+    arguments, out, summary = run
+    mixture = search(**arguments, out=tmp_path / "run", particles=5, state="mixture")
+    weights_history, mixture_history = history_of(out), history_of(tmp_path / "run")
+    np.testing.assert_allclose(
+        [line["utilities"] for line in weights_history],
+        [line["utilities"] for line in mixture_history],
+        rtol=0,
+        atol=1e-6,
+    )
+    assert mixture["end"]["test"] == pytest.approx(summary["end"]["test"], abs=1e-6)
+
+
+def test_dropped_particles_keep_their_utility(tiny, tmp_path):
+    summary = search(**tiny | {"iterations": 4}, out=tmp_path / "run", drop_n=0.5)
+    lines = history_of(tmp_path / "run")
+    dropped = 0
+    for before, line in itertools.pairwise(lines):
+        for particle, evaluated in enumerate(line["evaluated"]):
+            if not evaluated:
+                dropped += 1
+                assert line["utilities"][particle] == before["utilities"][particle]
+                assert particle not in line["improved"]
+    assert dropped > 0
+    assert summary["evaluations"] == 5 * 3 - dropped
+
+
+def test_a_nan_utility_is_never_a_best(tiny, tmp_path):
+    summary = search(**tiny | {"task": "helpers_search:unsure"}, out=tmp_path / "run", limit_dev=1, particles=8)
+    utilities = [value for line in history_of(tmp_path / "run") for value in line["utilities"]]
+    assert None in utilities, "NaN is null in the history"
+    assert summary["end"]["dev"] == max(value for value in utilities if value is not None)
+
+
+def test_limits(tiny, tmp_path):
+    summary = search(**tiny, out=tmp_path / "run", limit_dev=3, limit_test=2)
+    assert (summary["dev_examples"], summary["test_examples"]) == (3, 2)
+    assert summary["prompts"] == 3 * 3 * 4
+
+
+def test_an_interrupt_keeps_what_was_found(tiny, tmp_path, monkeypatch):
+    generate, calls = TransformersEngine.generate, []
+
+    def interrupting(self, *arguments):
+        calls.append(1)
+        if len(calls) == 5:  # the second particle of the first iteration
+            os.kill(os.getpid(), signal.SIGINT)
+        return generate(self, *arguments)
+
+    monkeypatch.setattr(TransformersEngine, "generate", interrupting)
+    summary = search(**tiny, out=tmp_path / "run")
+    assert summary["stopped"] == "interrupted"
+    assert len(history_of(tmp_path / "run")) == 1
+    assert summary["end"]["dev"] == summary["start"]["dev"]
+    assert (tmp_path / "run" / "global_best" / "adapter_model.safetensors").exists()
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_a_dying_engine_loses_no_iteration(tiny, tmp_path, monkeypatch):
+    generate, calls = TransformersEngine.generate, []
+
+    def dying(self, *arguments):
+        calls.append(1)
+        if len(calls) == 8:  # in the second iteration
+            raise RuntimeError("engine died")
+        return generate(self, *arguments)
+
+    monkeypatch.setattr(TransformersEngine, "generate", dying)
+    with pytest.raises(RuntimeError, match="engine died"):
+        search(**tiny, out=tmp_path / "run")
+    lines = history_of(tmp_path / "run")
+    assert [line["iteration"] for line in lines] == [0, 1]
+    assert sum(lines[-1]["global_best_mixture"]) == pytest.approx(1), "enough to make the best again"
+
+
+def test_an_earlier_run_is_not_overwritten_unless_asked(run):
+    arguments, out, _ = run
+    before = (out / "summary.json").read_bytes()
+    with pytest.raises(InputError, match="not empty"):
+        search(**arguments, out=out)
+    assert (out / "summary.json").read_bytes() == before
+
+
+def test_full_checkpoints_as_experts(tiny, tmp_path):
+    for seed in range(3):
+        make_base(tmp_path / "experts" / f"model{seed}", seed=seed)
+    summary = search(**tiny | {"experts": tmp_path / "experts"}, out=tmp_path / "run")
+    assert (tmp_path / "run" / "global_best" / "model.safetensors").exists()
+    result = evaluation.evaluate(
+        str(tmp_path / "run" / "global_best"),
+        base=tiny["base"],
+        task=tiny["task"],
+        data=tiny["data"],
+        engine="transformers",
+        dtype="float32",
+    )
+    assert result["score"] == pytest.approx(summary["end"]["test"], abs=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"particles": 2}, "3 experts"),
+        ({"inertia": -1}, "inertia"),
+        ({"serve": "slots"}, "transformers engine"),
+        ({"task": "sorting"}, "multiple_choice"),
+        ({"data": "nowhere.json"}, "nowhere.json"),
+        ({"experts": "nowhere"}, "nowhere"),
+        ({"base": "no/where"}, "no/where"),
+        ({"max_model_len": 16, "max_tokens": 14}, "Prompt 0 of the dev split"),
+    ],
+)
+def test_bad_input_is_one_sentence_and_leaves_no_run(tiny, tmp_path, change, message, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(InputError, match=message) as error:
+        search(**tiny | change, out=tmp_path / "run")
+    assert "\n" not in str(error.value)
+    assert not (tmp_path / "run" / "summary.json").exists()
+
+
+def test_an_unknown_setting_is_refused(tiny, tmp_path):
+    with pytest.raises(TypeError, match="fitness"):
+        search(**tiny, out=tmp_path / "run", fitness=1)
+
+
+def test_experts_of_another_base_are_refused(tiny, tmp_path):
+    experts = [*sorted(Path(tiny["experts"]).iterdir())]
+    other = make_base(tmp_path / "base")
+    config = json.loads((other / "config.json").read_text())
+    (other / "config.json").write_text(json.dumps(config | {"hidden_size": 64, "intermediate_size": 96}))
+    with pytest.raises(InputError, match="base"):
+        search(**tiny | {"experts": experts, "base": str(other)}, out=tmp_path / "run")

@@ -1,0 +1,251 @@
+"""The real thing: vLLM with SmolLM2-135M-Instruct and the example experts, checked against transformers.
+
+float32 throughout, so that tolerances are tight. The engines are built once; tests leave them on the base model.
+"""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from modelswarms_fast.base import resolve_base
+from modelswarms_fast.canary import PROBE, Canary
+from modelswarms_fast.config import EngineConfig
+from modelswarms_fast.engines import Request, start_engine
+from modelswarms_fast.engines.transformers import TransformersEngine
+from modelswarms_fast.errors import InputError
+from modelswarms_fast.experts import Experts, export, read_experts
+
+pytest.importorskip("vllm")
+
+EXAMPLES = Path(__file__).parent.parent / "examples" / "experts"
+SLOTS = 3
+
+
+@pytest.fixture(scope="module")
+def base():
+    return resolve_base("smollm2-135m-instruct")
+
+
+@pytest.fixture(scope="module")
+def experts():
+    return read_experts(EXAMPLES, dtype=torch.float32)
+
+
+@pytest.fixture(scope="module")
+def oracle(base, experts):
+    return TransformersEngine(base, experts, dtype="float32", device=torch.device("cpu"))
+
+
+@pytest.fixture(scope="module")
+def engines(base, experts):
+    """One engine a way of serving, made when it is first asked for."""
+    made = {}
+
+    def get(serve):
+        if serve not in made:
+            config = EngineConfig(serve=serve, slots=SLOTS, dtype="float32", max_model_len=512)
+            made[serve] = start_engine(base, experts, config)
+        return made[serve]
+
+    return get
+
+
+@pytest.fixture(params=["merged", "slots"])
+def engine(request, engines):
+    engine = engines(request.param)
+    yield engine
+    engine.restore()
+
+
+@pytest.fixture(scope="module")
+def probe(oracle):
+    return list(oracle.tokenizer(PROBE)["input_ids"])
+
+
+@pytest.fixture(scope="module")
+def prompts(oracle):
+    """Longer than a block of the prefix cache, so that blocks are cached and hit."""
+    questions = [
+        "What is 4 plus 5?",
+        "Which is larger, 17 or 71?",
+        "Sort the letters c, a and b.",
+        "Reverse abc.",
+    ]
+    context = "The following are questions of a small quiz. Answer each of them as briefly as you possibly can. " * 3
+    return [list(oracle.tokenizer(f"{context}\nQuestion: {question}\nAnswer:")["input_ids"]) for question in questions]
+
+
+def texts(engine, prompts, slot=0):
+    return [completion.text for completion in engine.generate([Request(slot, prompt) for prompt in prompts], 10)]
+
+
+def oracle_texts(oracle, prompts, row):
+    oracle.load(0, row)
+    return texts(oracle, prompts)
+
+
+def test_canary_proves_each_load(engine, oracle, probe, experts):
+    """Every load, to every slot, serves the weights given; the base is the base before and after."""
+    canary = Canary(engine, oracle, probe)
+    canary.check(None, None)
+    before = engine.log_probs(Request(None, probe))
+    mixed = experts.rows.mean(dim=0)
+    for turn, row in enumerate([*experts.rows[:4], mixed, 1.5 * experts.rows[0] - 0.5 * experts.rows[1]]):
+        slot = turn % engine.slots
+        engine.load(slot, row)
+        assert canary.check(slot, row) < 2e-3
+    engine.restore()
+    assert canary.check(None, None) < 2e-3
+    assert engine.log_probs(Request(None, probe)) == before, "bit for bit"
+
+
+def test_canary_sees_a_wrong_load(engine, oracle, probe, experts):
+    canary = Canary(engine, oracle, probe)
+    engine.load(0, experts.rows[1])
+    with pytest.raises(RuntimeError, match="does not serve the weights"):
+        canary.check(0, experts.rows[0])
+
+
+def test_canary_sees_a_base_that_is_not_restored(engines, oracle, probe, experts, monkeypatch):
+    engine = engines("merged")
+    canary = Canary(engine, oracle, probe)
+    engine.load(0, experts.rows[0])
+    monkeypatch.setattr(engine, "_versions", [None])  # as if it had been restored
+    with pytest.raises(RuntimeError, match="does not serve the weights"):
+        canary.check(None, None)
+    monkeypatch.undo()
+    engine.restore()
+    canary.check(None, None)
+
+
+def test_generates_what_transformers_generates(engine, oracle, prompts, experts):
+    for index in range(3):
+        engine.load(0, experts.rows[index])
+        assert texts(engine, prompts) == oracle_texts(oracle, prompts, experts.rows[index])
+
+
+def test_slots_are_served_in_one_batch_beside_the_base(engines, oracle, prompts, experts):
+    """All slots full and the base in the same batch: each request gets its own weights."""
+    engine = engines("slots")
+    for slot in range(SLOTS):
+        engine.load(slot, experts.rows[slot])
+    order = [slot for _ in prompts for slot in (0, None, 1, 2)]
+    mixed = engine.generate([Request(slot, prompt) for prompt in prompts for slot in (0, None, 1, 2)], 10)
+    for slot in range(SLOTS):
+        own = [completion.text for completion, of in zip(mixed, order, strict=True) if of == slot]
+        assert own == oracle_texts(oracle, prompts, experts.rows[slot])
+    own = [completion.text for completion, of in zip(mixed, order, strict=True) if of is None]
+    oracle.restore()
+    assert own == texts(oracle, prompts, slot=None)
+    engine.restore()
+
+
+def test_the_prefix_cache_never_serves_a_stale_particle(engine, oracle, prompts, experts):
+    """Without the version in the cache key it does: this is the failure that the version prevents."""
+    first, second = experts.rows[0], experts.rows[1]
+    expected = {index: oracle_texts(oracle, prompts, experts.rows[index]) for index in (0, 1)}
+    assert expected[0] != expected[1]
+    engine.load(0, first)
+    version = engine._versions[0]
+    assert texts(engine, prompts) == expected[0]
+
+    engine.load(0, second)
+    remedied = engine._versions[0]
+    engine._versions[0] = version  # the remedy taken away: blocks of the first particle are found again
+    assert texts(engine, prompts) != expected[1]
+    engine._versions[0] = remedied
+    assert texts(engine, prompts) == expected[1]
+    engine.load(0, first)
+    assert texts(engine, prompts) == expected[0]
+
+
+def test_what_is_served_does_not_depend_on_what_was_before(engine, prompts, experts):
+    engine.load(0, experts.rows[2])
+    fresh = texts(engine, prompts)
+    for row in experts.rows[3:6]:
+        engine.load(0, row)
+        texts(engine, prompts)
+    engine.load(0, experts.rows[2])
+    assert texts(engine, prompts) == fresh
+
+
+def test_the_exported_folder_is_served_by_vllm_itself(engines, base, experts, prompts, tmp_path):
+    """The winner's folder, loaded by vLLM's own LoRA loader, answers as our slot does."""
+    from vllm import SamplingParams
+    from vllm.lora.request import LoRARequest
+
+    engine = engines("slots")
+    row = 0.6 * experts.rows[0] + 0.7 * experts.rows[1] - 0.3 * experts.rows[2]
+    folder = tmp_path / "winner"
+    export(folder, row, experts, base=base, provenance={"utility": "none"})
+    engine.load(1, row)
+    ours = texts(engine, prompts, slot=1)
+    # vLLM's own loader wants a free slot: it evicts none of ours, since they are pinned; so read it in our place.
+    reread = read_experts([folder], dtype=torch.float32, minimum=1).rows[0]
+    assert torch.equal(reread, row)
+    engine.load(2, reread)
+    assert texts(engine, prompts, slot=2) == ours
+    manager = engine.llm.llm_engine.model_executor.driver_worker.worker.model_runner.lora_manager
+    manager._adapter_manager.remove_adapter(1)
+    try:
+        outputs = engine.llm.generate(
+            [{"prompt_token_ids": prompt} for prompt in prompts],
+            SamplingParams(temperature=0, max_tokens=10),
+            lora_request=LoRARequest("winner", 99, str(folder)),
+            use_tqdm=False,
+        )
+        assert [output.outputs[0].text for output in outputs] == ours
+    finally:
+        manager._adapter_manager.remove_adapter(99)
+        engine.llm.collective_rpc("swarm_attach", args=("slots", experts.layout, experts.modules))
+
+
+def test_full_weights_are_served_in_place(base, probe, prompts):
+    """A row of every weight, the tied head among them, is written into the live model and taken out again."""
+    weights = read_experts([base], minimum=1, dtype=torch.float32)
+    changed = weights.rows[0].clone()
+    for name, view in weights.layout.views(changed).items():
+        if "layers.3." in name or "embed_tokens" in name:
+            view.mul_(1.05)
+    engine = start_engine(base, weights, EngineConfig(dtype="float32", max_model_len=512))
+    oracle = TransformersEngine(base, weights, dtype="float32", device=torch.device("cpu"))
+    canary = Canary(engine, oracle, probe)
+    before = engine.log_probs(Request(None, probe))
+    for row in (weights.rows[0], changed):
+        engine.load(0, row)
+        canary.check(0, row)
+        assert texts(engine, prompts) == oracle_texts(oracle, prompts, row)
+    assert engine.log_probs(Request(0, probe)) != before
+    engine.restore()
+    assert engine.log_probs(Request(None, probe)) == before
+
+
+def test_misuse_is_refused(engine, experts, prompts):
+    with pytest.raises(RuntimeError, match="is empty"):
+        engine.generate([Request(0, prompts[0])], 1)
+    with pytest.raises(IndexError):
+        engine.load(engine.slots, experts.rows[0])
+    engine.load(0, experts.rows[0])
+    if engine.serve == "merged":
+        with pytest.raises(RuntimeError, match="restore"):
+            engine.generate([Request(None, prompts[0])], 1)
+
+
+def test_experts_of_another_base_are_refused(engines, experts):
+    """The worker names the module that the base model does not have."""
+    rpc = engines("merged").llm.collective_rpc
+    other = Experts(
+        kind=experts.kind,
+        names=experts.names,
+        layout=experts.layout,
+        rows=experts.rows,
+        modules=tuple(
+            type(m)(m.name.replace("layers.0", "layers.99"), m.a, m.b, m.rank, m.scaling) for m in experts.modules
+        ),
+        config=experts.config,
+        sources=experts.sources,
+    )
+    with pytest.raises(InputError, match=r"layers\.99"):
+        rpc("swarm_attach", args=("merged", other.layout, other.modules))
+    rpc("swarm_attach", args=("merged", experts.layout, experts.modules))
