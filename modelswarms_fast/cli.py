@@ -143,9 +143,14 @@ def _search_and_show(arguments: dict[str, Any]) -> None:
 
     summary = search(**arguments, progress=True)
     start, end, seconds = summary["start"], summary["end"], summary["seconds"]
-    table = Table("", "", "dev", "test")
-    table.add_row("best expert", start["expert"], f"{start['dev']:.4f}", f"{start['test']:.4f}")
-    table.add_row("Model Swarms", f"particle {end['particle']}", f"{end['dev']:.4f}", f"{end['test']:.4f}")
+    errors = summary["test_standard_error"]
+    table = Table("", "", "dev", "test ± standard error")
+    for row, who, label in (
+        (start, start["expert"], "best expert"),
+        (end, f"particle {end['particle']}", "Model Swarms"),
+    ):
+        error = errors["start" if row is start else "end"]
+        table.add_row(label, who, f"{row['dev']:.4f}", f"{row['test']:.4f} ± {error:.4f}")
     console = Console()
     console.print(table)
     shares = sorted(summary["mixture"].items(), key=lambda item: -abs(item[1]))
@@ -153,7 +158,8 @@ def _search_and_show(arguments: dict[str, Any]) -> None:
     phases = ", ".join(f"{name} {value:.1f} s" for name, value in seconds.items())
     console.print(
         f"{summary['dev_examples']} dev and {summary['test_examples']} test examples; "
-        f"{summary['iterations']} iterations, stopped by {summary['stopped']}; {summary['prompts_per_second']:.1f} prompts/s; {phases}"
+        f"{summary['iterations']} iterations, stopped by {summary['stopped']}; "
+        f"{summary['prompts_per_second']:.1f} prompts/s; {phases}"
     )
     console.print(f"written to {arguments['out']}: report.html, summary.json, global_best/")
 

@@ -28,6 +28,12 @@ def utility_of(scores: Sequence[float]) -> float:
     return math.fsum(scores) / len(scores)
 
 
+def standard_error(scores: Sequence[float]) -> float:
+    """Of the mean: sqrt(sum (s - mean)² / (n - 1) / n); 0 for one score."""
+    mean, count = utility_of(scores), len(scores)
+    return math.sqrt(math.fsum((score - mean) ** 2 for score in scores) / max(count - 1, 1) / count)
+
+
 @dataclass
 class Spent:
     """What evaluation has cost so far."""
@@ -167,17 +173,14 @@ def evaluate(
     loaded = None if model == base else read_experts([model], minimum=1)
     evaluator = Evaluator(start_engine(base_folder, loaded, config), utility, splits=(split,))
     scores = evaluator.base(split) if loaded is None else evaluator.one(loaded.rows[0], split)
-    count = len(scores)
-    mean = utility_of(scores)
-    variance = math.fsum((score - mean) ** 2 for score in scores) / max(count - 1, 1)
     return {
         "model": model,
         "base": base,
         "task": task,
         "dataset": utility.dataset,
         "split": split,
-        "examples": count,
-        "score": mean,
-        "standard_error": math.sqrt(variance / count),
+        "examples": len(scores),
+        "score": utility_of(scores),
+        "standard_error": standard_error(scores),
         "prompts_per_second": evaluator.spent.prompts / sum(evaluator.spent.seconds.values()),
     }

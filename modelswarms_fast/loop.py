@@ -15,7 +15,7 @@ from modelswarms_fast.base import resolve_base
 from modelswarms_fast.canary import make_canary
 from modelswarms_fast.config import EngineConfig, SwarmConfig
 from modelswarms_fast.engines import start_engine
-from modelswarms_fast.evaluate import Evaluator, utility_of
+from modelswarms_fast.evaluate import Evaluator, standard_error, utility_of
 from modelswarms_fast.experts import export, read_experts, read_model
 from modelswarms_fast.journal import Journal, open_run, write_json
 from modelswarms_fast.particles import Particles
@@ -96,6 +96,7 @@ def search(
         "start": {"particle": start, "expert": loaded.names[start], "dev": float(initial[start])},
         "end": {"particle": swarm.global_best_particle, "dev": swarm.global_best},
         "mixture": mixture,
+        "test_standard_error": {},
         **counts,
     }
     winner = journal.folder / "global_best"
@@ -103,7 +104,9 @@ def search(
     export(winner, particles.global_best(), loaded, base=base_folder, provenance=provenance)
     testing = time.perf_counter()
     for which, row in (("start", loaded.rows[start]), ("end", read_model(winner, loaded))):
-        result[which]["test"] = utility_of(evaluator.one(row, "test"))
+        scores = evaluator.one(row, "test")
+        result[which]["test"] = utility_of(scores)
+        result["test_standard_error"][which] = standard_error(scores)
     engine.restore()
     if evaluator.canary is not None:
         evaluator.canary.check(None, None)

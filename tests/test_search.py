@@ -63,6 +63,11 @@ def test_search_is_public():
     assert modelswarms_fast.search is search
 
 
+def test_standard_errors_are_those_of_the_mean():
+    scores = [1.0, 0.0, 0.0, 1.0, 1.0]
+    assert evaluation.standard_error(scores) == pytest.approx(np.std(scores, ddof=1) / np.sqrt(5))
+
+
 def test_bests_in_the_history_are_those_of_its_utilities(run):
     _, out, summary = run
     lines = history_of(out)

@@ -50,7 +50,7 @@ class TransformersEngine:
         adapter = experts is not None and experts.kind == "lora"
         if experts is not None and adapter:
             fields = {key: value for key, value in experts.config.items() if key in LoraConfig.__dataclass_fields__}
-            fields["inference_mode"] = True
+            fields |= {"inference_mode": True, "base_model_name_or_path": str(base)}
             model = get_peft_model(model, LoraConfig(**fields), autocast_adapter_dtype=False)
         self.model: Any = model.to(self.device).eval()  # type: ignore[arg-type]
         self.dtype: torch.dtype = self.model.dtype
