@@ -3,7 +3,7 @@ PYTHON ?= python3
 TORCH ?= torch==2.13.0
 BIN := .venv/bin
 GPU := $(shell command -v nvidia-smi)
-SOURCES := pyproject.toml setup.py $(wildcard csrc/* kernels/*)
+SOURCES := pyproject.toml setup.py $(wildcard csrc/*.cpp csrc/*.h kernels/*.cu kernels/*.cuh kernels/*.h)
 
 .PHONY: demo test lint bench clean
 

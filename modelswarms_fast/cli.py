@@ -28,7 +28,7 @@ from modelswarms_fast.config import (
 from modelswarms_fast.errors import InputError
 
 app = typer.Typer(
-    help="Adapt a pool of language-model experts to a task by swarm search, on one resident engine.",
+    help="Adapt language-model experts to a task by swarm search, on one resident engine.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -167,7 +167,6 @@ def _search_and_show(arguments: dict[str, Any]) -> None:
 def main() -> None:
     """Entry point: a user's mistake is one sentence and exit status 2."""
     _quiet()
-    sys.path.insert(0, os.getcwd())  # module:function is looked up where the user stands
     try:
         app()
     except InputError as error:

@@ -99,11 +99,11 @@ class EngineConfig:
     """Particles that one batch serves with serve="slots"."""
     state: State = "weights"
     dtype: DType = "auto"
-    """Of the base model in the engine; `auto` is what its config says."""
+    """Of the base model in the engine; `auto` is what its config.json says."""
     row_dtype: DType = "auto"
     """Of the rows; `auto` is the experts'."""
     max_model_len: int = 4096
-    """Longest prompt plus its completion, in tokens."""
+    """Longest prompt plus its completion, in tokens; at most what the base model was made for."""
     canary: Canary = "first"
     """Which loads are compared with the transformers engine: none, the first, or every one."""
 

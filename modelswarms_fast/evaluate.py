@@ -14,7 +14,7 @@ import torch
 
 from modelswarms_fast.base import resolve_base
 from modelswarms_fast.canary import Canary
-from modelswarms_fast.config import EngineConfig
+from modelswarms_fast.config import DType, EngineConfig, EngineName, Serve
 from modelswarms_fast.engines import Engine, Request, start_engine
 from modelswarms_fast.errors import InputError
 from modelswarms_fast.experts import read_experts
@@ -96,15 +96,18 @@ class Evaluator:
         row: Callable[[int], torch.Tensor],
         particles: Sequence[int],
         split: str,
-        on_wave: Callable[[int, int], None] = lambda particles, prompts: None,
+        between: Callable[[int, int], None] = lambda particles, prompts: None,
     ) -> dict[int, Scores]:
         """Scores of each particle on each example of the split.
 
-        row(particle) gives its flat row [D], valid until the next call; on_wave is told how many particles and
-        prompts were done.
+        row(particle) gives its flat row [D], valid until the next call; between(particles, prompts) is called between
+        two waves with what the last one did, and may raise to stop.
         """
         scores: dict[int, Scores] = {}
+        wave: Sequence[int] = ()
         for start in range(0, len(particles), self.engine.slots):
+            if wave:
+                between(len(wave), len(wave) * len(self._prompts[split]))
             wave = particles[start : start + self.engine.slots]
             for slot, particle in enumerate(wave):
                 with self.spent.clock("load"):
@@ -113,7 +116,6 @@ class Evaluator:
                 if self.canary is not None:
                     self.canary.after_load(slot, weights)
             scores |= self._wave(dict(enumerate(wave)), split)
-            on_wave(len(wave), len(wave) * len(self._prompts[split]))
         return scores
 
     def one(self, row: torch.Tensor, split: str) -> Scores:
@@ -151,12 +153,15 @@ def evaluate(
     split: str = "test",
     limit: int | None = None,
     max_tokens: int | None = None,
-    **settings: Any,
+    engine: EngineName = EngineConfig.engine,
+    serve: Serve = EngineConfig.serve,
+    dtype: DType = EngineConfig.dtype,
+    max_model_len: int = EngineConfig.max_model_len,
 ) -> dict[str, Any]:
     """Score one model on a split.
 
-    `model` is an adapter folder, a full checkpoint, or the same string as `base` for the base model; `settings` are
-    fields of EngineConfig, the rest as in `search`.
+    `model` is an adapter folder, a full checkpoint, or the same string as `base` for the base model; the rest is as in
+    `search`.
 
     Returns:
         model, base, task, dataset, split, examples, score, standard_error (of the mean), prompts_per_second.
@@ -166,7 +171,7 @@ def evaluate(
     """
     if split not in SPLITS:
         raise InputError(f"split is {split!r}; choose dev or test.")
-    config = EngineConfig(**({"canary": "off"} | settings))
+    config = EngineConfig(engine=engine, serve=serve, slots=1, dtype=dtype, max_model_len=max_model_len, canary="off")
     limits: dict[str, Any] = {f"limit_{split}": limit, "max_tokens": max_tokens}
     utility = load_utility(task, data, **limits)
     base_folder = resolve_base(base)

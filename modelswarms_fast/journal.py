@@ -67,6 +67,20 @@ class Journal:
         self.close()
 
 
+def check_run_folder(folder: str | os.PathLike[str], overwrite: bool = False) -> None:
+    """Refuse a folder that `open_run` would refuse, and touch nothing. Raises InputError."""
+    folder = Path(folder)
+    try:
+        empty = not folder.exists() or not any(folder.iterdir())
+    except OSError as error:
+        raise _cannot_write(folder, error) from error
+    if not empty and not overwrite:
+        raise InputError(f"the run folder {folder} is not empty; choose another one or overwrite it")
+    # A model's folder has a config.json as well, and a mistyped path must not cost its owner that file.
+    if (folder / CONFIG).exists() and not (folder / HISTORY).exists():
+        raise InputError(f"{folder} holds a {CONFIG} but no {HISTORY}, so no run wrote it; choose another run folder")
+
+
 def open_run(folder: str | os.PathLike[str], config: Mapping[str, Any], overwrite: bool = False) -> Journal:
     """Make the run folder, write `config.json` and return its empty journal.
 
@@ -75,16 +89,11 @@ def open_run(folder: str | os.PathLike[str], config: Mapping[str, Any], overwrit
     Raises InputError.
     """
     folder = Path(folder)
+    check_run_folder(folder, overwrite)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        empty = not any(folder.iterdir())
     except OSError as error:
         raise _cannot_write(folder, error) from error
-    if not empty and not overwrite:
-        raise InputError(f"the run folder {folder} is not empty; choose another one or overwrite it")
-    # A model's folder has a config.json as well, and a mistyped path must not cost its owner that file.
-    if (folder / CONFIG).exists() and not (folder / HISTORY).exists():
-        raise InputError(f"{folder} holds a {CONFIG} but no {HISTORY}, so no run wrote it; choose another run folder")
     # The journal goes last and comes first, so that every folder a run has touched holds one.
     for name in (CONFIG, SUMMARY, REPORT, GLOBAL_BEST, HISTORY):
         _remove(folder / name)

@@ -17,7 +17,7 @@ from modelswarms_fast.config import EngineConfig, SwarmConfig
 from modelswarms_fast.engines import start_engine
 from modelswarms_fast.evaluate import Evaluator, standard_error, utility_of
 from modelswarms_fast.experts import export, read_experts, read_model
-from modelswarms_fast.journal import Journal, open_run, write_json
+from modelswarms_fast.journal import Journal, check_run_folder, open_run, write_json
 from modelswarms_fast.particles import Particles
 from modelswarms_fast.progress import Interrupted, Progress
 from modelswarms_fast.report import write_report
@@ -80,11 +80,12 @@ def search(
     }
     counts = {f"{split}_examples": len(examples) for split, examples in utility.examples.items()}
     chosen = asdict(config) | asdict(engine_config)
+    check_run_folder(out, overwrite)  # what can be refused is refused before an engine starts or a file is touched
+    engine = start_engine(base_folder, loaded, engine_config)
+    evaluator = Evaluator(engine, utility)
+    evaluator.canary = make_canary(engine, base_folder, loaded, engine_config)
+    particles = Particles(loaded, swarm, engine_config.state, engine.device)
     with open_run(out, inputs | {"sources": list(loaded.sources)} | counts | chosen, overwrite=overwrite) as journal:
-        engine = start_engine(base_folder, loaded, engine_config)
-        evaluator = Evaluator(engine, utility)
-        evaluator.canary = make_canary(engine, base_folder, loaded, engine_config)
-        particles = Particles(loaded, swarm, engine_config.state)
         setup_seconds = time.perf_counter() - started
         with Progress(progress, config.iterations, config.particles) as bar:
             initial, update_seconds, stopped = _run(swarm, particles, evaluator, journal, bar)
@@ -107,10 +108,6 @@ def search(
         scores = evaluator.one(row, "test")
         result[which]["test"] = utility_of(scores)
         result["test_standard_error"][which] = standard_error(scores)
-    engine.restore()
-    if evaluator.canary is not None:
-        evaluator.canary.check(None, None)
-
     seconds = {"setup": setup_seconds, "update": update_seconds} | spent.seconds
     summary = inputs | {
         "particles": config.particles,
@@ -119,7 +116,7 @@ def search(
         "serve": engine_config.serve,
         "engine": engine_config.engine,
         "dtype": str(engine.dtype).removeprefix("torch."),
-        "iterations": swarm.iteration,
+        "iterations": swarm.iteration - swarm.waiting,
         "stopped": stopped,
         **result,
         "evaluations": spent.evaluations,
@@ -130,6 +127,9 @@ def search(
     }
     write_json(journal.folder / "summary.json", summary)
     write_report(journal.folder)
+    engine.restore()
+    if evaluator.canary is not None:
+        evaluator.canary.check(None, None)
     return summary
 
 
@@ -177,7 +177,7 @@ def _run(
                 "seconds": {"update": updated} | spent.seconds | {"total": time.perf_counter() - start},
             }
         )
-        bar.iteration(swarm.iteration, swarm.global_best)
-        if stopped := swarm.stopped():
+        bar.iteration(swarm.iteration, swarm.global_best, evaluator.spent.prompts)
+        if stopped := ("interrupted" if bar.asked else swarm.stopped()):
             return initial, update_seconds, stopped
         plan = swarm.plan()

@@ -17,13 +17,14 @@ class Particles:
     is made of. state="mixture" holds only mixtures and the experts, and makes a particle's weights when asked.
     """
 
-    def __init__(self, experts: Experts, swarm: Swarm, state: str) -> None:
-        self._rows = experts.rows
+    def __init__(self, experts: Experts, swarm: Swarm, state: str, device: torch.device) -> None:
+        """Rows are kept on `device`; mixtures, a few numbers each, on the CPU."""
+        self._rows = experts.rows.to(device)
         self._positions = swarm.initial_positions()
         self._identity = torch.eye(len(experts.names), dtype=torch.float64)
         self._mixtures = Shard(self._identity, self._positions)
         self._weights = Shard(self._rows, self._positions) if state == "weights" else None
-        self._scratch = torch.empty_like(self._rows[:1])
+        self._scratch = torch.empty_like(self._rows[:1]) if state == "mixture" else self._rows[:0]
 
     def start(self, swarm: Swarm) -> None:
         """Set the initial velocities; call it after the first promotion, which decides where `best` points."""

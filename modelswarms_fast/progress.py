@@ -36,7 +36,8 @@ class Progress:
         total = (iterations + 1) * particles
         self._task = self._bar.add_task("initial particles", total=total, best="-", rate="-")
         self._iterations = iterations
-        self._asked = False
+        self.asked = False
+        """Whether the user asked to stop."""
         self._previous: Any = None
         self._started = time.perf_counter()
         self._prompts = 0
@@ -55,12 +56,12 @@ class Progress:
             signal.signal(signal.SIGINT, self._previous)
 
     def _interrupt(self, number: int, frame: FrameType | None) -> None:
-        self._asked = True
+        self.asked = True
         self._bar.console.print("Stopping after this wave; press Ctrl-C again to abort.")
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
     def wave(self, particles: int, prompts: int) -> None:
-        """So many particles have been evaluated on so many prompts.
+        """So many particles have been evaluated on so many prompts, and more are to come in this iteration.
 
         Raises:
             Interrupted: the user asked for it.
@@ -68,14 +69,16 @@ class Progress:
         self._prompts += prompts
         rate = self._prompts / (time.perf_counter() - self._started)
         self._bar.update(self._task, advance=particles, rate=f"{rate:.1f}")
-        if self._asked:
+        if self.asked:
             raise Interrupted
 
-    def iteration(self, iteration: int, best: float) -> None:
-        """An iteration is recorded."""
+    def iteration(self, iteration: int, best: float, prompts: int) -> None:
+        """An iteration is recorded; `prompts` is the number of all so far."""
+        self._prompts = prompts
         self._bar.update(
             self._task,
             completed=(iteration + 1) * self._particles,
             best=f"{best:.4f}",
+            rate=f"{prompts / (time.perf_counter() - self._started):.1f}",
             description=f"iteration {min(iteration + 1, self._iterations)}/{self._iterations}",
         )

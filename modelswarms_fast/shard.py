@@ -21,10 +21,11 @@ class Shard:
         particles, size = len(positions), rows.shape[1]
         self.position = rows.new_empty(particles, size)
         self.velocity = rows.new_zeros(particles, size)
-        self.personal_best = rows.new_empty(particles, size)
+        mix_(self.position, rows, _mixture(positions, rows))
+        # A particle whose first utility is NaN has no personal best: its start stands in for one.
+        self.personal_best = self.position.clone()
         self.global_best = rows.new_empty(size)
         self.global_worst = rows.new_empty(size)
-        mix_(self.position, rows, _mixture(positions, rows))
 
     def start(self, rows: torch.Tensor, velocities: Floats) -> None:
         """Set the initial velocities, [P, n] mixtures of the same rows."""

@@ -57,7 +57,7 @@ class Swarm:
     """State and decisions of a swarm of P particles that start from n experts.
 
     Random numbers come from a counter-based generator (Philox 4x64) keyed by seed, purpose, iteration
-    and particle, so they do not depend on processes, on the order of calls, or on P.
+    and particle, so they do not depend on processes or on the order of calls.
 
     Raises:
         InputError: fewer than 2 experts, or fewer particles than experts.
@@ -204,6 +204,11 @@ class Swarm:
         if self.iteration - self.global_best_iteration >= self.config.patience:
             return "patience"
         return "iterations" if self.iteration >= self.config.iterations else None
+
+    @property
+    def waiting(self) -> bool:
+        """Whether the last plan's utilities have not been told."""
+        return self.iteration > 0 and not self._told
 
     def bests(self) -> dict[str, dict[str, float]]:
         """Global best and worst so far: the particle that found it and its utility."""

@@ -179,9 +179,25 @@ def test_an_interrupt_keeps_what_was_found(tiny, tmp_path, monkeypatch):
     summary = search(**tiny, out=tmp_path / "run")
     assert summary["stopped"] == "interrupted"
     assert len(history_of(tmp_path / "run")) == 1
+    assert summary["iterations"] == 0
     assert summary["end"]["dev"] == summary["start"]["dev"]
     assert (tmp_path / "run" / "global_best" / "adapter_model.safetensors").exists()
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_an_interrupt_in_the_last_wave_keeps_the_iteration(tiny, tmp_path, monkeypatch):
+    generate, calls = TransformersEngine.generate, []
+
+    def interrupting(self, *arguments):
+        calls.append(1)
+        if len(calls) == 6:  # the last particle of the first iteration
+            os.kill(os.getpid(), signal.SIGINT)
+        return generate(self, *arguments)
+
+    monkeypatch.setattr(TransformersEngine, "generate", interrupting)
+    summary = search(**tiny, out=tmp_path / "run")
+    assert (summary["stopped"], summary["iterations"]) == ("interrupted", 1)
+    assert len(history_of(tmp_path / "run")) == 2
 
 
 def test_a_dying_engine_loses_no_iteration(tiny, tmp_path, monkeypatch):
@@ -243,7 +259,7 @@ def test_bad_input_is_one_sentence_and_leaves_no_run(tiny, tmp_path, change, mes
     with pytest.raises(InputError, match=message) as error:
         search(**tiny | change, out=tmp_path / "run")
     assert "\n" not in str(error.value)
-    assert not (tmp_path / "run" / "summary.json").exists()
+    assert not (tmp_path / "run").exists()
 
 
 def test_an_unknown_setting_is_refused(tiny, tmp_path):

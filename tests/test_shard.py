@@ -77,6 +77,15 @@ def test_promote_copies_only_what_is_named(shard):
     torch.testing.assert_close(shard.global_worst, shard.position[4], rtol=0, atol=0)
 
 
+def test_a_particle_without_a_personal_best_is_drawn_to_its_start():
+    """Its first utility was NaN, so nothing was ever promoted for it."""
+    shard = Shard(torch.eye(P, dtype=torch.float64), np.eye(P))
+    shard.promote(Told(np.array([False] + [True] * (P - 1)), 1, 2))
+    shard.update(plan())
+    torch.testing.assert_close(shard.personal_best[0], torch.eye(P, dtype=torch.float64)[0], rtol=0, atol=0)
+    torch.testing.assert_close(shard.position.sum(dim=1), torch.ones(P, dtype=torch.float64))
+
+
 def test_nothing_is_allocated_after_construction(shard):
     addresses = {name: tensor.data_ptr() for name, tensor in vars(shard).items()}
     for _ in range(3):
@@ -91,7 +100,10 @@ def test_both_states_hold_the_same_positions_through_a_search():
     experts = SimpleNamespace(rows=torch.randn(6, D), names=tuple("abcdef"))
     config = SwarmConfig(particles=9, patience=60, restart_patience=0.1, iterations=50, seed=4)
     swarms = [Swarm(config, 6) for _ in range(2)]
-    states = [Particles(experts, swarm, state) for swarm, state in zip(swarms, ("weights", "mixture"), strict=True)]
+    states = [
+        Particles(experts, swarm, state, torch.device("cpu"))
+        for swarm, state in zip(swarms, ("weights", "mixture"), strict=True)
+    ]
     utility = np.random.default_rng(3)
     restarted = 0
     for step in range(51):

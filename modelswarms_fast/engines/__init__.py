@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -59,17 +60,18 @@ def start_engine(base: Path, experts: Experts | None, config: EngineConfig) -> E
     Raises:
         InputError: the engine is not installed, or the layout does not fit the base model.
     """
+    settings: dict[str, Any] = {"dtype": config.dtype, "max_model_len": config.max_model_len}
+    base_config = json.loads((base / "config.json").read_text())
+    if config.dtype == "auto":
+        # Said here for both engines: left to itself, vLLM makes half precision of a float32 checkpoint.
+        settings["dtype"] = base_config.get("dtype") or base_config.get("torch_dtype") or "float32"
+    settings["max_model_len"] = min(
+        config.max_model_len, base_config.get("max_position_embeddings", config.max_model_len)
+    )
     if config.engine == "transformers":
         from modelswarms_fast.engines.transformers import TransformersEngine
 
-        return TransformersEngine(base, experts, dtype=config.dtype, max_model_len=config.max_model_len)
+        return TransformersEngine(base, experts, **settings)
     from modelswarms_fast.engines.vllm import VllmEngine
 
-    return VllmEngine(
-        base,
-        experts,
-        serve=config.serve,
-        slots=config.slots,
-        dtype=config.dtype,
-        max_model_len=config.max_model_len,
-    )
+    return VllmEngine(base, experts, serve=config.serve, slots=config.slots, **settings)

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from peft import LoraConfig, get_peft_model
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from modelswarms_fast.engines import Completion, Request
 from modelswarms_fast.errors import InputError
@@ -73,6 +73,11 @@ class TransformersEngine:
             if name not in parameters or tuple(parameters[name].shape) != spec.shape:
                 raise InputError(f"{spec.name} does not fit the base model; use the base that the experts share.")
             places[spec.name] = parameters[name].data
+        if not adapter:
+            covered = {place.data_ptr() for place in places.values()}
+            for name, parameter in parameters.items():
+                if parameter.data_ptr() not in covered:
+                    raise InputError(f"The experts have no tensor {name}, which the base model has; use their base.")
         return places
 
     @torch.no_grad()
@@ -98,6 +103,13 @@ class TransformersEngine:
     @torch.inference_mode()
     def generate(self, requests: Sequence[Request], max_tokens: int) -> list[Completion]:
         """Complete every request greedily; same order."""
+        # Not the model's own generation config: a penalty or a temperature in it would be one engine's alone.
+        greedy = GenerationConfig(
+            max_new_tokens=max_tokens,
+            do_sample=False,
+            eos_token_id=self.model.generation_config.eos_token_id,
+            pad_token_id=self.tokenizer.pad_token_id,
+        )
         completions: dict[int, Completion] = {}
         order = sorted(range(len(requests)), key=lambda index: len(requests[index].prompt))
         for start in range(0, len(order), BATCH):
@@ -109,15 +121,7 @@ class TransformersEngine:
                 padding_side="left",
                 return_tensors="pt",
             ).to(self.device)
-            output = self.model.generate(
-                **inputs,
-                max_new_tokens=max_tokens,
-                do_sample=False,
-                temperature=None,
-                top_p=None,
-                top_k=None,
-                pad_token_id=self.tokenizer.pad_token_id,
-            )
+            output = self.model.generate(**inputs, generation_config=greedy)
             for index, row in zip(batch, output[:, inputs["input_ids"].shape[1] :].tolist(), strict=True):
                 tokens = self._until_end(row)
                 text = str(self.tokenizer.decode(tokens, skip_special_tokens=True))

@@ -42,7 +42,7 @@ class VllmEngine:
         dtype: str = "auto",
         max_model_len: int = 4096,
     ) -> None:
-        os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
+        os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # rows are handed to the worker by reference
         os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
         os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
         try:
@@ -60,27 +60,35 @@ class VllmEngine:
         if on_cpu:
             # vLLM's own estimate reads NUMA files that small machines lack; short prompts need small blocks to hit.
             settings |= {"kv_cache_memory_bytes": CPU_KV_CACHE_BYTES, "block_size": 32}
+        else:
+            settings["gpu_memory_utilization"] = 0.75  # rows and the untouched base weights want the rest
         if serve == "slots":
             rank = max(module.rank for module in modules)
             settings |= {
                 "enable_lora": True,
                 "max_loras": slots,
                 "max_lora_rank": next((r for r in LORA_RANKS if r >= rank), rank),
+                # Without it the embeddings and the head get slots too, which every token then pays for.
+                "lora_target_modules": sorted({module.name.rpartition(".")[2] for module in modules}),
             }
         self.serve = serve
         self.slots = slots if serve == "slots" else 1
-        self.llm = LLM(
-            model=str(base),
-            dtype=dtype,
-            max_model_len=max_model_len,
-            enforce_eager=on_cpu,
-            enable_prefix_caching=True,
-            disable_log_stats=True,
-            trust_remote_code=False,
-            seed=0,
-            worker_extension_cls="modelswarms_fast.engines.vllm_worker.SwarmWorker",
-            **settings,
-        )
+        try:
+            self.llm = LLM(
+                model=str(base),
+                dtype=dtype,
+                max_model_len=max_model_len,
+                enforce_eager=on_cpu,
+                enable_prefix_caching=True,
+                disable_log_stats=True,
+                trust_remote_code=False,
+                seed=0,
+                worker_extension_cls="modelswarms_fast.engines.vllm_worker.SwarmWorker",
+                **settings,
+            )
+        except ValueError as error:  # vLLM's word for settings that do not fit the model or the memory
+            reason = " ".join(str(error).split())
+            raise InputError(f"vLLM cannot serve {base} with max_model_len {max_model_len}: {reason}") from error
         self.tokenizer = self.llm.get_tokenizer()
         self.device = torch.device("cpu" if on_cpu else "cuda")
         self.max_model_len = max_model_len

@@ -130,6 +130,10 @@ class SwarmWorker:
         for module in modules:
             a, b = self._shape(module.a), self._shape(module.b)
             live = self._place(places, f"{module.name}.weight", (b[0], a[1]))
+            if module.name == "lm_head" and live.data_ptr() == places["model.embed_tokens.weight"].data_ptr():
+                raise InputError(
+                    "lm_head is tied to the embeddings, which merging would change too; use serve='slots'."
+                )
             targets.append(_LoraTarget(live, live.clone(), module.a, module.b, module.scaling))
         self._swarm_live = [target.live for target in targets]
         self._swarm_base = [target.base for target in targets]
@@ -147,9 +151,9 @@ class SwarmWorker:
         names = [spec.name for spec in self._swarm_layout.specs]
         self._swarm_live = [self._place(places, name, self._shape(name)) for name in names]
         self._swarm_base = [live.clone() for live in self._swarm_live]
-        covered = {live.untyped_storage().data_ptr() for live in self._swarm_live}
+        covered = {live.data_ptr() for live in self._swarm_live}  # a tied head lies where the embeddings do
         for name, weight in places.items():
-            if weight.untyped_storage().data_ptr() not in covered:
+            if weight.data_ptr() not in covered:
                 raise InputError(
                     f"The experts have no tensor {name}, which the base model has; use the base they share."
                 )
@@ -183,8 +187,8 @@ class SwarmWorker:
         if name not in places:
             raise InputError(f"The experts adapt {name}, which the base model does not have; use the base they share.")
         live = places[name]
-        if (live.dim() == len(shape) and live.shape[1:] == shape[1:] and "embed_tokens" in name) or "lm_head" in name:
-            live = live[: shape[0]]  # vLLM pads the vocabulary
+        if "embed_tokens" in name or "lm_head" in name:
+            live = live[: self.model_runner.model_config.hf_config.vocab_size]  # vLLM pads the vocabulary
         if tuple(live.shape) != shape:
             raise InputError(
                 f"{name} has shape {list(shape)} by the experts but {list(live.shape)} in the base model; "
