@@ -1,0 +1,88 @@
+// The Python module modelswarms_fast._C. Pointers come in as integers, checked by modelswarms_fast/ops.py.
+#include <omp.h>
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include "check.h"
+#include "mix.h"
+#include "simd.h"
+#include "swarm_update.h"
+
+#ifdef MODELSWARMS_CUDA
+#include "../kernels/launchers.h"
+#endif
+
+namespace py = pybind11;
+using namespace modelswarms;
+using Address = std::uintptr_t;
+using Int = std::int64_t;
+
+namespace {
+
+template <class T = void>
+T* at(Address address) {
+  return reinterpret_cast<T*>(address);
+}
+
+void swarm_update_cpu(Address position, Int position_stride, Address velocity, Int velocity_stride,
+                      Address personal_best, Int personal_best_stride, Address global_best,
+                      Address global_worst, Address coefficients, double step_length, Int particles, Int size,
+                      int dtype) {
+  swarm_update({at(position), position_stride, at(velocity), velocity_stride, at(personal_best),
+                personal_best_stride, at(global_best), at(global_worst), at<float>(coefficients), step_length,
+                particles, size, static_cast<DType>(dtype)});
+}
+
+void mix_cpu(Address out, Int out_stride, Address experts, Int experts_stride, Address mixture, Int particles,
+             Int count, Int size, int dtype) {
+  mix({at(out), out_stride, at(experts), experts_stride, at(mixture), particles, count, size,
+       static_cast<DType>(dtype)});
+}
+
+#ifdef MODELSWARMS_CUDA
+void throw_on(int code) {
+  if (code != 0) throw std::runtime_error(std::string("CUDA: ") + modelswarms_cuda_error(code));
+}
+
+void swarm_update_cuda(Address position, Int position_stride, Address velocity, Int velocity_stride,
+                       Address personal_best, Int personal_best_stride, Address global_best,
+                       Address global_worst, Address coefficients, float step_length, Int particles, Int size,
+                       int dtype, int device, Address stream) {
+  throw_on(modelswarms_swarm_update_cuda(at(position), position_stride, at(velocity), velocity_stride,
+                                         at(personal_best), personal_best_stride, at(global_best),
+                                         at(global_worst), at<float>(coefficients), step_length, particles,
+                                         size, dtype, device, at<CUstream_st>(stream)));
+}
+
+void mix_cuda(Address out, Int out_stride, Address experts, Int experts_stride, Address mixture,
+              Int particles, Int count, Int size, int dtype, int device, Address stream) {
+  throw_on(modelswarms_mix_cuda(at(out), out_stride, at(experts), experts_stride, at<float>(mixture),
+                                particles, count, size, dtype, device, at<CUstream_st>(stream)));
+}
+constexpr bool kHasCuda = true;
+#else
+constexpr bool kHasCuda = false;
+#endif
+
+}  // namespace
+
+PYBIND11_MODULE(_C, m) {
+  using NoGil = py::call_guard<py::gil_scoped_release>;
+  m.doc() =
+      "CPU and CUDA operators of modelswarms_fast; use modelswarms_fast.ops, which checks its arguments.";
+
+  m.def("swarm_update", &swarm_update_cpu, NoGil());
+  m.def("mix", &mix_cpu, NoGil());
+
+  m.attr("has_cuda") = kHasCuda;
+#ifdef MODELSWARMS_CUDA
+  m.def("swarm_update_cuda", &swarm_update_cuda, NoGil());
+  m.def("mix_cuda", &mix_cuda, NoGil());
+#endif
+
+  m.def("simd_levels", &simd_levels);
+  m.def("simd_level", &simd_level);
+  m.def("set_simd_level", &set_simd_level, py::arg("name"));
+  m.def("num_threads", [] { return omp_get_max_threads(); });
+  m.def("set_num_threads", [](int count) { omp_set_num_threads(count); }, py::arg("count"));
+}

@@ -1,0 +1,35 @@
+// The swarm update on the CPU: one fused pass, in place.
+//
+//   v' = c0 v + c1 (p - x) + c2 (g - x) + c3 (x - w)        x' = x + step_length v'
+//
+// The sums are taken from left to right, every operation rounded on its own (no fused multiply-add), so that
+// every SIMD level, every thread count and the reference give the same bits.
+#pragma once
+
+#include <cstdint>
+
+#include "dtype.h"
+
+namespace modelswarms {
+
+// Pointers to the first element of a row; strides in elements; the last dimension is contiguous.
+struct SwarmUpdate {
+  void* position;  // [particles, size], written
+  std::int64_t position_stride;
+  void* velocity;  // [particles, size], written
+  std::int64_t velocity_stride;
+  const void* personal_best;  // [particles, size]
+  std::int64_t personal_best_stride;
+  const void* global_best;    // [size]
+  const void* global_worst;   // [size]
+  const float* coefficients;  // [particles, 4], contiguous: inertia, cognitive, social, repel
+  double step_length;
+  std::int64_t particles;
+  std::int64_t size;
+  DType dtype;
+};
+
+// Needs no allocation and no Python. Throws std::invalid_argument for sizes or dtypes that make no sense.
+void swarm_update(const SwarmUpdate& args);
+
+}  // namespace modelswarms

@@ -1,0 +1,24 @@
+// Launchers of the CUDA kernels, callable from C and C++ without the CUDA headers. Pointers lie on `device`,
+// strides are in elements, dtype is 0 float32, 1 bfloat16, 2 float16. Each returns a cudaError_t as int, 0
+// for success, and does not wait for the kernel.
+#pragma once
+
+#include <stdint.h>
+
+struct CUstream_st;
+
+extern "C" {
+
+int modelswarms_swarm_update_cuda(void* position, int64_t position_stride, void* velocity,
+                                  int64_t velocity_stride, const void* personal_best,
+                                  int64_t personal_best_stride, const void* global_best,
+                                  const void* global_worst, const float* coefficients, float step_length,
+                                  int64_t particles, int64_t size, int dtype, int device,
+                                  struct CUstream_st* stream);
+
+int modelswarms_mix_cuda(void* out, int64_t out_stride, const void* experts, int64_t experts_stride,
+                         const float* mixture, int64_t particles, int64_t count, int64_t size, int dtype,
+                         int device, struct CUstream_st* stream);
+
+const char* modelswarms_cuda_error(int code);
+}

@@ -1,0 +1,65 @@
+"""Pointers are addresses (``tensor.data_ptr()``), strides count elements; see csrc/bindings.cpp."""
+
+has_cuda: bool
+
+def swarm_update(
+    position: int,
+    position_stride: int,
+    velocity: int,
+    velocity_stride: int,
+    personal_best: int,
+    personal_best_stride: int,
+    global_best: int,
+    global_worst: int,
+    coefficients: int,
+    step_length: float,
+    particles: int,
+    size: int,
+    dtype: int,
+) -> None: ...
+def mix(
+    out: int,
+    out_stride: int,
+    experts: int,
+    experts_stride: int,
+    mixture: int,
+    particles: int,
+    count: int,
+    size: int,
+    dtype: int,
+) -> None: ...
+def swarm_update_cuda(
+    position: int,
+    position_stride: int,
+    velocity: int,
+    velocity_stride: int,
+    personal_best: int,
+    personal_best_stride: int,
+    global_best: int,
+    global_worst: int,
+    coefficients: int,
+    step_length: float,
+    particles: int,
+    size: int,
+    dtype: int,
+    device: int,
+    stream: int,
+) -> None: ...
+def mix_cuda(
+    out: int,
+    out_stride: int,
+    experts: int,
+    experts_stride: int,
+    mixture: int,
+    particles: int,
+    count: int,
+    size: int,
+    dtype: int,
+    device: int,
+    stream: int,
+) -> None: ...
+def simd_levels() -> list[str]: ...
+def simd_level() -> str: ...
+def set_simd_level(name: str) -> None: ...
+def num_threads() -> int: ...
+def set_num_threads(count: int) -> None: ...
