@@ -104,7 +104,7 @@ class TransformersEngine:
     def generate(self, requests: Sequence[Request], max_tokens: int) -> list[Completion]:
         """Complete every request greedily; same order."""
         # Not the model's own generation config: a penalty or a temperature in it would be one engine's alone.
-        greedy = GenerationConfig(
+        greedy = GenerationConfig(  # type: ignore[no-untyped-call]
             max_new_tokens=max_tokens,
             do_sample=False,
             eos_token_id=self.model.generation_config.eos_token_id,
