@@ -135,7 +135,15 @@ def demo_command(
     )
 
 
-DEMO: dict[str, Any] = {"iterations": 6, "seed": 0}
+# The middle of the ranges that the paper searches over; few iterations, to end within minutes on two cores.
+DEMO: dict[str, Any] = {
+    "inertia": 0.2,
+    "cognitive_coeff": 0.3,
+    "social_coeff": 0.4,
+    "repel_coeff": 0.05,
+    "iterations": 6,
+    "max_model_len": 512,
+}
 
 
 def _search_and_show(arguments: dict[str, Any]) -> None:
