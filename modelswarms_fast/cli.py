@@ -141,6 +141,7 @@ DEMO: dict[str, Any] = {
     "cognitive_coeff": 0.3,
     "social_coeff": 0.4,
     "repel_coeff": 0.05,
+    "limit_dev": 96,
     "iterations": 6,
     "max_model_len": 512,
 }
