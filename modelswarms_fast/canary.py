@@ -11,9 +11,10 @@ from modelswarms_fast.engines import Engine, Request
 from modelswarms_fast.engines.transformers import TransformersEngine
 from modelswarms_fast.experts import Experts
 
-# Largest difference allowed between two log-probabilities among the likeliest tokens. In half types the two engines
-# round in different places (merged or beside the base weights, other kernels); docs/design.md has the measurement.
-TOLERANCE = {torch.float32: 2e-3, torch.float16: 0.1, torch.bfloat16: 0.5}
+# Mean difference allowed between the log-probabilities of the likeliest tokens. In half types the two engines round in
+# different places (merged or beside the base weights, other kernels) and a single unlikely token may be far off, so it
+# is the mean that tells right from wrong; docs/design.md has the measurement.
+TOLERANCE = {torch.float32: 2e-3, torch.float16: 0.05, torch.bfloat16: 0.4}
 TOP = 10
 PROBE = "Question: Which of the four seasons follows the winter?\nAnswer:"
 
@@ -41,7 +42,7 @@ class Canary:
             self._left = None if self._left is None else self._left - 1
 
     def check(self, slot: int | None, row: torch.Tensor | None) -> float:
-        """The largest difference for the row [D] in `slot`, or for the base model (None, None).
+        """The mean difference for the row [D] in `slot`, or for the base model (None, None).
 
         Raises:
             RuntimeError: it exceeds the tolerance; the engine serves something else than this row.
@@ -52,12 +53,11 @@ class Canary:
             self._oracle.load(0, row)
         expected = self._oracle.log_probs(Request(None if row is None else 0, self._prompt))
         served = self._engine.log_probs(Request(slot, self._prompt), top=TOP)
-        differences = [abs(value - expected[token]) for token, value in served.items()]
-        difference = max(differences)
-        if not all(value <= self.tolerance for value in differences):  # true of a NaN as well
+        difference = sum(abs(value - expected[token]) for token, value in served.items()) / len(served)
+        if not difference <= self.tolerance:  # true of a NaN as well
             raise RuntimeError(
                 "The engine does not serve the weights it was given: log-probabilities of the probe prompt differ "
-                f"by {difference:.3g} from the transformers engine (tolerance {self.tolerance:g})."
+                f"by {difference:.3g} on average from the transformers engine (tolerance {self.tolerance:g})."
             )
         return difference
 

@@ -175,6 +175,7 @@ def test_an_interrupt_keeps_what_was_found(tiny, tmp_path, monkeypatch):
             os.kill(os.getpid(), signal.SIGINT)
         return generate(self, *arguments)
 
+    before = signal.getsignal(signal.SIGINT)
     monkeypatch.setattr(TransformersEngine, "generate", interrupting)
     summary = search(**tiny, out=tmp_path / "run")
     assert summary["stopped"] == "interrupted"
@@ -182,7 +183,7 @@ def test_an_interrupt_keeps_what_was_found(tiny, tmp_path, monkeypatch):
     assert summary["iterations"] == 0
     assert summary["end"]["dev"] == summary["start"]["dev"]
     assert (tmp_path / "run" / "global_best" / "adapter_model.safetensors").exists()
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert signal.getsignal(signal.SIGINT) is before, "the handler that was there is put back"
 
 
 def test_an_interrupt_in_the_last_wave_keeps_the_iteration(tiny, tmp_path, monkeypatch):

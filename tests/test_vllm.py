@@ -15,6 +15,8 @@ from modelswarms_fast.engines import Request, start_engine
 from modelswarms_fast.engines.transformers import TransformersEngine
 from modelswarms_fast.errors import InputError
 from modelswarms_fast.experts import Experts, export, read_experts
+from modelswarms_fast.journal import read_history
+from modelswarms_fast.loop import search
 
 pytest.importorskip("vllm")
 
@@ -249,3 +251,27 @@ def test_experts_of_another_base_are_refused(engines, experts):
     with pytest.raises(InputError, match=r"layers\.99"):
         rpc("swarm_attach", args=("merged", other.layout, other.modules))
     rpc("swarm_attach", args=("merged", experts.layout, experts.modules))
+
+
+@pytest.mark.parametrize(("serve", "state"), [("merged", "weights"), ("slots", "mixture")])
+def test_a_search_whose_every_load_is_proved(serve, state, tmp_path):
+    """The demo's search, shortened: bfloat16, a canary after each load, the winner read back from the disk."""
+    summary = search(
+        EXAMPLES,
+        base="smollm2-135m-instruct",
+        task="exact_match",
+        data=EXAMPLES.parent / "data" / "skills_mix.json",
+        out=tmp_path / "run",
+        serve=serve,
+        state=state,
+        canary="all",
+        iterations=1,
+        limit_dev=6,
+        limit_test=4,
+        max_model_len=256,
+    )
+    assert summary["dtype"] == "bfloat16"
+    assert summary["evaluations"] == 16
+    assert len(read_history(tmp_path / "run" / "history.jsonl")) == 2
+    assert summary["end"]["dev"] >= summary["start"]["dev"]
+    assert (tmp_path / "run" / "global_best" / "tokenizer.json").exists()
