@@ -89,6 +89,28 @@ def mixtures(results: list[dict[str, Any]]) -> list[str]:
     return lines
 
 
+def demo() -> list[str]:
+    """The demo's winner beside every expert, on test."""
+    path = HERE / "results" / "demo.json"
+    if not path.exists():
+        return []
+    result = json.loads(path.read_text())
+    summary = result["summary"]
+    rows = {name: (row["test"], row["standard_error"]) for name, row in result["test"].items()}
+    rows["**Model Swarms**"] = (summary["end"]["test"], summary["test_standard_error"]["end"])
+    return [
+        "## The demo\n",
+        f"`make demo`: eight example experts, the mix of four skills; {summary['dev_examples']} dev examples, "
+        f"{summary['iterations']} iterations, seed {summary['seed']}, {summary['seconds']['total']:.0f} s in all.",
+        f"On dev the best expert ({summary['start']['expert']}) has {summary['start']['dev']:.3f} and the winner "
+        f"{summary['end']['dev']:.3f}; on the {summary['test_examples']} test examples:\n",
+        "| | test |",
+        "|---|---|",
+        *(f"| {name} | {mean:.3f} ± {error:.3f} |" for name, (mean, error) in sorted(rows.items(), key=lambda r: r[1])),
+        "",
+    ]
+
+
 def main() -> None:
     """Write the document."""
     results = load()
@@ -100,6 +122,7 @@ def main() -> None:
         *quality_rows(results),
         "",
         *([notes.read_text()] if notes.exists() else []),
+        *demo(),
         "## Seconds by phase\n",
         *time_rows(results),
         "",

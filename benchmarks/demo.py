@@ -1,0 +1,43 @@
+"""Score every example expert and the base on the demo's test split, beside a finished demo: one JSON file.
+
+    python benchmarks/demo.py runs/demo benchmarks/results/demo.json
+
+`make demo` scores only the expert that was best on dev; this says how the winner stands to all of them.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+from quality import machine
+
+from modelswarms_fast.base import resolve_base
+from modelswarms_fast.config import EngineConfig
+from modelswarms_fast.engines import start_engine
+from modelswarms_fast.evaluate import Evaluator, standard_error, utility_of
+from modelswarms_fast.experts import read_experts
+from modelswarms_fast.journal import write_json
+from modelswarms_fast.utilities import load_utility
+
+EXAMPLES = Path(__file__).parent.parent / "examples"
+
+
+def main() -> None:
+    """Evaluate and write."""
+    run, target = Path(sys.argv[1]), Path(sys.argv[2])
+    summary = json.loads((run / "summary.json").read_text())
+    summary["data"] = "examples/data/skills_mix.json"
+    experts = read_experts(EXAMPLES / "experts")
+    utility = load_utility("exact_match", EXAMPLES / "data" / "skills_mix.json")
+    engine = start_engine(resolve_base(summary["base"]), experts, EngineConfig(max_model_len=512))
+    evaluator = Evaluator(engine, utility, splits=("test",))
+    scores = {name: evaluator.one(row, "test") for name, row in zip(experts.names, experts.rows, strict=True)}
+    scores["base"] = evaluator.base("test")
+    test = {name: {"test": utility_of(own), "standard_error": standard_error(own)} for name, own in scores.items()}
+    write_json(target, {"summary": summary, "test": test, "machine": machine()})
+
+
+if __name__ == "__main__":
+    main()
