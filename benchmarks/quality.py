@@ -27,7 +27,7 @@ from modelswarms_fast.journal import read_history, write_json
 
 BASE = "smollm2-135m-instruct"
 MULTIPLE_CHOICE = {"mmlu", "hellaswag", "knowledge_crosswords", "hearsay", "citation_prediction_classification"}
-# The middle of the ranges that the paper searches over (appendix of arXiv 2410.11163); not tuned here.
+# The middle of the ranges that the published code draws from, but for the step length: its default. Not tuned here.
 SETTINGS: dict[str, Any] = {
     "inertia": 0.2,
     "cognitive_coeff": 0.3,

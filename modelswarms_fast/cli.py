@@ -135,7 +135,7 @@ def demo_command(
     )
 
 
-# The middle of the ranges that the paper searches over; few iterations, to end within minutes on two cores.
+# The middle of the ranges that the published code draws from; few iterations, to end within minutes on two cores.
 DEMO: dict[str, Any] = {
     "inertia": 0.2,
     "cognitive_coeff": 0.3,
