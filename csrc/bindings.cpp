@@ -4,7 +4,9 @@
 #include <pybind11/stl.h>
 
 #include "check.h"
+#include "limit.h"
 #include "mix.h"
+#include "pages.h"
 #include "simd.h"
 #include "swarm_update.h"
 
@@ -25,18 +27,30 @@ T* at(Address address) {
 }
 
 void swarm_update_cpu(Address position, Int position_stride, Address velocity, Int velocity_stride,
-                      Address personal_best, Int personal_best_stride, Address global_best,
-                      Address global_worst, Address coefficients, double step_length, Int particles, Int size,
-                      int dtype) {
+                      Address personal_best, Int personal_best_stride, Address global_best, Address global_worst,
+                      Address table, Address coefficients, double step_length, Int particles, Int size, int dtype,
+                      bool stochastic, bool coordinate, std::uint64_t seed, Int iteration, Int first_column) {
   swarm_update({at(position), position_stride, at(velocity), velocity_stride, at(personal_best),
-                personal_best_stride, at(global_best), at(global_worst), at<float>(coefficients), step_length,
-                particles, size, static_cast<DType>(dtype)});
+                personal_best_stride, at(global_best), at(global_worst), at<Int>(table), at<float>(coefficients),
+                step_length, particles, size, static_cast<DType>(dtype), stochastic, coordinate, seed, iteration,
+                first_column});
 }
 
 void mix_cpu(Address out, Int out_stride, Address experts, Int experts_stride, Address mixture, Int particles,
-             Int count, Int size, int dtype) {
+             Int count, Int size, int dtype, Int parts, Int part_stride) {
   mix({at(out), out_stride, at(experts), experts_stride, at(mixture), particles, count, size,
-       static_cast<DType>(dtype)});
+       static_cast<DType>(dtype), parts, part_stride});
+}
+
+void limit_update_cpu(Address x, Address v, Address p, Address x_out, Address v_out, Int words, bool stream_x,
+                      bool stream_v) {
+  limit_update({at<std::uint64_t>(x), at<std::uint64_t>(v), at<std::uint64_t>(p), at<std::uint64_t>(x_out),
+                at<std::uint64_t>(v_out), words, stream_x, stream_v});
+}
+
+void limit_mix_cpu(Address out, Int out_stride, Address in, Int in_stride, Int writes, Int reads, Int words,
+                   bool stream) {
+  limit_mix({at<std::uint64_t>(out), out_stride, at<std::uint64_t>(in), in_stride, writes, reads, words, stream});
 }
 
 #ifdef MODELSWARMS_CUDA
@@ -46,12 +60,14 @@ void throw_on(int code) {
 
 void swarm_update_cuda(Address position, Int position_stride, Address velocity, Int velocity_stride,
                        Address personal_best, Int personal_best_stride, Address global_best,
-                       Address global_worst, Address coefficients, float step_length, Int particles, Int size,
-                       int dtype, int device, Address stream) {
-  throw_on(modelswarms_swarm_update_cuda(at(position), position_stride, at(velocity), velocity_stride,
-                                         at(personal_best), personal_best_stride, at(global_best),
-                                         at(global_worst), at<float>(coefficients), step_length, particles,
-                                         size, dtype, device, at<CUstream_st>(stream)));
+                       Address global_worst, Address table, Address coefficients, float step_length,
+                       Int particles, Int size, int dtype, bool stochastic, bool coordinate,
+                       std::uint64_t seed, std::uint32_t iteration, Int first_column, int device,
+                       Address stream) {
+  throw_on(modelswarms_swarm_update_cuda(
+      at(position), position_stride, at(velocity), velocity_stride, at(personal_best), personal_best_stride,
+      at(global_best), at(global_worst), at<Int>(table), at<float>(coefficients), step_length, particles,
+      size, dtype, stochastic, coordinate, seed, iteration, first_column, device, at<CUstream_st>(stream)));
 }
 
 void mix_cuda(Address out, Int out_stride, Address experts, Int experts_stride, Address mixture,
@@ -73,6 +89,13 @@ PYBIND11_MODULE(_C, m) {
 
   m.def("swarm_update", &swarm_update_cpu, NoGil());
   m.def("mix", &mix_cpu, NoGil());
+
+  // What memory and arithmetic allow, for benchmarks/.
+  m.def("limit_update", &limit_update_cpu, NoGil());
+  m.def("limit_mix", &limit_mix_cpu, NoGil());
+  m.def("limit_arithmetic", &limit_arithmetic, NoGil());
+
+  m.def("use_huge_pages", &use_huge_pages);
 
   m.attr("has_cuda") = kHasCuda;
 #ifdef MODELSWARMS_CUDA

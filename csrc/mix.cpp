@@ -1,5 +1,7 @@
 #include "mix.h"
 
+#include <type_traits>
+
 #include "bits.h"
 #include "check.h"
 #include "columns.h"
@@ -15,12 +17,17 @@ using MixColumns = void (*)(const Mix&, std::int64_t begin, std::int64_t end);
 
 }  // namespace
 
-void mix(const Mix& args) {
+void mix(const Mix& given) {
+  Mix args = given;
   MS_CHECK(args.particles >= 0 && args.count >= 0 && args.size >= 0,
            "particles, count and size must not be negative");
-  const MixColumns columns = MS_PICK(mix_columns_of)(args.dtype);
+  MS_CHECK(args.parts >= 1 && args.size % args.parts == 0, "parts must divide the size");
+  const std::int64_t row = itemsize(args.dtype);
+  args.stream = args.parts == 1 && worth_streaming(args.particles * args.size * row) &&
+                aligned(args.out, args.particles > 1 ? args.out_stride * row : 0);
+  const MixColumns columns = MS_PICK(mix_columns_of)(args);
   MS_CHECK(columns != nullptr, "unknown dtype code");
-  for_column_blocks(args.size, itemsize(args.dtype), args.particles + args.count,
+  for_column_blocks(args.size, row, args.particles + args.count,
                     [&](std::int64_t begin, std::int64_t end) { columns(args, begin, end); });
 }
 

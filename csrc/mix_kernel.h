@@ -1,63 +1,109 @@
 // The columns [begin, end) of the mix for every particle. Compiled once a SIMD level; see each_simd_level.h.
 
-// R particles share every expert register that is loaded, two registers of columns at a time.
-template <class S, int R>
-void mix_rows(const Mix& args, std::int64_t first, std::int64_t begin, std::int64_t end) {
+// R particles share every expert register that is loaded, T pairs of columns at a time. `ahead` columns further on the
+// experts will be needed next; 0: somebody asked for them already.
+template <class S, int R, int T, bool kStream>
+inline void mix_tile(const Mix& args, std::int64_t first, std::int64_t d, std::int64_t ahead, S* out) {
   using L = Lanes<S>;
   using Reg = typename L::Reg;
-  using Scalar = typename L::Scalar;
-  const S* __restrict experts = static_cast<const S*>(args.experts);
-  const Scalar* __restrict mixture = static_cast<const Scalar*>(args.mixture) + first * args.count;
-  S* __restrict out = static_cast<S*>(args.out) + first * args.out_stride;
-  std::int64_t d = begin;
-  for (; d + 2 * L::width <= end; d += 2 * L::width) {
-    Reg low[R], high[R];
-    for (int r = 0; r < R; ++r) low[r] = high[r] = L::broadcast(0);
-    for (std::int64_t j = 0; j < args.count; ++j) {
-      const S* e = experts + j * args.experts_stride + d;
-      const Reg e_low = L::load(e), e_high = L::load(e + L::width);
-      for (int r = 0; r < R; ++r) {
-        const Reg m = L::broadcast(mixture[r * args.count + j]);
-        low[r] = low[r] + m * e_low;
-        high[r] = high[r] + m * e_high;
+  const S* experts = static_cast<const S*>(args.experts) + d;
+  const auto* mixture = static_cast<const typename L::Scalar*>(args.mixture) + first * args.count;
+  Reg sums[R][2 * T];  // arrays of registers stay in registers, arrays of pairs do not
+  for (auto& row : sums)
+    for (Reg& sum : row) sum = L::broadcast(0);
+  for (std::int64_t j = 0; j < args.count; ++j, experts += args.experts_stride) {
+    if (ahead > 0) prefetch<S, T>(experts + ahead);
+    Reg expert[2 * T];
+    for (int t = 0; t < T; ++t) {
+      const auto pair = L::load(experts + t * L::columns);
+      expert[2 * t] = pair.a, expert[2 * t + 1] = pair.b;
+    }
+    for (int r = 0; r < R; ++r) {
+      const Reg m = L::broadcast(mixture[r * args.count + j]);
+      for (int t = 0; t < 2 * T; ++t) sums[r][t] = sums[r][t] + m * expert[t];
+    }
+  }
+  for (int r = 0; r < R; ++r) {
+    for (int t = 0; t < T; ++t) {
+      S* address = out + r * args.out_stride + t * L::columns;
+      const auto stored = L::bits({sums[r][2 * t], sums[r][2 * t + 1]});
+      if constexpr (kStream) {
+        L::stream(address, stored);
+      } else {
+        L::store(address, stored);
       }
     }
-    for (int r = 0; r < R; ++r) {
-      L::store(out + r * args.out_stride + d, low[r]);
-      L::store(out + r * args.out_stride + d + L::width, high[r]);
-    }
   }
-  while (d < end) {
-    const std::int64_t some = end - d < L::width ? end - d : L::width;
-    for (int r = 0; r < R; ++r) {
-      Reg sum = L::broadcast(0);
-      for (std::int64_t j = 0; j < args.count; ++j)
-        sum = sum + L::broadcast(mixture[r * args.count + j]) *
-                        load_some(experts + j * args.experts_stride + d, some);
-      store_some(out + r * args.out_stride + d, sum, some);
-    }
-    d += some;
+}
+
+// Fewer columns than a pair has.
+template <class S>
+void mix_some(const Mix& args, std::int64_t i, std::int64_t d, std::int64_t some, S* out) {
+  using L = Lanes<S>;
+  const S* experts = static_cast<const S*>(args.experts) + d;
+  const auto* mixture = static_cast<const typename L::Scalar*>(args.mixture) + i * args.count;
+  typename L::Pair sum{L::broadcast(0), L::broadcast(0)};
+  for (std::int64_t j = 0; j < args.count; ++j)
+    sum = sum + L::broadcast(mixture[j]) * load_some(experts + j * args.experts_stride, some);
+  store_some(out, L::bits(sum), some);
+}
+
+template <class S, int R, bool kStream>
+void mix_rows(const Mix& args, std::int64_t first, std::int64_t begin, std::int64_t end, std::int64_t ahead, S* out) {
+  constexpr std::int64_t kColumns = Lanes<S>::columns;
+  out += first * args.out_stride;
+  std::int64_t d = begin;
+  for (; d + 2 * kColumns <= end; d += 2 * kColumns)
+    mix_tile<S, R, 2, kStream>(args, first, d, ahead, out + d - begin);
+  for (; d + kColumns <= end; d += kColumns) mix_tile<S, R, 1, kStream>(args, first, d, ahead, out + d - begin);
+  if (d < end) {
+    for (int r = 0; r < R; ++r) mix_some(args, first + r, d, end - d, out + r * args.out_stride + d - begin);
   }
+}
+
+// All particles, as many at a time as the registers have room for.
+template <class S, bool kStream>
+void mix_block(const Mix& args, std::int64_t begin, std::int64_t end, S* out) {
+  constexpr int kTile = 5;
+  const std::int64_t rest = args.particles % kTile, ahead = end - begin;
+  for (std::int64_t i = 0; i + kTile <= args.particles; i += kTile)
+    mix_rows<S, kTile, kStream>(args, i, begin, end, i == 0 ? ahead : 0, out);
+  const std::int64_t i = args.particles - rest, rest_ahead = i == 0 ? ahead : 0;
+  if (rest == 4) mix_rows<S, 4, kStream>(args, i, begin, end, rest_ahead, out);
+  if (rest == 3) mix_rows<S, 3, kStream>(args, i, begin, end, rest_ahead, out);
+  if (rest == 2) mix_rows<S, 2, kStream>(args, i, begin, end, rest_ahead, out);
+  if (rest == 1) mix_rows<S, 1, kStream>(args, i, begin, end, rest_ahead, out);
+}
+
+template <class S, bool kStream>
+void mix_columns(const Mix& args, std::int64_t begin, std::int64_t end) {
+  const std::int64_t length = args.size / args.parts;
+  // Few enough columns for the experts to stay in the first cache until the last particle has used them.
+  const std::int64_t row = kCacheBytes / std::max<std::int64_t>(args.count, 1) / static_cast<std::int64_t>(sizeof(S));
+  const std::int64_t block = std::max<std::int64_t>(row / 64, 2) * 64;
+  for (std::int64_t stop; begin < end; begin = stop) {
+    const std::int64_t part = begin / length;
+    stop = std::min({end, (part + 1) * length, begin + block});
+    mix_block<S, kStream>(args, begin, stop, static_cast<S*>(args.out) + part * args.part_stride + begin % length);
+  }
+  if constexpr (kStream) end_streaming();
 }
 
 template <class S>
-void mix_columns(const Mix& args, std::int64_t begin, std::int64_t end) {
-  std::int64_t i = 0;
-  for (; i + 4 <= args.particles; i += 4) mix_rows<S, 4>(args, i, begin, end);
-  for (; i + 2 <= args.particles; i += 2) mix_rows<S, 2>(args, i, begin, end);
-  if (i < args.particles) mix_rows<S, 1>(args, i, begin, end);
+MixColumns mix_columns_as(bool stream) {
+  return stream ? mix_columns<S, true> : mix_columns<S, false>;
 }
 
-MixColumns mix_columns_of(DType dtype) {
-  switch (dtype) {
+MixColumns mix_columns_of(const Mix& args) {
+  switch (args.dtype) {
     case DType::float32:
-      return mix_columns<float>;
+      return mix_columns_as<float>(args.stream);
     case DType::bfloat16:
-      return mix_columns<BFloat16>;
+      return mix_columns_as<BFloat16>(args.stream);
     case DType::float16:
-      return mix_columns<Float16>;
+      return mix_columns_as<Float16>(args.stream);
     case DType::float64:
-      return mix_columns<double>;
+      return mix_columns_as<double>(args.stream);
   }
   return nullptr;
 }

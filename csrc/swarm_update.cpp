@@ -1,5 +1,7 @@
 #include "swarm_update.h"
 
+#include <type_traits>
+
 #include "bits.h"
 #include "check.h"
 #include "columns.h"
@@ -10,16 +12,32 @@ namespace {
 
 using SwarmUpdateColumns = void (*)(const SwarmUpdate&, std::int64_t begin, std::int64_t end);
 
+// Row numbers of one particle, each counted from its own base. v_in below 0: the velocity is 0.
+struct Rows {
+  std::int64_t x_in, x_out, v_in, v_out, p;
+};
+
+inline Rows rows_of(const SwarmUpdate& args, std::int64_t i) {
+  if (args.table == nullptr) return {i, i, i, i, i};
+  const std::int64_t* line = args.table + 5 * i;
+  return {line[0], line[1], line[2], line[3], line[4]};
+}
+
 #define MS_KERNEL "swarm_update_kernel.h"
 #include "each_simd_level.h"
 
 }  // namespace
 
-void swarm_update(const SwarmUpdate& args) {
+void swarm_update(const SwarmUpdate& given) {
+  SwarmUpdate args = given;
   MS_CHECK(args.particles >= 0 && args.size >= 0, "particles and size must not be negative");
-  const SwarmUpdateColumns columns = MS_PICK(swarm_update_columns_of)(args.dtype);
+  MS_CHECK(!args.stochastic || itemsize(args.dtype) == 2, "only half types are rounded stochastically");
+  const SwarmUpdateColumns columns = MS_PICK(swarm_update_columns_of)(args);
   MS_CHECK(columns != nullptr, "unknown dtype code");
-  for_column_blocks(args.size, itemsize(args.dtype), 3 * args.particles,
+  const std::int64_t row = itemsize(args.dtype);
+  args.stream = worth_streaming(3 * args.particles * args.size * row) &&
+                aligned(args.position, args.position_stride * row) && aligned(args.velocity, args.velocity_stride * row);
+  for_column_blocks(args.size, row, 3 * args.particles,
                     [&](std::int64_t begin, std::int64_t end) { columns(args, begin, end); });
 }
 

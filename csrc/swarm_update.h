@@ -22,11 +22,18 @@ struct SwarmUpdate {
   std::int64_t personal_best_stride;
   const void* global_best;    // [size]
   const void* global_worst;   // [size]
+  const std::int64_t* table;  // [particles, 5] x_in, x_out, v_in, v_out, p; null: particle i has row i of each
   const float* coefficients;  // [particles, 4], contiguous: inertia, cognitive, social, repel
   double step_length;
   std::int64_t particles;
   std::int64_t size;
   DType dtype;
+  bool stochastic;  // round x' and v' up or down at random; half types only
+  bool coordinate;  // draw the four coefficients for every coordinate
+  std::uint64_t seed;
+  std::int64_t iteration;
+  std::int64_t first_column;  // of these columns in the whole rows, a multiple of 4
+  bool stream = false;        // rows that are written and not read go past the caches; decided by swarm_update
 };
 
 // Needs no allocation and no Python. Throws std::invalid_argument for sizes or dtypes that make no sense.

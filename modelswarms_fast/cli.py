@@ -1,4 +1,4 @@
-"""The command line: search, evaluate, demo."""
+"""The command line: search, evaluate, demo, bench."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from modelswarms_fast.config import (
     EngineConfig,
     EngineName,
     Randomness,
+    Rounding,
     Serve,
     StartVelocity,
     State,
@@ -65,7 +66,9 @@ def search_command(
     social_coeff: float = SwarmConfig.social_coeff,
     repel_coeff: float = SwarmConfig.repel_coeff,
     repel: Annotated[bool, typer.Option(help="Move away from the global worst.")] = SwarmConfig.repel,
-    randomness: Annotated[Randomness, typer.Option(help="Draws a particle, or none.")] = SwarmConfig.randomness,
+    randomness: Annotated[
+        Randomness, typer.Option(help="Draws a particle, a coordinate, or none.")
+    ] = SwarmConfig.randomness,
     step_length: float = SwarmConfig.step_length,
     step_length_factor: float = SwarmConfig.step_length_factor,
     minimum_step_length: float = SwarmConfig.minimum_step_length,
@@ -80,6 +83,7 @@ def search_command(
     slots: Slots = EngineConfig.slots,
     dtype: EngineDType = EngineConfig.dtype,
     row_dtype: Annotated[DType, typer.Option(help="Of the rows; auto: the experts'.")] = EngineConfig.row_dtype,
+    rounding: Annotated[Rounding, typer.Option(help="Of moved rows to half types.")] = EngineConfig.rounding,
     max_model_len: MaxModelLen = EngineConfig.max_model_len,
     canary: Annotated[Canary, typer.Option(help="Loads to prove against transformers.")] = EngineConfig.canary,
 ) -> None:
@@ -135,6 +139,28 @@ def demo_command(
     )
 
 
+@app.command("bench")
+def bench_command(
+    groups: Annotated[
+        list[str] | None,
+        typer.Argument(
+            help="update, mix, rows, variants, stream, shards, overhead, growth, load, evaluate, search; default: all."
+        ),
+    ] = None,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Keep the numbers in this file.")] = None,
+    model_swarm: Annotated[Path | None, typer.Option(help="Your clone of the published code, to compare with.")] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="Small rows, few rounds: to see that it works.")] = False,
+) -> None:
+    """Measure the operators and the engine on this machine, in a clone of the repository."""
+    from modelswarms_fast.bench import machine, run_benchmarks, tables
+
+    results = run_benchmarks(groups or [], quick=quick, model_swarm=model_swarm, target=json_file)
+    console = Console(width=None if sys.stdout.isatty() else 200)  # a file has room
+    for table in tables(results):
+        console.print(table)
+    console.print(machine(results))
+
+
 # The middle of the ranges that the published code draws from; few iterations, to end within minutes on two cores.
 DEMO: dict[str, Any] = {
     "inertia": 0.2,
@@ -162,8 +188,9 @@ def _search_and_show(arguments: dict[str, Any]) -> None:
         table.add_row(label, who, f"{row['dev']:.4f}", f"{row['test']:.4f} ± {error:.4f}")
     console = Console()
     console.print(table)
-    shares = sorted(summary["mixture"].items(), key=lambda item: -abs(item[1]))
-    console.print("winner = " + " ".join(f"{value:+.2f} {name}" for name, value in shares))
+    if summary["mixture"] is not None:
+        shares = sorted(summary["mixture"].items(), key=lambda item: -abs(item[1]))
+        console.print("winner = " + " ".join(f"{value:+.2f} {name}" for name, value in shares))
     phases = ", ".join(f"{name} {value:.1f} s" for name, value in seconds.items())
     console.print(
         f"{summary['dev_examples']} dev and {summary['test_examples']} test examples; "

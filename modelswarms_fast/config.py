@@ -8,12 +8,13 @@ from typing import Literal, get_args
 
 from modelswarms_fast.errors import InputError
 
-Randomness = Literal["particle", "unit"]
+Randomness = Literal["particle", "unit", "coordinate"]
 StartVelocity = Literal["random", "zero", "best"]
 State = Literal["weights", "mixture"]
 Serve = Literal["merged", "slots"]
 EngineName = Literal["vllm", "transformers"]
 DType = Literal["auto", "float32", "bfloat16", "float16"]
+Rounding = Literal["nearest", "stochastic"]
 Canary = Literal["off", "first", "all"]
 
 
@@ -44,7 +45,8 @@ class SwarmConfig:
     repel: bool = True
     """False leaves the global worst out of the velocity."""
     randomness: Randomness = "particle"
-    """`particle`: r ~ U(0, 1), one draw a term, particle and iteration; `unit`: r = 1."""
+    """`particle`: r ~ U(0, 1), one draw a term, particle and iteration; `unit`: r = 1;
+    `coordinate`: one draw a term, coordinate, particle and iteration, the classic particle swarm."""
     step_length: float = 1.0
     step_length_factor: float = 0.95
     minimum_step_length: float = 0.1
@@ -102,6 +104,8 @@ class EngineConfig:
     """Of the base model in the engine; `auto` is what its config.json says."""
     row_dtype: DType = "auto"
     """Of the rows; `auto` is the experts'."""
+    rounding: Rounding = "nearest"
+    """Of moved rows to bfloat16 or float16. `stochastic`: up or down at random, so that small steps are not lost."""
     max_model_len: int = 4096
     """Longest prompt plus its completion, in tokens; at most what the base model was made for."""
     canary: Canary = "first"
@@ -113,8 +117,13 @@ class EngineConfig:
         _check_choice("state", self.state, State)
         _check_choice("dtype", self.dtype, DType)
         _check_choice("row_dtype", self.row_dtype, DType)
+        _check_choice("rounding", self.rounding, Rounding)
         _check_choice("canary", self.canary, Canary)
         _check(self.slots >= 1, f"slots is {self.slots}; give 1 or more.")
+        _check(
+            self.rounding == "nearest" or self.state == "weights",
+            "rounding is 'stochastic' but state='mixture' rounds nothing to half types; use state='weights'.",
+        )
         _check(self.max_model_len >= 16, f"max_model_len is {self.max_model_len}; give 16 or more.")
         _check(
             self.engine == "vllm" or self.serve == "merged",

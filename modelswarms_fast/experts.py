@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +23,7 @@ from modelswarms_fast.errors import InputError
 from modelswarms_fast.export import export
 from modelswarms_fast.layout import Layout
 from modelswarms_fast.lora import LoraModule
+from modelswarms_fast.memory import empty_rows
 
 __all__ = ["Experts", "LoraModule", "export", "read_experts", "read_model"]
 
@@ -45,6 +46,7 @@ _ARCHITECTURE = (
 class Experts:
     """n checked experts; `rows` [n, D] holds the files' values unscaled, one row an expert.
 
+    `room` is what was allocated: the rows, and behind them as many more as the reader asked for.
     `config` is the first expert's adapter_config.json (or config.json), `modules` is sorted by name and empty
     for full checkpoints, `sources` are the folders or hub ids as given.
     """
@@ -53,18 +55,24 @@ class Experts:
     names: tuple[str, ...]
     layout: Layout
     rows: Tensor
+    room: Tensor
     modules: tuple[LoraModule, ...]
     config: dict[str, Any]
     sources: tuple[str, ...]
 
 
 def read_experts(
-    source: str | Path | Sequence[str | Path], *, dtype: torch.dtype | None = None, minimum: int = 2
+    source: str | Path | Sequence[str | Path],
+    *,
+    dtype: torch.dtype | None = None,
+    minimum: int = 2,
+    room: Callable[[int], int] | None = None,
 ) -> Experts:
     """Read a folder of expert folders (sorted by name), or a list of folders and hub ids (in this order).
 
     `dtype` (float32, float16 or bfloat16) casts every expert; without it all need one dtype, which the rows
-    keep. Fewer than `minimum` experts are refused: a search needs two. Raises InputError.
+    keep. Fewer than `minimum` experts are refused: a search needs two. `room` says how many rows to allocate for n
+    experts, n without it: the swarm's own rows can then begin with the experts. Raises InputError.
     """
     if dtype is not None and dtype not in _ROW_DTYPES:
         raise InputError(f"rows cannot be {dtype}: choose float32, float16 or bfloat16")
@@ -80,14 +88,18 @@ def read_experts(
     layout = Layout.of(meta, row_dtype)
     for expert in experts:
         _check_same(expert, first, layout, cast=dtype is not None)
+    count = len(experts) if room is None else room(len(experts))
     try:
-        rows = torch.zeros((len(experts), layout.size), dtype=row_dtype)
+        memory = empty_rows(count, layout.size, row_dtype)
     except RuntimeError as error:  # torch's allocator
-        need = len(experts) * layout.nbytes / 2**30
-        raise InputError(f"{len(experts)} experts need {need:.1f} GiB of memory: give fewer experts") from error
+        need = count * layout.nbytes / 2**30
+        raise InputError(
+            f"{len(experts)} experts need {need:.1f} GiB of memory: give fewer experts or particles"
+        ) from error
+    rows = memory[: len(experts)].zero_()
     for expert, row in zip(experts, rows, strict=True):
         expert.read(layout, row)
-    return Experts(first.kind, names, layout, rows, first.modules, first.config, sources)
+    return Experts(first.kind, names, layout, rows, memory, first.modules, first.config, sources)
 
 
 def read_model(folder: str | Path, experts: Experts) -> Tensor:

@@ -15,12 +15,14 @@ from modelswarms_fast.base import resolve_base
 from modelswarms_fast.canary import make_canary
 from modelswarms_fast.config import EngineConfig, SwarmConfig
 from modelswarms_fast.engines import start_engine
+from modelswarms_fast.errors import InputError
 from modelswarms_fast.evaluate import Evaluator, standard_error, utility_of
-from modelswarms_fast.experts import export, read_experts, read_model
+from modelswarms_fast.experts import Experts, export, read_experts, read_model
 from modelswarms_fast.journal import Journal, check_run_folder, open_run, write_json
 from modelswarms_fast.particles import Particles
 from modelswarms_fast.progress import Interrupted, Progress
 from modelswarms_fast.report import write_report
+from modelswarms_fast.rows import count_rows
 from modelswarms_fast.swarm import Floats, Plan, Swarm
 from modelswarms_fast.utilities import load_utility
 
@@ -67,9 +69,12 @@ def search(
     SwarmConfig(**({"particles": 2} | swarm_settings))  # refuse a bad setting before anything is read
     utility = load_utility(task, data, limit_dev=limit_dev, limit_test=limit_test, max_tokens=max_tokens)
     row_dtype = None if engine_config.row_dtype == "auto" else getattr(torch, engine_config.row_dtype)
-    loaded = read_experts(experts, dtype=row_dtype)
+    # The rows of the swarm begin with the experts, which are its first positions.
+    moved = swarm_settings.get("particles", 0) if engine_config.state == "weights" else None
+    loaded = read_experts(experts, dtype=row_dtype, room=lambda n: n if moved is None else count_rows(max(moved, n)))
     config = SwarmConfig(**({"particles": len(loaded.names)} | swarm_settings))
     swarm = Swarm(config, len(loaded.names))
+    _check_together(config, engine_config, loaded)
     base_folder = resolve_base(base)
     inputs = {
         "base": base,
@@ -84,7 +89,7 @@ def search(
     engine = start_engine(base_folder, loaded, engine_config)
     evaluator = Evaluator(engine, utility)
     evaluator.canary = make_canary(engine, base_folder, loaded, engine_config)
-    particles = Particles(loaded, swarm, engine_config.state, engine.device)
+    particles = Particles(loaded, swarm, engine_config, engine.device)
     with open_run(out, inputs | {"sources": list(loaded.sources)} | counts | chosen, overwrite=overwrite) as journal:
         setup_seconds = time.perf_counter() - started
         with Progress(progress, config.iterations, config.particles) as bar:
@@ -92,7 +97,8 @@ def search(
     spent = evaluator.spent.copy()
 
     start = int(np.where(np.isnan(initial), -np.inf, initial)[: len(loaded.names)].argmax())
-    mixture = dict(zip(loaded.names, particles.global_best_mixture(), strict=True))
+    coefficients = particles.global_best_mixture()
+    mixture = None if coefficients is None else dict(zip(loaded.names, coefficients, strict=True))
     result: dict[str, Any] = {
         "start": {"particle": start, "expert": loaded.names[start], "dev": float(initial[start])},
         "end": {"particle": swarm.global_best_particle, "dev": swarm.global_best},
@@ -104,7 +110,8 @@ def search(
     provenance = inputs | {"mixture": mixture, "utility": task, "dev": swarm.global_best, "settings": chosen}
     export(winner, particles.global_best(), loaded, base=base_folder, provenance=provenance)
     testing = time.perf_counter()
-    for which, row in (("start", loaded.rows[start]), ("end", read_model(winner, loaded))):
+    first = read_experts([loaded.sources[start]], dtype=row_dtype, minimum=1)  # its row now belongs to a particle
+    for which, row in (("start", first.rows[0]), ("end", read_model(winner, loaded))):
         scores = evaluator.one(row, "test")
         result[which]["test"] = utility_of(scores)
         result["test_standard_error"][which] = standard_error(scores)
@@ -131,6 +138,19 @@ def search(
     if evaluator.canary is not None:
         evaluator.canary.check(None, None)
     return summary
+
+
+def _check_together(config: SwarmConfig, engine_config: EngineConfig, experts: Experts) -> None:
+    """What neither of the settings can know alone. Raises InputError."""
+    if config.randomness == "coordinate" and engine_config.state == "mixture":
+        raise InputError(
+            "randomness is 'coordinate' but state='mixture' has no coordinates of weights; use state='weights'."
+        )
+    if engine_config.rounding == "stochastic" and experts.layout.dtype == torch.float32:
+        raise InputError(
+            "rounding is 'stochastic' but the rows are float32, which loses no step; use rounding='nearest' or "
+            "row_dtype='bfloat16'."
+        )
 
 
 def _run(

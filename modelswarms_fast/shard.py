@@ -4,57 +4,86 @@ from __future__ import annotations
 
 import torch
 
-from modelswarms_fast.ops import mix_, swarm_update_
+from modelswarms_fast.ops import Rounding, mix_, swarm_update_rows_
+from modelswarms_fast.rows import Numbers, RowTable, count_rows
 from modelswarms_fast.swarm import Floats, Plan, Told
 
 
 class Shard:
-    """position, velocity and personal_best [P, D], global_best and global_worst [D], as mixtures of rows.
+    """Rows [3P + 2, D] of positions, velocities and bests, or the columns of them that one rank holds.
 
-    The same class holds weights (rows = the experts [n, D]) and mixtures (rows = the identity [n, n]): a row is a
-    row, and every operation is linear with the same scalars for all of its elements. Holds (3P + 2) · D elements
-    beside the given rows; nothing is allocated after construction.
+    Which row is whose says a RowTable: a promotion or restart changes row numbers and moves no weights. The same class
+    holds weights (the experts [n, D]) and mixtures (the identity [n, n]): a row is a row. Nothing is allocated after
+    construction.
     """
 
-    def __init__(self, rows: torch.Tensor, positions: Floats) -> None:
-        """rows [n, D]; positions [P, n], the initial positions as mixtures of the rows."""
-        particles, size = len(positions), rows.shape[1]
-        self.position = rows.new_empty(particles, size)
-        self.velocity = rows.new_zeros(particles, size)
-        mix_(self.position, rows, _mixture(positions, rows))
-        # A particle whose first utility is NaN has no personal best: its start stands in for one.
-        self.personal_best = self.position.clone()
-        self.global_best = rows.new_empty(size)
-        self.global_worst = rows.new_empty(size)
+    def __init__(self, experts: torch.Tensor, positions: Floats, rows: torch.Tensor, first_column: int = 0) -> None:
+        """positions [P, n], the initial positions as mixtures of the experts; rows [3P + 2, D], to be written.
 
-    def start(self, rows: torch.Tensor, velocities: Floats) -> None:
-        """Set the initial velocities, [P, n] mixtures of the same rows."""
-        mix_(self.velocity, rows, _mixture(velocities, rows))
+        `experts` [n, D] may be the first n rows of `rows` where the first n particles are the experts.
+        `first_column` says where these D columns begin in the whole rows, for a rank that holds a part of them.
+        """
+        particles, count = positions.shape
+        if len(rows) != count_rows(particles) or rows.shape[1:] != experts.shape[1:]:
+            raise ValueError(f"{particles} particles need rows [{count_rows(particles)}, {experts.shape[1]}]")
+        self.rows = rows
+        self.table = RowTable(particles)
+        self._first_column = first_column
+        if rows.data_ptr() == experts.data_ptr():
+            if (positions[:count] != torch.eye(count).numpy()).any():
+                raise ValueError("experts in the first rows are the positions of the first particles")
+            if particles > count:
+                mix_(rows[count:particles], experts, _mixture(positions[count:], rows))
+        else:
+            mix_(rows[:particles], experts, _mixture(positions, rows))
+        rows[self.table.v[0] :].zero_()
 
-    def update(self, plan: Plan) -> None:
-        """Move every particle by the plan: restarts first, then one fused pass in place."""
-        for particle in plan.restarts.nonzero()[0].tolist():
-            self.position[particle].copy_(self.personal_best[particle])
-            self.velocity[particle].zero_()
-        coefficients = torch.from_numpy(plan.coefficients).to(self.position.device)
-        swarm_update_(
-            self.position,
-            self.velocity,
-            self.personal_best,
-            self.global_best,
-            self.global_worst,
-            coefficients,
+    def start(self, experts: torch.Tensor, velocities: Floats) -> None:
+        """Set the initial velocities, [P, n] mixtures of the same experts."""
+        mix_(self.rows[self.table.v[0] :], experts, _mixture(velocities, self.rows))
+
+    def update(self, plan: Plan, *, rounding: Rounding = "nearest", coordinate: bool = False, seed: int = 0) -> None:
+        """Move every particle by the plan: one fused pass. A restart is a particle's x ← p, v ← 0 within it.
+
+        `rounding`, `seed` and randomness, per coordinate or not, are those of `swarm_update_rows_`.
+        """
+        best, worst = self.table.g, self.table.w
+        lines: Numbers = self.table.update(plan.restarts)
+        swarm_update_rows_(
+            self.rows,
+            torch.from_numpy(lines),
+            best,
+            worst,
+            torch.from_numpy(plan.coefficients).to(self.rows.device),
             plan.step_length,
+            rounding=rounding,
+            randomness="coordinate" if coordinate else "particle",
+            seed=seed,
+            iteration=plan.iteration,
+            first_column=self._first_column,
         )
 
     def promote(self, told: Told) -> None:
-        """Record the personal bests, global best and global worst that `told` names."""
-        for particle in told.improved.nonzero()[0].tolist():
-            self.personal_best[particle].copy_(self.position[particle])
-        if told.global_best is not None:
-            self.global_best.copy_(self.position[told.global_best])
-        if told.global_worst is not None:
-            self.global_worst.copy_(self.position[told.global_worst])
+        """Record the personal bests, global best and global worst that `told` names. Moves no weights."""
+        self.table.promote(told.improved, told.global_best, told.global_worst)
+
+    def position(self, particle: int) -> torch.Tensor:
+        """[D] the row of a particle's position, valid until the next update."""
+        return self.rows[self.table.x[particle]]
+
+    def personal_best(self, particle: int) -> torch.Tensor:
+        """[D] the row of a particle's personal best, valid until the next update."""
+        return self.rows[self.table.p[particle]]
+
+    @property
+    def global_best(self) -> torch.Tensor:
+        """[D] the row of the global best, valid until the next update."""
+        return self.rows[self.table.g]
+
+    @property
+    def global_worst(self) -> torch.Tensor:
+        """[D] the row of the global worst, valid until the next update."""
+        return self.rows[self.table.w]
 
 
 def _mixture(mixture: Floats, rows: torch.Tensor) -> torch.Tensor:

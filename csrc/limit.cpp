@@ -1,0 +1,161 @@
+#include "limit.h"
+
+#include <omp.h>
+
+#include <algorithm>
+
+#include "check.h"
+
+// The loops are left to the compiler, once for each width of registers; the dynamic linker picks.
+#if defined(__x86_64__)
+#include <immintrin.h>
+#define MS_EVERY_WIDTH __attribute__((target_clones("arch=x86-64-v4", "avx2", "default")))
+#else
+#define MS_EVERY_WIDTH
+#endif
+
+namespace modelswarms {
+namespace {
+
+using Word = std::uint64_t;
+using Int = std::int64_t;
+
+constexpr Int kLine = 8;     // words of one cache line
+constexpr Int kBlock = 512;  // words that stay in the first cache between two loops
+
+// A section of whole cache lines for each thread, the same partition as a static schedule.
+template <class Section>
+void for_sections(Int words, const Section& section) {
+  const Int lines = (words + kLine - 1) / kLine;
+#pragma omp parallel
+  {
+    const Int threads = omp_get_num_threads(), thread = omp_get_thread_num();
+    const Int begin = lines * thread / threads * kLine;
+    section(begin, std::min(words, lines * (thread + 1) / threads * kLine));
+  }
+}
+
+// out = from + more, stored past the caches, which saves reading a line that is about to be overwritten
+// whole.
+void stream(Word* out, const Word* from, Word more, Int words) {
+  Int i = 0;
+#if defined(__x86_64__)
+  const __m128i two = _mm_set1_epi64x(static_cast<long long>(more));
+  for (; i < words && reinterpret_cast<std::uintptr_t>(out + i) % 16; ++i) out[i] = from[i] + more;
+  for (; i + 2 <= words; i += 2) {
+    const __m128i words_in = _mm_loadu_si128(reinterpret_cast<const __m128i*>(from + i));
+    _mm_stream_si128(reinterpret_cast<__m128i*>(out + i), _mm_add_epi64(words_in, two));
+  }
+#endif
+  for (; i < words; ++i) out[i] = from[i] + more;
+}
+
+void fence() {
+#if defined(__x86_64__)
+  _mm_sfence();
+#endif
+}
+
+MS_EVERY_WIDTH void move(const Word* x, const Word* v, const Word* p, Word* x_out, Word* v_out, Int words) {
+#pragma GCC ivdep
+  for (Int i = 0; i < words; ++i) {
+    const Word moved = v[i] + (p[i] - x[i]);
+    x_out[i] = x[i] + moved;
+    v_out[i] = moved;
+  }
+}
+
+// Line by line through all rows at once: one row after the other, block by block, reads at half of the
+// bandwidth, since every block is too short for the hardware to see where the row goes.
+MS_EVERY_WIDTH void add_up(Word* sum, const Word* in, Int stride, Int rows, Int words) {
+  Int i = 0;
+  for (; i + kLine <= words; i += kLine) {
+    Word line[kLine] = {};
+    for (Int row = 0; row < rows; ++row) {
+      for (Int j = 0; j < kLine; ++j) line[j] += in[row * stride + i + j];
+    }
+    for (Int j = 0; j < kLine; ++j) sum[i + j] = line[j];
+  }
+  for (; i < words; ++i) {
+    sum[i] = 0;
+    for (Int row = 0; row < rows; ++row) sum[i] += in[row * stride + i];
+  }
+}
+
+MS_EVERY_WIDTH void add_to(Word* out, const Word* sum, Word more, Int words) {
+#pragma GCC ivdep
+  for (Int i = 0; i < words; ++i) out[i] = sum[i] + more;
+}
+
+void update_section(const LimitUpdate& a, Int begin, Int end) {
+  if (!a.stream_x && !a.stream_v) {
+    move(a.x + begin, a.v + begin, a.p + begin, a.x_out + begin, a.v_out + begin, end - begin);
+    return;
+  }
+  alignas(64) Word x_block[kBlock], v_block[kBlock];
+  for (Int i = begin; i < end; i += kBlock) {
+    const Int words = std::min(kBlock, end - i);
+    Word* x_out = a.stream_x ? x_block : a.x_out + i;
+    Word* v_out = a.stream_v ? v_block : a.v_out + i;
+    move(a.x + i, a.v + i, a.p + i, x_out, v_out, words);
+    if (a.stream_x) stream(a.x_out + i, x_block, 0, words);
+    if (a.stream_v) stream(a.v_out + i, v_block, 0, words);
+  }
+  fence();
+}
+
+void mix_section(const LimitMix& a, Int begin, Int end) {
+  alignas(64) Word sum[kBlock];
+  for (Int i = begin; i < end; i += kBlock) {
+    const Int words = std::min(kBlock, end - i);
+    add_up(sum, a.in + i, a.in_stride, a.reads, words);
+    for (Int write = 0; write < a.writes; ++write) {
+      Word* out = a.out + write * a.out_stride + i;
+      if (a.stream)
+        stream(out, sum, static_cast<Word>(write), words);
+      else
+        add_to(out, sum, static_cast<Word>(write), words);
+    }
+  }
+  fence();
+}
+
+// Enough independent chains to fill the latency of every unit, few enough to stay in registers.
+constexpr int kLanes = 8 * 16;
+
+MS_EVERY_WIDTH float multiply_and_add(Int rounds) {
+  float sums[kLanes];
+  for (int lane = 0; lane < kLanes; ++lane) sums[lane] = static_cast<float>(lane);
+  for (Int round = 0; round < rounds; ++round) {
+    for (int lane = 0; lane < kLanes; ++lane) sums[lane] = sums[lane] * 0.999F + 0.001F;
+  }
+  float total = 0.0F;
+  for (const float sum : sums) total += sum;
+  return total;
+}
+
+}  // namespace
+
+void limit_update(const LimitUpdate& args) {
+  MS_CHECK(args.words >= 0, "words must not be negative");
+  for_sections(args.words, [&](Int begin, Int end) { update_section(args, begin, end); });
+}
+
+void limit_mix(const LimitMix& args) {
+  MS_CHECK(args.words >= 0 && args.reads >= 0 && args.writes >= 0,
+           "words, reads and writes must not be negative");
+  for_sections(args.words, [&](Int begin, Int end) { mix_section(args, begin, end); });
+}
+
+double limit_arithmetic(Int rounds) {
+  double operations = 0.0;
+#pragma omp parallel reduction(+ : operations)
+  {
+    const float total = multiply_and_add(rounds);
+    // The sums are used, or the loop would not have to run.
+    operations += total > 0.0F ? 2.0 * kLanes * static_cast<double>(rounds) : 0.0;
+  }
+  return operations;
+}
+
+}  // namespace modelswarms

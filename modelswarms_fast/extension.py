@@ -1,0 +1,15 @@
+"""The compiled part of the package, or None where it was never built."""
+
+import importlib
+import importlib.util
+from typing import Any
+
+
+def _load() -> Any:
+    """modelswarms_fast._C, or None where it was never built; one that was built and does not load raises."""
+    if importlib.util.find_spec("modelswarms_fast._C") is None:
+        return None
+    return importlib.import_module("modelswarms_fast._C")
+
+
+_C = _load()
