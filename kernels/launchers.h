@@ -9,12 +9,15 @@ struct CUstream_st;
 
 extern "C" {
 
+// `table` is null or [particles, 5] int64 on the device, for which the three bases and strides are the same;
+// seed, iteration and first_column are read only if `stochastic` or `coordinate`.
 int modelswarms_swarm_update_cuda(void* position, int64_t position_stride, void* velocity,
                                   int64_t velocity_stride, const void* personal_best,
                                   int64_t personal_best_stride, const void* global_best,
-                                  const void* global_worst, const float* coefficients, float step_length,
-                                  int64_t particles, int64_t size, int dtype, int device,
-                                  struct CUstream_st* stream);
+                                  const void* global_worst, const int64_t* table, const float* coefficients,
+                                  float step_length, int64_t particles, int64_t size, int dtype,
+                                  bool stochastic, bool coordinate, uint64_t seed, uint32_t iteration,
+                                  int64_t first_column, int device, struct CUstream_st* stream);
 
 int modelswarms_mix_cuda(void* out, int64_t out_stride, const void* experts, int64_t experts_stride,
                          const float* mixture, int64_t particles, int64_t count, int64_t size, int dtype,

@@ -18,34 +18,43 @@ struct Args {
   int64_t count;
 };
 
+// COUNT columns from d on of TILE particles from `first` on. Four experts are loaded before the first is
+// added.
+template <typename T, int COUNT, int TILE>
+__device__ __forceinline__ void mix_tile(const Args& args, int64_t d, int64_t first) {
+  float sums[TILE][COUNT] = {};
+  const T* address = static_cast<const T*>(args.experts) + d;
+  const float* shares = args.mixture + first * args.count;
+#pragma unroll 4
+  for (int64_t j = 0; j < args.count; ++j, address += args.experts_stride) {
+    const auto expert = load<T, COUNT>(address);
+#pragma unroll
+    for (int r = 0; r < TILE; ++r) {
+      const float m = __ldg(shares + r * args.count + j);
+#pragma unroll
+      for (int k = 0; k < COUNT; ++k) sums[r][k] = add(sums[r][k], multiply(m, number<T, COUNT>(expert, k)));
+    }
+  }
+#pragma unroll
+  for (int r = 0; r < TILE; ++r) {
+    Pack<T, COUNT> pack;
+#pragma unroll
+    for (int k = 0; k < COUNT; ++k) pack.at[k] = rounded<T>(sums[r][k]);
+    store_once(static_cast<T*>(args.out) + (first + r) * args.out_stride + d, pack);
+  }
+}
+
 // A thread owns COUNT columns. A second tile of particles reads the experts again, out of the first cache.
 template <typename T, int COUNT>
 __global__ void __launch_bounds__(kThreads, 2) mix_kernel(const Args args, int64_t begin, int64_t packs) {
   const int64_t step = int64_t{gridDim.x} * blockDim.x;
   for (int64_t i = int64_t{blockIdx.x} * blockDim.x + threadIdx.x; i < packs; i += step) {
     const int64_t d = begin + i * COUNT;
-    for (int64_t first = 0; first < args.particles; first += kTile) {
-      float sums[kTile][COUNT] = {};
-      const T* address = static_cast<const T*>(args.experts) + d;
-      for (int64_t j = 0; j < args.count; ++j, address += args.experts_stride) {
-        const auto expert = load<T, COUNT>(address);
-#pragma unroll
-        for (int r = 0; r < kTile; ++r) {
-          if (first + r >= args.particles) break;
-          const float m = __ldg(args.mixture + (first + r) * args.count + j);
-#pragma unroll
-          for (int k = 0; k < COUNT; ++k) sums[r][k] = add(sums[r][k], multiply(m, to_float(expert.at[k])));
-        }
-      }
-#pragma unroll
-      for (int r = 0; r < kTile; ++r) {
-        if (first + r >= args.particles) break;
-        Pack<T, COUNT> pack;
-#pragma unroll
-        for (int k = 0; k < COUNT; ++k) pack.at[k] = rounded<T>(sums[r][k]);
-        store_once(static_cast<T*>(args.out) + (first + r) * args.out_stride + d, pack);
-      }
-    }
+    int64_t first = 0;
+    for (; first + kTile <= args.particles; first += kTile) mix_tile<T, COUNT, kTile>(args, d, first);
+    if (args.particles & 2) mix_tile<T, COUNT, 2>(args, d, first);
+    first += args.particles & 2;
+    if (args.particles & 1) mix_tile<T, COUNT, 1>(args, d, first);
   }
 }
 
@@ -56,8 +65,8 @@ void launch(const Args& args, int64_t size, cudaStream_t stream) {
                       aligned(args.experts, args.experts_stride, args.count, bytes);
   const int64_t packs = vector ? size / kPack<T> : 0;
   const int64_t rest = size - packs * kPack<T>;
-  if (packs > 0) mix_kernel<T, kPack<T>><<<grid(packs), kThreads, 0, stream>>>(args, 0, packs);
-  if (rest > 0) mix_kernel<T, 1><<<grid(rest), kThreads, 0, stream>>>(args, size - rest, rest);
+  launch_on_packs(mix_kernel<T, kPack<T>>, args, 0, packs, stream);
+  launch_on_packs(mix_kernel<T, 1>, args, size - rest, rest, stream);
 }
 
 }  // namespace
