@@ -17,7 +17,7 @@ lint: .venv/dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/clang-format --dry-run -Werror csrc/* kernels/*.cu kernels/*.cuh kernels/*.h
+	$(BIN)/clang-format --dry-run -Werror csrc/* kernels/*.cu kernels/*.cuh kernels/*.h tests/cuda_on_cpu/*
 
 bench: .venv/dev
 	$(BIN)/python -m pytest benchmarks --benchmark-only

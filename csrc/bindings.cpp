@@ -27,13 +27,14 @@ T* at(Address address) {
 }
 
 void swarm_update_cpu(Address position, Int position_stride, Address velocity, Int velocity_stride,
-                      Address personal_best, Int personal_best_stride, Address global_best, Address global_worst,
-                      Address table, Address coefficients, double step_length, Int particles, Int size, int dtype,
-                      bool stochastic, bool coordinate, std::uint64_t seed, Int iteration, Int first_column) {
+                      Address personal_best, Int personal_best_stride, Address global_best,
+                      Address global_worst, Address table, Address coefficients, double step_length,
+                      Int particles, Int size, int dtype, bool stochastic, bool coordinate,
+                      std::uint64_t seed, Int iteration, Int first_column) {
   swarm_update({at(position), position_stride, at(velocity), velocity_stride, at(personal_best),
-                personal_best_stride, at(global_best), at(global_worst), at<Int>(table), at<float>(coefficients),
-                step_length, particles, size, static_cast<DType>(dtype), stochastic, coordinate, seed, iteration,
-                first_column});
+                personal_best_stride, at(global_best), at(global_worst), at<Int>(table),
+                at<float>(coefficients), step_length, particles, size, static_cast<DType>(dtype), stochastic,
+                coordinate, seed, iteration, first_column});
 }
 
 void mix_cpu(Address out, Int out_stride, Address experts, Int experts_stride, Address mixture, Int particles,
@@ -50,7 +51,8 @@ void limit_update_cpu(Address x, Address v, Address p, Address x_out, Address v_
 
 void limit_mix_cpu(Address out, Int out_stride, Address in, Int in_stride, Int writes, Int reads, Int words,
                    bool stream) {
-  limit_mix({at<std::uint64_t>(out), out_stride, at<std::uint64_t>(in), in_stride, writes, reads, words, stream});
+  limit_mix(
+      {at<std::uint64_t>(out), out_stride, at<std::uint64_t>(in), in_stride, writes, reads, words, stream});
 }
 
 #ifdef MODELSWARMS_CUDA

@@ -1,10 +1,11 @@
-// Lanes<Storage>: two registers of the arithmetic type and how they come from and go to storage. Included once for
-// every SIMD level (see each_simd_level.h), each time in that level's namespace, hence no guard. The registers
-// are built-in vector types, so the operators write + - * / and the equation stays readable.
+// Lanes<Storage>: two registers of the arithmetic type and how they come from and go to storage. Included
+// once for every SIMD level (see each_simd_level.h), each time in that level's namespace, hence no guard. The
+// registers are built-in vector types, so the operators write + - * / and the equation stays readable.
 //
-// A Pair, two registers, is what one step of an operator works on. Where a column lies in it is the storage type's
-// business: bfloat16 keeps even columns in one register and odd ones in the other, since then one instruction
-// widens each; the others keep one half of the columns in each. `bits` rounds a pair to what is stored.
+// A Pair, two registers, is what one step of an operator works on. Where a column lies in it is the storage
+// type's business: bfloat16 keeps even columns in one register and odd ones in the other, since then one
+// instruction widens each; the others keep one half of the columns in each. `bits` rounds a pair to what is
+// stored.
 //
 // Rounding to bfloat16 is to nearest even. Adding 0x7fff plus the last kept bit does that for every number,
 // infinities included, but could carry a NaN's payload into infinity: a NaN is cut off and made quiet
@@ -268,13 +269,13 @@ struct Lanes<BFloat16> : HalfLanes<BFloat16> {
   }
   static inline Stored bits(const Pair& x) {
 #if MS_SIMD == 3
-    // VCVTNE2PS2BF16 takes denormals for zero, whatever MXCSR says: only a pair with one of them goes the long
-    // way.
+    // VCVTNE2PS2BF16 takes denormals for zero, whatever MXCSR says: only a pair with one of them goes the
+    // long way.
     constexpr int kDenormal = 0x20;
     const __mmask16 a = _mm512_fpclass_ps_mask(x.a, kDenormal), b = _mm512_fpclass_ps_mask(x.b, kDenormal);
     if (__builtin_expect(_kortestz_mask16_u8(a, b), 1)) {
-      const __m512i order = _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8, 23, 7, 22,
-                                             6, 21, 5, 20, 4, 19, 3, 18, 2, 17, 1, 16, 0);
+      const __m512i order = _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8, 23,
+                                             7, 22, 6, 21, 5, 20, 4, 19, 3, 18, 2, 17, 1, 16, 0);
       return _mm512_permutexvar_epi16(order, reinterpret_cast<__m512i>(_mm512_cvtne2ps_pbh(x.b, x.a)));
     }
 #endif

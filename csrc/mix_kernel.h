@@ -1,7 +1,7 @@
 // The columns [begin, end) of the mix for every particle. Compiled once a SIMD level; see each_simd_level.h.
 
-// R particles share every expert register that is loaded, T pairs of columns at a time. `ahead` columns further on the
-// experts will be needed next; 0: somebody asked for them already.
+// R particles share every expert register that is loaded, T pairs of columns at a time. `ahead` columns
+// further on the experts will be needed next; 0: somebody asked for them already.
 template <class S, int R, int T, bool kStream>
 inline void mix_tile(const Mix& args, std::int64_t first, std::int64_t d, std::int64_t ahead, S* out) {
   using L = Lanes<S>;
@@ -49,13 +49,15 @@ void mix_some(const Mix& args, std::int64_t i, std::int64_t d, std::int64_t some
 }
 
 template <class S, int R, bool kStream>
-void mix_rows(const Mix& args, std::int64_t first, std::int64_t begin, std::int64_t end, std::int64_t ahead, S* out) {
+void mix_rows(const Mix& args, std::int64_t first, std::int64_t begin, std::int64_t end, std::int64_t ahead,
+              S* out) {
   constexpr std::int64_t kColumns = Lanes<S>::columns;
   out += first * args.out_stride;
   std::int64_t d = begin;
   for (; d + 2 * kColumns <= end; d += 2 * kColumns)
     mix_tile<S, R, 2, kStream>(args, first, d, ahead, out + d - begin);
-  for (; d + kColumns <= end; d += kColumns) mix_tile<S, R, 1, kStream>(args, first, d, ahead, out + d - begin);
+  for (; d + kColumns <= end; d += kColumns)
+    mix_tile<S, R, 1, kStream>(args, first, d, ahead, out + d - begin);
   if (d < end) {
     for (int r = 0; r < R; ++r) mix_some(args, first + r, d, end - d, out + r * args.out_stride + d - begin);
   }
@@ -79,12 +81,14 @@ template <class S, bool kStream>
 void mix_columns(const Mix& args, std::int64_t begin, std::int64_t end) {
   const std::int64_t length = args.size / args.parts;
   // Few enough columns for the experts to stay in the first cache until the last particle has used them.
-  const std::int64_t row = kCacheBytes / std::max<std::int64_t>(args.count, 1) / static_cast<std::int64_t>(sizeof(S));
+  const std::int64_t row =
+      kCacheBytes / std::max<std::int64_t>(args.count, 1) / static_cast<std::int64_t>(sizeof(S));
   const std::int64_t block = std::max<std::int64_t>(row / 64, 2) * 64;
   for (std::int64_t stop; begin < end; begin = stop) {
     const std::int64_t part = begin / length;
     stop = std::min({end, (part + 1) * length, begin + block});
-    mix_block<S, kStream>(args, begin, stop, static_cast<S*>(args.out) + part * args.part_stride + begin % length);
+    mix_block<S, kStream>(args, begin, stop,
+                          static_cast<S*>(args.out) + part * args.part_stride + begin % length);
   }
   if constexpr (kStream) end_streaming();
 }

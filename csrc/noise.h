@@ -1,9 +1,9 @@
-// Random numbers inside the swarm update: Philox4x32-10 (Salmon, Moraes, Dror, Shaw, SC 2011) of column, particle,
-// iteration and seed, the same numbers as modelswarms_fast/reference.py draws. Included after lanes.h, once for
-// every SIMD level, in that level's namespace.
+// Random numbers inside the swarm update: Philox4x32-10 (Salmon, Moraes, Dror, Shaw, SC 2011) of column,
+// particle, iteration and seed, the same numbers as modelswarms_fast/reference.py draws. Included after
+// lanes.h, once for every SIMD level, in that level's namespace.
 //
-// A Wide holds one counter a 64-bit lane. Only the low half of a lane counts; the upper one holds what a product
-// left there.
+// A Wide holds one counter a 64-bit lane. Only the low half of a lane counts; the upper one holds what a
+// product left there.
 
 #if MS_SIMD == 0
 using Wide = std::uint64_t;
@@ -38,7 +38,8 @@ struct Stream {
   Stream(const SwarmUpdate& args, std::int64_t particle_number, int purpose)
       : particle(static_cast<std::uint64_t>(particle_number)),
         last(2 * static_cast<std::uint64_t>(args.iteration) + static_cast<std::uint64_t>(purpose)) {
-    std::uint32_t k0 = static_cast<std::uint32_t>(args.seed), k1 = static_cast<std::uint32_t>(args.seed >> 32);
+    std::uint32_t k0 = static_cast<std::uint32_t>(args.seed),
+                  k1 = static_cast<std::uint32_t>(args.seed >> 32);
     for (auto& round : key) {
       round[0] = k0, round[1] = k1;
       k0 += 0x9e3779b9, k1 += 0xbb67ae85;
@@ -79,7 +80,8 @@ inline Wide ramp(std::int64_t first, std::int64_t step, bool halves_apart = fals
 
 // ---- Stochastic rounding ----
 
-// Noise for the pair of columns at `column`, a multiple of 4 (of 2 in portable code): one draw is for four columns.
+// Noise for the pair of columns at `column`, a multiple of 4 (of 2 in portable code): one draw is for four
+// columns.
 template <class S>
 inline Two<Word> rounding_noise(const Stream& stream, std::int64_t column) {
 #if MS_SIMD == 0
@@ -104,8 +106,8 @@ inline Two<Word> rounding_noise(const Stream& stream, std::int64_t column) {
 #endif
 }
 
-// The 16 stored bits of a float32 (its bits, and 16 bits of noise), in the upper half for bfloat16 and the lower half
-// for float16. See round_stochastically in modelswarms_fast/reference.py.
+// The 16 stored bits of a float32 (its bits, and 16 bits of noise), in the upper half for bfloat16 and the
+// lower half for float16. See round_stochastically in modelswarms_fast/reference.py.
 inline Word up_or_down(BFloat16, Word u, Word noise) {
   const Word nan = (u & 0x7fffffff) > 0x7f800000 ? (u & 0) + 0xffffffff : (u & 0);
   return ((u + noise) & ~nan) | ((u | 0x400000) & nan);
@@ -117,7 +119,8 @@ inline Word up_or_down(Float16, Word u, Word noise) {
   const Word lowered = exponent < 113 ? exponent : zero + 113;
   const Word dropped = 126 - lowered;  // 13 bits, and more below the smallest normal number
   const Word shift = dropped < 31 ? dropped : zero + 31;
-  const Word scaled = shift < 16 ? noise >> (shift < 16 ? 16 - shift : zero) : noise << (shift < 16 ? zero : shift - 16);
+  const Word scaled =
+      shift < 16 ? noise >> (shift < 16 ? 16 - shift : zero) : noise << (shift < 16 ? zero : shift - 16);
   Word kept = ((exponent - lowered) << 10) + ((mantissa + scaled) >> shift);
   kept = kept < 0x7c00 ? kept : zero + 0x7c00;
   kept = dropped > 31 ? zero : kept;
@@ -134,7 +137,8 @@ inline typename Lanes<S>::Stored stochastic_bits(const typename Lanes<S>::Pair& 
   return {S{static_cast<std::uint16_t>(a >> shift)}, S{static_cast<std::uint16_t>(b >> shift)}};
 #else
   using Bits = typename Lanes<S>::Stored;
-  return Lanes<S>::joined((Bits)up_or_down(S{}, (Word)x.a, noise.a), (Bits)up_or_down(S{}, (Word)x.b, noise.b));
+  return Lanes<S>::joined((Bits)up_or_down(S{}, (Word)x.a, noise.a),
+                          (Bits)up_or_down(S{}, (Word)x.b, noise.b));
 #endif
 }
 
@@ -151,7 +155,8 @@ template <class S>
 inline Uniforms<S> uniforms(const Stream& stream, std::int64_t column) {
   using T = typename Lanes<S>::Reg;
   Uniforms<S> all;
-  const Draws a = stream(static_cast<std::uint64_t>(column)), b = stream(static_cast<std::uint64_t>(column) + 1);
+  const Draws a = stream(static_cast<std::uint64_t>(column)),
+              b = stream(static_cast<std::uint64_t>(column) + 1);
   for (int k = 0; k < 4; ++k) {
     all.r[k].a = static_cast<T>((a.word[k] & 0xffffffff) >> 8 | 1) * T(0x1p-24);
     all.r[k].b = static_cast<T>((b.word[k] & 0xffffffff) >> 8 | 1) * T(0x1p-24);
@@ -162,7 +167,7 @@ inline Uniforms<S> uniforms(const Stream& stream, std::int64_t column) {
 // Columns of one register: every `step`-th from `first` on.
 template <class S>
 inline void uniform_register(const Stream& stream, std::int64_t first, std::int64_t step,
-                             typename Lanes<S>::Reg Lanes<S>::Pair::*member, Uniforms<S>& all) {
+                             typename Lanes<S>::Reg Lanes<S>::Pair::* member, Uniforms<S>& all) {
   using Reg = typename Lanes<S>::Reg;
   if constexpr (std::is_same_v<S, double>) {
     const Draws draws = stream(ramp(first, step));
@@ -173,7 +178,7 @@ inline void uniform_register(const Stream& stream, std::int64_t first, std::int6
     const Draws even = stream(ramp(first, 2 * step)), odd = stream(ramp(first + step, 2 * step));
     for (int k = 0; k < 4; ++k) {
       const Word word = (Word)interleaved(even.word[k], odd.word[k]);
-      all.r[k].*member = (Reg)__builtin_convertvector((Signed)((word >> 8) | 1), Reg) * 0x1p-24f;
+      all.r[k].*member = (Reg) __builtin_convertvector((Signed)((word >> 8) | 1), Reg) * 0x1p-24f;
     }
   }
 }

@@ -7,8 +7,8 @@ namespace modelswarms {
 
 constexpr std::uintptr_t kHugePage = 2 * 1024 * 1024;
 
-// Asks the system to back this memory, not touched yet, with huge pages where whole ones fit. It may decline, which
-// costs speed and nothing else.
+// Asks the system to back this memory, not touched yet, with huge pages where whole ones fit. It may decline,
+// which costs speed and nothing else.
 void use_huge_pages(std::uintptr_t address, std::size_t bytes);
 
 }  // namespace modelswarms

@@ -36,7 +36,8 @@ void swarm_update(const SwarmUpdate& given) {
   MS_CHECK(columns != nullptr, "unknown dtype code");
   const std::int64_t row = itemsize(args.dtype);
   args.stream = worth_streaming(3 * args.particles * args.size * row) &&
-                aligned(args.position, args.position_stride * row) && aligned(args.velocity, args.velocity_stride * row);
+                aligned(args.position, args.position_stride * row) &&
+                aligned(args.velocity, args.velocity_stride * row);
   for_column_blocks(args.size, row, 3 * args.particles,
                     [&](std::int64_t begin, std::int64_t end) { columns(args, begin, end); });
 }

@@ -20,9 +20,10 @@ struct SwarmUpdate {
   std::int64_t velocity_stride;
   const void* personal_best;  // [particles, size]
   std::int64_t personal_best_stride;
-  const void* global_best;    // [size]
-  const void* global_worst;   // [size]
-  const std::int64_t* table;  // [particles, 5] x_in, x_out, v_in, v_out, p; null: particle i has row i of each
+  const void* global_best;   // [size]
+  const void* global_worst;  // [size]
+  const std::int64_t*
+      table;  // [particles, 5] x_in, x_out, v_in, v_out, p; null: particle i has row i of each
   const float* coefficients;  // [particles, 4], contiguous: inertia, cognitive, social, repel
   double step_length;
   std::int64_t particles;
@@ -33,7 +34,7 @@ struct SwarmUpdate {
   std::uint64_t seed;
   std::int64_t iteration;
   std::int64_t first_column;  // of these columns in the whole rows, a multiple of 4
-  bool stream = false;        // rows that are written and not read go past the caches; decided by swarm_update
+  bool stream = false;  // rows that are written and not read go past the caches; decided by swarm_update
 };
 
 // Needs no allocation and no Python. Throws std::invalid_argument for sizes or dtypes that make no sense.

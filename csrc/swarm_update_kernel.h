@@ -8,7 +8,11 @@ struct Coefficients {
   typename Lanes<S>::Reg inertia, cognitive, social, repel, step_length;
 
   Coefficients(const float* c, double step)
-      : inertia(cast(c[0])), cognitive(cast(c[1])), social(cast(c[2])), repel(cast(c[3])), step_length(cast(step)) {}
+      : inertia(cast(c[0])),
+        cognitive(cast(c[1])),
+        social(cast(c[2])),
+        repel(cast(c[3])),
+        step_length(cast(step)) {}
 
   template <class T>
   static inline typename Lanes<S>::Reg cast(T a) {
@@ -41,7 +45,8 @@ struct Step {
       const Uniforms<S> draws = uniforms<S>(coordinate, column);
       const Pair inertia = c.inertia * draws.r[0], cognitive = c.cognitive * draws.r[1];
       const Pair social = c.social * draws.r[2], repel = c.repel * draws.r[3];
-      velocity = weighted_sum(inertia, cognitive, social, repel, x, v, p, g, w) / (inertia + cognitive + social + repel);
+      velocity = weighted_sum(inertia, cognitive, social, repel, x, v, p, g, w) /
+                 (inertia + cognitive + social + repel);
     } else {
       velocity = weighted_sum(c.inertia, c.cognitive, c.social, c.repel, x, v, p, g, w);
     }
@@ -75,22 +80,23 @@ struct Addresses {
   }
 };
 
-// Whole pairs from column d on, up to `stop`; returns where it ended. `ahead` is what will be read later: column d of
-// this call belongs to column d of that.
+// Whole pairs from column d on, up to `stop`; returns where it ended. `ahead` is what will be read later:
+// column d of this call belongs to column d of that.
 template <class S, bool kStreamX, bool kStreamV, class Step>
-inline std::int64_t move_pairs(const Step& given, const Addresses<S>& rows, const S* g, const S* w, const S* x_ahead,
-                               const S* v_ahead, const S* p_ahead, std::int64_t d, std::int64_t stop,
-                               std::int64_t first) {
+inline std::int64_t move_pairs(const Step& given, const Addresses<S>& rows, const S* g, const S* w,
+                               const S* x_ahead, const S* v_ahead, const S* p_ahead, std::int64_t d,
+                               std::int64_t stop, std::int64_t first) {
   using L = Lanes<S>;
-  // Copies: a store could change what is reached through a reference, and it would be loaded again every time.
+  // Copies: a store could change what is reached through a reference, and it would be loaded again every
+  // time.
   const Step step = given;
   const Addresses<S> at = rows;
   for (; d + L::columns <= stop; d += L::columns) {
     prefetch<S, 1>(x_ahead + d);
     prefetch<S, 1>(v_ahead + d);
     prefetch<S, 1>(p_ahead + d);
-    const auto moved =
-        step(L::load(at.x + d), L::load(at.v + d), L::load(at.p + d), L::load(g + d), L::load(w + d), first + d);
+    const auto moved = step(L::load(at.x + d), L::load(at.v + d), L::load(at.p + d), L::load(g + d),
+                            L::load(w + d), first + d);
     if constexpr (kStreamV) {
       L::stream(at.v_out + d, moved.velocity);
     } else {
@@ -105,18 +111,20 @@ inline std::int64_t move_pairs(const Step& given, const Addresses<S>& rows, cons
   return d;
 }
 
-// The block of one particle. Prefetching runs ahead of it and, at its end, into the block that comes next: what the
-// hardware does by itself starts anew with every row.
+// The block of one particle. Prefetching runs ahead of it and, at its end, into the block that comes next:
+// what the hardware does by itself starts anew with every row.
 template <class S, bool kStreamX, bool kStreamV, class Step>
 void move_block(const Step& step, Addresses<S> at, const Addresses<S>& next, const S* g, const S* w,
                 std::int64_t count, std::int64_t first) {
   constexpr std::int64_t kColumns = Lanes<S>::columns;
   const std::int64_t whole = count / kColumns * kColumns;
-  const std::int64_t ahead = std::min<std::int64_t>(whole, kAheadBytes / static_cast<std::int64_t>(sizeof(S)));
-  std::int64_t d = move_pairs<S, kStreamX, kStreamV>(step, at, g, w, at.x + ahead, at.v + ahead, at.p + ahead, 0,
-                                                     whole - ahead, first);
+  const std::int64_t ahead =
+      std::min<std::int64_t>(whole, kAheadBytes / static_cast<std::int64_t>(sizeof(S)));
+  std::int64_t d = move_pairs<S, kStreamX, kStreamV>(step, at, g, w, at.x + ahead, at.v + ahead, at.p + ahead,
+                                                     0, whole - ahead, first);
   const std::int64_t back = whole - ahead;
-  d = move_pairs<S, kStreamX, kStreamV>(step, at, g, w, next.x - back, next.v - back, next.p - back, d, whole, first);
+  d = move_pairs<S, kStreamX, kStreamV>(step, at, g, w, next.x - back, next.v - back, next.p - back, d, whole,
+                                        first);
   if (const std::int64_t n = count - d) {
     const auto moved = step(load_some(at.x + d, n), load_some(at.v + d, n), load_some(at.p + d, n),
                             load_some(g + d, n), load_some(w + d, n), first + d);
@@ -133,9 +141,8 @@ void swarm_update_columns(const SwarmUpdate& args, std::int64_t begin, std::int6
     const bool last = i + 1 == args.particles;
     const Rows rows = rows_of(args, i);
     const Addresses<S> at(args, rows, begin), next(args, rows_of(args, last ? 0 : i + 1), last ? end : begin);
-    const Step<S, kStochastic, kCoordinate> step{{args.coefficients + 4 * i, args.step_length},
-                                                 {args, i, 0},
-                                                 {args, i, 1}};
+    const Step<S, kStochastic, kCoordinate> step{
+        {args.coefficients + 4 * i, args.step_length}, {args, i, 0}, {args, i, 1}};
     // A line that is not read must not be read in order to be written.
     const bool stream_x = args.stream && rows.x_out != rows.x_in, stream_v = args.stream && rows.v_in < 0;
     const auto move = stream_x && stream_v ? move_block<S, true, true, decltype(step)>
@@ -150,7 +157,8 @@ void swarm_update_columns(const SwarmUpdate& args, std::int64_t begin, std::int6
 template <class S>
 SwarmUpdateColumns swarm_update_columns_as(bool stochastic, bool coordinate) {
   if constexpr (sizeof(S) == 2) {
-    if (stochastic) return coordinate ? swarm_update_columns<S, true, true> : swarm_update_columns<S, true, false>;
+    if (stochastic)
+      return coordinate ? swarm_update_columns<S, true, true> : swarm_update_columns<S, true, false>;
   }
   return coordinate ? swarm_update_columns<S, false, true> : swarm_update_columns<S, false, false>;
 }

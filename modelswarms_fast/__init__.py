@@ -10,7 +10,8 @@ if TYPE_CHECKING:
     from modelswarms_fast.config import EngineConfig, SwarmConfig
     from modelswarms_fast.errors import InputError
     from modelswarms_fast.loop import search
-    from modelswarms_fast.ops import mix_, swarm_update_
+    from modelswarms_fast.ops import mix_, swarm_update_, swarm_update_rows_
+    from modelswarms_fast.stream import file_rows, stream_update_rows_
     from modelswarms_fast.swarm import Swarm
 
 __version__ = "0.1.0"
@@ -20,9 +21,12 @@ _HOME = {
     "InputError": "errors",
     "Swarm": "swarm",
     "SwarmConfig": "config",
+    "file_rows": "stream",
     "mix_": "ops",
     "search": "loop",
+    "stream_update_rows_": "stream",
     "swarm_update_": "ops",
+    "swarm_update_rows_": "ops",
 }
 
 __all__ = [
@@ -31,9 +35,12 @@ __all__ = [
     "Swarm",
     "SwarmConfig",
     "__version__",
+    "file_rows",
     "mix_",
     "search",
+    "stream_update_rows_",
     "swarm_update_",
+    "swarm_update_rows_",
 ]
 
 

@@ -1,6 +1,8 @@
 """Rows for the tests of the operators: any start, any stride, guards around them; and what "same" means."""
 
+import random
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,6 +21,17 @@ NEEDS_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CU
 FAST_BACKENDS = [f"cpp:{level}" for level in _C.simd_levels()]
 FAST_BACKENDS += [pytest.param(name, marks=[GPU, NEEDS_GPU]) for name in ("triton", "cuda")]
 SIZES = (1, 7, 63, 64, 65, 1000, 4097, 100_003)
+
+# The smallest and the largest keys, and columns whose number or number of four passes 2**32 on the way.
+KEYS: tuple[dict[str, int], ...] = (
+    {"seed": 0, "iteration": 1, "first_column": 0},
+    {"seed": 2**32 + 5, "iteration": 7, "first_column": 2**32 - 48},
+    {"seed": 2**63 - 1, "iteration": 2**31 - 1, "first_column": 2**34 - 64},
+    {"seed": 2**40, "iteration": 0, "first_column": 2**61 + 4},
+)
+
+# csrc/columns.h: what writes so much stores past the caches.
+STREAM_BYTES = 16 * 1024 * 1024
 
 GUARD = -77.0
 
@@ -45,9 +58,15 @@ def skip_float64(backend: str, dtype: torch.dtype) -> bool:
     return dtype == torch.float64 and backend in ("triton", "cuda")
 
 
+def noises(dtype: torch.dtype) -> list[dict[str, Any]]:
+    """The options of the update that rows of this dtype can have."""
+    roundings = ("nearest", "stochastic") if dtype in HALF_TYPES else ("nearest",)
+    return [{"rounding": a, "randomness": b} for b in ("particle", "coordinate") for a in roundings]
+
+
 @dataclass
 class Guarded:
-    """A matrix (or one row) inside a larger block of memory, the rest of which must stay as it is."""
+    """Rows (or one, or slots of several parts) in a larger block of memory, the rest of which must stay as it is."""
 
     rows: Tensor
     block: Tensor
@@ -60,15 +79,74 @@ class Guarded:
 
 def guarded(values: Tensor, start: int = 0, gap: int = 0) -> Guarded:
     """Copy values [P, D] to rows that begin `start` elements into a block, `gap` guards after every row."""
-    particles, size = values.shape
-    length = start + particles * (size + gap) + 64
+    return strided(values, (values.shape[1] + gap, 1), start)
+
+
+def strided(values: Tensor, strides: tuple[int, ...], start: int = 0) -> Guarded:
+    """Copy values of any shape to a view with these strides that begins `start` elements into a block."""
+    length = start + sum(size * stride for size, stride in zip(values.shape, strides, strict=True)) + 64
     block = torch.full((length,), GUARD, dtype=values.dtype, device=values.device)
     outside = torch.ones(length, dtype=torch.bool, device=values.device)
-    shape, stride = (particles, size), (size + gap, 1)
-    rows = block.as_strided(shape, stride, start)
+    rows = block.as_strided(values.shape, strides, start)
     rows.copy_(values)
-    outside.as_strided(shape, stride, start).fill_(False)
+    outside.as_strided(values.shape, strides, start).fill_(False)
     return Guarded(rows, block, outside)
+
+
+def aligned_rows(values: Tensor, start: int = 0) -> Tensor:
+    """A copy whose rows begin at multiples of 64 bytes, each `start` elements further for start > 0."""
+    count, size = values.shape
+    step = 64 // values.element_size()
+    stride = -(-(size + start) // step) * step
+    memory = torch.zeros(count * stride + step, dtype=values.dtype)
+    first = -memory.data_ptr() // values.element_size() % step + start
+    rows = memory.as_strided(values.shape, (stride, 1), first)
+    return rows.copy_(values)
+
+
+@dataclass(frozen=True)
+class Lines:
+    """Arguments of swarm_update_rows_: a table, the rows of g and w, and how many rows there are."""
+
+    table: Tensor
+    best: int
+    worst: int
+    count: int
+
+    def read(self) -> set[int]:
+        """Rows that the update reads."""
+        lines = self.table.tolist()
+        return {self.best, self.worst} | {row for x_in, _, v_in, _, p in lines for row in (x_in, v_in, p)} - {-1}
+
+    def written(self) -> set[int]:
+        """Rows that the update writes."""
+        return set(self.table[:, 1].tolist() + self.table[:, 3].tolist())
+
+
+# The kinds of a line, x and v, as some_lines mixes them.
+X_KINDS = ("in place", "to another row", "p is x", "from the global best")
+V_KINDS = ("in place", "to another row", "zero")
+
+
+def some_lines(particles: int, seed: int) -> Lines:
+    """Every kind of line in turn, on rows in any order; g and w, p and p may be one row, some rows are not named."""
+    draw = random.Random(seed)
+    free = draw.sample(range(6 * particles + 5), 6 * particles + 5)
+    count, best = len(free), free.pop()
+    worst = draw.choice([best, free.pop()])
+    shared = [best, worst, free.pop()]
+    kinds = [(x, v) for x in X_KINDS for v in V_KINDS]
+    draw.shuffle(kinds)
+    table = torch.empty((particles, 5), dtype=torch.int64)
+    for particle in range(particles):
+        x_kind, v_kind = kinds[particle % len(kinds)]
+        x_in = best if x_kind == "from the global best" else free.pop()
+        x_out = x_in if x_kind == "in place" else free.pop()
+        v_out = free.pop()
+        v_in = v_out if v_kind == "in place" else -1 if v_kind == "zero" else free.pop()
+        p = x_in if x_kind == "p is x" else draw.choice([*shared, free.pop()])
+        table[particle] = torch.tensor((x_in, x_out, v_in, v_out, p))
+    return Lines(table, best, worst, count)
 
 
 def random_rows(count: int, size: int, dtype: torch.dtype, seed: int, device: str = "cpu") -> Tensor:

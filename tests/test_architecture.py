@@ -10,21 +10,23 @@ PACKAGE = Path(__file__).parent.parent / "modelswarms_fast"
 # From the top to the bottom; a room imports only rooms of lower floors.
 FLOORS = [
     {"cli"},
-    {"loop"},
+    {"loop", "bench"},
     {"progress", "evaluate", "particles", "report"},
     {"canary"},
     {"engines.vllm", "engines.transformers", "plots"},
-    {"engines", "engines.vllm_worker", "journal", "shard"},
+    {"engines", "engines.vllm_worker", "journal", "shard", "stream"},
     {"swarm", "utilities", "base", "experts", "ops"},
     {
         "export",
         "checkpoint",
         "reference",
+        "checks",
+        "memory",
         "utilities.multiple_choice",
         "utilities.exact_match",
         "utilities.callables",
     },
-    {"lora", "layout", "config", "kernels"},
+    {"lora", "layout", "config", "kernels", "rows", "extension"},
     {"errors"},
 ]
 
@@ -63,8 +65,9 @@ def test_a_room_imports_only_rooms_below(room, path):
             assert floor(below) > floor(room), f"{room} imports {below}"
 
 
-def test_the_policy_never_sees_a_tensor():
-    seen, stack = set(), ["swarm"]
+@pytest.mark.parametrize("policy", ["swarm", "rows"])
+def test_the_policy_never_sees_a_tensor(policy):
+    seen, stack = set(), [policy]
     paths = dict(rooms())
     while stack:
         room = stack.pop()
@@ -74,6 +77,7 @@ def test_the_policy_never_sees_a_tensor():
         for name in imports(paths[room]):
             assert name.split(".")[0] not in {"torch", "vllm", "transformers"}, f"{room} imports {name}"
             stack.append(name.removeprefix("modelswarms_fast."))
+    assert policy in seen
 
 
 def test_only_the_worker_touches_what_is_inside_vllm():

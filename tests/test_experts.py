@@ -15,6 +15,8 @@ from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from transformers import LlamaForCausalLM
 
+from modelswarms_fast import experts as experts_module
+from modelswarms_fast import memory
 from modelswarms_fast.errors import InputError
 from modelswarms_fast.experts import LoraModule, read_experts
 
@@ -148,13 +150,29 @@ def test_double_precision_needs_a_dtype(adapters: Path) -> None:
     assert read_experts(adapters, dtype=torch.float32).rows.dtype == torch.float32
 
 
-def test_too_many_experts_for_the_memory(originals: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def zeros(*shape: Any, **options: Any) -> torch.Tensor:
-        raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+def test_too_many_rows_for_the_memory(originals: Path) -> None:
+    with pytest.raises(InputError, match=r"2 experts need .* GiB of memory: give fewer experts or particles"):
+        read_experts(originals, room=lambda count: count << 40)
 
-    monkeypatch.setattr(torch, "zeros", zeros)
-    with pytest.raises(InputError, match=r"2 experts need .* GiB of memory"):
-        read_experts(originals)
+
+def test_padding_is_zero_whatever_the_memory_held(originals: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = read_experts(originals).rows
+    monkeypatch.setattr(experts_module, "empty_rows", lambda *a: memory.empty_rows(*a).fill_(float("nan")))
+    assert torch.equal(read_experts(originals).rows, expected)
+
+
+def test_room_holds_the_experts_and_as_much_more_as_asked_for(originals: Path) -> None:
+    plain = read_experts(originals)
+    assert plain.room.shape == plain.rows.shape
+    assert plain.room.data_ptr() == plain.rows.data_ptr()
+    asked: list[int] = []
+    experts = read_experts(originals, room=lambda count: asked.append(count) or 8)
+    assert asked == [2]
+    assert experts.room.shape == (8, experts.layout.size)
+    assert experts.rows.shape == (2, experts.layout.size)
+    assert experts.rows.data_ptr() == experts.room.data_ptr()
+    assert all(row.data_ptr() % 64 == 0 for row in experts.room)
+    assert torch.equal(experts.rows, plain.rows)
 
 
 def test_full_checkpoints_in_one_file_and_in_shards(full_originals: Path) -> None:

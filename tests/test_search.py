@@ -10,15 +10,18 @@ import helpers_search
 import numpy as np
 import pytest
 import torch
-from helpers_models import make_base
+from helpers_models import make_adapter, make_base
 
 import modelswarms_fast
+from modelswarms_fast import cli, loop
 from modelswarms_fast import evaluate as evaluation
 from modelswarms_fast.engines.transformers import TransformersEngine
 from modelswarms_fast.errors import InputError
 from modelswarms_fast.experts import read_experts
 from modelswarms_fast.journal import read_history
 from modelswarms_fast.loop import search
+from modelswarms_fast.particles import Particles
+from modelswarms_fast.rows import count_rows
 
 tiny = helpers_search.tiny
 
@@ -139,6 +142,128 @@ def test_both_states_give_the_same_utilities(run, tmp_path):
     assert mixture["end"]["test"] == pytest.approx(summary["end"]["test"], abs=1e-6)
 
 
+def evaluated(arguments, model, split="test"):
+    """The score of a model folder in a new engine."""
+    result = evaluation.evaluate(
+        str(model),
+        base=arguments["base"],
+        task=arguments["task"],
+        data=arguments["data"],
+        split=split,
+        engine="transformers",
+        dtype="float32",
+    )
+    return result["score"]
+
+
+@pytest.fixture
+def held(monkeypatch):
+    """The experts that a search reads and the particles that it makes, in this order."""
+    found = []
+
+    def reading(*arguments, **options):
+        found.append(read_experts(*arguments, **options))
+        return found[-1]
+
+    class Kept(Particles):
+        def __init__(self, *arguments):
+            super().__init__(*arguments)
+            found.append(self)
+
+    monkeypatch.setattr(loop, "read_experts", reading)
+    monkeypatch.setattr(loop, "Particles", Kept)
+    return found
+
+
+@pytest.mark.parametrize("particles", [None, 3, 5])
+def test_the_experts_lie_in_the_rows_of_the_swarm(tiny, tmp_path, held, particles):
+    """3P + 2 rows in all. The best expert's test score is its own though its row has long been a particle's."""
+    count = {} if particles is None else {"particles": particles}
+    summary = search(**tiny | {"iterations": 10}, out=tmp_path / "run", **count)
+    experts, swarm = held[:2]
+    rows = swarm._weights.rows
+    assert len(rows) == len(experts.room) == count_rows(particles or 3)
+    assert rows.data_ptr() == experts.room.data_ptr() == experts.rows.data_ptr()
+    assert rows.stride() == experts.room.stride()
+    assert rows.untyped_storage().nbytes() <= rows.numel() * rows.element_size() + 2**20
+    best = Path(tiny["experts"]) / summary["start"]["expert"]
+    first = read_experts([best], minimum=1)
+    assert not torch.equal(rows[summary["start"]["particle"]], first.rows[0])
+    assert summary["start"]["test"] == pytest.approx(evaluated(tiny, best), abs=1e-12)
+    assert summary["start"]["dev"] == pytest.approx(evaluated(tiny, best, "dev"), abs=1e-12)
+
+
+def test_state_mixture_holds_the_experts_and_no_more_rows(tiny, tmp_path, held):
+    search(**tiny, out=tmp_path / "run", state="mixture")
+    experts, swarm = held[:2]
+    assert len(experts.room) == 3
+    assert swarm._weights is None
+    assert torch.equal(experts.rows, read_experts(tiny["experts"]).rows)
+
+
+def test_randomness_of_every_coordinate(tiny, tmp_path):
+    """The winner is no mixture any more; everything else is as ever."""
+    settings = tiny | {"randomness": "coordinate", "particles": 5}
+    summary = search(**settings, out=tmp_path / "run")
+    assert summary["mixture"] is None
+    lines = history_of(tmp_path / "run")
+    assert [line["global_best_mixture"] for line in lines] == [None] * 4
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["randomness"] == "coordinate"
+    assert "The mixture is not known for this run." in (tmp_path / "run" / "report.html").read_text()
+
+    assert lines[-1]["global_best"]["utility"] > lines[0]["global_best"]["utility"], "the winner has moved"
+    winner = read_experts([tmp_path / "run" / "global_best"], minimum=1).rows[0].double()
+    experts = read_experts(settings["experts"]).rows.double().T
+    mixture = torch.linalg.lstsq(experts, winner[:, None]).solution
+    assert (experts @ mixture - winner[:, None]).norm() > 0.1 * winner.norm()
+    for split in ("dev", "test"):
+        score = evaluated(settings, tmp_path / "run" / "global_best", split)
+        assert summary["end"][split] == pytest.approx(score, abs=1e-12)
+
+    search(**settings, out=tmp_path / "again")
+    weights = [tmp_path / name / "global_best" / "adapter_model.safetensors" for name in ("run", "again")]
+    assert weights[0].read_bytes() == weights[1].read_bytes()
+
+
+def test_a_winner_that_is_no_mixture_is_shown_without_one(tiny, tmp_path, capsys):
+    for randomness, shown in (("coordinate", False), ("particle", True)):
+        cli._search_and_show({**tiny, "out": tmp_path / randomness, "randomness": randomness})
+        output = capsys.readouterr().out
+        assert ("winner = " in output) == shown
+        assert "best expert" in output
+
+
+def test_stochastic_rounding(tiny, tmp_path):
+    """Rows in bfloat16 that are rounded up or down: other weights than to nearest, the same ones every time."""
+    settings = tiny | {"row_dtype": "bfloat16", "particles": 5}
+    runs = {"first": {"rounding": "stochastic"}, "again": {"rounding": "stochastic"}, "nearest": {}}
+    summaries, files = {}, {}
+    for name, rounding in runs.items():
+        summaries[name] = search(**settings, **rounding, out=tmp_path / name)
+        files[name] = tmp_path / name / "global_best" / "adapter_model.safetensors"
+    assert files["first"].read_bytes() == files["again"].read_bytes() != files["nearest"].read_bytes()
+    assert [json.loads((tmp_path / name / "config.json").read_text())["rounding"] for name in runs] == [
+        "stochastic",
+        "stochastic",
+        "nearest",
+    ]
+    winner = read_experts([tmp_path / "first" / "global_best"], minimum=1).rows[0]
+    assert winner.dtype == torch.bfloat16
+    summary = summaries["first"]
+    mixture = torch.tensor(list(summary["mixture"].values()))
+    expected = mixture @ read_experts(settings["experts"], dtype=torch.bfloat16).rows.float()
+    torch.testing.assert_close(winner.float(), expected, rtol=0, atol=0.05)
+    assert summary["end"]["test"] == pytest.approx(evaluated(settings, tmp_path / "first" / "global_best"), abs=1e-12)
+
+
+def test_stochastic_rounding_of_experts_in_a_half_type(tiny, tmp_path):
+    """What the rows are, not what row_dtype says, decides."""
+    for seed in range(2):
+        make_adapter(Path(tiny["base"]), tmp_path / "experts" / f"e{seed}", seed=seed, dtype=torch.bfloat16)
+    search(**tiny | {"experts": tmp_path / "experts"}, rounding="stochastic", out=tmp_path / "run")
+    assert (tmp_path / "run" / "summary.json").exists()
+
+
 def test_dropped_particles_keep_their_utility(tiny, tmp_path):
     summary = search(**tiny | {"iterations": 4}, out=tmp_path / "run", drop_n=0.5)
     lines = history_of(tmp_path / "run")
@@ -248,6 +373,13 @@ def test_full_checkpoints_as_experts(tiny, tmp_path):
         ({"particles": 2}, "3 experts"),
         ({"inertia": -1}, "inertia"),
         ({"serve": "slots"}, "transformers engine"),
+        ({"randomness": "coordinate", "state": "mixture"}, "randomness is 'coordinate' but state='mixture' has no"),
+        ({"rounding": "stochastic"}, "rounding is 'stochastic' but the rows are float32, which loses no step"),
+        ({"rounding": "stochastic", "row_dtype": "float32"}, "use rounding='nearest' or row_dtype='bfloat16'"),
+        ({"rounding": "stochastic", "row_dtype": "bfloat16", "state": "mixture"}, "state='mixture' rounds nothing"),
+        ({"rounding": "up"}, "rounding is 'up'; choose one of 'nearest', 'stochastic'"),
+        ({"randomness": "row"}, "randomness is 'row'; choose one of 'particle', 'unit', 'coordinate'"),
+        ({"particles": 1 << 40}, "3 experts need .* GiB of memory: give fewer experts or particles"),
         ({"task": "sorting"}, "multiple_choice"),
         ({"data": "nowhere.json"}, "nowhere.json"),
         ({"experts": "nowhere"}, "nowhere"),

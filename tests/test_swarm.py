@@ -18,8 +18,9 @@ def make(n_experts=3, utilities=None, **settings):
     return swarm
 
 
-def test_policy_does_not_import_torch():
-    code = "import sys, modelswarms_fast.swarm; sys.exit('torch' in sys.modules)"
+@pytest.mark.parametrize("policy", ["swarm", "rows"])
+def test_policy_does_not_import_torch(policy):
+    code = f"import sys, modelswarms_fast.{policy}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
@@ -28,6 +29,14 @@ def test_coefficients_are_the_published_ones_for_unit_draws():
     expected = np.array([0.4, 0.3, 0.3, 0.3]) / 1.3
     np.testing.assert_allclose(plan.coefficients, np.tile(expected, (4, 1)), rtol=1e-6)
     assert plan.coefficients.dtype == np.float32
+
+
+def test_coefficients_are_the_bare_weights_where_every_coordinate_draws_its_own():
+    """The operator draws, weights and normalises; it minds no factor that all four share."""
+    swarm = make(randomness="coordinate")
+    for _ in range(3):
+        np.testing.assert_array_equal(swarm.plan().coefficients, make(randomness="unit").plan().coefficients)
+        swarm.tell(swarm.utilities)
 
 
 def test_random_coefficients_are_normalised_weighted_uniform_draws():
@@ -240,6 +249,10 @@ def test_settings_that_contradict_each_other_are_refused():
         Swarm(SwarmConfig(particles=4), 1)
     with pytest.raises(InputError, match="slots"):
         EngineConfig(engine="transformers", serve="slots")
+    with pytest.raises(InputError, match="rounding is 'stochastic' but state='mixture'"):
+        EngineConfig(rounding="stochastic", state="mixture")
+    with pytest.raises(InputError, match="rounding is 'up'; choose one of 'nearest', 'stochastic'"):
+        EngineConfig(rounding="up")
 
 
 def minimise_distance(seed):

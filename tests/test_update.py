@@ -1,5 +1,7 @@
 """The swarm update: every backend against the reference, and the reference against float64 in numpy."""
 
+import functools
+import re
 import sys
 import threading
 import time
@@ -12,24 +14,30 @@ import torch
 from helpers_rows import (
     DTYPES,
     FAST_BACKENDS,
+    KEYS,
     SIZES,
+    STREAM_BYTES,
     Guarded,
+    Lines,
+    aligned_rows,
     assert_close,
     assert_same,
     available,
     guarded,
+    noises,
     random_rows,
     restored_extension,
     select,
     skip_float64,
+    some_lines,
 )
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from modelswarms_fast import _C, ops
-from modelswarms_fast.ops import swarm_update_
-from modelswarms_fast.reference import swarm_update_ref
+from modelswarms_fast import _C, extension, ops
+from modelswarms_fast.ops import swarm_update_, swarm_update_rows_
+from modelswarms_fast.reference import FOR_COEFFICIENTS, _draw, swarm_update_ref, swarm_update_rows_ref, uniform
 
 __all__ = ["restored_extension"]
 pytestmark = pytest.mark.usefixtures("restored_extension")
@@ -64,16 +72,20 @@ def unwrap(rows: dict[str, Guarded], coefficients: Tensor) -> dict[str, Tensor]:
     return views | {"coefficients": coefficients}
 
 
-def updated(rows: dict[str, Tensor], backend: str, step_length: float = STEP_LENGTH) -> tuple[Tensor, Tensor]:
+def updated(
+    rows: dict[str, Tensor], backend: str, step_length: float = STEP_LENGTH, **noise: Any
+) -> tuple[Tensor, Tensor]:
     """Position and velocity after an update of a copy."""
     rows = {name: row.clone() for name, row in rows.items()}
-    swarm_update_(**rows, step_length=step_length, backend=backend)
+    swarm_update_(**rows, step_length=step_length, backend=backend, **noise)
     return rows["position"], rows["velocity"]
 
 
-def check_against_reference(rows: dict[str, Tensor], backend: str, step_length: float = STEP_LENGTH) -> None:
-    position, velocity = updated(rows, backend, step_length)
-    expected_position, expected_velocity = updated(rows, "reference", step_length)
+def check_against_reference(
+    rows: dict[str, Tensor], backend: str, step_length: float = STEP_LENGTH, **noise: Any
+) -> None:
+    position, velocity = updated(rows, backend, step_length, **noise)
+    expected_position, expected_velocity = updated(rows, "reference", step_length, **noise)
     assert_same(velocity, expected_velocity)
     assert_same(position, expected_position)
 
@@ -86,6 +98,26 @@ def test_reference_is_the_equation(dtype: torch.dtype, particles: int, size: int
     new_v = c[:, :1] * v + c[:, 1:2] * (p - x) + c[:, 2:3] * (g - x) + c[:, 3:] * (x - w)
     new_x = x + (STEP_LENGTH if dtype == torch.float64 else np.float64(np.float32(STEP_LENGTH))) * new_v
     position, velocity = updated(rows, "reference")
+    scale = max(float(np.abs(array).max()) for array in (x, v, p, g, w))
+    assert_close(velocity, new_v, scale)
+    assert_close(position, new_x, scale)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("key", KEYS)
+def test_reference_with_coordinates_is_the_equation(dtype: torch.dtype, key: dict[str, int]) -> None:
+    """c = r * coefficients / sum(r * coefficients), r of the coordinate; coefficients of any scale, one of them 0."""
+    particles, size = 5, 1000
+    rows = swarm(particles, size, dtype)
+    rows["coefficients"] = torch.tensor([[0.4, 0.3, 0.3, 0.3], [40, 3, 0, 3], [1, 2, 3, 4], [9, 0, 0, 0], [0, 1, 1, 0]])
+    columns = torch.arange(size) + key["first_column"]
+    r = uniform(_draw(columns, particles, key["seed"], key["iteration"], FOR_COEFFICIENTS)).double().numpy()
+    x, v, p, g, w, weights = (row.double().numpy() for row in rows.values())
+    c = r * weights.T[:, :, None]
+    c /= c.sum(0)
+    new_v = c[0] * v + c[1] * (p - x) + c[2] * (g - x) + c[3] * (x - w)
+    new_x = x + (STEP_LENGTH if dtype == torch.float64 else np.float64(np.float32(STEP_LENGTH))) * new_v
+    position, velocity = updated(rows, "reference", randomness="coordinate", **key)
     scale = max(float(np.abs(array).max()) for array in (x, v, p, g, w))
     assert_close(velocity, new_v, scale)
     assert_close(position, new_x, scale)
@@ -141,8 +173,9 @@ def test_nan_infinity_and_overflow(backend: str, dtype: torch.dtype) -> None:
         for block, value in enumerate((float("nan"), float("inf"), -float("inf"), largest, -largest)):
             rows[name][..., 10 * block + column] = value
     rows["position"][:, 60:70], rows["velocity"][:, 60:70] = largest, largest
-    check_against_reference(rows, backend)
-    check_against_reference(rows, backend, step_length=2.0)
+    for noise in noises(dtype):
+        check_against_reference(rows, backend, **noise)
+        check_against_reference(rows, backend, step_length=2.0, **noise, seed=3)
     position, velocity = updated(rows, backend)
     assert velocity[:, :5].isnan().all()
     assert position[:, :5].isnan().all()
@@ -161,7 +194,8 @@ def test_denormals_are_kept(backend: str, dtype: torch.dtype) -> None:
     rows = swarm(2, 1000, dtype, device)
     for name in list(rows)[:5]:
         rows[name] = (rows[name].double() * smallest / 8).to(dtype)
-    check_against_reference(rows, backend)
+    for noise in noises(dtype):
+        check_against_reference(rows, backend, **noise, seed=3)
     position, _ = updated(rows, backend)
     small = (position != 0) & (position.abs().double() < smallest)
     assert small.float().mean() > 0.5
@@ -169,14 +203,15 @@ def test_denormals_are_kept(backend: str, dtype: torch.dtype) -> None:
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_threads_change_no_bit(dtype: torch.dtype) -> None:
-    rows = swarm(10, 100_003, dtype)
-    results = []
-    for threads in (1, 2, 3):
-        _C.set_num_threads(threads)
-        results.append(updated(rows, "cpp"))
-    for position, velocity in results[1:]:
-        assert_same(position, results[0][0])
-        assert_same(velocity, results[0][1])
+    rows = swarm(10, 30_003, dtype)
+    for noise in noises(dtype):
+        results = []
+        for threads in (1, 2, 3):
+            _C.set_num_threads(threads)
+            results.append(updated(rows, "cpp", **noise, seed=3))
+        for position, velocity in results[1:]:
+            assert_same(position, results[0][0])
+            assert_same(velocity, results[0][1])
 
 
 def test_position_moves_by_the_unrounded_velocity() -> None:
@@ -216,6 +251,236 @@ def test_property_equals_reference(
     rows = swarm(particles, size, dtype)
     blocks = guard(rows, start, gap)
     check_against_reference(unwrap(blocks, rows["coefficients"]), "cpp", step_length)
+
+
+def moved(rows: Tensor, lines: Lines, backend: str, step_length: float = STEP_LENGTH, **noise: Any) -> Tensor:
+    """All rows after an update of a copy that begins where they do."""
+    own = rows.clone(memory_format=torch.preserve_format) if rows.is_contiguous() else aligned_rows(rows)
+    coefficients = coefficients_for(len(lines.table), str(rows.device))
+    arguments = (lines.table, lines.best, lines.worst, coefficients, step_length)
+    swarm_update_rows_(own, *arguments, backend=backend, **noise)
+    return own
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_reference_on_rows_is_the_equation(dtype: torch.dtype) -> None:
+    lines = some_lines(24, 0)
+    rows = random_rows(lines.count, 50, dtype, 0)
+    exact = rows.double().numpy()
+    coefficients = coefficients_for(24).double().numpy()
+    g, w, scale = exact[lines.best], exact[lines.worst], float(np.abs(exact).max())
+    after = moved(rows, lines, "reference")
+    for c, (x_in, x_out, v_in, v_out, p_row) in zip(coefficients, lines.table.tolist(), strict=True):
+        x, p, v = exact[x_in], exact[p_row], exact[v_in] if v_in >= 0 else 0.0
+        new_v = c[0] * v + c[1] * (p - x) + c[2] * (g - x) + c[3] * (x - w)
+        assert_close(after[v_out], new_v, scale)
+        assert_close(
+            after[x_out], x + (STEP_LENGTH if dtype == torch.float64 else np.float32(STEP_LENGTH)) * new_v, scale
+        )
+    others = [row for row in range(lines.count) if row not in lines.written()]
+    assert_same(after[others], rows[others])
+
+
+@pytest.mark.parametrize("backend", ["reference", *FAST_BACKENDS])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_rows_in_place_are_the_plain_update(backend: str, dtype: torch.dtype) -> None:
+    if skip_float64(backend, dtype):
+        return
+    backend, device = select(backend)
+    rows = swarm(4, 130, dtype, device)
+    slab = torch.cat([row if row.dim() == 2 else row[None] for row in list(rows.values())[:5]])
+    number = torch.arange(4)
+    table = torch.stack((number, number, number + 4, number + 4, number + 8), dim=1)
+    for noise in noises(dtype):
+        after = moved(slab, Lines(table, 12, 13, 14), backend, **noise, **KEYS[1])
+        position, velocity = updated(rows, backend, **noise, **KEYS[1])
+        assert_same(after[:4], position)
+        assert_same(after[4:8], velocity)
+        assert_same(after[8:], slab[8:])
+
+
+@pytest.mark.parametrize("backend", FAST_BACKENDS)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("particles", [1, 2, 13])
+@pytest.mark.parametrize("size", [*SIZES[:-2], 4101])
+def test_rows_equal_reference(backend: str, dtype: torch.dtype, particles: int, size: int) -> None:
+    if skip_float64(backend, dtype):
+        return
+    backend, device = select(backend)
+    for seed, noise in enumerate(noises(dtype)):
+        lines = some_lines(particles, seed)
+        rows = random_rows(lines.count, size, dtype, seed, device)
+        key = KEYS[(seed + size) % len(KEYS)]
+        expected = moved(rows, lines, "reference", **noise, **key)
+        assert_same(moved(rows, lines, backend, **noise, **key), expected)
+        assert not torch.equal(expected, rows)
+
+
+@pytest.mark.parametrize("backend", FAST_BACKENDS)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("key", KEYS)
+def test_rows_equal_reference_whatever_the_key(backend: str, dtype: torch.dtype, key: dict[str, int]) -> None:
+    """Over all columns of a block and its end, so that every lane draws; other keys give other bits."""
+    if skip_float64(backend, dtype):
+        return
+    backend, device = select(backend)
+    lines = some_lines(3, 5)
+    rows = random_rows(lines.count, 203, dtype, 5, device)
+    for noise in noises(dtype):
+        if noise == {"rounding": "nearest", "randomness": "particle"}:
+            continue
+        after = moved(rows, lines, backend, **noise, **key)
+        assert_same(after, moved(rows, lines, "reference", **noise, **key))
+        for name, change in (
+            ("seed", 1),
+            ("iteration", 1),
+            ("first_column", 4),
+            ("seed", 2**32),
+            ("first_column", 2**34),
+        ):
+            other = {**key, name: abs(key[name] - change)}
+            assert not torch.equal(after, moved(rows, lines, backend, **noise, **other)), name
+
+
+@pytest.mark.parametrize("backend", ["reference", *FAST_BACKENDS])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_rows_that_no_line_reads_may_hold_anything(backend: str, dtype: torch.dtype) -> None:
+    """NaN in the velocity of a restart and in every row that is only written, or not named."""
+    if skip_float64(backend, dtype):
+        return
+    backend, device = select(backend)
+    lines = some_lines(13, 3)
+    assert (lines.table[:, 2] == -1).any()
+    rows = random_rows(lines.count, 97, dtype, 0, device)
+    expected = moved(rows, lines, "reference")
+    assert not expected.isnan().any()
+    unread = [row for row in range(lines.count) if row not in lines.read()]
+    rows[unread] = float("nan")
+    after = moved(rows, lines, backend)
+    written = sorted(lines.written())
+    assert_same(after[written], expected[written])
+
+
+@pytest.mark.parametrize("backend", FAST_BACKENDS)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_rows_with_nan_infinity_and_denormals(backend: str, dtype: torch.dtype) -> None:
+    if skip_float64(backend, dtype):
+        return
+    backend, device = select(backend)
+    lines = some_lines(13, 4)
+    rows = random_rows(lines.count, 203, dtype, 0, device)
+    info = torch.finfo(dtype)
+    odd = [0.0, -0.0, float("nan"), float("inf"), -float("inf"), info.max, -info.max, info.smallest_normal]
+    odd = torch.tensor([*odd, info.smallest_normal / 4, -info.smallest_normal / 2], dtype=dtype, device=device)
+    pick = torch.randint(4 * len(odd), rows.shape, generator=torch.Generator().manual_seed(1)).to(device)
+    rows = torch.where(pick < len(odd), odd[pick % len(odd)], rows)
+    # A few rows with denormals alone: theirs are the sums that stay small.
+    rows[: lines.count // 3] = (rows[: lines.count // 3].double() * info.smallest_normal / 8).to(dtype)
+    for noise in noises(dtype):
+        for step_length in (STEP_LENGTH, -2.0):
+            expected = moved(rows, lines, "reference", step_length, **noise, **KEYS[1])
+            assert_same(moved(rows, lines, backend, step_length, **noise, **KEYS[1]), expected)
+
+
+# Particles that store past the caches x, v, both or neither, and one more that reads another's personal best.
+PAST = Lines(torch.tensor([[0, 9, 10, 10, 1], [2, 11, -1, 12, 2], [3, 3, -1, 13, 4], [5, 5, 14, 14, 6]]), 7, 8, 15)
+
+
+@pytest.mark.parametrize("backend", [name for name in FAST_BACKENDS if isinstance(name, str)])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("threads", [1, 2])
+def test_rows_that_are_stored_past_the_caches(backend: str, dtype: torch.dtype, threads: int) -> None:
+    """Rows at multiples of 64 bytes, against the same rows elsewhere, and all over against parts by the reference."""
+    backend, _ = select(backend)
+    _C.set_num_threads(threads)
+    size = STREAM_BYTES // (3 * len(PAST.table) * dtype.itemsize) + 77
+    assert 3 * len(PAST.table) * size * dtype.itemsize > STREAM_BYTES
+    rows = big_rows(PAST.count, size, dtype)
+    assert rows.data_ptr() % 64 == rows.stride(0) * dtype.itemsize % 64 == 0
+    for noise in (noises(dtype)[0], noises(dtype)[-1]):
+        after = moved(rows, PAST, backend, **noise, **KEYS[1])
+        assert after.data_ptr() % 64 == after.stride(0) * dtype.itemsize % 64 == 0
+        for start in (0, 4092, size // 8 * 4 - 2048, size // 4 * 4 - 1000):
+            window = rows[:, start : start + 4600].contiguous()
+            key = {**KEYS[1], "first_column": KEYS[1]["first_column"] + start}
+            assert_same(after[:, start : start + 4600], moved(window, PAST, "reference", **noise, **key))
+        elsewhere = aligned_rows(rows, start=1)
+        coefficients = coefficients_for(len(PAST.table))
+        arguments = (PAST.table, PAST.best, PAST.worst, coefficients, STEP_LENGTH)
+        swarm_update_rows_(elsewhere, *arguments, backend=backend, **noise, **KEYS[1])
+        assert torch.equal(after, elsewhere)
+
+
+@functools.cache
+def big_rows(count: int, size: int, dtype: torch.dtype) -> Tensor:
+    """One of them is kept for all tests that use it."""
+    few = random_rows(count, 10_007, torch.float32, 0)
+    return aligned_rows(few.repeat(1, -(-size // few.shape[1]))[:, :size].to(dtype))
+
+
+@settings(max_examples=80, deadline=None)
+@given(
+    particles=st.integers(0, 6),
+    size=st.integers(0, 150),
+    dtype=st.sampled_from(DTYPES),
+    level=st.sampled_from(_C.simd_levels()),
+    start=st.integers(0, 3),
+    gap=st.integers(0, 3),
+    step_length=st.floats(-2, 2),
+    lines_seed=st.integers(0, 1000),
+    noise=st.integers(0, 3),
+    seed=st.integers(0, 2**63 - 1),
+    iteration=st.integers(0, 2**31 - 1),
+    column=st.integers(0, 2**60 - 1000),
+    cut=st.integers(0, 40),
+)
+def test_property_rows_equal_reference_whole_and_in_parts(
+    particles: int,
+    size: int,
+    dtype: torch.dtype,
+    level: str,
+    start: int,
+    gap: int,
+    step_length: float,
+    lines_seed: int,
+    noise: int,
+    seed: int,
+    iteration: int,
+    column: int,
+    cut: int,
+) -> None:
+    _C.set_simd_level(level)
+    lines = some_lines(particles, lines_seed)
+    rows = random_rows(lines.count, size, dtype, lines_seed)
+    options = noises(dtype)[noise % len(noises(dtype))] | {"seed": seed, "iteration": iteration}
+    expected = moved(rows, lines, "reference", step_length, **options, first_column=4 * column)
+    whole, parts = guarded(rows, start, gap), guarded(rows, start, gap)
+    arguments = (lines.table, lines.best, lines.worst, coefficients_for(particles), step_length)
+    swarm_update_rows_(whole.rows, *arguments, **options, first_column=4 * column, backend="cpp")
+    for columns in (slice(0, 4 * cut), slice(4 * cut, size)):
+        first = 4 * column + columns.start
+        swarm_update_rows_(parts.rows[:, columns], *arguments, **options, first_column=first, backend="cpp")
+    for block in (whole, parts):
+        assert_same(block.rows, expected)
+        assert block.intact()
+
+
+@pytest.mark.parametrize("backend", ["reference", *FAST_BACKENDS])
+@pytest.mark.parametrize(("particles", "size"), [(0, 0), (0, 5), (3, 0)])
+def test_no_rows_to_move(backend: str, particles: int, size: int) -> None:
+    backend, device = select(backend)
+    lines = some_lines(particles, 0)
+    rows = random_rows(lines.count, size, torch.float32, 0, device)
+    assert torch.equal(moved(rows, lines, backend), rows)
+
+
+def test_the_table_may_have_any_strides() -> None:
+    lines = some_lines(5, 0)
+    rows = random_rows(lines.count, 30, torch.float32, 0)
+    strided = Lines(lines.table.t().contiguous().t(), lines.best, lines.worst, lines.count)
+    assert not strided.table.is_contiguous()
+    for backend in ("reference", "cpp"):
+        assert_same(moved(rows, strided, backend), moved(rows, lines, "reference"))
 
 
 def test_gil_is_released() -> None:
@@ -342,6 +607,124 @@ class WrongRows:
         rows["backend"] = "fastest"
 
 
+class WrongDraws:
+    """One wrong keyword each, and what is said about it."""
+
+    def rounding_is_unknown() -> tuple[dict[str, Any], str]:
+        return {"rounding": "up"}, "rounding must be nearest or stochastic, got 'up'"
+
+    def randomness_is_unknown() -> tuple[dict[str, Any], str]:
+        return {"randomness": "unit"}, "randomness must be particle or coordinate, got 'unit'"
+
+    def rounding_is_for_half_types() -> tuple[dict[str, Any], str]:
+        return {
+            "rounding": "stochastic"
+        }, "rounding 'stochastic' is for bfloat16 and float16 rows; float32 rows are kept"
+
+    def seed_is_negative() -> tuple[dict[str, Any], str]:
+        return {"seed": -1}, "seed must be from 0 to 2**63 - 1, got -1"
+
+    def seed_is_too_large() -> tuple[dict[str, Any], str]:
+        return {"seed": 2**63}, "seed must be from 0 to 2**63 - 1, got 9223372036854775808"
+
+    def iteration_is_negative() -> tuple[dict[str, Any], str]:
+        return {"iteration": -1}, "iteration must be from 0 to 2**31 - 1, got -1"
+
+    def iteration_is_too_large() -> tuple[dict[str, Any], str]:
+        return {"iteration": 2**31}, "iteration must be from 0 to 2**31 - 1, got 2147483648"
+
+    def first_column_is_negative() -> tuple[dict[str, Any], str]:
+        return {"first_column": -4}, "first_column must be a multiple of 4 that is not negative, got -4"
+
+    def first_column_is_too_large() -> tuple[dict[str, Any], str]:
+        return {"first_column": 2**62}, "first_column must be a multiple of 4 that is not negative, got 4611"
+
+    def first_column_is_odd() -> tuple[dict[str, Any], str]:
+        return {"first_column": 6}, "first_column must be a multiple of 4 that is not negative, got 6"
+
+
+DRAWS = {name: make for name, make in vars(WrongDraws).items() if not name.startswith("_")}
+
+
+@pytest.mark.parametrize("name", DRAWS)
+@pytest.mark.parametrize("backend", ["reference", "cpp"])
+def test_wrong_draws_are_refused_by_name(name: str, backend: str) -> None:
+    options, message = DRAWS[name]()
+    rows, lines = swarm(3, 100, torch.float32), some_lines(3, 0)
+    slab = random_rows(lines.count, 100, torch.float32, 0)
+    before = slab.clone()
+    with pytest.raises(ValueError, match=re.escape(message)):
+        swarm_update_(**rows, step_length=0.5, backend=backend, **options)
+    arguments = (lines.table, lines.best, lines.worst, coefficients_for(3), 0.5)
+    with pytest.raises(ValueError, match=re.escape(message)):
+        swarm_update_rows_(slab, *arguments, backend=backend, **options)
+    assert torch.equal(slab, before)
+
+
+ROWS_IN_PLACE = [[0, 0, 6, 6, 3], [1, 1, 7, 7, 4], [2, 2, -1, 8, 5]]
+
+
+def rows_arguments() -> dict[str, Any]:
+    return {
+        "rows": torch.zeros(11, 100),
+        "table": torch.tensor(ROWS_IN_PLACE),
+        "global_best": 9,
+        "global_worst": 10,
+        "coefficients": coefficients_for(3),
+        "step_length": 0.5,
+    }
+
+
+def test_the_rows_that_the_next_test_spoils_are_fine() -> None:
+    swarm_update_rows_(**rows_arguments())
+
+
+@pytest.mark.parametrize(
+    ("argument", "value", "error", "message"),
+    [
+        ("rows", [[0.0]], TypeError, "rows must be a torch.Tensor, got list"),
+        ("rows", torch.zeros(100), ValueError, "rows must have two dimensions"),
+        ("rows", torch.zeros(11, 100).int(), TypeError, "rows must be one of float32"),
+        ("rows", torch.zeros(100, 11).t(), ValueError, "rows must be contiguous in its last dimension"),
+        ("rows", torch.zeros(100).expand(11, 100), ValueError, "rows has rows that overlap"),
+        ("rows", torch.zeros(11, 100, device="meta"), ValueError, "rows must be a dense tensor"),
+        ("rows", torch.zeros(11, 100, requires_grad=True), ValueError, "rows requires grad"),
+        ("rows", torch.zeros(10, 100), ValueError, "the table names row 10, but there are 10 rows"),
+        ("table", ROWS_IN_PLACE, TypeError, "table must be a torch.Tensor, got list"),
+        ("table", torch.tensor(5), ValueError, "table must have shape (0, 5), got ()"),
+        ("table", torch.tensor(ROWS_IN_PLACE)[:, :4], ValueError, "table must have shape (3, 5), got (3, 4)"),
+        ("table", torch.tensor(ROWS_IN_PLACE)[0], ValueError, "table must have shape (5, 5), got (5,)"),
+        ("table", torch.tensor(ROWS_IN_PLACE).int(), TypeError, "table must be int64, got int32"),
+        ("table", torch.zeros(3, 5, dtype=torch.int64), ValueError, "the table has two particles write one row"),
+        ("table", torch.tensor(ROWS_IN_PLACE).flip(1), ValueError, "the table"),
+        ("global_best", 11, ValueError, "the table names row 11, but there are 11 rows"),
+        ("global_best", 2, ValueError, "the table writes row 2, which is read as well"),
+        ("global_worst", 8, ValueError, "the table writes row 8, which is read as well"),
+        ("coefficients", coefficients_for(2), ValueError, "coefficients must have shape (3, 4), got (2, 4)"),
+        ("coefficients", coefficients_for(3).double(), TypeError, "coefficients must be float32, got float64"),
+        ("step_length", float("nan"), ValueError, "step_length must be finite"),
+        ("step_length", "long", TypeError, "step_length must be a number"),
+        ("backend", "fastest", ValueError, "backend must be auto or one of"),
+        ("backend", "cuda", ValueError, "backend 'cuda' cannot"),
+        ("backend", "triton", ValueError, "backend 'triton' cannot"),
+    ],
+)
+def test_wrong_rows_are_refused_by_name(argument: str, value: Any, error: type[Exception], message: str) -> None:
+    arguments = rows_arguments() | {argument: value}
+    with pytest.raises(error, match=re.escape(message)):
+        swarm_update_rows_(**arguments)
+
+
+@pytest.mark.parametrize("name", ["coefficients", "table"])
+def test_rows_that_hold_another_argument_are_refused(name: str) -> None:
+    arguments = rows_arguments()
+    held = arguments[name]
+    part = arguments["rows"][10].view(held.dtype)[: held.numel()].view(held.shape)
+    arguments[name] = part.copy_(held)
+    with pytest.raises(ValueError, match=f"rows must not share memory with {name}"):
+        swarm_update_rows_(**arguments)
+
+
 TYPE_ERRORS = {
     "position_is_a_list",
     "coefficients_is_float64",
@@ -389,11 +772,14 @@ def test_cpp_without_the_extension_raises_and_auto_takes_the_reference(
     called = spy(monkeypatch)
     swarm_update_(**rows, step_length=0.5)
     assert called == ["reference"]
+    swarm_update_rows_(**rows_arguments())
+    assert called == ["reference", "reference on rows"]
 
 
 def test_auto_takes_cpp_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     called = spy(monkeypatch)
     swarm_update_(**swarm(2, 8, torch.float32), step_length=0.5)
+    swarm_update_rows_(**rows_arguments())
     assert called == []
     assert available("cpp")
 
@@ -401,13 +787,16 @@ def test_auto_takes_cpp_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
 def spy(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Note every call of the reference."""
     called: list[str] = []
-    original: Callable[..., None] = swarm_update_ref
 
-    def reference(*arguments: Any) -> None:
-        called.append("reference")
-        original(*arguments)
+    def noted(name: str, original: Callable[..., None]) -> Callable[..., None]:
+        def reference(*arguments: Any) -> None:
+            called.append(name)
+            original(*arguments)
 
-    monkeypatch.setattr(ops, "swarm_update_ref", reference)
+        return reference
+
+    monkeypatch.setattr(ops, "swarm_update_ref", noted("reference", swarm_update_ref))
+    monkeypatch.setattr(ops, "swarm_update_rows_ref", noted("reference on rows", swarm_update_rows_ref))
     return called
 
 
@@ -417,9 +806,14 @@ def test_an_extension_that_does_not_load_is_no_reason_for_the_reference(
     def broken(name: str) -> Any:
         raise ImportError(f"{name}: undefined symbol")
 
-    monkeypatch.setattr(ops.importlib, "import_module", broken)
+    monkeypatch.setattr(extension.importlib, "import_module", broken)
     with pytest.raises(ImportError, match="undefined symbol"):
-        ops._load_extension()
+        extension._load()
+
+
+def test_an_extension_that_was_never_built_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(extension.importlib.util, "find_spec", lambda name: None)
+    assert extension._load() is None
 
 
 def test_unknown_simd_level_is_refused() -> None:

@@ -1,0 +1,83 @@
+"""What a call costs beside the work: microseconds of Python, checks and the way into C++."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from bench_mix import make_mixture
+from bench_update import make_swarm
+from measure import CORES, Measure, random_rows, shares, short, threads
+
+from modelswarms_fast import _C
+from modelswarms_fast.checks import DTYPE_CODES
+from modelswarms_fast.config import SwarmConfig
+from modelswarms_fast.ops import mix_, swarm_update_, swarm_update_rows_
+from modelswarms_fast.rows import RowTable, count_rows
+from modelswarms_fast.shard import Shard
+from modelswarms_fast.swarm import Swarm
+
+PARTICLES, CALLS = 4, 1000
+
+
+@pytest.mark.parametrize("size", [16, 100_000])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=short)
+def test_swarm_update(measure: Measure, dtype: torch.dtype, size: int) -> None:
+    """swarm_update_ against the C++ function with the same arguments, on one thread: the difference is the call."""
+    swarm = make_swarm(PARTICLES, size, dtype)
+    strided = [number for rows in swarm.rows[:3] for number in (rows.data_ptr(), rows.stride(0))]
+    arguments = (
+        *(*strided, swarm.global_best.data_ptr(), swarm.global_worst.data_ptr(), 0, swarm.coefficients.data_ptr()),
+        *(swarm.step_length, PARTICLES, size, DTYPE_CODES[dtype], False, False, 0, 0, 0),
+    )
+    with threads(1):
+        info = measure.row(
+            f"swarm_update_, {short(dtype)} P={PARTICLES} D={size:,}",
+            lambda: swarm_update_(*swarm.all),
+            baselines={"the C++ function": lambda: _C.swarm_update(*arguments)},
+            calls=CALLS if size < 1000 else CALLS // 10,
+            memory=False,
+            dtype=short(dtype),
+            particles=PARTICLES,
+            size=size,
+            threads=1,
+        )
+    overhead = info["seconds"] - info["baselines"]["the C++ function"]["seconds"]
+    measure.benchmark.extra_info["overhead_seconds"] = overhead
+
+
+def test_swarm_update_rows(measure: Measure) -> None:
+    rows = random_rows(3 * PARTICLES + 2, 16, torch.bfloat16)
+    table = torch.from_numpy(RowTable(PARTICLES).update(np.zeros(PARTICLES, dtype=np.bool_)))
+    coefficients = shares(PARTICLES)
+    call_overhead(measure, "swarm_update_rows_", lambda: swarm_update_rows_(rows, table, 0, 1, coefficients, 0.5))
+
+
+def test_mix(measure: Measure) -> None:
+    experts, out = random_rows(PARTICLES, 16, torch.bfloat16), random_rows(PARTICLES, 16, torch.bfloat16)
+    mixture = make_mixture(PARTICLES, PARTICLES)
+    call_overhead(measure, "mix_", lambda: mix_(out, experts, mixture))
+
+
+def test_shard_update(measure: Measure) -> None:
+    """What one iteration of a search calls, row numbers included."""
+    swarm = Swarm(SwarmConfig(particles=PARTICLES), PARTICLES)
+    experts, rows = (random_rows(count, 16, torch.bfloat16) for count in (PARTICLES, count_rows(PARTICLES)))
+    shard = Shard(experts, swarm.initial_positions(), rows)
+    shard.promote(swarm.tell(np.arange(PARTICLES, dtype=np.float64)))
+    plan = swarm.plan()
+    call_overhead(measure, "Shard.update", lambda: shard.update(plan))
+
+
+def call_overhead(measure: Measure, name: str, call: object) -> None:
+    """A call that has next to nothing to compute."""
+    measure.row(
+        f"{name}, bfloat16 P={PARTICLES} D=16",
+        call,
+        calls=CALLS,
+        memory=False,
+        dtype="bfloat16",
+        particles=PARTICLES,
+        size=16,
+        threads=CORES,
+    )

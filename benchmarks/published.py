@@ -1,0 +1,87 @@
+"""The published code's own update of a particle, run from the user's clone of it (github.com/BunsenFeng/model_swarm).
+
+Nothing of it is here: `lora_merge` is imported from the clone's merge.py and called as its search calls it, with
+files for everything that moves.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from baselines import SwarmRows
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from modelswarms_fast.layout import Layout
+
+WEIGHTS = "adapter_model.safetensors"
+
+
+def lora_merge_of(clone: Path) -> Callable[..., Any]:
+    """`lora_merge` of the clone. Raises FileNotFoundError where there is no merge.py."""
+    file = clone / "merge.py"
+    if not file.is_file():
+        raise FileNotFoundError(f"{clone} has no merge.py; give a clone of the published code")
+    spec = importlib.util.spec_from_file_location("published_merge", file)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    merge: Callable[..., Any] = module.lora_merge
+    return merge
+
+
+class Published:
+    """A swarm as files, moved by five merges a particle: p - x, g - x, x - w, the new velocity, the new position."""
+
+    def __init__(self, merge: Callable[..., Any], folder: Path, layout: Layout, swarm: SwarmRows) -> None:
+        """folder: where the files go, on tmpfs; layout: the tensors of a row; swarm: where it starts."""
+        self._merge, self._folder, self._layout = merge, folder, layout
+        self._coefficients, self._step_length = swarm.coefficients.tolist(), swarm.step_length
+        self._write("best", swarm.global_best)
+        self._write("worst", swarm.global_worst)
+        for particle, rows in enumerate(zip(*swarm.rows[:3], strict=True)):
+            for name, row in zip(("x", "v", "p"), rows, strict=True):
+                self._write(f"{particle}-{name}", row)
+
+    def update(self) -> None:
+        """Move every particle once."""
+        for particle in range(len(self._coefficients)):
+            self._move(particle)
+
+    def rows(self, particle: int) -> tuple[Tensor, Tensor]:
+        """x and v [D] of a particle, read from its files."""
+        return self._read(f"{particle}-x"), self._read(f"{particle}-v")
+
+    def _move(self, particle: int) -> None:
+        inertia, cognitive, social, repel = self._coefficients[particle]
+        x, v, p = (f"{particle}-{name}" for name in ("x", "v", "p"))
+        to_best, to_global, from_worst = (f"{particle}-{name}" for name in ("p-x", "g-x", "x-w"))
+        self._merged(to_best, {p: 1, x: -1})
+        self._merged(to_global, {"best": 1, x: -1})
+        self._merged(from_worst, {"worst": -1, x: 1})
+        self._merged(v, {v: inertia, to_best: cognitive, to_global: social, from_worst: repel})
+        self._merged(x, {x: 1, v: self._step_length})
+
+    def _merged(self, output: str, parts: dict[str, float]) -> None:
+        self._merge(
+            weights=list(parts.values()),
+            lora_name_list=[str(self._folder / name) for name in parts],
+            output_name=str(self._folder / output),
+            gpu_id=0,
+            directly_load_safetensors=1,
+        )
+
+    def _write(self, name: str, row: Tensor) -> None:
+        (self._folder / name).mkdir()
+        views = self._layout.views(row.contiguous())
+        save_file({tensor: view.clone() for tensor, view in views.items()}, self._folder / name / WEIGHTS)
+
+    def _read(self, name: str) -> Tensor:
+        row = torch.zeros(self._layout.size, dtype=self._layout.dtype)
+        self._layout.flatten(load_file(self._folder / name / WEIGHTS), row)
+        return row

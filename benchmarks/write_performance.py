@@ -1,0 +1,339 @@
+"""Write docs/performance.md and its figures: python benchmarks/write_performance.py.
+
+Every file of benchmarks/results/performance and benchmarks/results/gpu is what pytest-benchmark wrote in one run; runs
+stand side by side.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from matplotlib import rc_context
+from matplotlib.figure import Figure
+
+from modelswarms_fast.bench import GROUPS, cells, columns_of, machine, seconds_text
+
+# Text as text, and the same bytes whenever a figure is drawn.
+STYLE = {
+    **{"svg.hashsalt": "modelswarms-fast", "svg.fonttype": "none", "font.size": 9, "axes.grid": True},
+    **{"grid.alpha": 0.3, "axes.spines.top": False, "axes.spines.right": False, "legend.frameon": False},
+}
+
+HERE = Path(__file__).parent
+SOURCES = ("performance", "gpu")
+
+Row = dict[str, Any]
+
+INTRODUCTION = """\
+# Performance
+
+Written by `benchmarks/write_performance.py` from the JSON files in `benchmarks/results/`; measure your own machine with
+`modelswarms-fast bench` or `pytest benchmarks --benchmark-json=FILE`.
+
+Whatever is compared was measured in the same run, in turns: in every round the baselines, the limit and ours once
+(baselines of more than 0.3 s in every fifth round). Numbers are medians of the rounds; the share of the limit is that
+of the two neighbours in a round. The **limit** of an operator is a plain loop (`csrc/limit.cpp`) that does the loads
+and stores of the operator and next to nothing else, on as many threads and bytes; of its variants, with stores through
+the caches and past them, the fastest counts. On a GPU it is a copy on the device. **Bytes** are those that have to
+move: `(5P + 2) · D` numbers for an update, `(P + n) · D` for a mix. A column "vs" says how many times as long as ours a
+baseline takes.
+"""
+
+
+@dataclass(frozen=True)
+class Run:
+    """One JSON file."""
+
+    name: str
+    results: dict[str, Any]
+
+    @property
+    def rows(self) -> list[Row]:
+        """extra_info of every benchmark."""
+        return [benchmark["extra_info"] for benchmark in self.results["benchmarks"]]
+
+    @property
+    def all_threads(self) -> int:
+        """As many threads as the run had."""
+        return int(self.results["machine_info"]["threads"])
+
+    def find(self, group: str, **facts: Any) -> list[Row]:
+        """Rows of a group with these facts; a fact of a tuple means any of its values."""
+        return [row for row in self.rows if row["group"] == group and all(_is(row, *fact) for fact in facts.items())]
+
+
+def _is(row: Row, name: str, wanted: Any) -> bool:
+    return row.get(name) in (wanted if isinstance(wanted, tuple) else (wanted,))
+
+
+@dataclass(frozen=True)
+class Target:
+    """A line of the table: values by label, each on the right side of the bound or not."""
+
+    what: str
+    bound: float
+    at_least: bool
+    values: Callable[[Run], dict[str, float]]
+    text: Callable[[float], str] = "{:.2f}".format
+
+    @property
+    def goal(self) -> str:
+        """The bound as text."""
+        return f"{'≥' if self.at_least else '≤'} {self.text(self.bound)}"
+
+    def met(self, value: float) -> bool:
+        """Whether a value is on the right side."""
+        return value >= self.bound if self.at_least else value <= self.bound
+
+    def cell(self, run: Run) -> str:
+        """The values of a run, the missed ones in bold; "—" where it has none."""
+        parts = []
+        for label, value in self.values(run).items():
+            verdict = f"{self.text(value)} met" if self.met(value) else f"**{self.text(value)} missed**"
+            parts.append(f"{label} {verdict}".strip())
+        return "<br>".join(parts) or "—"
+
+
+def share(row: Row) -> float:
+    """Of the limit."""
+    return float(row["share_of_limit"])
+
+
+def ratio(baseline: str) -> Callable[[Row], float]:
+    """Seconds of a baseline over ours; NaN where the row has no such baseline."""
+    return lambda row: float(row.get("baselines", {}).get(baseline, {}).get("ratio", math.nan))
+
+
+def by(label: str, value: Callable[[Row], float], rows: Sequence[Row]) -> dict[str, float]:
+    """The worst value of the rows with the same label: what a target says has to hold for each of them."""
+    found: dict[str, float] = {}
+    for row in rows:
+        if not math.isnan(value(row)):
+            name = str(row.get(label, ""))
+            found[name] = min(found.get(name, math.inf), value(row))
+    return found
+
+
+def targets() -> Iterator[Target]:
+    """The table of targets."""
+    both = ("bfloat16", "float32")
+
+    def update(value: Callable[[Row], float], single: bool) -> Callable[[Run], dict[str, float]]:
+        def values(run: Run) -> dict[str, float]:
+            count = 1 if single else run.all_threads
+            return by("dtype", value, run.find("update", backend="cpp", headline=True, dtype=both, threads=count))
+
+        return values
+
+    def mix(
+        value: Callable[[Row], float], single: bool, dtypes: tuple[str, ...] = both
+    ) -> Callable[[Run], dict[str, float]]:
+        def values(run: Run) -> dict[str, float]:
+            count = 1 if single else run.all_threads
+            return by("dtype", value, run.find("mix", backend="cpp", headline=True, dtype=dtypes, threads=count))
+
+        return values
+
+    times = "{:.3g}x".format
+    for single, where in ((False, "all threads"), (True, "one thread")):
+        yield Target(f"`cpp` update, share of the limit, {where}", 0.90, True, update(share, single))
+    for single, where in ((False, "all threads"), (True, "one thread")):
+        yield Target(
+            f"`cpp` update against torch eager, {where}", 10, True, update(ratio("torch eager"), single), times
+        )
+        yield Target(
+            f"`cpp` update against torch.compile, {where}", 1.5, True, update(ratio("torch.compile"), single), times
+        )
+    yield Target(
+        "update against the published code, files on tmpfs, one thread",
+        300,
+        True,
+        lambda run: by(
+            "adapters", ratio("published code"), [r for r in run.find("update", threads=1) if "adapters" in r]
+        ),
+        "{:.0f}x".format,
+    )
+    for single, where in ((False, "all threads"), (True, "one thread")):
+        yield Target(f"`cpp` mix, P = 20, n = 10, share of the limit, {where}", 0.85, True, mix(share, single))
+        yield Target(
+            f"`cpp` mix, P = 20, n = 10, against torch.matmul in bfloat16, {where}",
+            1.5,
+            True,
+            mix(ratio("torch.matmul"), single, ("bfloat16",)),
+            times,
+        )
+    yield Target(
+        "one call from Python, P = 4, D = 100,000, beside the C++ function",
+        10e-6,
+        False,
+        lambda run: {row["dtype"]: row["overhead_seconds"] for row in run.find("overhead", size=100_000)},
+        seconds_text,
+    )
+    for backend in ("cuda", "triton"):
+        yield Target(
+            f"`{backend}` update, share of a copy on the device, worst of P 4 to 64, D 1e6 to 1e8",
+            0.92,
+            True,
+            lambda run, backend=backend: by("dtype", share, run.find("update", backend=backend, headline=True)),
+        )
+    yield Target(
+        "streaming from pinned memory, share of the PCIe copy in both directions",
+        0.85,
+        True,
+        lambda run: by("dtype", share, run.find("stream", headline=True)),
+    )
+    yield Target(
+        "growth: the worst point's distance from a line over two decades",
+        0.05,
+        False,
+        lambda run: {f"against {row['against']}": row["worst_deviation"] for row in run.find("growth")},
+        "{:.1%}".format,
+    )
+    yield Target(
+        "memory of a swarm, of what the formula allows",
+        1.0,
+        False,
+        lambda run: {
+            row["state"]: row["taken_bytes"] / row["bound_bytes"] for row in run.find("rows") if "taken_bytes" in row
+        },
+    )
+
+
+def target_table(runs: Sequence[Run]) -> list[str]:
+    """What was wished for, and every run."""
+    lines = ["| what | target | " + " | ".join(run.name for run in runs) + " |", "|---|---|" + "---|" * len(runs)]
+    for target in targets():
+        lines.append(f"| {target.what} | {target.goal} | " + " | ".join(target.cell(run) for run in runs) + " |")
+    return lines
+
+
+def group_table(runs: Sequence[Run], group: str) -> list[str]:
+    """Every row of a group; values of several runs beside each other."""
+    found: dict[tuple[str, Any], list[Row]] = {}
+    for run in runs:
+        for row in run.find(group):
+            found.setdefault((row["row"], row.get("threads")), []).append(row)
+    if not found:
+        return []
+    columns = columns_of([row for rows in found.values() for row in rows])
+    lines = [f"| {group} | " + " | ".join(columns) + " |", "|---|" + "---:|" * len(columns)]
+    for (name, _), rows in found.items():
+        texts = [[cells(row).get(column, "") for row in rows] for column in columns]
+        # What all runs agree on, such as the number of threads, is said once.
+        joined = [" / ".join(text if len(set(text)) > 1 else text[:1]) for text in texts]
+        lines.append(f"| {name} | " + " | ".join(joined) + " |")
+    return [*lines, ""]
+
+
+def operations(row: Row) -> float:
+    """Of floating point: an update has 12 a weight and particle, a mix 2 an expert, weight and particle."""
+    each = 12 if row["group"] == "update" else 2 * row["experts"]
+    return float(each * row["particles"] * row["size"])
+
+
+def roofline(run: Run, target: Path) -> bool:
+    """Operations a second against operations a byte, under the roofs that the same run measured."""
+    rows = [
+        row
+        for row in (*run.find("update"), *run.find("mix"))
+        if "share_of_limit" in row and row.get("threads") == run.all_threads and row["backend"] == "cpp"
+    ]
+    roofs = [row["GFLOP/s"] for row in run.find("mix", threads=run.all_threads) if "GFLOP/s" in row]
+    if not rows or not roofs:
+        return False
+    figure = Figure(figsize=(8, 4.6))
+    axes = figure.subplots()
+    intensities = [0.3, 60.0]
+    for group, style in (("update", "-"), ("mix", "--")):
+        own = [max(row["limit"].values()) for row in rows if row["group"] == group]
+        if own:
+            label = f"memory, loop of the {group}: {max(own):.0f} GB/s"
+            axes.plot(intensities, [x * max(own) for x in intensities], style, color="0.4", linewidth=1, label=label)
+    axes.axhline(max(roofs), color="0.4", linestyle=":", label=f"products and sums: {max(roofs):.0f} GFLOP/s")
+    kinds = [("update", "bfloat16"), ("update", "float32"), ("mix", "bfloat16"), ("mix", "float32")]
+    for (group, dtype), marker, colour in zip(kinds, "osDv", ("C0", "C0", "C1", "C1"), strict=True):
+        own_rows = [row for row in rows if (row["group"], row["dtype"]) == (group, dtype)]
+        x = [operations(row) / row["bytes"] for row in own_rows]
+        y = [operations(row) / row["seconds"] / 1e9 for row in own_rows]
+        axes.plot(
+            x, y, marker, color=colour, markerfacecolor=colour if marker in "oD" else "none", label=f"{group} {dtype}"
+        )
+        for name, fill in (("torch eager", "C3"), ("torch.compile", "C2"), ("torch.matmul", "C3")):
+            others = [(a, row) for a, row in zip(x, own_rows, strict=True) if name in row.get("baselines", {})]
+            y = [operations(row) / row["baselines"][name]["seconds"] / 1e9 for _, row in others]
+            label = name if dtype == "bfloat16" and others and name not in axes.get_legend_handles_labels()[1] else None
+            axes.plot([a for a, _ in others], y, "x" if fill == "C3" else "+", color=fill, label=label)
+    axes.set(xscale="log", yscale="log", xlabel="operations a byte", ylabel="GFLOP/s", xlim=intensities)
+    axes.set_ylim(top=2 * max(roofs))
+    axes.legend(loc="lower right", fontsize=7)
+    _save(figure, target)
+    return True
+
+
+def scaling(runs: Sequence[Run], target: Path) -> bool:
+    """Seconds of an update against P and against D, with the fitted lines."""
+    rows = [(run, row) for run in runs for row in run.find("growth")]
+    if not rows:
+        return False
+    figure = Figure(figsize=(8, 3.6))
+    panels = figure.subplots(1, 2)
+    for axes, against in zip(panels, "PD", strict=True):
+        for index, (run, row) in enumerate((run, row) for run, row in rows if row["against"] == against):
+            points = row["points"]
+            label = f"{run.name}: at most {row['worst_deviation']:.1%} off"
+            axes.plot(
+                points,
+                [1e3 * value for value in row["point_seconds"]],
+                "osDv"[index % 4],
+                color=f"C{index}",
+                label=label,
+            )
+            axes.plot(points, [1e3 * (row["fixed"] + row["each"] * x) for x in points], color=f"C{index}", linewidth=1)
+        axes.set(xscale="log", yscale="log", xlabel=against, ylabel="ms")
+        if axes.lines:
+            axes.legend(fontsize=7)
+    _save(figure, target)
+    return True
+
+
+def _save(figure: Any, target: Path) -> None:
+    figure.tight_layout()
+    target.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(target, metadata={"Date": None})
+
+
+def load(results: Path) -> list[Run]:
+    """Every run that was kept, by folder and name."""
+    paths = [path for source in SOURCES for path in sorted((results / source).glob("*.json"))]
+    runs = [Run(path.stem, json.loads(path.read_text())) for path in paths]
+    return [run for run in runs if "benchmarks" in run.results]
+
+
+def write(results: Path, docs: Path) -> None:
+    """Write performance.md and figures/*.svg into docs."""
+    with rc_context(STYLE):
+        _write(load(results), results / "performance" / "notes.md", docs)
+
+
+def _write(runs: Sequence[Run], notes: Path, docs: Path) -> None:
+    text = [INTRODUCTION, "## Targets\n", *target_table(runs), ""]
+    text += [notes.read_text()] if notes.exists() else []
+    if scaling(runs, docs / "figures" / "scaling.svg"):
+        text.append("![Seconds of an update against P and against D](figures/scaling.svg)\n")
+    for run in runs:
+        if roofline(run, docs / "figures" / f"roofline-{run.name}.svg"):
+            text.append(f"![Roofline of {run.name}](figures/roofline-{run.name}.svg)\n")
+    text += ["## Every row\n", f"Several values in a cell: {', '.join(run.name for run in runs)}.\n"]
+    for group in GROUPS:
+        text += group_table(runs, group)
+    text += ["## Machines\n", *(f"- {run.name}: {machine(run.results)}" for run in runs)]
+    (docs / "performance.md").write_text("\n".join(text) + "\n")
+
+
+if __name__ == "__main__":
+    write(HERE / "results", HERE.parent / "docs")

@@ -1,0 +1,136 @@
+"""Runs the benchmarks of a clone of the repository, and makes tables of what they write."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from modelswarms_fast.errors import InputError
+
+# One file benchmarks/bench_GROUP.py each, in the order in which they run.
+GROUPS = (
+    "update", "mix", "rows", "variants", "stream", "shards", "overhead", "growth", "load", "evaluate", "search",
+)  # fmt: skip
+
+STANDARD_ERROR = 2  # as the shell numbers it
+
+
+def run_benchmarks(
+    groups: Sequence[str], *, quick: bool, model_swarm: Path | None, target: Path | None
+) -> dict[str, Any]:
+    """Run groups of benchmarks (none: all of them) in a process of their own; returns pytest-benchmark's JSON.
+
+    Raises:
+        InputError: there is no such group, no clone to run in, no pytest-benchmark, or a benchmark failed.
+    """
+    for group in groups:
+        if group not in GROUPS:
+            raise InputError(f"There is no benchmark {group!r}; choose from {', '.join(GROUPS)}.")
+    folder = Path("benchmarks")
+    if not (folder / "conftest.py").is_file():
+        raise InputError("There is no folder benchmarks here; run the benchmarks in a clone of the repository.")
+    if model_swarm is not None and not (model_swarm / "merge.py").is_file():
+        raise InputError(f"{model_swarm} has no merge.py; give a clone of the published code with --model-swarm.")
+    if importlib.util.find_spec("pytest_benchmark") is None:
+        raise InputError("The benchmarks need pytest-benchmark; install it: pip install pytest pytest-benchmark")
+    with tempfile.TemporaryDirectory() as scratch:
+        target = target or Path(scratch) / "benchmarks.json"
+        command = [sys.executable, "-m", "pytest", f"--benchmark-json={target}", "--benchmark-quiet"]
+        command += [str(folder / f"bench_{group}.py") for group in groups or GROUPS]
+        command += ["--quick"] * quick
+        command += [] if model_swarm is None else [f"--model-swarm={model_swarm}"]
+        # Progress goes to standard error, the tables to standard output.
+        code = subprocess.run(command, stdout=STANDARD_ERROR, check=False).returncode
+        if code != 0 or not target.is_file():
+            raise InputError(f"A benchmark failed (pytest ended with {code}); its error is above.")
+        results: dict[str, Any] = json.loads(target.read_text())
+    return results
+
+
+def tables(results: Mapping[str, Any]) -> list[Table]:
+    """One table a group: every row with what was measured beside it in the same run."""
+    rows = [benchmark["extra_info"] for benchmark in results["benchmarks"]]
+    found = []
+    for group in dict.fromkeys(row["group"] for row in rows):
+        own = [row for row in rows if row["group"] == group]
+        table = Table(title=group, title_justify="left")
+        table.add_column("row", no_wrap=True)
+        columns = columns_of(own)
+        for column in columns:
+            table.add_column(column, justify="right")
+        for row in own:
+            texts = cells(row)
+            table.add_row(row["row"], *(texts.get(column, "") for column in columns))
+        found.append(table)
+    return found
+
+
+def cells(row: Mapping[str, Any]) -> dict[str, str]:
+    """What a row's extra_info says, by column; a baseline's column says how many times as long as ours it takes."""
+    texts = {"threads": str(row["threads"])} if "threads" in row else {}
+    texts["time"] = seconds_text(row["seconds"])
+    if "GB/s" in row:
+        texts["GB/s"] = f"{row['GB/s']:.1f}"
+    if "limit" in row:
+        texts |= {"limit": f"{max(row['limit'].values()):.1f}", "share of limit": f"{row['share_of_limit']:.2f}"}
+    for name, baseline in row.get("baselines", {}).items():
+        texts[f"vs {name}"] = f"{baseline['ratio']:.3g}" if baseline["ratio"] < 100 else f"{baseline['ratio']:.0f}"
+    if "added_bytes" in row:
+        texts["peak memory"] = bytes_text(row["rows_bytes"] + row["added_bytes"]["ours"])
+    if "taken_bytes" in row:
+        texts |= {"memory": bytes_text(row["taken_bytes"]), "at most": bytes_text(row["bound_bytes"])}
+    if "overhead_seconds" in row:
+        texts["overhead"] = seconds_text(row["overhead_seconds"])
+    if "worst_deviation" in row:
+        texts["off the line"] = f"{row['worst_deviation']:.1%}"
+    if "prompts/s" in row:
+        texts["prompts/s"] = f"{row['prompts/s']:.1f}"
+    if "GFLOP/s" in row:
+        texts["GFLOP/s"] = f"{row['GFLOP/s']:.0f}"
+    texts |= {name: seconds_text(seconds) for name, seconds in row.get("phases", {}).items()}
+    return texts
+
+
+def columns_of(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Columns of a table of these rows: baselines after the limit, the rest as it comes."""
+    found = list(dict.fromkeys(column for row in rows for column in cells(row)))
+    first = [name for name in ("threads", "time", "GB/s", "limit", "share of limit") if name in found]
+    baselines = [name for name in found if name.startswith("vs ")]
+    return [*first, *baselines, *(name for name in found if name not in {*first, *baselines})]
+
+
+def machine(results: Mapping[str, Any]) -> str:
+    """One line: what was measured, and on what."""
+    info, commit = results["machine_info"], results["commit_info"]
+    versions = ", ".join(f"{name} {number}" for name, number in info["versions"].items())
+    dirty = " and changes that are not committed" if commit["dirty"] else ""
+    place = f"{info['cpu']}, {info['cores']} cores" + (f", {info['gpu']}" if "gpu" in info else "")
+    return f"{place}; Python {info['python']}, {versions}; commit {commit['id'][:7]}{dirty}"
+
+
+def seconds_text(seconds: float) -> str:
+    """Seconds in a unit in which they are readable."""
+    for unit, factor in (("s", 1.0), ("ms", 1e3), ("µs", 1e6)):
+        if abs(seconds) * factor >= 1:
+            return _short(seconds * factor, unit)
+    return f"{seconds * 1e9:.0f} ns"
+
+
+def bytes_text(count: float) -> str:
+    """Bytes in a unit in which they are readable, powers of ten."""
+    for unit, factor in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if count >= factor:
+            return _short(count / factor, unit)
+    return f"{count:.0f} B"
+
+
+def _short(number: float, unit: str) -> str:
+    return f"{number:.0f} {unit}" if abs(number) >= 100 else f"{number:.3g} {unit}"
