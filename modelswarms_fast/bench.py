@@ -84,7 +84,7 @@ def cells(row: Mapping[str, Any]) -> dict[str, str]:
     for name, baseline in row.get("baselines", {}).items():
         texts[f"vs {name}"] = f"{baseline['ratio']:.3g}" if baseline["ratio"] < 100 else f"{baseline['ratio']:.0f}"
     if "added_bytes" in row:
-        texts["peak memory"] = bytes_text(row["rows_bytes"] + row["added_bytes"]["ours"])
+        texts["peak memory"] = bytes_text(row.get("rows_bytes", 0) + row["added_bytes"]["ours"])
     if "taken_bytes" in row:
         texts |= {"memory": bytes_text(row["taken_bytes"]), "at most": bytes_text(row["bound_bytes"])}
     if "overhead_seconds" in row:

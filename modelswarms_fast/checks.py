@@ -141,7 +141,7 @@ def check_overlap(written: Mapping[str, Tensor], read: Mapping[str, Tensor]) -> 
         name, tensor, (start, end) = everything[number]
         if start == end:
             continue
-        if (tensor.shape[0] > 1 and tensor.stride(0) < tensor.shape[-1]) or tensor.dim() > 2:
+        if not _nested(tensor):
             _check_own_rows(name, tensor)
         for other_name, other, (other_start, other_end) in everything[number + 1 :]:
             # Rows of two tensors may lie between each other in one slab: only then look at them one by one.
@@ -200,6 +200,17 @@ def _row_extents(tensor: Tensor) -> list[Extent]:
     if tensor.dim() < 2:
         return [_extent(tensor)]
     return [extent for part in tensor.unbind(0) for extent in _row_extents(part)]
+
+
+def _nested(tensor: Tensor) -> bool:
+    """Whether each dimension steps over all that smaller steps reach: then no two elements share memory."""
+    reach = 1
+    for stride, length in sorted(zip(tensor.stride(), tensor.shape, strict=True)):
+        if length > 1:
+            if stride < reach:
+                return False
+            reach += (length - 1) * stride
+    return True
 
 
 def _check_own_rows(name: str, tensor: Tensor) -> None:
