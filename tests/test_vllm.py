@@ -3,6 +3,7 @@
 float32 throughout, so that tolerances are tight. The engines are built once; tests leave them on the base model.
 """
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ from modelswarms_fast.config import EngineConfig
 from modelswarms_fast.engines import Request, start_engine
 from modelswarms_fast.engines.transformers import TransformersEngine
 from modelswarms_fast.errors import InputError
-from modelswarms_fast.experts import Experts, export, read_experts
+from modelswarms_fast.experts import export, read_experts
 from modelswarms_fast.journal import read_history
 from modelswarms_fast.loop import search
 
@@ -237,17 +238,10 @@ def test_misuse_is_refused(engine, experts, prompts):
 def test_experts_of_another_base_are_refused(engines, experts):
     """The worker names the module that the base model does not have."""
     rpc = engines("merged").llm.collective_rpc
-    other = Experts(
-        kind=experts.kind,
-        names=experts.names,
-        layout=experts.layout,
-        rows=experts.rows,
-        modules=tuple(
-            type(m)(m.name.replace("layers.0", "layers.99"), m.a, m.b, m.rank, m.scaling) for m in experts.modules
-        ),
-        config=experts.config,
-        sources=experts.sources,
+    modules = tuple(
+        type(m)(m.name.replace("layers.0", "layers.99"), m.a, m.b, m.rank, m.scaling) for m in experts.modules
     )
+    other = replace(experts, modules=modules)
     with pytest.raises(InputError, match=r"layers\.99"):
         rpc("swarm_attach", args=("merged", other.layout, other.modules))
     rpc("swarm_attach", args=("merged", experts.layout, experts.modules))
