@@ -98,7 +98,7 @@ def mixture_plot(mixture: Mapping[str, float]) -> str:
     low, high = min(0.0, *mixture.values()), max(0.0, *mixture.values())
     # A number stands beyond the end of its bar: each side that has bars keeps room for one.
     room_low, room_high = (60 if low < 0 else 0), 60
-    scale = (width - room_low - room_high) / ((high - low) or 1.0)
+    scale = (width - room_low - room_high) / max(high - low, 1e-9)
     zero = round(left + room_low - low * scale, 1)
 
     marks = []

@@ -12,7 +12,7 @@ from typing import Any
 from xml.etree import ElementTree
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from modelswarms_fast.errors import InputError
@@ -189,6 +189,7 @@ def test_mixture_bars(tmp_path: Path) -> None:
     assert "The coefficients sum to 1.000" in (tmp_path / "report.html").read_text()
 
 
+@example({"a": 5e-308})
 @given(st.dictionaries(st.text(max_size=40), st.floats(-5, 5), min_size=1, max_size=25))
 def test_nothing_overlaps_or_leaves_the_mixture_plot(mixture: dict[str, float]) -> None:
     clean = {"".join(c for c in name if c.isprintable()): value for name, value in mixture.items()}
