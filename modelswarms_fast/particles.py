@@ -37,7 +37,7 @@ class Particles:
             self._mixtures = Shard(self._identity, self._positions, mixtures)
         self._experts = experts.rows.to(device)
         self._weights: Shard | None = None
-        self._scratch = self._experts[:0]
+        self._scratch = self._experts.new_empty(0)
         if config.state == "weights":
             here = self._experts.data_ptr() == experts.room.data_ptr() and len(experts.room) == count_rows(count)
             size, dtype = experts.layout.size, self._experts.dtype
@@ -53,7 +53,7 @@ class Particles:
             self._mixtures.start(self._identity, velocities)
         if self._weights is not None:
             self._weights.start(self._experts, velocities)
-            self._experts = self._experts[:0]  # their rows belong to the particles from now on
+            self._experts = self._experts.new_empty(0)  # their rows belong to the particles from now on
 
     def update(self, plan: Plan) -> None:
         """Move every particle by the plan."""

@@ -93,11 +93,11 @@ def strided(values: Tensor, strides: tuple[int, ...], start: int = 0) -> Guarded
     return Guarded(rows, block, outside)
 
 
-def aligned_rows(values: Tensor, start: int = 0) -> Tensor:
-    """A copy whose rows begin at multiples of 64 bytes, each `start` elements further for start > 0."""
+def aligned_rows(values: Tensor, start: int = 0, gap: int = 0) -> Tensor:
+    """A copy whose rows begin at multiples of 64 bytes; or all of them `start` further, or each `gap` more."""
     count, size = values.shape
     step = 64 // values.element_size()
-    stride = -(-(size + start) // step) * step
+    stride = -(-(size + start) // step) * step + gap
     memory = torch.zeros(count * stride + step, dtype=values.dtype)
     first = -memory.data_ptr() // values.element_size() % step + start
     rows = memory.as_strided(values.shape, (stride, 1), first)

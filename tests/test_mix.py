@@ -217,7 +217,7 @@ def test_rows_that_are_stored_past_the_caches(backend: str, dtype: torch.dtype) 
     _C.set_num_threads(2)
     experts, mixture, expected = big(dtype)
     blank = torch.zeros_like(expected)
-    outs = [aligned_rows(blank), aligned_rows(blank, start=1), aligned_rows(blank)[:, None]]
+    outs = [aligned_rows(blank), aligned_rows(blank, start=1), aligned_rows(blank, gap=1), aligned_rows(blank)[:, None]]
     for out in outs:
         mix_(out, experts, mixture, backend=backend)
         assert torch.equal(out.view(expected.shape), expected)

@@ -393,3 +393,18 @@ def test_mixtures_are_written_into_rows_without_a_copy_of_them():
     rows[:2] = torch.tensor([[1.0], [2.0]])
     mix_(rows[2:], rows[:2], torch.tensor([[1.0, 0.0], [0.5, 0.5], [0.0, -1.0]]))
     assert rows[:, 0].tolist() == [1.0, 2.0, 1.0, 1.5, -2.0]
+
+
+@pytest.mark.parametrize("state", ["weights", "mixture"])
+def test_experts_that_were_brought_to_a_device_are_let_go(state):
+    """In state weights the rows are all there is. `to` stands for a copy to a GPU."""
+    values = random_rows(3, 64, torch.bfloat16, 0)
+    experts = pool(values)
+    experts.rows = SimpleNamespace(to=lambda device: values.clone())
+    swarm = Swarm(SwarmConfig(particles=4), 3)
+    particles = Particles(experts, swarm, EngineConfig(state=state), torch.device("cpu"))
+    assert len(list(search(swarm, particles, 2))) == 2
+    tensors = [each for each in vars(particles).values() if isinstance(each, torch.Tensor)]
+    storages = [each.untyped_storage() for each in tensors if each.dtype == torch.bfloat16]
+    held = {storage.data_ptr(): storage.nbytes() for storage in storages}
+    assert sum(held.values()) == (0 if state == "weights" else (3 + 1) * 64 * 2)

@@ -14,6 +14,7 @@ import torch
 from helpers_rows import (
     DTYPES,
     FAST_BACKENDS,
+    HALF_TYPES,
     KEYS,
     SIZES,
     STREAM_BYTES,
@@ -199,6 +200,36 @@ def test_denormals_are_kept(backend: str, dtype: torch.dtype) -> None:
     position, _ = updated(rows, backend)
     small = (position != 0) & (position.abs().double() < smallest)
     assert small.float().mean() > 0.5
+
+
+@pytest.mark.parametrize("backend", ["reference", *FAST_BACKENDS])
+@pytest.mark.parametrize("dtype", HALF_TYPES, ids=str)
+@pytest.mark.parametrize("randomness", ["particle", "coordinate"])
+def test_a_nan_of_all_ones_stays_nan(backend: str, dtype: torch.dtype, randomness: str) -> None:
+    """Adding noise to its bits would make a zero of it."""
+    backend, device = select(backend)
+    rows = swarm(2, 1000, dtype, device)
+    rows["coefficients"][0] = torch.tensor([0x7FFFFFFF], dtype=torch.int32).view(torch.float32)
+    for result in updated(rows, backend, rounding="stochastic", randomness=randomness):
+        assert result[0].isnan().all()
+        assert not result[1].isnan().any()
+
+
+@pytest.mark.parametrize("backend", FAST_BACKENDS)
+@pytest.mark.parametrize("dtype", HALF_TYPES, ids=str)
+def test_results_that_noise_may_lift_to_the_smallest_number_or_not(backend: str, dtype: torch.dtype) -> None:
+    """From denormals down to what is 0 in float16 whatever the noise; x is 0, so x' is as small as v'."""
+    backend, device = select(backend)
+    rows = swarm(3, 4001, dtype, device)
+    smallest = 2.0**-24 if dtype == torch.float16 else 2.0**-133
+    for name in ("velocity", "personal_best", "global_best", "global_worst"):
+        rows[name] = (rows[name].double() * 8 * smallest).to(dtype)
+    rows["position"] = torch.zeros_like(rows["position"])
+    for power in (0, 4, 8, 10, 11, 12, 13, 20, 100):
+        smaller = rows | {"coefficients": rows["coefficients"] * 2.0**-power}
+        check_against_reference(smaller, backend, rounding="stochastic", seed=power)
+    velocity = updated(rows | {"coefficients": rows["coefficients"] / 16}, backend, rounding="stochastic")[1]
+    assert 0.05 < (velocity != 0).float().mean() < 0.95
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -404,11 +435,10 @@ def test_rows_that_are_stored_past_the_caches(backend: str, dtype: torch.dtype, 
             window = rows[:, start : start + 4600].contiguous()
             key = {**KEYS[1], "first_column": KEYS[1]["first_column"] + start}
             assert_same(after[:, start : start + 4600], moved(window, PAST, "reference", **noise, **key))
-        elsewhere = aligned_rows(rows, start=1)
-        coefficients = coefficients_for(len(PAST.table))
-        arguments = (PAST.table, PAST.best, PAST.worst, coefficients, STEP_LENGTH)
-        swarm_update_rows_(elsewhere, *arguments, backend=backend, **noise, **KEYS[1])
-        assert torch.equal(after, elsewhere)
+        arguments = (PAST.table, PAST.best, PAST.worst, coefficients_for(len(PAST.table)), STEP_LENGTH)
+        for elsewhere in (aligned_rows(rows, start=1), aligned_rows(rows, gap=1)):
+            swarm_update_rows_(elsewhere, *arguments, backend=backend, **noise, **KEYS[1])
+            assert torch.equal(after, elsewhere)
 
 
 @functools.cache
