@@ -11,11 +11,17 @@ def swarm_update(
     personal_best_stride: int,
     global_best: int,
     global_worst: int,
+    table: int,
     coefficients: int,
     step_length: float,
     particles: int,
     size: int,
     dtype: int,
+    stochastic: bool,
+    coordinate: bool,
+    seed: int,
+    iteration: int,
+    first_column: int,
 ) -> None: ...
 def mix(
     out: int,
@@ -27,6 +33,8 @@ def mix(
     count: int,
     size: int,
     dtype: int,
+    parts: int,
+    part_stride: int,
 ) -> None: ...
 def swarm_update_cuda(
     position: int,
@@ -37,11 +45,17 @@ def swarm_update_cuda(
     personal_best_stride: int,
     global_best: int,
     global_worst: int,
+    table: int,
     coefficients: int,
     step_length: float,
     particles: int,
     size: int,
     dtype: int,
+    stochastic: bool,
+    coordinate: bool,
+    seed: int,
+    iteration: int,
+    first_column: int,
     device: int,
     stream: int,
 ) -> None: ...
@@ -58,6 +72,14 @@ def mix_cuda(
     device: int,
     stream: int,
 ) -> None: ...
+def limit_update(
+    x: int, v: int, p: int, x_out: int, v_out: int, words: int, stream_x: bool, stream_v: bool
+) -> None: ...
+def limit_mix(
+    out: int, out_stride: int, experts: int, experts_stride: int, writes: int, reads: int, words: int, stream: bool
+) -> None: ...
+def limit_arithmetic(rounds: int) -> float: ...
+def use_huge_pages(address: int, bytes: int) -> None: ...
 def simd_levels() -> list[str]: ...
 def simd_level() -> str: ...
 def set_simd_level(name: str) -> None: ...

@@ -165,6 +165,8 @@ def _utilities(facts: Facts, history: History) -> str:
 
 
 def _mixture(facts: Facts, history: History) -> str:
+    if facts.get("randomness") == "coordinate":
+        return "<p>Every coordinate drew its own coefficients, so the global best is no mixture of the experts.</p>"
     mixture = facts.get("mixture")
     if not mixture and history:
         coefficients = history[-1].get("global_best_mixture") or []

@@ -85,6 +85,13 @@ def test_every_setting_has_an_option_and_reaches_the_search(tiny, arguments, tmp
     assert config["restart"] is False
 
 
+def test_rounding_reaches_the_search(tiny, arguments, tmp_path, monkeypatch):
+    """Alone, since rows that are rounded exclude state mixture."""
+    options = ["--rounding", "stochastic", "--row-dtype", "bfloat16", "--iterations", "1"]
+    assert run(monkeypatch, "search", tiny["experts"], *arguments, "--out", tmp_path / "run", *options) == 0
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["rounding"] == "stochastic"
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
