@@ -3,12 +3,16 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <cmath>
+
 #include "check.h"
 #include "limit.h"
 #include "mix.h"
 #include "pages.h"
 #include "simd.h"
 #include "swarm_update.h"
+#include "tensor.h"
+#include "tensor_update.h"
 
 #ifdef MODELSWARMS_CUDA
 #include "../kernels/launchers.h"
@@ -35,6 +39,38 @@ void swarm_update_cpu(Address position, Int position_stride, Address velocity, I
                 personal_best_stride, at(global_best), at(global_worst), at<Int>(table),
                 at<float>(coefficients), step_length, particles, size, static_cast<DType>(dtype), stochastic,
                 coordinate, seed, iteration, first_column});
+}
+
+// Whether it was done: false leaves everything as it is, for Python to say why.
+template <class Tensors>
+bool update_if_right(const Tensors& tensors, py::handle step_length, bool stochastic, bool coordinate,
+                     std::uint64_t seed, Int iteration, Int first_column) {
+  SwarmUpdate args{};
+  if (!PyFloat_CheckExact(step_length.ptr()) || !plainly_right(tensors, args)) return false;
+  args.step_length = PyFloat_AS_DOUBLE(step_length.ptr());
+  if (!std::isfinite(args.step_length)) return false;
+  if (stochastic && itemsize(args.dtype) != 2) return false;
+  args.stochastic = stochastic, args.coordinate = coordinate;
+  args.seed = seed, args.iteration = iteration, args.first_column = first_column;
+  const py::gil_scoped_release no_gil;
+  swarm_update(args);
+  return true;
+}
+
+bool swarm_update_tensors(py::handle position, py::handle velocity, py::handle personal_best,
+                          py::handle global_best, py::handle global_worst, py::handle coefficients,
+                          py::handle step_length, bool stochastic, bool coordinate, std::uint64_t seed,
+                          Int iteration, Int first_column) {
+  const UpdateTensors tensors{position.ptr(),    velocity.ptr(),     personal_best.ptr(),
+                              global_best.ptr(), global_worst.ptr(), coefficients.ptr()};
+  return update_if_right(tensors, step_length, stochastic, coordinate, seed, iteration, first_column);
+}
+
+bool swarm_update_rows(py::handle rows, py::handle table, Int global_best, Int global_worst,
+                       py::handle coefficients, py::handle step_length, bool stochastic, bool coordinate,
+                       std::uint64_t seed, Int iteration, Int first_column) {
+  const UpdateRows tensors{rows.ptr(), table.ptr(), global_best, global_worst, coefficients.ptr()};
+  return update_if_right(tensors, step_length, stochastic, coordinate, seed, iteration, first_column);
 }
 
 void mix_cpu(Address out, Int out_stride, Address experts, Int experts_stride, Address mixture, Int particles,
@@ -89,6 +125,9 @@ PYBIND11_MODULE(_C, m) {
   m.doc() =
       "CPU and CUDA operators of modelswarms_fast; use modelswarms_fast.ops, which checks its arguments.";
 
+  m.def("know_tensors", [](py::handle type, py::handle api) { return know_tensors(type.ptr(), api.ptr()); });
+  m.def("swarm_update_tensors", &swarm_update_tensors);
+  m.def("swarm_update_rows", &swarm_update_rows);
   m.def("swarm_update", &swarm_update_cpu, NoGil());
   m.def("mix", &mix_cpu, NoGil());
 

@@ -10,15 +10,16 @@
 
 namespace modelswarms {
 
-// Bytes of one row in one block: short enough that what all particles read stays in the first cache, long
-// enough that every stream runs for some pages before the next begins. Measured in kernels/README.md.
-constexpr std::int64_t kBlockBytes = 8192;
+// Bytes of one row in one block of the update: short enough that g and w stay in the second cache until the
+// last particle has used them, long enough for the hardware to see where every row goes. Measured in
+// docs/log.md.
+constexpr std::int64_t kBlockBytes = 256 * 1024;
+
+// Particles whose rows are read side by side.
+constexpr std::int64_t kParticlesTogether = 4;
 
 // Share of the first cache for what every particle reads again.
 constexpr std::int64_t kCacheBytes = 16384;
-
-// How far ahead of its use a row's line is asked for.
-constexpr std::int64_t kAheadBytes = 4096;
 
 // Below this many bytes over all rows a call is done before a second thread has woken.
 constexpr std::int64_t kSerialBytes = 256 * 1024;
@@ -40,20 +41,21 @@ inline bool aligned(const void* rows, std::int64_t stride_bytes) {
   return reinterpret_cast<std::uintptr_t>(rows) % 64 == 0 && stride_bytes % 64 == 0;
 }
 
-// block(begin, end) for consecutive columns; blocks never share a column, so the threads' count changes no
-// bit.
-template <class Block>
-void for_column_blocks(std::int64_t size, std::int64_t itemsize, std::int64_t rows, const Block& block) {
-  const std::int64_t columns = kBlockBytes / itemsize;
-  const std::int64_t blocks = (size + columns - 1) / columns;
-  const bool serial = rows * size * itemsize < kSerialBytes;
-  const int threads = serial ? 1 : static_cast<int>(std::min<std::int64_t>(omp_get_max_threads(), blocks));
+// section(begin, end) for consecutive columns, one for each thread; sections never share a column or a line,
+// so the threads' count changes no bit.
+template <class Section>
+void for_sections(std::int64_t size, std::int64_t bytes, const Section& section) {
+  constexpr std::int64_t kColumns = 64;
+  const std::int64_t steps = (size + kColumns - 1) / kColumns;
+  const int threads =
+      bytes < kSerialBytes ? 1 : static_cast<int>(std::min<std::int64_t>(omp_get_max_threads(), steps));
   if (threads <= 1) {
-    for (std::int64_t b = 0; b < blocks; ++b) block(b * columns, std::min(size, (b + 1) * columns));
+    section(0, size);
     return;
   }
 #pragma omp parallel for schedule(static) num_threads(threads)
-  for (std::int64_t b = 0; b < blocks; ++b) block(b * columns, std::min(size, (b + 1) * columns));
+  for (int thread = 0; thread < threads; ++thread)
+    section(steps * thread / threads * kColumns, std::min(size, steps * (thread + 1) / threads * kColumns));
 }
 
 }  // namespace modelswarms

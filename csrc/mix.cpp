@@ -27,8 +27,8 @@ void mix(const Mix& given) {
                 aligned(args.out, args.particles > 1 ? args.out_stride * row : 0);
   const MixColumns columns = MS_PICK(mix_columns_of)(args);
   MS_CHECK(columns != nullptr, "unknown dtype code");
-  for_column_blocks(args.size, row, args.particles + args.count,
-                    [&](std::int64_t begin, std::int64_t end) { columns(args, begin, end); });
+  for_sections(args.size, (args.particles + args.count) * args.size * row,
+               [&](std::int64_t begin, std::int64_t end) { columns(args, begin, end); });
 }
 
 }  // namespace modelswarms

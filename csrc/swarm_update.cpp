@@ -1,6 +1,7 @@
 #include "swarm_update.h"
 
 #include <type_traits>
+#include <utility>
 
 #include "bits.h"
 #include "check.h"
@@ -38,8 +39,8 @@ void swarm_update(const SwarmUpdate& given) {
   args.stream = worth_streaming(3 * args.particles * args.size * row) &&
                 aligned(args.position, args.position_stride * row) &&
                 aligned(args.velocity, args.velocity_stride * row);
-  for_column_blocks(args.size, row, 3 * args.particles,
-                    [&](std::int64_t begin, std::int64_t end) { columns(args, begin, end); });
+  for_sections(args.size, 3 * args.particles * args.size * row,
+               [&](std::int64_t begin, std::int64_t end) { columns(args, begin, end); });
 }
 
 }  // namespace modelswarms

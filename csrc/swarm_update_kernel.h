@@ -3,21 +3,18 @@
 
 #include "noise.h"
 
+// Numbers, not registers: four particles at a time leave no room for more, and an instruction takes such a
+// number from memory to all its lanes for free.
 template <class S>
 struct Coefficients {
-  typename Lanes<S>::Reg inertia, cognitive, social, repel, step_length;
+  typename Lanes<S>::Scalar inertia, cognitive, social, repel, step_length;
 
   Coefficients(const float* c, double step)
-      : inertia(cast(c[0])),
-        cognitive(cast(c[1])),
-        social(cast(c[2])),
-        repel(cast(c[3])),
-        step_length(cast(step)) {}
-
-  template <class T>
-  static inline typename Lanes<S>::Reg cast(T a) {
-    return Lanes<S>::broadcast(static_cast<typename Lanes<S>::Scalar>(a));
-  }
+      : inertia(c[0]),
+        cognitive(c[1]),
+        social(c[2]),
+        repel(c[3]),
+        step_length(static_cast<typename Lanes<S>::Scalar>(step)) {}
 };
 
 // The same number in every column, or one for each.
@@ -40,17 +37,18 @@ struct Step {
 
   inline Moved operator()(const Pair& x, const Pair& v, const Pair& p, const Pair& g, const Pair& w,
                           std::int64_t column) const {
+    const auto inertia = L::broadcast(c.inertia), cognitive = L::broadcast(c.cognitive);
+    const auto social = L::broadcast(c.social), repel = L::broadcast(c.repel);
     Pair velocity;
     if constexpr (kCoordinate) {
       const Uniforms<S> draws = uniforms<S>(coordinate, column);
-      const Pair inertia = c.inertia * draws.r[0], cognitive = c.cognitive * draws.r[1];
-      const Pair social = c.social * draws.r[2], repel = c.repel * draws.r[3];
-      velocity = weighted_sum(inertia, cognitive, social, repel, x, v, p, g, w) /
-                 (inertia + cognitive + social + repel);
+      const Pair a = inertia * draws.r[0], b = cognitive * draws.r[1];
+      const Pair c = social * draws.r[2], d = repel * draws.r[3];
+      velocity = weighted_sum(a, b, c, d, x, v, p, g, w) / (a + b + c + d);
     } else {
-      velocity = weighted_sum(c.inertia, c.cognitive, c.social, c.repel, x, v, p, g, w);
+      velocity = weighted_sum(inertia, cognitive, social, repel, x, v, p, g, w);
     }
-    const Pair position = x + c.step_length * velocity;
+    const Pair position = x + L::broadcast(c.step_length) * velocity;
     if constexpr (kStochastic) {
       const Two<Word> noise = rounding_noise<S>(rounding, column);
       return {stochastic_bits<S>(velocity, {noise.a & 0xffff, noise.b & 0xffff}),
@@ -64,92 +62,98 @@ struct Step {
 // Where one particle's rows are, from column `begin` on.
 template <class S>
 struct Addresses {
-  const S *x, *v, *p;
+  const S *x, *v, *p;  // v null: the velocity is 0
   S *x_out, *v_out;
+  bool stream_x, stream_v;  // a line that is not read must not be read in order to be written
 
-  Addresses(const SwarmUpdate& args, const Rows& rows, std::int64_t begin) {
-    // What a restarted particle's velocity is read from: it stays in the first cache.
-    alignas(64) static const S zeros[kBlockBytes / sizeof(S)] = {};
+  Addresses(const SwarmUpdate& args, std::int64_t particle, std::int64_t begin) {
+    const Rows rows = rows_of(args, particle);
     S* position = static_cast<S*>(args.position) + begin;
     S* velocity = static_cast<S*>(args.velocity) + begin;
     x = position + rows.x_in * args.position_stride;
     x_out = position + rows.x_out * args.position_stride;
-    v = rows.v_in < 0 ? zeros : velocity + rows.v_in * args.velocity_stride;
+    v = rows.v_in < 0 ? nullptr : velocity + rows.v_in * args.velocity_stride;
     v_out = velocity + rows.v_out * args.velocity_stride;
     p = static_cast<const S*>(args.personal_best) + begin + rows.p * args.personal_best_stride;
+    stream_x = args.stream && rows.x_out != rows.x_in;
+    stream_v = args.stream && rows.v_in < 0;
   }
 };
 
-// Whole pairs from column d on, up to `stop`; returns where it ended. `ahead` is what will be read later:
-// column d of this call belongs to column d of that.
-template <class S, bool kStreamX, bool kStreamV, class Step>
-inline std::int64_t move_pairs(const Step& given, const Addresses<S>& rows, const S* g, const S* w,
-                               const S* x_ahead, const S* v_ahead, const S* p_ahead, std::int64_t d,
-                               std::int64_t stop, std::int64_t first) {
-  using L = Lanes<S>;
-  // Copies: a store could change what is reached through a reference, and it would be loaded again every
-  // time.
-  const Step step = given;
-  const Addresses<S> at = rows;
-  for (; d + L::columns <= stop; d += L::columns) {
-    prefetch<S, 1>(x_ahead + d);
-    prefetch<S, 1>(v_ahead + d);
-    prefetch<S, 1>(p_ahead + d);
-    const auto moved = step(L::load(at.x + d), L::load(at.v + d), L::load(at.p + d), L::load(g + d),
-                            L::load(w + d), first + d);
-    if constexpr (kStreamV) {
-      L::stream(at.v_out + d, moved.velocity);
-    } else {
-      L::store(at.v_out + d, moved.velocity);
-    }
-    if constexpr (kStreamX) {
-      L::stream(at.x_out + d, moved.position);
-    } else {
-      L::store(at.x_out + d, moved.position);
-    }
+template <class L, class S>
+inline void put(S* address, const typename L::Stored& bits, bool past_caches) {
+  if (past_caches) {
+    L::stream(address, bits);
+  } else {
+    L::store(address, bits);
   }
-  return d;
 }
 
-// The block of one particle. Prefetching runs ahead of it and, at its end, into the block that comes next:
-// what the hardware does by itself starts anew with every row.
-template <class S, bool kStreamX, bool kStreamV, class Step>
-void move_block(const Step& step, Addresses<S> at, const Addresses<S>& next, const S* g, const S* w,
-                std::int64_t count, std::int64_t first) {
-  constexpr std::int64_t kColumns = Lanes<S>::columns;
-  const std::int64_t whole = count / kColumns * kColumns;
-  const std::int64_t ahead =
-      std::min<std::int64_t>(whole, kAheadBytes / static_cast<std::int64_t>(sizeof(S)));
-  std::int64_t d = move_pairs<S, kStreamX, kStreamV>(step, at, g, w, at.x + ahead, at.v + ahead, at.p + ahead,
-                                                     0, whole - ahead, first);
-  const std::int64_t back = whole - ahead;
-  d = move_pairs<S, kStreamX, kStreamV>(step, at, g, w, next.x - back, next.v - back, next.p - back, d, whole,
-                                        first);
+// `count` columns of some particles, all of them line by line: so many rows at a time keep more lines under
+// way than one after the other, and g and w are widened once for all.
+template <class S, class Step, std::size_t... k>
+void move_together(const Step* given, const SwarmUpdate& args, std::int64_t particle, const S* g, const S* w,
+                   std::int64_t begin, std::int64_t count, std::index_sequence<k...>) {
+  using L = Lanes<S>;
+  using Pair = typename L::Pair;
+  // Copies: a store could change what is reached through a reference, and it would be loaded again every
+  // time.
+  const Step steps[] = {given[k]...};
+  const Addresses<S> rows[] = {Addresses<S>(args, particle + static_cast<std::int64_t>(k), begin)...};
+  const Pair zero{L::broadcast(0), L::broadcast(0)};
+  const std::int64_t first = args.first_column + begin;
+  std::int64_t d = 0;
+  for (; d + L::columns <= count; d += L::columns) {
+    const Pair best = L::load(g + d), worst = L::load(w + d);
+    const auto move = [&](const Step& step, const Addresses<S>& at) {
+      const auto moved = step(L::load(at.x + d), at.v == nullptr ? zero : L::load(at.v + d),
+                              L::load(at.p + d), best, worst, first + d);
+      put<L>(at.v_out + d, moved.velocity, at.stream_v);
+      put<L>(at.x_out + d, moved.position, at.stream_x);
+    };
+    (move(steps[k], rows[k]), ...);
+  }
   if (const std::int64_t n = count - d) {
-    const auto moved = step(load_some(at.x + d, n), load_some(at.v + d, n), load_some(at.p + d, n),
-                            load_some(g + d, n), load_some(w + d, n), first + d);
-    store_some(at.v_out + d, moved.velocity, n);
-    store_some(at.x_out + d, moved.position, n);
+    const Pair best = load_some(g + d, n), worst = load_some(w + d, n);
+    const auto move = [&](const Step& step, const Addresses<S>& at) {
+      const auto moved = step(load_some(at.x + d, n), at.v == nullptr ? zero : load_some(at.v + d, n),
+                              load_some(at.p + d, n), best, worst, first + d);
+      store_some(at.v_out + d, moved.velocity, n);
+      store_some(at.x_out + d, moved.position, n);
+    };
+    (move(steps[k], rows[k]), ...);
   }
 }
 
 template <class S, bool kStochastic, bool kCoordinate>
 void swarm_update_columns(const SwarmUpdate& args, std::int64_t begin, std::int64_t end) {
-  const S* g = static_cast<const S*>(args.global_best) + begin;
-  const S* w = static_cast<const S*>(args.global_worst) + begin;
-  for (std::int64_t i = 0; i < args.particles; ++i) {
-    const bool last = i + 1 == args.particles;
-    const Rows rows = rows_of(args, i);
-    const Addresses<S> at(args, rows, begin), next(args, rows_of(args, last ? 0 : i + 1), last ? end : begin);
-    const Step<S, kStochastic, kCoordinate> step{
-        {args.coefficients + 4 * i, args.step_length}, {args, i, 0}, {args, i, 1}};
-    // A line that is not read must not be read in order to be written.
-    const bool stream_x = args.stream && rows.x_out != rows.x_in, stream_v = args.stream && rows.v_in < 0;
-    const auto move = stream_x && stream_v ? move_block<S, true, true, decltype(step)>
-                      : stream_x           ? move_block<S, true, false, decltype(step)>
-                      : stream_v           ? move_block<S, false, true, decltype(step)>
-                                           : move_block<S, false, false, decltype(step)>;
-    move(step, at, next, g, w, end - begin, args.first_column + begin);
+  // Random numbers are arithmetic, which one particle has enough of.
+  constexpr std::int64_t kTogether = kStochastic || kCoordinate ? 1 : kParticlesTogether;
+  constexpr std::int64_t kColumns = kBlockBytes / static_cast<std::int64_t>(sizeof(S));
+  using Step = Step<S, kStochastic, kCoordinate>;
+  // As even as can be: ten particles are 4, 3 and 3, not 4, 4 and 2.
+  const std::int64_t groups = (args.particles + kTogether - 1) / kTogether;
+  for (std::int64_t stop; begin < end; begin = stop) {
+    stop = std::min(end, begin + kColumns);
+    const S* g = static_cast<const S*>(args.global_best) + begin;
+    const S* w = static_cast<const S*>(args.global_worst) + begin;
+    for (std::int64_t group = 0; group < groups; ++group) {
+      const std::int64_t i = args.particles * group / groups;
+      const std::int64_t together = args.particles * (group + 1) / groups - i;
+      const auto step = [&](std::int64_t k) -> Step {
+        return {{args.coefficients + 4 * (i + k), args.step_length}, {args, i + k, 0}, {args, i + k, 1}};
+      };
+      const auto move = [&](auto... k) {
+        const Step steps[] = {step(k)...};
+        move_together(steps, args, i, g, w, begin, stop - begin, std::make_index_sequence<sizeof...(k)>());
+      };
+      if (together == 1) move(0);
+      if constexpr (kTogether > 1) {
+        if (together == 2) move(0, 1);
+        if (together == 3) move(0, 1, 2);
+        if (together == 4) move(0, 1, 2, 3);
+      }
+    }
   }
   if (args.stream) end_streaming();
 }

@@ -2,6 +2,34 @@
 
 has_cuda: bool
 
+def know_tensors(type: object, exchange_api: object) -> bool: ...
+def swarm_update_tensors(
+    position: object,
+    velocity: object,
+    personal_best: object,
+    global_best: object,
+    global_worst: object,
+    coefficients: object,
+    step_length: object,
+    stochastic: bool,
+    coordinate: bool,
+    seed: int,
+    iteration: int,
+    first_column: int,
+) -> bool: ...
+def swarm_update_rows(
+    rows: object,
+    table: object,
+    global_best: int,
+    global_worst: int,
+    coefficients: object,
+    step_length: object,
+    stochastic: bool,
+    coordinate: bool,
+    seed: int,
+    iteration: int,
+    first_column: int,
+) -> bool: ...
 def swarm_update(
     position: int,
     position_stride: int,

@@ -1,6 +1,7 @@
-"""Checks of the operators' arguments: who reads and writes which memory, in a few microseconds.
+"""Checks of the operators' arguments: who reads and writes which memory.
 
-Each check asks a tensor as little as it can, and looks for the words of a message only once something is wrong.
+On a CPU the extension looks at an update's tensors itself (csrc/tensor_update.cpp) and does what is plainly right in a
+microsecond or two. What is not, or runs elsewhere, comes here, where there are words for what is wrong.
 """
 
 from __future__ import annotations
@@ -17,47 +18,6 @@ from torch import Tensor
 DTYPE_CODES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2, torch.float64: 3}
 
 Extent = tuple[int, int]
-
-
-def plainly_right(
-    matrices: Sequence[Tensor], vectors: Sequence[Tensor], coefficients: Tensor, step_length: float
-) -> bool:
-    """Whether nothing can be wrong with the tensors of an update, the first two of `matrices` being written.
-
-    Decides in about 3 microseconds what most calls are; False says only that the checks below have to look.
-    """
-    try:
-        first = matrices[0]
-        dtype, device, shape = first.dtype, first.device, first.shape
-        particles, size = shape
-        itemsize = dtype.itemsize
-        spans = []
-        for tensor in matrices:
-            stride, step = tensor.stride()
-            if tensor.dtype is not dtype or tensor.shape != shape or step != 1 or stride < size:
-                return False
-            spans.append((start := tensor.data_ptr(), start + ((particles - 1) * stride + size) * itemsize))
-            if tensor.device != device or tensor.requires_grad or not start:
-                return False
-        for tensor in vectors:
-            if tensor.dtype is not dtype or tensor.shape != (size,) or tensor.stride() != (1,):
-                return False
-            spans.append((start := tensor.data_ptr(), start + size * itemsize))
-            if tensor.device != device or tensor.requires_grad or not start:
-                return False
-        if coefficients.dtype is not torch.float32 or coefficients.shape != (particles, 4):
-            return False
-        if coefficients.device != device or coefficients.requires_grad or coefficients.stride() != (4, 1):
-            return False
-        spans.append((start := coefficients.data_ptr(), start + particles * 16))
-    except (AttributeError, RuntimeError, TypeError, ValueError):
-        return False
-    for number in (0, 1):
-        start, end = spans[number]
-        for other_start, other_end in spans[number + 1 :]:
-            if start < other_end and other_start < end:
-                return False
-    return dtype in DTYPE_CODES and particles > 0 and type(step_length) is float and math.isfinite(step_length)
 
 
 def check_rows(rows: Mapping[str, Tensor]) -> None:
@@ -117,21 +77,26 @@ def check_step_length(step_length: float) -> float:
 
 
 def check_draws(
-    rounding: str, randomness: str, seed: int, iteration: int, first_column: int, dtype: torch.dtype
-) -> None:
-    """What random numbers are for, and what they are keyed by. Raises ValueError."""
+    rounding: str, randomness: str, seed: int, iteration: int, first_column: int
+) -> tuple[bool, bool, int, int, int]:
+    """What random numbers are for, and what they are keyed by, as the kernels take it. Raises ValueError."""
     if rounding not in ("nearest", "stochastic"):
         raise ValueError(f"rounding must be nearest or stochastic, got {rounding!r}")
     if randomness not in ("particle", "coordinate"):
         raise ValueError(f"randomness must be particle or coordinate, got {randomness!r}")
-    if rounding == "stochastic" and dtype.itemsize != 2:
-        raise ValueError(f"rounding 'stochastic' is for bfloat16 and float16 rows; {short(dtype)} rows are kept whole")
     if not 0 <= seed < 2**63:
         raise ValueError(f"seed must be from 0 to 2**63 - 1, got {seed}")
     if not 0 <= iteration < 2**31:
         raise ValueError(f"iteration must be from 0 to 2**31 - 1, got {iteration}")
     if not 0 <= first_column < 2**62 or first_column % 4:
         raise ValueError(f"first_column must be a multiple of 4 that is not negative, got {first_column}")
+    return rounding == "stochastic", randomness == "coordinate", seed, iteration, first_column
+
+
+def check_rounding(rounding: str, dtype: torch.dtype) -> None:
+    """Whether a dtype is rounded that way. Raises ValueError."""
+    if rounding == "stochastic" and dtype.itemsize != 2:
+        raise ValueError(f"rounding 'stochastic' is for bfloat16 and float16 rows; {short(dtype)} rows are kept whole")
 
 
 def check_overlap(written: Mapping[str, Tensor], read: Mapping[str, Tensor]) -> None:

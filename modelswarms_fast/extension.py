@@ -4,12 +4,16 @@ import importlib
 import importlib.util
 from typing import Any
 
+import torch
+
 
 def _load() -> Any:
     """modelswarms_fast._C, or None where it was never built; one that was built and does not load raises."""
     if importlib.util.find_spec("modelswarms_fast._C") is None:
         return None
-    return importlib.import_module("modelswarms_fast._C")
+    extension = importlib.import_module("modelswarms_fast._C")
+    extension.know_tensors(torch.Tensor, getattr(torch.Tensor, "__dlpack_c_exchange_api__", None))
+    return extension
 
 
 _C = _load()

@@ -72,10 +72,11 @@ def swarm_update_(
             backend that does not exist or cannot take these tensors.
     """
     rows = (position, velocity, personal_best, global_best, global_worst)
-    if not checks.plainly_right(rows[:3], rows[3:], coefficients, step_length):
-        step_length = _check_update(*rows, coefficients, step_length)
-    checks.check_draws(rounding, randomness, seed, iteration, first_column, position.dtype)
-    noise = (rounding == "stochastic", randomness == "coordinate", seed, iteration, first_column)
+    noise = checks.check_draws(rounding, randomness, seed, iteration, first_column)
+    if _takes_plain(backend) and _C.swarm_update_tensors(*rows, coefficients, step_length, *noise):
+        return
+    step_length = _check_update(*rows, coefficients, step_length)
+    checks.check_rounding(rounding, position.dtype)
     chosen = _choose(backend, position)
     if position.numel() == 0:
         return
@@ -115,6 +116,10 @@ def swarm_update_rows_(
         TypeError, ValueError: as ``swarm_update_``; also a table that names a row that is not there, or writes one
             that anything but its own particle in place reads or writes.
     """
+    noise = checks.check_draws(rounding, randomness, seed, iteration, first_column)
+    tensors = (rows, table, global_best, global_worst, coefficients, step_length)
+    if _takes_plain(backend) and _C.swarm_update_rows(*tensors, *noise):
+        return
     checks.check_rows({"rows": rows})
     checks.check_matrix("rows", rows)
     particles = len(table) if isinstance(table, Tensor) and table.dim() else 0
@@ -124,8 +129,7 @@ def swarm_update_rows_(
     checks.check_scalars("coefficients", coefficients, (particles, 4), (torch.float32,))
     checks.check_device("coefficients", coefficients, "rows", rows)
     step_length = checks.check_step_length(step_length)
-    checks.check_draws(rounding, randomness, seed, iteration, first_column, rows.dtype)
-    noise = (rounding == "stochastic", randomness == "coordinate", seed, iteration, first_column)
+    checks.check_rounding(rounding, rows.dtype)
     chosen = _choose(backend, rows)
     if particles == 0 or rows.shape[1] == 0:
         return
@@ -247,6 +251,11 @@ def mix_(out: Tensor, experts: Tensor, mixture: Tensor, *, backend: str = "auto"
         _C.mix(*arguments, parts, out.stride(1) if out.dim() == 3 else 0)
     else:
         _launch(_C.mix_cuda, arguments, out)
+
+
+def _takes_plain(backend: str) -> bool:
+    """Whether the extension may be asked to do it at once: it does where nothing can be wrong, and says so."""
+    return _C is not None and backend in ("auto", "cpp")
 
 
 def available_backends() -> list[str]:
