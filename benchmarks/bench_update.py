@@ -93,6 +93,27 @@ def test_large_rows(measure: Measure, dtype: torch.dtype, count: int) -> None:
         measure_update(measure, "cpp", dtype, PARTICLES, size, "all", threads=count, headline=True)
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=short)
+def test_in_cache(measure: Measure, dtype: torch.dtype) -> None:
+    """What one core computes when it need not wait for memory: rows of 0.6 MB together, in the second cache."""
+    particles, size = 4, 40_960 // dtype.itemsize
+    swarm = make_swarm(particles, size, dtype)
+    with threads(1):
+        measure.row(
+            f"cpp {short(dtype)} from the second cache, P={particles} D={size:,}",
+            lambda: swarm_update_(*swarm.all),
+            bytes_moved=bytes_of(particles, size, dtype),
+            calls=200,
+            memory=False,
+            backend="cpp",
+            dtype=short(dtype),
+            particles=particles,
+            size=size,
+            threads=1,
+            in_cache=True,
+        )
+
+
 @pytest.mark.usefixtures("full")
 @pytest.mark.parametrize(("particles", "size"), OTHER_SHAPES, ids=lambda number: f"{number:,}")
 @pytest.mark.parametrize("dtype", DTYPES, ids=short)

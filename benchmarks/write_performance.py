@@ -212,6 +212,61 @@ def target_table(runs: Sequence[Run]) -> list[str]:
     return lines
 
 
+def reasons(run: Run) -> Iterator[tuple[str, str]]:
+    """Measurements of the same run that say what a missed target would have needed."""
+
+    def listed(rows: Sequence[Row], value: Callable[[Row], str]) -> str:
+        return "<br>".join(f"{row['dtype']} {value(row)}" for row in rows) or "—"
+
+    def speed(row: Row) -> str:
+        return f"{row['GB/s']:.0f}"
+
+    def limit(row: Row) -> float:
+        return float(max(row["limit"].values()))
+
+    both = ("bfloat16", "float32")
+    update, mix = (run.find(group, backend="cpp", headline=True, dtype=both) for group in ("update", "mix"))
+    single = [row for row in update if row["threads"] == 1]
+    compiled = [row for row in update if not math.isnan(ratio("torch.compile")(row))]
+    yield "update: GB/s of one core from its second cache", listed(run.find("update", in_cache=True), speed)
+    yield "update: GB/s of the limit loop on one core from memory", listed(single, lambda row: f"{limit(row):.0f}")
+    yield (
+        "torch.compile: its share of the limit",
+        listed(
+            compiled,
+            lambda row: f"{row['GB/s'] / ratio('torch.compile')(row) / limit(row):.2f}, threads {row['threads']}",
+        ),
+    )
+    yield (
+        "mix: GFLOP/s of one core from its second cache",
+        listed(run.find("mix", in_cache=True), lambda row: f"{row['GFLOP/s']:.0f}"),
+    )
+    yield (
+        "products and sums in registers: GFLOP/s of one core",
+        listed(run.find("mix", registers=True, threads=1), lambda row: f"{row['GFLOP/s']:.0f}"),
+    )
+    yield (
+        "mix: GFLOP/s that 0.85 of the limit would need",
+        listed(mix, lambda row: f"{0.85 * limit(row) * operations(row) / row['bytes']:.0f}, threads {row['threads']}"),
+    )
+    yield (
+        "growth: how far the limit loop, always the same, went up and down meanwhile",
+        "<br>".join(f"{row['against']} {row['limit_spread']:.0%}" for row in run.find("growth")) or "—",
+    )
+
+
+def reason_table(runs: Sequence[Run]) -> list[str]:
+    """What the runs say of their misses, beside each other."""
+    lines = [
+        "| measured in the same run | " + " | ".join(run.name for run in runs) + " |",
+        "|---|" + "---|" * len(runs),
+    ]
+    columns = [list(reasons(run)) for run in runs]
+    for cells_of_row in zip(*columns, strict=True):
+        lines.append(f"| {cells_of_row[0][0]} | " + " | ".join(text for _, text in cells_of_row) + " |")
+    return [*lines, ""]
+
+
 def group_table(runs: Sequence[Run], group: str) -> list[str]:
     """Every row of a group; values of several runs beside each other."""
     found: dict[tuple[str, Any], list[Row]] = {}
@@ -243,7 +298,7 @@ def roofline(run: Run, target: Path) -> bool:
         for row in (*run.find("update"), *run.find("mix"))
         if "share_of_limit" in row and row.get("threads") == run.all_threads and row["backend"] == "cpp"
     ]
-    roofs = [row["GFLOP/s"] for row in run.find("mix", threads=run.all_threads) if "GFLOP/s" in row]
+    roofs = [row["GFLOP/s"] for row in run.find("mix", threads=run.all_threads, registers=True)]
     if not rows or not roofs:
         return False
     figure = Figure(figsize=(8, 4.6))
@@ -321,7 +376,7 @@ def write(results: Path, docs: Path) -> None:
 
 
 def _write(runs: Sequence[Run], notes: Path, docs: Path) -> None:
-    text = [INTRODUCTION, "## Targets\n", *target_table(runs), ""]
+    text = [INTRODUCTION, "## Targets\n", *target_table(runs), "", "## Behind the misses\n", *reason_table(runs)]
     text += [notes.read_text()] if notes.exists() else []
     if scaling(runs, docs / "figures" / "scaling.svg"):
         text.append("![Seconds of an update against P and against D](figures/scaling.svg)\n")

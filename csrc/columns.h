@@ -13,7 +13,7 @@ namespace modelswarms {
 // Bytes of one row in one block of the update: short enough that g and w stay in the second cache until the
 // last particle has used them, long enough for the hardware to see where every row goes. Measured in
 // docs/log.md.
-constexpr std::int64_t kBlockBytes = 256 * 1024;
+constexpr std::int64_t kBlockBytes = 512 * 1024;
 
 // Particles whose rows are read side by side.
 constexpr std::int64_t kParticlesTogether = 4;

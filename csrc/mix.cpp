@@ -1,6 +1,7 @@
 #include "mix.h"
 
 #include <type_traits>
+#include <utility>
 
 #include "bits.h"
 #include "check.h"

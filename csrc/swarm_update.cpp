@@ -39,6 +39,9 @@ void swarm_update(const SwarmUpdate& given) {
   args.stream = worth_streaming(3 * args.particles * args.size * row) &&
                 aligned(args.position, args.position_stride * row) &&
                 aligned(args.velocity, args.velocity_stride * row);
+  // Rows that lie a multiple of a page apart keep each other out of the first cache, the more of them the
+  // worse.
+  args.one_by_one = args.position_stride * row % 4096 == 0 || args.velocity_stride * row % 4096 == 0;
   for_sections(args.size, 3 * args.particles * args.size * row,
                [&](std::int64_t begin, std::int64_t end) { columns(args, begin, end); });
 }

@@ -34,6 +34,7 @@ struct SwarmUpdate {
   std::uint64_t seed;
   std::int64_t iteration;
   std::int64_t first_column;  // of these columns in the whole rows, a multiple of 4
+  bool one_by_one = false;    // particles, not side by side; decided by swarm_update
   bool stream = false;  // rows that are written and not read go past the caches; decided by swarm_update
 };
 

@@ -35,8 +35,9 @@ struct Step {
   const Coefficients<S> c;
   const Stream rounding, coordinate;
 
-  inline Moved operator()(const Pair& x, const Pair& v, const Pair& p, const Pair& g, const Pair& w,
-                          std::int64_t column) const {
+  inline __attribute__((always_inline)) Moved operator()(const Pair& x, const Pair& v, const Pair& p,
+                                                         const Pair& g, const Pair& w,
+                                                         std::int64_t column) const {
     const auto inertia = L::broadcast(c.inertia), cognitive = L::broadcast(c.cognitive);
     const auto social = L::broadcast(c.social), repel = L::broadcast(c.repel);
     Pair velocity;
@@ -132,7 +133,7 @@ void swarm_update_columns(const SwarmUpdate& args, std::int64_t begin, std::int6
   constexpr std::int64_t kColumns = kBlockBytes / static_cast<std::int64_t>(sizeof(S));
   using Step = Step<S, kStochastic, kCoordinate>;
   // As even as can be: ten particles are 4, 3 and 3, not 4, 4 and 2.
-  const std::int64_t groups = (args.particles + kTogether - 1) / kTogether;
+  const std::int64_t groups = args.one_by_one ? args.particles : (args.particles + kTogether - 1) / kTogether;
   for (std::int64_t stop; begin < end; begin = stop) {
     stop = std::min(end, begin + kColumns);
     const S* g = static_cast<const S*>(args.global_best) + begin;

@@ -376,8 +376,8 @@ def test_targets_met_and_missed_by_each_run(tmp_path):
 
 def test_notes_and_figures(tmp_path):
     growth = row("growth", against="P", points=[1, 2], point_seconds=[0.1, 0.2], fixed=0.0, each=0.1)
-    growth |= {"worst_deviation": 0.06, "dtype": "bfloat16"}
-    roof = row("mix", dtype="float32", **{"GFLOP/s": 100.0})
+    growth |= {"worst_deviation": 0.06, "dtype": "bfloat16", "limit_spread": 0.2}
+    roof = row("mix", dtype="float32", registers=True, **{"GFLOP/s": 100.0})
     run = results(large(0.9, 12.0, dtype="bfloat16"), roof, growth)
     (tmp_path / "results" / "performance").mkdir(parents=True)
     (tmp_path / "results" / "performance" / "notes.md").write_text("What we learned.\n")
@@ -392,6 +392,26 @@ def test_notes_and_figures(tmp_path):
         path.unlink()
     write(tmp_path, run)
     assert {name: path.read_bytes() for name, path in figures.items()} == drawn
+
+
+def test_reasons_of_what_was_missed():
+    compiled = {"torch eager": {"seconds": 1.0, "ratio": 12.0}, "torch.compile": {"seconds": 0.5, "ratio": 1.25}}
+    update = large(0.8, 12.0, dtype="bfloat16", threads=1) | {"baselines": compiled}
+    facts = {"dtype": "bfloat16", "backend": "cpp", "threads": 1, "particles": 2, "size": 10}
+    mix = row("mix", headline=True, experts=10, bytes=480, limit={"past": 24.0}, **facts)
+    cached = [
+        row("update", in_cache=True, **facts, **{"GB/s": 55.4}),
+        row("mix", in_cache=True, **facts, **{"GFLOP/s": 81.0}),
+    ]
+    roof = row("mix", dtype="float32", registers=True, threads=1, **{"GFLOP/s": 100.0})
+    growth = row("growth", against="D", limit_spread=0.125)
+    run = write_performance.Run("run", results(update, mix, *cached, roof, growth))
+    # 32 GB/s of ours are 1.25 times torch.compile's 25.6, which are 0.64 of 40; 400 operations for 480 bytes.
+    assert [text for _, text in write_performance.reasons(run)] == [
+        "bfloat16 55", "bfloat16 40", "bfloat16 0.64, threads 1", "bfloat16 81", "float32 100",
+        "bfloat16 17, threads 1", "D 12%",
+    ]  # fmt: skip
+    assert [text for _, text in write_performance.reasons(write_performance.Run("none", results()))] == ["—"] * 7
 
 
 def test_operations_of_the_roofline():

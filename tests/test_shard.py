@@ -370,7 +370,10 @@ def test_empty_rows_begin_at_multiples_of_64_bytes(dtype, count, size):
     assert rows.dtype == dtype
     assert all(row.data_ptr() % 64 == 0 for row in rows if size)
     spare = rows.untyped_storage().nbytes() - rows.stride(0) * count * dtype.itemsize
-    assert rows.stride(0) * dtype.itemsize < size * dtype.itemsize + 64
+    lines, rest = divmod(rows.stride(0) * dtype.itemsize, 64)
+    assert rest == 0
+    assert lines % 2 == 1
+    assert size * dtype.itemsize <= 64 * lines < size * dtype.itemsize + 128
     assert spare <= 2 * 1024 * 1024
     rows.fill_(1)  # the memory is there
     assert bool((rows == 1).all())

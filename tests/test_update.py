@@ -232,6 +232,21 @@ def test_results_that_noise_may_lift_to_the_smallest_number_or_not(backend: str,
     assert 0.05 < (velocity != 0).float().mean() < 0.95
 
 
+@pytest.mark.parametrize("particles", range(1, 10))
+@pytest.mark.parametrize("gap", [0, 32], ids=["pages-apart", "lines-apart"])
+def test_particles_side_by_side_or_one_by_one(particles: int, gap: int) -> None:
+    """More columns than a block of csrc/columns.h has, groups of every size, and rows that must not be grouped."""
+    size = 2048 * 130
+    generator = torch.Generator().manual_seed(particles)
+    slab = torch.randn(3 * particles + 2, size + gap, generator=generator).bfloat16()[:, :size]
+    expected = slab.clone()
+    coefficients = torch.rand(particles, 4, generator=generator)
+    for rows, update in ((slab, swarm_update_), (expected, swarm_update_ref)):
+        swarms = rows[: 3 * particles].unflatten(0, (3, particles)).unbind()
+        update(*swarms, rows[-2], rows[-1], coefficients, 0.5)
+    assert torch.equal(slab, expected)
+
+
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_threads_change_no_bit(dtype: torch.dtype) -> None:
     rows = swarm(10, 30_003, dtype)
