@@ -13,6 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from modelswarms_fast.memory import empty_rows
+
 
 @dataclass
 class SwarmRows:
@@ -35,6 +37,16 @@ class SwarmRows:
     def all(self) -> tuple[Any, ...]:
         """In the order of `swarm_update_`."""
         return (*self.rows, self.coefficients, self.step_length)
+
+
+def dense(swarm: SwarmRows) -> SwarmRows:
+    """The same values in rows without gaps, which others may want, in huge pages as ours."""
+    rows = [matrix[None] if matrix.dim() == 1 else matrix for matrix in swarm.rows]
+    count, size = sum(map(len, rows)), rows[0].shape[1]
+    memory = empty_rows(1, count * size, rows[0].dtype, rows[0].device)[0].view(count, size)
+    torch.cat(rows, out=memory)
+    x, v, p, g, w = memory.split([len(matrix) for matrix in rows])
+    return SwarmRows(x, v, p, g[0], w[0], swarm.coefficients, swarm.step_length)
 
 
 def formula(x: Tensor, v: Tensor, p: Tensor, g: Tensor, w: Tensor, c: Tensor, step_length: float) -> None:

@@ -21,6 +21,7 @@ from measure import (
 from torch import Tensor
 
 from modelswarms_fast import _C
+from modelswarms_fast.memory import empty_rows
 from modelswarms_fast.ops import mix_
 
 PARTICLES, EXPERTS, LARGE, LARGE_QUICK = 20, 10, 6_000_000, 2_000_000
@@ -47,9 +48,13 @@ def measure_mix(
     device = device_of(backend)
     experts, out = random_rows(count, size, dtype, device), random_rows(particles, size, dtype, device)
     mixture = make_mixture(particles, count).to(device)
-    baselines = {"torch.matmul": matmul(out, mixture, experts)}
+    # Others get rows without gaps, in huge pages as ours.
+    dense_experts, dense_out = (
+        empty_rows(1, rows.numel(), dtype, device).view(rows.shape).copy_(rows) for rows in (experts, out)
+    )
+    baselines = {"torch.matmul": matmul(dense_out, mixture, dense_experts)}
     if dtype == torch.float32 and device.type == "cpu" and facts.get("threads") == CORES:
-        out_array, experts_array, mixture_array = out.numpy(), experts.numpy(), mixture.numpy()
+        out_array, experts_array, mixture_array = dense_out.numpy(), dense_experts.numpy(), mixture.numpy()
         baselines["NumPy"] = lambda: mixture_array.dot(experts_array, out=out_array)
     moved = (particles + count) * size * dtype.itemsize
     measure.row(

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import itertools
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from baselines import SwarmRows, eager, on_cpu
+from baselines import SwarmRows, dense, eager, on_cpu
 from measure import (
     CORES,
     CPU,
@@ -66,7 +67,10 @@ def measure_update(
     device = device_of(backend)
     swarm = make_swarm(particles, size, dtype, device)
     moved = bytes_of(particles, size, dtype)
-    others = on_cpu(swarm) if baselines == "all" else {"torch eager": eager(swarm)} if baselines == "eager" else {}
+    others: dict[str, Callable[[], None]] = {}
+    if baselines != "none":
+        theirs = dense(swarm)
+        others = on_cpu(theirs) if baselines == "all" else {"torch eager": eager(theirs)}
     measure.row(
         f"{backend} {short(dtype)} P={particles} D={size:,}",
         lambda: swarm_update_(*swarm.all, backend=backend),

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from baselines import compiled, eager, formula_coordinate, pyswarms
+from baselines import compiled, dense, eager, formula_coordinate, pyswarms
 from bench_update import bytes_of, make_swarm
 from measure import CORES, Measure, calls_for, device_of, gpu_backends, short, update_limit
 
@@ -32,12 +32,13 @@ def test_variant(measure: Measure, backend: str, dtype: torch.dtype, variant: st
     swarm = make_swarm(PARTICLES, size, dtype, device)
     moved = bytes_of(PARTICLES, size, dtype)
     baselines = {"plain update": lambda: swarm_update_(*swarm.all, backend=backend)}
+    theirs = dense(swarm)
     if "coordinate" in variant:
-        baselines["torch eager"] = eager(swarm, formula_coordinate)
+        baselines["torch eager"] = eager(theirs, formula_coordinate)
         if not measure.quick:
-            baselines["torch.compile"] = compiled(swarm, formula_coordinate)
+            baselines["torch.compile"] = compiled(theirs, formula_coordinate)
     if dtype == torch.float32 and device.type == "cpu":
-        baselines["pyswarms"] = pyswarms(swarm)
+        baselines["pyswarms"] = pyswarms(theirs)
     measure.row(
         f"{backend} {short(dtype)} {variant}, P={PARTICLES} D={size:,}",
         lambda: swarm_update_(*swarm.all, **VARIANTS[variant], seed=1, iteration=1, backend=backend),
