@@ -14,7 +14,7 @@ from pybind11.setup_helpers import Pybind11Extension, build_ext
 from setuptools import setup
 
 ARCHITECTURES = (80, 90, 100)
-CPU_FILES = ("bindings", "limit", "mix", "pages", "simd", "swarm_update", "tensor_update")
+CPU_FILES = ("bindings", "limit", "mix", "pages", "plan", "simd", "swarm_update", "tensor_update")
 CPU_SOURCES = [f"csrc/{name}.cpp" for name in CPU_FILES]
 CUDA_SOURCES = ["kernels/mix.cu", "kernels/swarm_update.cu"]
 HEADERS = [str(path) for folder in ("csrc", "kernels") for path in sorted(Path(folder).glob("*.*h"))]

@@ -34,10 +34,15 @@ def test_load(measure: Measure, serve: str) -> None:
     def copy_row() -> None:
         copy.copy_(rows[next(particles) % len(rows)])
 
+    baselines = {"add_lora from a file": add_lora, "copy of a row": copy_row}
+    if serve == "merged":
+        # What a merge has to read and write, and no more.
+        baselines["copy of the base weights"] = lambda: server.llm.collective_rpc("swarm_restore")
+
     measure.row(
         f"{serve}, D={rows.shape[1]:,}",
         load,
-        baselines={"add_lora from a file": add_lora, "copy of a row": copy_row},
+        baselines=baselines,
         rounds=2 * measure.rounds,
         memory=False,
         device=device,

@@ -9,6 +9,7 @@
 #include "limit.h"
 #include "mix.h"
 #include "pages.h"
+#include "plan.h"
 #include "simd.h"
 #include "swarm_update.h"
 #include "tensor.h"
@@ -79,6 +80,23 @@ void mix_cpu(Address out, Int out_stride, Address experts, Int experts_stride, A
        static_cast<DType>(dtype), parts, part_stride});
 }
 
+using CopyTuple = std::tuple<Int, Int, Int, Address, Int, double>;
+using MergeTuple = std::tuple<Int, Int, Int, Int, Int, Address, Address, Int, double>;
+
+CopyPlan copy_plan(const std::vector<CopyTuple>& parts, int dtype) {
+  std::vector<CopyPart> given;
+  for (const auto& [offset, rows, columns, place, stride, scaling] : parts)
+    given.push_back({offset, rows, columns, at(place), stride, scaling});
+  return {std::move(given), static_cast<DType>(dtype)};
+}
+
+MergePlan merge_plan(const std::vector<MergeTuple>& parts, int dtype) {
+  std::vector<MergePart> given;
+  for (const auto& [a, b, rank, rows, columns, base, live, stride, scaling] : parts)
+    given.push_back({a, b, rank, rows, columns, at(base), at(live), stride, scaling});
+  return {std::move(given), static_cast<DType>(dtype)};
+}
+
 void limit_update_cpu(Address x, Address v, Address p, Address x_out, Address v_out, Int words, bool stream_x,
                       bool stream_v) {
   limit_update({at<std::uint64_t>(x), at<std::uint64_t>(v), at<std::uint64_t>(p), at<std::uint64_t>(x_out),
@@ -130,6 +148,15 @@ PYBIND11_MODULE(_C, m) {
   m.def("swarm_update_rows", &swarm_update_rows);
   m.def("swarm_update", &swarm_update_cpu, NoGil());
   m.def("mix", &mix_cpu, NoGil());
+
+  py::class_<CopyPlan>(m, "CopyPlan")
+      .def(py::init(&copy_plan))
+      .def(
+          "load", [](const CopyPlan& plan, Address row) { plan.load(at(row)); }, NoGil())
+      .def("store", [](const CopyPlan& plan, Address row) { plan.store(at(row)); }, NoGil());
+  py::class_<MergePlan>(m, "MergePlan")
+      .def(py::init(&merge_plan))
+      .def("load", [](const MergePlan& plan, Address row) { plan.load(at(row)); }, NoGil());
 
   // What memory and arithmetic allow, for benchmarks/.
   m.def("limit_update", &limit_update_cpu, NoGil());

@@ -44,7 +44,7 @@ struct PlainLanes {
   using Stored = Two<S>;
   static constexpr int columns = 2;
   static inline Reg broadcast(Scalar a) { return a; }
-  static inline Pair load(const S* p) { return {Lanes<S>::widened(p[0]), Lanes<S>::widened(p[1])}; }
+  static inline Pair load(const S* p) { return {widened(p[0]), widened(p[1])}; }
   static inline Stored bits(const Pair& x) { return {Lanes<S>::rounded(x.a), Lanes<S>::rounded(x.b)}; }
   static inline void store(S* p, const Stored& x) {
     p[0] = x.a;
@@ -55,19 +55,16 @@ struct PlainLanes {
 
 template <>
 struct Lanes<float> : PlainLanes<float, float> {
-  static inline float widened(float a) { return a; }
   static inline float rounded(float a) { return a; }
 };
 
 template <>
 struct Lanes<double> : PlainLanes<double, double> {
-  static inline double widened(double a) { return a; }
   static inline double rounded(double a) { return a; }
 };
 
 template <>
 struct Lanes<BFloat16> : PlainLanes<BFloat16, float> {
-  static inline float widened(BFloat16 a) { return as_float(std::uint32_t{a.bits} << 16); }
   static inline BFloat16 rounded(float a) {
     const std::uint32_t u = as_bits(a);
     const std::uint32_t nearest = (u + 0x7fff + ((u >> 16) & 1)) >> 16;
@@ -77,15 +74,6 @@ struct Lanes<BFloat16> : PlainLanes<BFloat16, float> {
 
 template <>
 struct Lanes<Float16> : PlainLanes<Float16, float> {
-  // Shift exponent and mantissa into a float32 and rebias by a multiplication with 2^112, which also
-  // normalises denormals; infinities and NaN then need the float32 exponent.
-  static inline float widened(Float16 a) {
-    const std::uint32_t magnitude = std::uint32_t{a.bits} & 0x7fff;
-    const std::uint32_t sign = (std::uint32_t{a.bits} & 0x8000) << 16;
-    const std::uint32_t finite = as_bits(as_float(magnitude << 13) * 0x1p112f);
-    const std::uint32_t special = (magnitude << 13) | 0x7f800000;
-    return as_float(sign | (magnitude >= 0x7c00 ? special : finite));
-  }
   static inline Float16 rounded(float a) {
     const std::uint32_t sign = (as_bits(a) >> 16) & 0x8000;
     const std::uint32_t u = as_bits(a) & 0x7fffffff;

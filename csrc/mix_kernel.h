@@ -1,41 +1,23 @@
 // The columns [begin, end) of the mix for every particle. Compiled once a SIMD level; see each_simd_level.h.
 
-// f(0), f(1), ... with constants: registers in an array stay registers only if no index is a variable.
-template <int... i, class F>
-inline __attribute__((always_inline)) void each(std::integer_sequence<int, i...>, const F& f) {
-  (f(std::integral_constant<int, i>()), ...);
-}
-template <int count, class F>
-inline __attribute__((always_inline)) void each(const F& f) {
-  each(std::make_integer_sequence<int, count>(), f);
-}
+#include "tile.h"
 
 // R particles share every expert register that is loaded, T pairs of columns at a time. `ahead` columns
 // further on the experts will be needed next; 0: somebody asked for them already.
 template <class S, int R, int T, bool kStream>
 inline void mix_tile(const Mix& args, std::int64_t first, std::int64_t d, std::int64_t ahead, S* out) {
   using L = Lanes<S>;
-  using Reg = typename L::Reg;
   const S* experts = static_cast<const S*>(args.experts) + d;
   const auto* mixture = static_cast<const typename L::Scalar*>(args.mixture) + first * args.count;
-  Reg sums[R * 2 * T];
-  each<R * 2 * T>([&](auto i) { sums[i] = L::broadcast(0); });
+  Tile<S, R, T> tile;
   for (std::int64_t j = 0; j < args.count; ++j, experts += args.experts_stride) {
     if (ahead > 0) prefetch<S, T>(experts + ahead);
-    Reg expert[2 * T];
-    each<T>([&](auto t) {
-      const auto pair = L::load(experts + t * L::columns);
-      expert[2 * t] = pair.a, expert[2 * t + 1] = pair.b;
-    });
-    each<R>([&](auto r) {
-      const Reg m = L::broadcast(mixture[r * args.count + j]);
-      each<2 * T>([&](auto t) { sums[r * 2 * T + t] = sums[r * 2 * T + t] + m * expert[t]; });
-    });
+    tile.add(experts, mixture + j, args.count);
   }
   each<R>([&](auto r) {
     each<T>([&](auto t) {
       S* address = out + r * args.out_stride + t * L::columns;
-      const auto stored = L::bits({sums[(r * T + t) * 2], sums[(r * T + t) * 2 + 1]});
+      const auto stored = L::bits(tile.sum(r, t));
       if constexpr (kStream) {
         L::stream(address, stored);
       } else {

@@ -15,7 +15,7 @@ FLOORS = [
     {"canary"},
     {"engines.vllm", "engines.transformers", "plots"},
     {"engines", "engines.vllm_worker", "journal", "shard", "stream"},
-    {"swarm", "utilities", "base", "experts", "ops"},
+    {"swarm", "utilities", "base", "experts", "ops", "plans"},
     {
         "export",
         "checkpoint",

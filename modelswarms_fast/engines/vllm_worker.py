@@ -7,7 +7,6 @@ its CPU build below have to be made. Tested with vLLM 0.32 on a CPU.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -18,7 +17,8 @@ from vllm.platforms import current_platform
 
 from modelswarms_fast.errors import InputError
 from modelswarms_fast.experts import LoraModule
-from modelswarms_fast.layout import Layout
+from modelswarms_fast.layout import Layout, TensorSpec
+from modelswarms_fast.plans import CopyPlan, CopyTarget, MergePlan, MergeTarget
 
 
 class GroupedPunicaWrapper(PunicaWrapperCPU):  # type: ignore[misc]
@@ -78,17 +78,6 @@ if current_platform.is_cpu():
     type(current_platform).get_punica_wrapper = classmethod(lambda cls: f"{__name__}.{GroupedPunicaWrapper.__name__}")
 
 
-@dataclass(frozen=True)
-class _LoraTarget:
-    """One adapted weight: live = base + scaling · B A, all [out, in]."""
-
-    live: torch.Tensor
-    base: torch.Tensor
-    a: str
-    b: str
-    scaling: float
-
-
 class SwarmWorker:
     """Mixed into vLLM's worker; every public method is called through `LLM.collective_rpc`."""
 
@@ -118,38 +107,28 @@ class SwarmWorker:
         if self._swarm_live:
             torch._foreach_copy_(self._swarm_live, self._swarm_base)
 
-    def _cut(self, row: torch.Tensor) -> dict[str, torch.Tensor]:
-        """The layout's tensors as views of a row in any dtype: an engine may compute in another one than the rows."""
-        return {spec.name: row[spec.offset : spec.end].view(spec.shape) for spec in self._swarm_layout.specs}
-
     # merged and full weights
 
     def _attach_merged(self, modules: Sequence[LoraModule]) -> None:
         places = self._weight_places()
         targets = []
         for module in modules:
-            a, b = self._shape(module.a), self._shape(module.b)
-            live = self._place(places, f"{module.name}.weight", (b[0], a[1]))
+            a, b = self._spec(module.a), self._spec(module.b)
+            live = self._place(places, f"{module.name}.weight", (b.shape[0], a.shape[1]))
             if module.name == "lm_head" and live.data_ptr() == places["model.embed_tokens.weight"].data_ptr():
                 raise InputError(
                     "lm_head is tied to the embeddings, which merging would change too; use serve='slots'."
                 )
-            targets.append(_LoraTarget(live, live.clone(), module.a, module.b, module.scaling))
+            targets.append(MergeTarget(a, b, live.clone(), live, module.scaling))
         self._swarm_live = [target.live for target in targets]
         self._swarm_base = [target.base for target in targets]
-        device, dtype = targets[0].live.device, targets[0].live.dtype
-
-        def load(slot: int, row: torch.Tensor) -> None:
-            views = self._cut(row.to(device, dtype))
-            for target in targets:
-                torch.addmm(target.base, views[target.b], views[target.a], alpha=target.scaling, out=target.live)
-
-        self._swarm_load = load
+        plan = MergePlan(targets)
+        self._swarm_load = lambda slot, row: plan.load(row)
 
     def _attach_full(self) -> None:
         places = self._weight_places()
-        names = [spec.name for spec in self._swarm_layout.specs]
-        self._swarm_live = [self._place(places, name, self._shape(name)) for name in names]
+        specs = self._swarm_layout.specs
+        self._swarm_live = [self._place(places, spec.name, spec.shape) for spec in specs]
         self._swarm_base = [live.clone() for live in self._swarm_live]
         covered = {live.data_ptr() for live in self._swarm_live}  # a tied head lies where the embeddings do
         for name, weight in places.items():
@@ -158,11 +137,8 @@ class SwarmWorker:
                     f"The experts have no tensor {name}, which the base model has; use the base they share."
                 )
 
-        def load(slot: int, row: torch.Tensor) -> None:
-            views = self._cut(row)
-            torch._foreach_copy_(self._swarm_live, [views[name] for name in names])
-
-        self._swarm_load = load
+        plan = CopyPlan([CopyTarget(spec, live) for spec, live in zip(specs, self._swarm_live, strict=True)])
+        self._swarm_load = lambda slot, row: plan.load(row)
 
     def _weight_places(self) -> dict[str, torch.Tensor]:
         """Name in the checkpoint → live tensor; fused parameters are given as views of their parts."""
@@ -196,8 +172,8 @@ class SwarmWorker:
             )
         return live
 
-    def _shape(self, name: str) -> tuple[int, ...]:
-        return next(spec.shape for spec in self._swarm_layout.specs if spec.name == name)
+    def _spec(self, name: str) -> TensorSpec:
+        return next(spec for spec in self._swarm_layout.specs if spec.name == name)
 
     # LoRA slots
 
@@ -225,23 +201,16 @@ class SwarmWorker:
             if module.name not in places:
                 raise InputError(f"The base model has no LoRA slot for {module.name}; use serve='merged'.")
             a, b = places[module.name]
-            if a.shape[3] != self._shape(module.a)[1] or b.shape[2] != self._shape(module.b)[0]:
+            if a.shape[3] != self._spec(module.a).shape[1] or b.shape[2] != self._spec(module.b).shape[0]:
                 raise InputError(f"{module.a} does not fit {module.name} of the base model; use the base they share.")
             stacks.append((a, b, module))
         self._swarm_live, self._swarm_base = [], []
-        slots = []
+        plans = []
         for slot in range(manager.lora_slots):
-            live = [a[slot, 0, : module.rank] for a, _, module in stacks]
-            live += [b[slot, 0, :, : module.rank] for _, b, module in stacks]
-            slots.append(live)
-        names = [module.a for module in modules] + [module.b for module in modules]
-        scalings = [module.scaling for module in modules]
-
-        def load(slot: int, row: torch.Tensor) -> None:
-            views = self._cut(row)
-            live = slots[slot]
-            torch._foreach_copy_(live, [views[name] for name in names])
-            # vLLM keeps the scaling in B.
-            torch._foreach_mul_(live[len(scalings) :], scalings)
-
-        self._swarm_load = load
+            targets = []
+            for a, b, module in stacks:
+                targets.append(CopyTarget(self._spec(module.a), a[slot, 0, : module.rank]))
+                # vLLM keeps the scaling in B.
+                targets.append(CopyTarget(self._spec(module.b), b[slot, 0, :, : module.rank], module.scaling))
+            plans.append(CopyPlan(targets))
+        self._swarm_load = lambda slot, row: plans[slot].load(row)

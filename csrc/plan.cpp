@@ -1,0 +1,95 @@
+#include "plan.h"
+
+#include <omp.h>
+
+#include <algorithm>
+#include <cstring>
+#include <type_traits>
+#include <utility>
+
+#include "bits.h"
+#include "check.h"
+#include "columns.h"
+#include "simd.h"
+
+namespace modelswarms {
+namespace {
+
+using CopyRows = void (*)(const CopyPart&, const void* row, std::int64_t begin, std::int64_t end);
+using MergeRows = void (*)(const MergePart&, const void* row, std::int64_t begin, std::int64_t end);
+
+#define MS_KERNEL "plan_kernel.h"
+#include "each_simd_level.h"
+
+template <class Part>
+std::vector<std::int64_t> starts_of(const std::vector<Part>& parts) {
+  std::vector<std::int64_t> starts{0};
+  for (const Part& part : parts) starts.push_back(starts.back() + part.rows * part.columns);
+  return starts;
+}
+
+// work(part, begin, end) for rows of parts, shared out so that every thread has as many elements.
+template <class Part, class Work>
+void for_rows_of_parts(const std::vector<Part>& parts, const std::vector<std::int64_t>& starts,
+                       std::int64_t itemsize, const Work& work) {
+  for_sections(starts.back(), starts.back() * itemsize, [&](std::int64_t begin, std::int64_t end) {
+    // A row belongs to the thread in whose section it begins.
+    auto start = std::upper_bound(starts.begin(), starts.end(), begin) - 1;
+    for (auto i = start - starts.begin(); i < static_cast<std::ptrdiff_t>(parts.size()); ++i) {
+      if (starts[i] >= end) break;
+      const std::int64_t columns = parts[i].columns;
+      const auto row_at = [&](std::int64_t element) {
+        return std::clamp<std::int64_t>((element - starts[i] + columns - 1) / columns, 0, parts[i].rows);
+      };
+      const std::int64_t first = row_at(std::max(begin, starts[i])),
+                         last = row_at(std::min(end, starts[i + 1]));
+      if (first < last) work(parts[i], first, last);
+    }
+  });
+}
+
+}  // namespace
+
+CopyPlan::CopyPlan(std::vector<CopyPart> parts, DType dtype)
+    : parts_(std::move(parts)), starts_(starts_of(parts_)), dtype_(dtype) {
+  for (const CopyPart& part : parts_) {
+    MS_CHECK(part.offset >= 0 && part.rows > 0 && part.columns > 0 && part.stride >= part.columns,
+             "a part of a copy plan has no elements, or rows that overlap");
+    MS_CHECK(part.place != nullptr && part.scaling != 0.0,
+             "a part of a copy plan has no place or no scaling");
+  }
+}
+
+void CopyPlan::load(const void* row) const {
+  const CopyRows rows = MS_PICK(load_rows_of)(dtype_);
+  for_rows_of_parts(
+      parts_, starts_, itemsize(dtype_),
+      [&](const CopyPart& part, std::int64_t begin, std::int64_t end) { rows(part, row, begin, end); });
+}
+
+void CopyPlan::store(void* row) const {
+  const CopyRows rows = MS_PICK(store_rows_of)(dtype_);
+  for_rows_of_parts(
+      parts_, starts_, itemsize(dtype_),
+      [&](const CopyPart& part, std::int64_t begin, std::int64_t end) { rows(part, row, begin, end); });
+}
+
+MergePlan::MergePlan(std::vector<MergePart> parts, DType dtype)
+    : parts_(std::move(parts)), starts_(starts_of(parts_)), dtype_(dtype) {
+  for (const MergePart& part : parts_) {
+    MS_CHECK(part.a >= 0 && part.b >= 0 && part.rank > 0 && part.rows > 0 && part.columns > 0 &&
+                 part.stride >= part.columns,
+             "a part of a merge plan has no elements, or rows that overlap");
+    MS_CHECK(part.rank <= kMaxRank, "a part of a merge plan has a rank above 512");
+    MS_CHECK(part.base != nullptr && part.live != nullptr, "a part of a merge plan has no place");
+  }
+}
+
+void MergePlan::load(const void* row) const {
+  const MergeRows rows = MS_PICK(merge_rows_of)(dtype_);
+  for_rows_of_parts(
+      parts_, starts_, itemsize(dtype_),
+      [&](const MergePart& part, std::int64_t begin, std::int64_t end) { rows(part, row, begin, end); });
+}
+
+}  // namespace modelswarms

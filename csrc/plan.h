@@ -1,0 +1,61 @@
+// How a flat row gets into an engine: the table of its tensors and where the engine keeps them, compiled
+// once. Each load or store is one call and one pass over the row, on all threads.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "dtype.h"
+
+namespace modelswarms {
+
+// Columns [offset, offset + rows * columns) of a row, as [rows, columns], and where the engine keeps them:
+// times `scaling`, rows `stride` elements apart.
+struct CopyPart {
+  std::int64_t offset, rows, columns;
+  void* place;
+  std::int64_t stride;
+  double scaling;
+};
+
+// row <-> places. The row and the places have one dtype.
+class CopyPlan {
+ public:
+  // Throws std::invalid_argument for parts that make no sense.
+  CopyPlan(std::vector<CopyPart> parts, DType dtype);
+  // The place becomes the row's part times its scaling, rounded to nearest even.
+  void load(const void* row) const;
+  // The row's part becomes the place divided by its scaling.
+  void store(void* row) const;
+
+ private:
+  std::vector<CopyPart> parts_;
+  std::vector<std::int64_t> starts_;  // elements before each part, and of all
+  DType dtype_;
+};
+
+// live = base + scaling * B A: A [rank, columns] and B [rows, rank] lie in the row at their offsets, base
+// [rows, columns] is contiguous, rows of live are `stride` elements apart.
+struct MergePart {
+  std::int64_t a, b, rank, rows, columns;
+  const void* base;
+  void* live;
+  std::int64_t stride;
+  double scaling;
+};
+
+// Row, base and live weights have one dtype; sums are float32 (float64 for float64), rounded once.
+class MergePlan {
+ public:
+  static constexpr std::int64_t kMaxRank = 512;
+  // Throws std::invalid_argument for parts that make no sense.
+  MergePlan(std::vector<MergePart> parts, DType dtype);
+  void load(const void* row) const;
+
+ private:
+  std::vector<MergePart> parts_;
+  std::vector<std::int64_t> starts_;  // weights before each part, and of all
+  DType dtype_;
+};
+
+}  // namespace modelswarms

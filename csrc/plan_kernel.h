@@ -1,0 +1,184 @@
+// Rows [begin, end) of one part of a plan. Compiled once a SIMD level; see each_simd_level.h.
+
+#include "tile.h"
+
+// out = in * factor for so many neighbours.
+template <class S>
+inline void scale(S* out, const S* in, std::int64_t count, typename Lanes<S>::Scalar factor) {
+  using L = Lanes<S>;
+  const auto by = L::broadcast(factor);
+  std::int64_t d = 0;
+  for (; d + L::columns <= count; d += L::columns) L::store(out + d, L::bits(by * L::load(in + d)));
+  if (d < count) store_some(out + d, L::bits(by * load_some(in + d, count - d)), count - d);
+}
+
+// Rows of as few elements as a LoRA's B has, each a register or less: a call of memcpy for each would cost
+// more than the copy.
+template <int kBytes>
+inline void copy_rows(char* out, std::int64_t out_step, const char* in, std::int64_t in_step,
+                      std::int64_t rows) {
+  for (std::int64_t i = 0; i < rows; ++i) std::memcpy(out + i * out_step, in + i * in_step, kBytes);
+}
+
+inline void copy_rows(char* out, std::int64_t out_step, const char* in, std::int64_t in_step,
+                      std::int64_t rows, std::int64_t bytes) {
+  switch (bytes) {
+    case 8:
+      return copy_rows<8>(out, out_step, in, in_step, rows);
+    case 16:
+      return copy_rows<16>(out, out_step, in, in_step, rows);
+    case 32:
+      return copy_rows<32>(out, out_step, in, in_step, rows);
+    case 64:
+      return copy_rows<64>(out, out_step, in, in_step, rows);
+    case 128:
+      return copy_rows<128>(out, out_step, in, in_step, rows);
+    default:
+      for (std::int64_t i = 0; i < rows; ++i)
+        std::memcpy(out + i * out_step, in + i * in_step, static_cast<std::size_t>(bytes));
+  }
+}
+
+// Between the flat side, whose rows lie one after the other, and the engine's, whose rows may have gaps.
+template <class S, bool kLoad>
+void move_rows(const CopyPart& part, const void* row, std::int64_t begin, std::int64_t end) {
+  constexpr std::int64_t kBuffer = 4096 / sizeof(S);
+  using Scalar = typename Lanes<S>::Scalar;
+  // A store writes to the row: CopyPlan::store was given one that may be written.
+  S* flat = static_cast<S*>(const_cast<void*>(row)) + part.offset + begin * part.columns;
+  S* place = static_cast<S*>(part.place) + begin * part.stride;
+  std::int64_t rows = end - begin, columns = part.columns, stride = part.stride;
+  if (columns == stride) columns = stride = rows * columns, rows = 1;
+  const Scalar factor = static_cast<Scalar>(kLoad ? part.scaling : 1.0 / part.scaling);
+  const auto bytes = [](std::int64_t count) { return count * static_cast<std::int64_t>(sizeof(S)); };
+  if (factor == Scalar(1)) {
+    char* out = reinterpret_cast<char*>(kLoad ? place : flat);
+    const char* in = reinterpret_cast<const char*>(kLoad ? flat : place);
+    copy_rows(out, bytes(kLoad ? stride : columns), in, bytes(kLoad ? columns : stride), rows,
+              bytes(columns));
+    return;
+  }
+  if (columns >= kBuffer) {
+    for (std::int64_t i = 0; i < rows; ++i) {
+      S *one = flat + i * columns, *other = place + i * stride;
+      scale(kLoad ? other : one, kLoad ? one : other, columns, factor);
+    }
+    return;
+  }
+  alignas(64) S buffer[kBuffer];
+  const std::int64_t at_once = kBuffer / columns;
+  for (std::int64_t i = 0; i < rows; i += at_once) {
+    const std::int64_t count = std::min(at_once, rows - i);
+    S *one = flat + i * columns, *other = place + i * stride;
+    char *middle = reinterpret_cast<char*>(buffer), *far = reinterpret_cast<char*>(other);
+    if constexpr (kLoad) {
+      scale(buffer, one, count * columns, factor);
+      copy_rows(far, bytes(stride), middle, bytes(columns), count, bytes(columns));
+    } else {
+      copy_rows(middle, bytes(columns), far, bytes(stride), count, bytes(columns));
+      scale(one, buffer, count * columns, factor);
+    }
+  }
+}
+
+// R rows of live weights, T pairs of columns: sums over the rank stay in registers, base is read and live
+// written once. `b` are the R rows of scaling * B.
+template <class S, int R, int T>
+inline void merge_tile(const MergePart& part, const S* a, const typename Lanes<S>::Scalar* b, const S* base,
+                       S* live) {
+  using L = Lanes<S>;
+  Tile<S, R, T> tile;
+  for (std::int64_t k = 0; k < part.rank; ++k, a += part.columns) tile.add(a, b + k, part.rank);
+  each<R>([&](auto r) {
+    each<T>([&](auto t) {
+      const std::int64_t d = t * L::columns;
+      L::store(live + r * part.stride + d, L::bits(L::load(base + r * part.columns + d) + tile.sum(r, t)));
+    });
+  });
+}
+
+template <class S, int R>
+void merge_some_rows(const MergePart& part, const S* a, const typename Lanes<S>::Scalar* b, const S* base,
+                     S* live) {
+  using L = Lanes<S>;
+  std::int64_t d = 0;
+  for (; d + 2 * L::columns <= part.columns; d += 2 * L::columns)
+    merge_tile<S, R, 2>(part, a + d, b, base + d, live + d);
+  for (; d + L::columns <= part.columns; d += L::columns)
+    merge_tile<S, R, 1>(part, a + d, b, base + d, live + d);
+  if (const std::int64_t some = part.columns - d) {
+    for (int r = 0; r < R; ++r) {
+      typename L::Pair sum{L::broadcast(0), L::broadcast(0)};
+      for (std::int64_t k = 0; k < part.rank; ++k)
+        sum = sum + L::broadcast(b[r * part.rank + k]) * load_some(a + k * part.columns + d, some);
+      store_some(live + r * part.stride + d, L::bits(load_some(base + r * part.columns + d, some) + sum),
+                 some);
+    }
+  }
+}
+
+template <class S>
+void merge_rows(const MergePart& part, const void* row, std::int64_t begin, std::int64_t end) {
+  using L = Lanes<S>;
+  using Scalar = typename L::Scalar;
+  constexpr std::int64_t kRows = 5;
+  const S* a = static_cast<const S*>(row) + part.a;
+  const S* b = static_cast<const S*>(row) + part.b;
+  const S* base = static_cast<const S*>(part.base);
+  S* live = static_cast<S*>(part.live);
+  alignas(64) Scalar scaled[kRows * MergePlan::kMaxRank];
+  for (std::int64_t i = begin; i < end; i += kRows) {
+    const std::int64_t rows = std::min(kRows, end - i);
+    for (std::int64_t k = 0; k < rows * part.rank; ++k)
+      scaled[k] = static_cast<Scalar>(part.scaling) * widened(b[i * part.rank + k]);
+    const S* from = base + i * part.columns;
+    S* to = live + i * part.stride;
+    if (rows == 5) merge_some_rows<S, 5>(part, a, scaled, from, to);
+    if (rows == 4) merge_some_rows<S, 4>(part, a, scaled, from, to);
+    if (rows == 3) merge_some_rows<S, 3>(part, a, scaled, from, to);
+    if (rows == 2) merge_some_rows<S, 2>(part, a, scaled, from, to);
+    if (rows == 1) merge_some_rows<S, 1>(part, a, scaled, from, to);
+  }
+}
+
+CopyRows load_rows_of(DType dtype) {
+  switch (dtype) {
+    case DType::float32:
+      return move_rows<float, true>;
+    case DType::bfloat16:
+      return move_rows<BFloat16, true>;
+    case DType::float16:
+      return move_rows<Float16, true>;
+    case DType::float64:
+      return move_rows<double, true>;
+  }
+  return nullptr;
+}
+
+CopyRows store_rows_of(DType dtype) {
+  switch (dtype) {
+    case DType::float32:
+      return move_rows<float, false>;
+    case DType::bfloat16:
+      return move_rows<BFloat16, false>;
+    case DType::float16:
+      return move_rows<Float16, false>;
+    case DType::float64:
+      return move_rows<double, false>;
+  }
+  return nullptr;
+}
+
+MergeRows merge_rows_of(DType dtype) {
+  switch (dtype) {
+    case DType::float32:
+      return merge_rows<float>;
+    case DType::bfloat16:
+      return merge_rows<BFloat16>;
+    case DType::float16:
+      return merge_rows<Float16>;
+    case DType::float64:
+      return merge_rows<double>;
+  }
+  return nullptr;
+}

@@ -1,0 +1,159 @@
+"""Plans: where an engine keeps the tensors of a row, compiled once, so that a load is one call and one pass.
+
+On a CPU the extension does it, on all threads and without Python for each tensor. Elsewhere torch does the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from modelswarms_fast.checks import DTYPE_CODES
+from modelswarms_fast.extension import _C
+from modelswarms_fast.layout import TensorSpec
+
+MAX_RANK = 512  # of csrc/plan.h; adapters of more go through torch
+
+
+@dataclass(frozen=True)
+class CopyTarget:
+    """A tensor of the row and its place in the engine, of the same shape: place = scaling · tensor."""
+
+    spec: TensorSpec
+    place: Tensor
+    scaling: float = 1.0
+
+
+@dataclass(frozen=True)
+class MergeTarget:
+    """A LoRA pair of the row and the weight that it adapts: live = base + scaling · B A.
+
+    a [rank, in] and b [out, rank] lie in the row; base [out, in] is contiguous and stays as it is.
+    """
+
+    a: TensorSpec
+    b: TensorSpec
+    base: Tensor
+    live: Tensor
+    scaling: float
+
+
+class CopyPlan:
+    """Copies a row [size] into the places of its tensors, and back.
+
+    Rows and places have one dtype and device; the places are kept alive. Raises ValueError for a place of another shape
+    or dtype, or with gaps between its columns.
+    """
+
+    def __init__(self, targets: Sequence[CopyTarget]) -> None:
+        self._targets = tuple(targets)
+        for target in self._targets:
+            _check_place(target.spec.name, target.place, target.spec.shape, self._targets[0].place)
+        self._compiled = None
+        if _compiles(self._targets[0].place):
+            parts = []
+            for target in self._targets:
+                place = _as_matrix(target.place)
+                rows, columns = place.shape
+                where = (place.data_ptr(), max(place.stride(0), columns))
+                parts.append((target.spec.offset, rows, columns, *where, target.scaling))
+            self._compiled = _C.CopyPlan(parts, DTYPE_CODES[self._targets[0].place.dtype])
+
+    def load(self, row: Tensor) -> None:
+        """Write a row [size] into the places. Raises ValueError for a row that is none."""
+        row = self._checked(row)
+        if self._compiled is not None:
+            self._compiled.load(row.data_ptr())
+            return
+        places = [target.place for target in self._targets]
+        torch._foreach_copy_(places, [_view(row, target.spec) for target in self._targets])
+        scaled = [target for target in self._targets if target.scaling != 1.0]
+        if scaled:
+            torch._foreach_mul_([target.place for target in scaled], [target.scaling for target in scaled])
+
+    def store(self, row: Tensor) -> None:
+        """Read a row [size] back from the places; padding is left alone. Raises ValueError for a row that is none."""
+        if row.dtype != self._targets[0].place.dtype or row.device != self._targets[0].place.device:
+            raise ValueError(f"a row to store into has the places' dtype and device, not {row.dtype} on {row.device}")
+        row = self._checked(row)
+        if self._compiled is not None:
+            self._compiled.store(row.data_ptr())
+            return
+        for target in self._targets:
+            _view(row, target.spec).copy_(target.place / target.scaling)
+
+    def _checked(self, row: Tensor) -> Tensor:
+        return _checked_row(row, max(target.spec.end for target in self._targets), self._targets[0].place)
+
+
+class MergePlan:
+    """Writes base + scaling · B A into the live weights, reading the base and writing the weights once.
+
+    Sums are float32 and rounded once. Raises ValueError for shapes that do not fit.
+    """
+
+    def __init__(self, targets: Sequence[MergeTarget]) -> None:
+        self._targets = tuple(targets)
+        first = self._targets[0].base
+        for target in self._targets:
+            (rank, columns), (rows, same) = target.a.shape, target.b.shape
+            if rank != same:
+                raise ValueError(f"{target.a.name} has rank {rank}, but {target.b.name} has rank {same}")
+            _check_place(target.b.name, target.base, (rows, columns), first)
+            _check_place(target.b.name, target.live, (rows, columns), first)
+            if not target.base.is_contiguous():
+                raise ValueError(f"the base weight of {target.b.name} is not contiguous")
+        self._compiled = None
+        if _compiles(first) and all(target.a.shape[0] <= MAX_RANK for target in self._targets):
+            parts = []
+            for target in self._targets:
+                (rank, columns), rows = target.a.shape, target.b.shape[0]
+                addresses = (target.base.data_ptr(), target.live.data_ptr(), max(target.live.stride(0), columns))
+                parts.append((target.a.offset, target.b.offset, rank, rows, columns, *addresses, target.scaling))
+            self._compiled = _C.MergePlan(parts, DTYPE_CODES[first.dtype])
+
+    def load(self, row: Tensor) -> None:
+        """Merge the particle of this row [size]. Raises ValueError for a row that is none."""
+        end = max(max(target.a.end, target.b.end) for target in self._targets)
+        row = _checked_row(row, end, self._targets[0].base)
+        if self._compiled is not None:
+            self._compiled.load(row.data_ptr())
+            return
+        for target in self._targets:
+            a, b = _view(row, target.a), _view(row, target.b)
+            torch.addmm(target.base, b, a, alpha=target.scaling, out=target.live)
+
+
+def _compiles(place: Tensor) -> bool:
+    return _C is not None and place.device.type == "cpu" and place.dtype in DTYPE_CODES
+
+
+def _view(row: Tensor, spec: TensorSpec) -> Tensor:
+    return row[spec.offset : spec.end].view(spec.shape)
+
+
+def _as_matrix(place: Tensor) -> Tensor:
+    """As [rows, columns] without a copy."""
+    if place.dim() == 2:
+        return place
+    return place.view(len(place), -1) if place.dim() else place.view(1, 1)
+
+
+def _check_place(name: str, place: Tensor, shape: tuple[int, ...], first: Tensor) -> None:
+    if tuple(place.shape) != shape:
+        raise ValueError(f"the place of {name} has shape {list(place.shape)}, the row's tensor {list(shape)}")
+    if place.dtype != first.dtype or place.device != first.device:
+        raise ValueError(
+            f"the place of {name} is {place.dtype} on {place.device}, others {first.dtype} on {first.device}"
+        )
+    if not place.is_contiguous() and (place.dim() != 2 or place.stride(1) != 1 or place.stride(0) < place.shape[1]):
+        raise ValueError(f"the place of {name} has gaps between its columns: strides {list(place.stride())}")
+
+
+def _checked_row(row: Tensor, end: int, like: Tensor) -> Tensor:
+    if row.dim() != 1 or len(row) < end or (len(row) > 1 and row.stride(0) != 1):
+        raise ValueError(f"a row of this plan is contiguous and has {end} elements or more, not {list(row.shape)}")
+    return row.to(like.device, like.dtype)

@@ -1,0 +1,239 @@
+"""Plans against torch: every tensor where it belongs, nothing beside it, the same bits whoever computes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+from modelswarms_fast import _C, plans
+from modelswarms_fast.layout import Layout, TensorSpec
+from modelswarms_fast.plans import CopyPlan, CopyTarget, MergePlan, MergeTarget
+
+DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.float64]
+UNTOUCHED = 7.0
+
+
+def layout_of(shapes: dict[str, tuple[int, ...]], dtype: torch.dtype) -> Layout:
+    return Layout.of({name: torch.empty(shape, device="meta") for name, shape in shapes.items()}, dtype)
+
+
+def random_row(layout: Layout, seed: int = 0) -> Tensor:
+    return torch.randn(layout.size, generator=torch.Generator().manual_seed(seed)).to(layout.dtype)
+
+
+def spec(layout: Layout, name: str) -> TensorSpec:
+    return next(spec for spec in layout.specs if spec.name == name)
+
+
+def place_of(shape: tuple[int, ...], dtype: torch.dtype, gap: int) -> tuple[Tensor, Tensor]:
+    """A place with `gap` columns after each of its rows, and all the memory that it is part of."""
+    whole = torch.full((*shape[:-1], shape[-1] + gap), UNTOUCHED, dtype=dtype)
+    return whole[..., : shape[-1]], whole
+
+
+# A LoRA's A and B, widths that no register fits, rows longer than the buffer, one row, no dimension.
+SHAPES = {"a": (8, 96), "b": (300, 8), "c": (5, 7), "d": (3, 5000), "e": (1, 1), "f": (65,), "g": (40, 4), "h": ()}
+
+
+@pytest.fixture(params=["compiled", "torch"])
+def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    if request.param == "torch":
+        monkeypatch.setattr(plans, "_C", None)
+    return str(request.param)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("gap", [0, 8])
+@pytest.mark.parametrize("scaling", [1.0, 2.0, 0.3])
+def test_copy_there_and_back(backend: str, dtype: torch.dtype, gap: int, scaling: float) -> None:
+    layout = layout_of(SHAPES, dtype)
+    row = random_row(layout)
+    targets, memory = [], {}
+    for one in layout.specs:
+        if len(one.shape) == 2:
+            place, memory[one.name] = place_of(one.shape, dtype, gap)
+        else:
+            place = memory[one.name] = torch.zeros(one.shape, dtype=dtype)
+        targets.append(CopyTarget(one, place, scaling))
+    plan = CopyPlan(targets)
+    plan.load(row)
+    for target in targets:
+        tensor = row[target.spec.offset : target.spec.end].view(target.spec.shape)
+        if backend == "compiled" or scaling != 0.3:
+            assert torch.equal(target.place, tensor * scaling), target.spec.name
+        else:  # torch may round the factor to a half type first
+            torch.testing.assert_close(target.place, tensor * scaling, rtol=2**-7, atol=0)
+        if len(target.spec.shape) == 2 and gap:
+            assert (memory[target.spec.name][:, -gap:] == UNTOUCHED).all()
+    back = torch.full_like(row, UNTOUCHED)
+    plan.store(back)
+    for target in targets:
+        span = slice(target.spec.offset, target.spec.end)
+        expected = (target.place / scaling if backend == "torch" else target.place * (1 / scaling)).flatten()
+        torch.testing.assert_close(back[span], expected, rtol=1.6e-2 if dtype == torch.bfloat16 else 2e-3, atol=0)
+        if scaling != 0.3:
+            assert torch.equal(back[span], row[span])
+        back[span] = UNTOUCHED
+    assert (back == UNTOUCHED).all()  # the padding was left alone
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_threads_and_simd_levels_copy_the_same(dtype: torch.dtype) -> None:
+    layout = layout_of({"a": (64, 2000), "b": (9000, 8), "c": (300_000,)}, dtype)
+    row = random_row(layout)
+    results = []
+    for level in _C.simd_levels():
+        for threads in (1, 2, 3):
+            targets = []
+            for one in layout.specs:
+                whole = torch.zeros(*one.shape[:-1], one.shape[-1] + (8 if one.name == "b" else 0), dtype=dtype)
+                targets.append(CopyTarget(one, whole[..., : one.shape[-1]], 0.7))
+            with_level(level, threads, lambda targets=targets: CopyPlan(targets).load(row))
+            results.append(torch.cat([target.place.flatten() for target in targets]))
+    assert all(torch.equal(result, results[0]) for result in results)
+    expected = torch.cat([row[one.offset : one.end] for one in layout.specs]) * 0.7
+    torch.testing.assert_close(results[0], expected, rtol=2**-8, atol=0)
+
+
+def with_level(level: str, threads: int, call: Callable[[], None]) -> None:
+    before = _C.simd_level(), _C.num_threads()
+    _C.set_simd_level(level)
+    _C.set_num_threads(threads)
+    try:
+        call()
+    finally:
+        _C.set_simd_level(before[0])
+        _C.set_num_threads(before[1])
+
+
+# rank, out, in
+MERGES = [(1, 1, 1), (2, 7, 33), (4, 12, 64), (8, 75, 576), (16, 3, 131), (3, 64, 16)]
+
+
+def make_merge(dtype: torch.dtype, gap: int = 0) -> tuple[Layout, list[MergeTarget]]:
+    shapes = {}
+    for number, (rank, out, columns) in enumerate(MERGES):
+        shapes |= {f"{number}.a": (rank, columns), f"{number}.b": (out, rank)}
+    layout = layout_of(shapes, dtype)
+    targets = []
+    for number, (_, out, columns) in enumerate(MERGES):
+        base = torch.randn(out, columns, generator=torch.Generator().manual_seed(number)).to(dtype)
+        live, _ = place_of((out, columns), dtype, gap)
+        targets.append(MergeTarget(spec(layout, f"{number}.a"), spec(layout, f"{number}.b"), base, live, 0.5 + number))
+    return layout, targets
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("gap", [0, 24])
+def test_merge_is_base_and_product(backend: str, dtype: torch.dtype, gap: int) -> None:
+    layout, targets = make_merge(dtype, gap)
+    row = random_row(layout)
+    before = [target.base.clone() for target in targets]
+    MergePlan(targets).load(row)
+    tolerance = {torch.float32: 1e-5, torch.float64: 1e-6 if backend == "torch" else 1e-12}.get(dtype)
+    for target, base in zip(targets, before, strict=True):
+        a, b = (row[one.offset : one.end].view(one.shape).double() for one in (target.a, target.b))
+        expected = base.double() + target.scaling * (b @ a)
+        if tolerance is None:  # one unit in the last place, and sums that cancel
+            torch.testing.assert_close(
+                target.live.double(), expected, rtol=2**-7 if dtype == torch.bfloat16 else 2**-10, atol=2e-5
+            )
+        else:
+            torch.testing.assert_close(target.live.double(), expected, rtol=tolerance, atol=10 * tolerance)
+        assert torch.equal(target.base, base)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_threads_and_simd_levels_merge_the_same(dtype: torch.dtype) -> None:
+    results = []
+    for level in _C.simd_levels():
+        for threads in (1, 2, 3):
+            layout, targets = make_merge(dtype)
+            shape = (600, 1200)  # enough for several threads
+            big = layout_of({"a": (8, shape[1]), "b": (shape[0], 8)}, dtype)
+            live = torch.zeros(shape, dtype=dtype)
+            base = torch.linspace(-1, 1, live.numel()).view(shape).to(dtype)
+            target = MergeTarget(spec(big, "a"), spec(big, "b"), base, live, 2.0)
+            with_level(
+                level, threads, lambda targets=targets, layout=layout: MergePlan(targets).load(random_row(layout))
+            )
+            with_level(level, threads, lambda target=target, big=big: MergePlan([target]).load(random_row(big)))
+            results.append(torch.cat([one.live.flatten() for one in (*targets, target)]))
+    assert all(torch.equal(result, results[0]) for result in results)
+
+
+def test_a_zero_adapter_gives_the_base_bit_for_bit() -> None:
+    layout, targets = make_merge(torch.bfloat16)
+    MergePlan(targets).load(torch.zeros(layout.size, dtype=torch.bfloat16))
+    assert all(torch.equal(target.live, target.base) for target in targets)
+
+
+def test_rows_of_another_dtype_are_converted_on_load() -> None:
+    layout = layout_of({"a": (4, 64)}, torch.float32)
+    row = random_row(layout)
+    place = torch.zeros(4, 64, dtype=torch.bfloat16)
+    plan = CopyPlan([CopyTarget(layout.specs[0], place)])
+    plan.load(row)
+    assert torch.equal(place, row.bfloat16().view(4, 64))
+    with pytest.raises(ValueError, match="places' dtype"):
+        plan.store(row)
+
+
+@pytest.mark.parametrize(
+    "row", [torch.zeros(255), torch.zeros(1, 256), torch.zeros(512)[::2]], ids=["short", "matrix", "gaps"]
+)
+def test_rows_that_are_none_are_refused(row: Tensor) -> None:
+    layout = layout_of({"a": (4, 64)}, torch.float32)
+    with pytest.raises(ValueError, match="a row of this plan"):
+        CopyPlan([CopyTarget(layout.specs[0], torch.zeros(4, 64))]).load(row)
+
+
+@pytest.mark.parametrize(
+    ("place", "message"),
+    [
+        (torch.zeros(4, 63), "has shape"),
+        (torch.zeros(64, 4).t(), "gaps between its columns"),
+        (torch.zeros(1, 64).expand(4, 64), "gaps between its columns"),
+        (torch.zeros(4, 64, dtype=torch.float16), "others torch.float32"),
+    ],
+    ids=["shape", "transposed", "one row four times", "dtype"],
+)
+def test_places_that_do_not_fit_are_refused(place: Tensor, message: str) -> None:
+    layout = layout_of({"a": (4, 64), "b": (4, 64)}, torch.float32)
+    with pytest.raises(ValueError, match=message):
+        CopyPlan([CopyTarget(layout.specs[0], torch.zeros(4, 64)), CopyTarget(layout.specs[1], place)])
+
+
+def test_merges_that_do_not_fit_are_refused() -> None:
+    layout = layout_of({"a": (4, 64), "b": (8, 4), "c": (8, 3)}, torch.float32)
+    a, b, c = layout.specs
+    weight = torch.zeros(8, 64)
+    with pytest.raises(ValueError, match="has rank 4, but c has rank 3"):
+        MergePlan([MergeTarget(a, c, weight, weight.clone(), 1.0)])
+    with pytest.raises(ValueError, match="has shape"):
+        MergePlan([MergeTarget(a, b, weight[:7], weight.clone(), 1.0)])
+    with pytest.raises(ValueError, match="not contiguous"):
+        MergePlan([MergeTarget(a, b, torch.zeros(8, 65)[:, :64], weight.clone(), 1.0)])
+
+
+def test_a_rank_beyond_the_extension_goes_through_torch() -> None:
+    layout = layout_of({"a": (513, 16), "b": (4, 513)}, torch.float64)
+    row, base = random_row(layout), torch.zeros(4, 16, dtype=torch.float64)
+    live = torch.empty_like(base)
+    a, b = layout.specs
+    MergePlan([MergeTarget(a, b, base, live, 1.0)]).load(row)
+    assert torch.allclose(live, row[b.offset : b.end].view(b.shape) @ row[a.offset : a.end].view(a.shape))
+    with pytest.raises(ValueError, match="rank above 512"):
+        _C.MergePlan([(0, 513 * 16, 513, 4, 16, base.data_ptr(), live.data_ptr(), 16, 1.0)], 3)
+
+
+def test_the_extension_refuses_what_makes_no_sense() -> None:
+    memory = torch.zeros(64)
+    for part in ((0, 1, 8, 0, 8, 1.0), (0, 2, 8, memory.data_ptr(), 7, 1.0), (0, 0, 8, memory.data_ptr(), 8, 1.0)):
+        with pytest.raises(ValueError, match="copy plan"):
+            _C.CopyPlan([part], 0)
+    with pytest.raises(ValueError, match="merge plan"):
+        _C.MergePlan([(0, 8, 0, 1, 8, memory.data_ptr(), memory.data_ptr(), 8, 1.0)], 0)
