@@ -25,7 +25,7 @@ class CopyPlan {
   CopyPlan(std::vector<CopyPart> parts, DType dtype);
   // The place becomes the row's part times its scaling, rounded to nearest even.
   void load(const void* row) const;
-  // The row's part becomes the place divided by its scaling.
+  // The row's part becomes the place divided by its scaling. Throws std::invalid_argument if that is 0.
   void store(void* row) const;
 
  private:

@@ -75,7 +75,12 @@ class CopyPlan:
             torch._foreach_mul_([target.place for target in scaled], [target.scaling for target in scaled])
 
     def store(self, row: Tensor) -> None:
-        """Read a row [size] back from the places; padding is left alone. Raises ValueError for a row that is none."""
+        """Read a row [size] back from the places; padding is left alone.
+
+        Raises ValueError for a row that is none, and where a scaling is 0.
+        """
+        if not all(target.scaling for target in self._targets):
+            raise ValueError("a place of scaling 0 holds nothing of the row")
         if row.dtype != self._targets[0].place.dtype or row.device != self._targets[0].place.device:
             raise ValueError(f"a row to store into has the places' dtype and device, not {row.dtype} on {row.device}")
         row = self._checked(row)

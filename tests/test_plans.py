@@ -80,6 +80,16 @@ def test_copy_there_and_back(backend: str, dtype: torch.dtype, gap: int, scaling
     assert (back == UNTOUCHED).all()  # the padding was left alone
 
 
+def test_a_scaling_of_zero_is_an_adapter_without_effect(backend: str) -> None:
+    layout = layout_of({"b": (40, 8)}, torch.bfloat16)
+    place, _ = place_of((40, 8), torch.bfloat16, 8)
+    plan = CopyPlan([CopyTarget(layout.specs[0], place, 0.0)])
+    plan.load(random_row(layout))
+    assert (place == 0).all()
+    with pytest.raises(ValueError, match="scaling 0"):
+        plan.store(random_row(layout))
+
+
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_threads_and_simd_levels_copy_the_same(dtype: torch.dtype) -> None:
     layout = layout_of({"a": (64, 2000), "b": (9000, 8), "c": (300_000,)}, dtype)
