@@ -15,7 +15,7 @@ import torch
 from modelswarms_fast.base import resolve_base
 from modelswarms_fast.canary import Canary
 from modelswarms_fast.config import DType, EngineConfig, EngineName, Serve
-from modelswarms_fast.engines import Engine, Request, start_engine
+from modelswarms_fast.engines import Engine, Request, complete, start_engine
 from modelswarms_fast.errors import InputError
 from modelswarms_fast.experts import read_experts
 from modelswarms_fast.utilities import SPLITS, Utility, load_utility
@@ -132,7 +132,7 @@ class Evaluator:
         prompts = self._prompts[split]
         with self.spent.clock("generate"):
             requests = [Request(slot, prompt) for slot in wave for prompt in prompts]
-            completions = self.engine.generate(requests, self.utility.max_tokens)
+            completions = complete(self.engine, requests, self.utility.max_tokens)
         with self.spent.clock("score"):
             scores = {}
             for position, particle in enumerate(wave.values()):

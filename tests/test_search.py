@@ -292,16 +292,16 @@ def test_limits(tiny, tmp_path):
 
 
 def test_an_interrupt_keeps_what_was_found(tiny, tmp_path, monkeypatch):
-    generate, calls = TransformersEngine.generate, []
+    step, calls = TransformersEngine.step, []
 
-    def interrupting(self, *arguments):
+    def interrupting(self):
         calls.append(1)
         if len(calls) == 5:  # the second particle of the first iteration
             os.kill(os.getpid(), signal.SIGINT)
-        return generate(self, *arguments)
+        return step(self)
 
     before = signal.getsignal(signal.SIGINT)
-    monkeypatch.setattr(TransformersEngine, "generate", interrupting)
+    monkeypatch.setattr(TransformersEngine, "step", interrupting)
     summary = search(**tiny, out=tmp_path / "run")
     assert summary["stopped"] == "interrupted"
     assert len(history_of(tmp_path / "run")) == 1
@@ -312,30 +312,30 @@ def test_an_interrupt_keeps_what_was_found(tiny, tmp_path, monkeypatch):
 
 
 def test_an_interrupt_in_the_last_wave_keeps_the_iteration(tiny, tmp_path, monkeypatch):
-    generate, calls = TransformersEngine.generate, []
+    step, calls = TransformersEngine.step, []
 
-    def interrupting(self, *arguments):
+    def interrupting(self):
         calls.append(1)
         if len(calls) == 6:  # the last particle of the first iteration
             os.kill(os.getpid(), signal.SIGINT)
-        return generate(self, *arguments)
+        return step(self)
 
-    monkeypatch.setattr(TransformersEngine, "generate", interrupting)
+    monkeypatch.setattr(TransformersEngine, "step", interrupting)
     summary = search(**tiny, out=tmp_path / "run")
     assert (summary["stopped"], summary["iterations"]) == ("interrupted", 1)
     assert len(history_of(tmp_path / "run")) == 2
 
 
 def test_a_dying_engine_loses_no_iteration(tiny, tmp_path, monkeypatch):
-    generate, calls = TransformersEngine.generate, []
+    step, calls = TransformersEngine.step, []
 
-    def dying(self, *arguments):
+    def dying(self):
         calls.append(1)
         if len(calls) == 8:  # in the second iteration
             raise RuntimeError("engine died")
-        return generate(self, *arguments)
+        return step(self)
 
-    monkeypatch.setattr(TransformersEngine, "generate", dying)
+    monkeypatch.setattr(TransformersEngine, "step", dying)
     with pytest.raises(RuntimeError, match="engine died"):
         search(**tiny, out=tmp_path / "run")
     lines = history_of(tmp_path / "run")

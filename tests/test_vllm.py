@@ -12,7 +12,7 @@ import torch
 from modelswarms_fast.base import resolve_base
 from modelswarms_fast.canary import PROBE, Canary
 from modelswarms_fast.config import EngineConfig
-from modelswarms_fast.engines import Request, start_engine
+from modelswarms_fast.engines import Request, complete, start_engine
 from modelswarms_fast.engines.transformers import TransformersEngine
 from modelswarms_fast.errors import InputError
 from modelswarms_fast.experts import export, read_experts
@@ -80,7 +80,7 @@ def prompts(oracle):
 
 
 def texts(engine, prompts, slot=0):
-    return [completion.text for completion in engine.generate([Request(slot, prompt) for prompt in prompts], 10)]
+    return [completion.text for completion in complete(engine, [Request(slot, prompt) for prompt in prompts], 10)]
 
 
 def oracle_texts(oracle, prompts, row):
@@ -134,7 +134,7 @@ def test_slots_are_served_in_one_batch_beside_the_base(engines, oracle, prompts,
     for slot in range(SLOTS):
         engine.load(slot, experts.rows[slot])
     order = [slot for _ in prompts for slot in (0, None, 1, 2)]
-    mixed = engine.generate([Request(slot, prompt) for prompt in prompts for slot in (0, None, 1, 2)], 10)
+    mixed = complete(engine, [Request(slot, prompt) for prompt in prompts for slot in (0, None, 1, 2)], 10)
     for slot in range(SLOTS):
         own = [completion.text for completion, of in zip(mixed, order, strict=True) if of == slot]
         assert own == oracle_texts(oracle, prompts, experts.rows[slot])
@@ -226,13 +226,13 @@ def test_full_weights_are_served_in_place(base, probe, prompts):
 
 def test_misuse_is_refused(engine, experts, prompts):
     with pytest.raises(RuntimeError, match="is empty"):
-        engine.generate([Request(0, prompts[0])], 1)
+        engine.submit(0, Request(0, prompts[0]), 1)
     with pytest.raises(IndexError):
         engine.load(engine.slots, experts.rows[0])
     engine.load(0, experts.rows[0])
     if engine.serve == "merged":
         with pytest.raises(RuntimeError, match="restore"):
-            engine.generate([Request(None, prompts[0])], 1)
+            engine.submit(0, Request(None, prompts[0]), 1)
 
 
 def test_experts_of_another_base_are_refused(engines, experts):

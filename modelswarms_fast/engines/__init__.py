@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -30,8 +30,16 @@ class Completion(NamedTuple):
     """How many were generated, the end of the sequence included."""
 
 
+Watch = Callable[[str, int, float, float], None]
+"""watch(what, lane, start, end): a "load" or a "step" of the engine with this number, in seconds of perf_counter."""
+
+
 class Engine(Protocol):
-    """What the search asks of an engine."""
+    """What the search asks of an engine.
+
+    A slot is loaded with one particle after another while others are served. A slot with running requests must not be
+    loaded; the base model can be asked for where no particle is merged into it.
+    """
 
     slots: int
     """Particles that can be served at once."""
@@ -40,18 +48,39 @@ class Engine(Protocol):
     """What it computes in."""
     tokenizer: Any
     max_model_len: int
+    watch: Watch | None
+    """Told of every load and step, if set."""
 
     def load(self, slot: int, row: torch.Tensor) -> None:
         """Serve a flat row [D] from a slot, in place."""
 
+    def load_mixture(self, slot: int, mixture: torch.Tensor) -> None:
+        """Serve the mixture [n] of the experts that the engine was started with from a slot."""
+
     def restore(self) -> None:
         """Serve the base model again."""
 
-    def generate(self, requests: Sequence[Request], max_tokens: int) -> list[Completion]:
-        """Complete every request greedily; same order."""
+    def submit(self, key: int, request: Request, max_tokens: int) -> None:
+        """Begin to complete a request greedily; `key` names it until it has ended."""
+
+    def step(self) -> list[tuple[int, Completion]]:
+        """Work on what was submitted; the keys that ended in this step, perhaps none, and their completions."""
+
+    def drop(self, keys: Iterable[int]) -> None:
+        """Give up requests that run; their keys never end."""
 
     def log_probs(self, request: Request, top: int = 20) -> dict[int, float]:
         """Natural log-probabilities of the likeliest next tokens, by token id."""
+
+
+def complete(engine: Engine, requests: Sequence[Request], max_tokens: int) -> list[Completion]:
+    """Complete every request greedily, all in one batch; same order."""
+    for key, request in enumerate(requests):
+        engine.submit(key, request, max_tokens)
+    done: dict[int, Completion] = {}
+    while len(done) < len(requests):
+        done.update(engine.step())
+    return [done[key] for key in range(len(requests))]
 
 
 def start_engine(base: Path, experts: Experts | None, config: EngineConfig) -> Engine:

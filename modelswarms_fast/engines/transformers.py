@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +11,10 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
-from modelswarms_fast.engines import Completion, Request
+from modelswarms_fast.engines import Completion, Request, Watch
 from modelswarms_fast.errors import InputError
 from modelswarms_fast.experts import Experts
+from modelswarms_fast.ops import mix_
 
 BATCH = 16
 
@@ -39,6 +41,8 @@ class TransformersEngine:
     ) -> None:
         """`device` is a GPU where there is one, unless given."""
         self.slots = 1
+        self.watch: Watch | None = None
+        self._waiting: dict[int, tuple[Request, int]] = {}
         self.max_model_len = max_model_len
         self.device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.tokenizer = AutoTokenizer.from_pretrained(base, trust_remote_code=False, padding_side="left")
@@ -57,7 +61,7 @@ class TransformersEngine:
         self._loaded = False
         self._live: dict[str, torch.Tensor] = {}
         if experts is not None:
-            self._layout = experts.layout
+            self._layout, self._experts = experts.layout, experts.rows
             self._live = self._places(adapter=adapter)
         self._base = [] if adapter else [live.clone() for live in self._live.values()]
         self.restore()
@@ -85,9 +89,18 @@ class TransformersEngine:
         """Serve the particle whose flat row [D] this is, in place."""
         if slot != 0:
             raise IndexError(f"slot {slot} of 1")
+        start = time.perf_counter()
         for name, view in self._layout.views(row).items():
             self._live[name].copy_(view)
         self._loaded = True
+        if self.watch is not None:
+            self.watch("load", 0, start, time.perf_counter())
+
+    def load_mixture(self, slot: int, mixture: torch.Tensor) -> None:
+        """Serve the mixture [n] of the experts; their rows must be those that the engine started with."""
+        row = self._experts.new_empty((1, self._experts.shape[1]))
+        mix_(row, self._experts, mixture[None].to(row.device, torch.float32))
+        self.load(slot, row[0])
 
     @torch.no_grad()
     def restore(self) -> None:
@@ -100,9 +113,21 @@ class TransformersEngine:
                 live.zero_()
         self._loaded = False
 
+    def submit(self, key: int, request: Request, max_tokens: int) -> None:
+        """Begin to complete a request greedily."""
+        self._check(request)
+        self._waiting[key] = (request, max_tokens)
+
     @torch.inference_mode()
-    def generate(self, requests: Sequence[Request], max_tokens: int) -> list[Completion]:
-        """Complete every request greedily; same order."""
+    def step(self) -> list[tuple[int, Completion]]:
+        """Complete the shortest prompts that wait and have one limit of tokens, all at once."""
+        if not self._waiting:
+            return []
+        start = time.perf_counter()
+        max_tokens = next(iter(self._waiting.values()))[1]
+        keys = [key for key, (_, limit) in self._waiting.items() if limit == max_tokens]
+        keys = sorted(keys, key=lambda key: len(self._waiting[key][0].prompt))[:BATCH]
+        prompts = [self._waiting.pop(key)[0].prompt for key in keys]
         # Not the model's own generation config: a penalty or a temperature in it would be one engine's alone.
         greedy = GenerationConfig(  # type: ignore[no-untyped-call]
             max_new_tokens=max_tokens,
@@ -110,23 +135,22 @@ class TransformersEngine:
             eos_token_id=self.model.generation_config.eos_token_id,
             pad_token_id=self.tokenizer.pad_token_id,
         )
-        completions: dict[int, Completion] = {}
-        order = sorted(range(len(requests)), key=lambda index: len(requests[index].prompt))
-        for start in range(0, len(order), BATCH):
-            batch = order[start : start + BATCH]
-            for index in batch:
-                self._check(requests[index])
-            inputs = self.tokenizer.pad(
-                {"input_ids": [requests[index].prompt for index in batch]},
-                padding_side="left",
-                return_tensors="pt",
-            ).to(self.device)
-            output = self.model.generate(**inputs, generation_config=greedy)
-            for index, row in zip(batch, output[:, inputs["input_ids"].shape[1] :].tolist(), strict=True):
-                tokens = self._until_end(row)
-                text = str(self.tokenizer.decode(tokens, skip_special_tokens=True))
-                completions[index] = Completion(text, len(tokens))
-        return [completions[index] for index in range(len(requests))]
+        inputs = self.tokenizer.pad({"input_ids": prompts}, padding_side="left", return_tensors="pt").to(self.device)
+        output = self.model.generate(**inputs, generation_config=greedy)
+        completions = []
+        for key, row in zip(keys, output[:, inputs["input_ids"].shape[1] :].tolist(), strict=True):
+            tokens = self._until_end(row)
+            completions.append(
+                (key, Completion(str(self.tokenizer.decode(tokens, skip_special_tokens=True)), len(tokens)))
+            )
+        if self.watch is not None:
+            self.watch("step", 0, start, time.perf_counter())
+        return completions
+
+    def drop(self, keys: Iterable[int]) -> None:
+        """Give up requests that wait."""
+        for key in keys:
+            self._waiting.pop(key, None)
 
     @torch.inference_mode()
     def log_probs(self, request: Request, top: int | None = None) -> dict[int, float]:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from modelswarms_fast.engines import Completion, Request
+from modelswarms_fast.engines import Completion, Request, Watch
 from modelswarms_fast.errors import InputError
 from modelswarms_fast.experts import Experts
+from modelswarms_fast.ops import mix_
 
 CPU_KV_CACHE_BYTES = 1 << 30
 LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # the ranks that vLLM's slots can have
@@ -71,6 +73,7 @@ class VllmEngine:
                 # Without it the embeddings and the head get slots too, which every token then pays for.
                 "lora_target_modules": sorted({module.name.rpartition(".")[2] for module in modules}),
             }
+        self.watch: Watch | None = None
         self.serve = serve
         self.slots = slots if serve == "slots" else 1
         try:
@@ -97,13 +100,23 @@ class VllmEngine:
         self._versions: list[int | None] = [None] * self.slots
         if experts is not None:
             self.llm.collective_rpc("swarm_attach", args=(serve, experts.layout, modules))
+            self._experts = experts.rows
 
     def load(self, slot: int, row: torch.Tensor) -> None:
         """Serve the particle whose flat row [D] this is from `slot`, in place."""
         self._check_slot(slot)
+        start = time.perf_counter()
         self.llm.collective_rpc("swarm_load", args=(slot, row))
+        if self.watch is not None:
+            self.watch("load", 0, start, time.perf_counter())
         self._version += 1
         self._versions[slot] = self._version
+
+    def load_mixture(self, slot: int, mixture: torch.Tensor) -> None:
+        """Serve the mixture [n] of the experts from `slot`; their rows must be those that the engine started with."""
+        row = self._experts.new_empty((1, self._experts.shape[1]))
+        mix_(row, self._experts, mixture[None].to(row.device, torch.float32))
+        self.load(slot, row[0])
 
     def restore(self) -> None:
         """Serve the base model again, from requests with slot None."""
@@ -111,50 +124,73 @@ class VllmEngine:
             self.llm.collective_rpc("swarm_restore")
         self._versions = [None] * self.slots
 
-    def generate(self, requests: Sequence[Request], max_tokens: int) -> list[Completion]:
-        """Complete every request greedily, all in one continuous batch; same order.
+    def submit(self, key: int, request: Request, max_tokens: int) -> None:
+        """Begin to complete a request greedily.
 
-        Ends at the model's end-of-sequence token, which is not part of the text, or after max_tokens.
+        It ends at the model's end-of-sequence token, which is not part of the text, or after max_tokens.
         """
-        from vllm import SamplingParams
+        self._add(str(key), request, self._greedy(max_tokens=max_tokens))
 
-        params = SamplingParams(temperature=0.0, max_tokens=max_tokens, detokenize=False)
-        outputs = self._run(requests, params)
+    def step(self) -> list[tuple[int, Completion]]:
+        """One step of the continuous batch; the keys that ended in it and their completions."""
+        outputs = self._step()
+        if not outputs:
+            return []
         tokens = [list(output.outputs[0].token_ids) for output in outputs]
         texts = self.tokenizer.batch_decode(tokens, skip_special_tokens=True)
-        return [Completion(text, len(ids)) for text, ids in zip(texts, tokens, strict=True)]
+        return [
+            (int(output.request_id), Completion(text, len(ids)))
+            for output, text, ids in zip(outputs, texts, tokens, strict=True)
+        ]
+
+    def drop(self, keys: Iterable[int]) -> None:
+        """Give up requests that run."""
+        self.llm.llm_engine.abort_request([str(key) for key in keys])
 
     def log_probs(self, request: Request, top: int = 20) -> dict[int, float]:
-        """Natural log-probabilities of the `top` most likely next tokens, by token id."""
+        """Natural log-probabilities of the `top` most likely next tokens, by token id.
+
+        Raises RuntimeError while other requests run.
+        """
+        if self.llm.llm_engine.has_unfinished_requests():
+            raise RuntimeError("log_probs() while requests run; step() until they have ended")
+        self._add("log_probs", request, self._greedy(max_tokens=1, logprobs=top))
+        while not (outputs := self._step()):
+            pass
+        return {token: entry.logprob for token, entry in outputs[0].outputs[0].logprobs[0].items()}
+
+    def _greedy(self, **settings: Any) -> Any:
         from vllm import SamplingParams
+        from vllm.sampling_params import RequestOutputKind
 
-        params = SamplingParams(temperature=0.0, max_tokens=1, logprobs=top, detokenize=False)
-        first = self._run([request], params)[0].outputs[0].logprobs[0]
-        return {token: entry.logprob for token, entry in first.items()}
+        return SamplingParams(temperature=0.0, detokenize=False, output_kind=RequestOutputKind.FINAL_ONLY, **settings)
 
-    def _run(self, requests: Sequence[Request], params: Any) -> Any:
+    def _step(self) -> Any:
+        """Requests that ended in one step of vLLM's."""
+        start = time.perf_counter()
+        outputs = [output for output in self.llm.llm_engine.step() if output.finished]
+        if self.watch is not None:
+            self.watch("step", 0, start, time.perf_counter())
+        return outputs
+
+    def _add(self, name: str, request: Request, params: Any) -> None:
         from vllm.lora.request import LoRARequest
 
-        prompts: list[dict[str, Any]] = []
-        adapters: list[LoRARequest | None] = []
-        for slot, tokens in requests:
-            prompt: dict[str, Any] = {"prompt_token_ids": tokens}
-            adapter = None
-            if slot is None:
-                if self.serve == "merged" and self._versions[0] is not None:
-                    raise RuntimeError("the base model is not being served; restore() it first")
+        slot, tokens = request
+        prompt: dict[str, Any] = {"prompt_token_ids": tokens}
+        adapter = None
+        if slot is None:
+            if self.serve == "merged" and self._versions[0] is not None:
+                raise RuntimeError("the base model is not being served; restore() it first")
+        else:
+            version = self._versions[self._check_slot(slot)]
+            if version is None:
+                raise RuntimeError(f"slot {slot} is empty; load() a particle first")
+            if self.serve == "slots":
+                adapter = LoRARequest(f"version-{version}", slot + 1, "in-memory")
             else:
-                version = self._versions[self._check_slot(slot)]
-                if version is None:
-                    raise RuntimeError(f"slot {slot} is empty; load() a particle first")
-                if self.serve == "slots":
-                    adapter = LoRARequest(f"version-{version}", slot + 1, "in-memory")
-                else:
-                    prompt["cache_salt"] = f"version-{version}"
-            prompts.append(prompt)
-            adapters.append(adapter)
-        lora = adapters if any(adapters) else None
-        return self.llm.generate(prompts, params, lora_request=lora, use_tqdm=False)
+                prompt["cache_salt"] = f"version-{version}"
+        self.llm.llm_engine.add_request(name, prompt, params, lora_request=adapter)
 
     def _check_slot(self, slot: int) -> int:
         if not 0 <= slot < self.slots:
