@@ -4,16 +4,18 @@
 #include <pybind11/stl.h>
 
 #include <cmath>
+#include <system_error>
 
+#include "arena.h"
 #include "check.h"
 #include "limit.h"
 #include "mix.h"
-#include "pages.h"
 #include "plan.h"
 #include "simd.h"
 #include "swarm_update.h"
 #include "tensor.h"
 #include "tensor_update.h"
+#include "view.h"
 
 #ifdef MODELSWARMS_CUDA
 #include "../kernels/launchers.h"
@@ -97,6 +99,97 @@ MergePlan merge_plan(const std::vector<MergeTuple>& parts, int dtype) {
   return {std::move(given), static_cast<DType>(dtype)};
 }
 
+Slab::Shared new_slab(const RowShape& shape, const std::string& tier, const std::string& folder) {
+  shape.check();
+  const py::gil_scoped_release no_gil;
+  if (tier == "host") return Slab::host(shape.bytes(), shape.in_words());
+  if (tier == "pinned") return Slab::pinned(shape.bytes(), shape.in_words());
+  if (tier == "shared") return Slab::shared(shape.bytes(), shape.in_words());
+  if (tier == "file") return Slab::file(folder, shape.bytes(), shape.in_words());
+  throw std::invalid_argument("tier must be host, pinned, shared or file, got '" + tier + "'");
+}
+
+std::unique_ptr<Arena> new_arena(Int rows, Int used, Int stride, const std::string& tier,
+                                 const std::string& folder) {
+  const RowShape shape{rows, used, stride};
+  return std::make_unique<Arena>(shape, new_slab(shape, tier, folder));
+}
+
+template <class Place>  // a descriptor or a path
+std::unique_ptr<Arena> attached_arena(const Place& place, Int rows, Int used, Int stride) {
+  const RowShape shape{rows, used, stride};
+  shape.check();
+  return std::make_unique<Arena>(shape, Slab::attach(place, shape.bytes(), shape.in_words()), true);
+}
+
+std::unique_ptr<Arena> given_arena(Address address, Int bytes, Int rows, Int used, Int stride,
+                                   std::pair<int, int> device, py::object owner) {
+  const std::shared_ptr<void> kept(owner.release().ptr(), [](void* object) {
+    if (!Py_IsInitialized()) return;  // the last view may outlive the interpreter, and takes its owner along
+    const py::gil_scoped_acquire gil;
+    Py_DECREF(static_cast<PyObject*>(object));
+  });
+  const Device where{device.first, device.second};
+  return std::make_unique<Arena>(RowShape{rows, used, stride}, Slab::given(at(address), bytes, where, kept));
+}
+
+py::buffer_info buffer_of(View& view) {
+  if (view.slab->device().type != Device{}.type)
+    throw py::buffer_error("these rows are not in the host's memory: use DLPack");
+  const std::string format = py::format_descriptor<std::uint8_t>::format();
+  if (view.dimensions == 1) return {view.data, 1, format, 1, {view.columns}, {Int{1}}};
+  return {view.data, 1, format, 2, {view.rows, view.columns}, {view.stride, Int{1}}};
+}
+
+py::object dlpack_of(const View& view, const py::kwargs& asked) {
+  // Only what the bytes are, where they are: neither a copy nor another device, and no stream to wait for.
+  if (asked.contains("copy") && !asked["copy"].is_none() && asked["copy"].cast<bool>())
+    throw py::buffer_error("rows are shared, not copied");
+  return py::reinterpret_steal<py::object>(dlpack_capsule(view));
+}
+
+void bind_arena(py::module_& m) {
+  using NoGil = py::call_guard<py::gil_scoped_release>;
+  py::register_exception_translator([](std::exception_ptr thrown) {
+    try {
+      if (thrown) std::rethrow_exception(thrown);
+    } catch (const std::system_error& error) {
+      const py::tuple arguments = py::make_tuple(error.code().value(), error.what());
+      PyErr_SetObject(PyExc_OSError, arguments.ptr());
+    }
+  });
+  py::class_<View>(m, "View", py::buffer_protocol())
+      .def_buffer(&buffer_of)
+      .def("__dlpack__", &dlpack_of)
+      .def("__dlpack_device__", [](const View& view) {
+        return std::make_pair(view.slab->device().type, view.slab->device().index);
+      });
+  py::class_<Arena>(m, "Arena")
+      .def(py::init(&new_arena), py::arg("rows"), py::arg("row_bytes"), py::arg("stride_bytes"),
+           py::arg("tier") = "host", py::arg("folder") = ".")
+      .def_static("attach", &attached_arena<int>)
+      .def_static("attach", &attached_arena<std::string>)
+      .def_static("given", &given_arena)
+      .def_property_readonly("rows", [](const Arena& arena) { return arena.shape().rows; })
+      .def_property_readonly("row_bytes", [](const Arena& arena) { return arena.shape().used; })
+      .def_property_readonly("stride_bytes", [](const Arena& arena) { return arena.shape().stride; })
+      .def_property_readonly("descriptor", [](const Arena& arena) { return arena.slab()->descriptor(); })
+      .def_property_readonly("free", &Arena::free)
+      .def("count", &Arena::count)
+      .def("acquire", &Arena::acquire)
+      .def("retain", &Arena::retain)
+      .def("release", &Arena::release)
+      .def("writable", &Arena::writable, py::arg("row"), py::arg("copy") = true, NoGil())
+      .def("row",
+           [](const Arena& arena, Int row) {
+             return View{arena.slab(), arena.row(row), 1, 1, arena.shape().used, arena.shape().stride};
+           })
+      .def("all", [](const Arena& arena) {
+        const RowShape& shape = arena.shape();
+        return View{arena.slab(), arena.slab()->address(), 2, shape.rows, shape.used, shape.stride};
+      });
+}
+
 void limit_update_cpu(Address x, Address v, Address p, Address x_out, Address v_out, Int words, bool stream_x,
                       bool stream_v) {
   limit_update({at<std::uint64_t>(x), at<std::uint64_t>(v), at<std::uint64_t>(p), at<std::uint64_t>(x_out),
@@ -163,7 +256,7 @@ PYBIND11_MODULE(_C, m) {
   m.def("limit_mix", &limit_mix_cpu, NoGil());
   m.def("limit_arithmetic", &limit_arithmetic, NoGil());
 
-  m.def("use_huge_pages", &use_huge_pages);
+  bind_arena(m);
 
   m.attr("has_cuda") = kHasCuda;
 #ifdef MODELSWARMS_CUDA

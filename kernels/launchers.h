@@ -3,6 +3,7 @@
 // for success, and does not wait for the kernel.
 #pragma once
 
+#include <stddef.h>
 #include <stdint.h>
 
 struct CUstream_st;
@@ -22,6 +23,10 @@ int modelswarms_swarm_update_cuda(void* position, int64_t position_stride, void*
 int modelswarms_mix_cuda(void* out, int64_t out_stride, const void* experts, int64_t experts_stride,
                          const float* mixture, int64_t particles, int64_t count, int64_t size, int dtype,
                          int device, struct CUstream_st* stream);
+
+// Lets every GPU copy this memory of the host by itself; to be taken back before the memory goes.
+int modelswarms_pin_host(void* address, size_t bytes);
+int modelswarms_unpin_host(void* address);
 
 const char* modelswarms_cuda_error(int code);
 }

@@ -91,7 +91,7 @@ def read_experts(
     count = len(experts) if room is None else room(len(experts))
     try:
         memory = empty_rows(count, layout.size, row_dtype)
-    except RuntimeError as error:  # torch's allocator
+    except (MemoryError, RuntimeError) as error:  # ours and torch's
         need = count * layout.nbytes / 2**30
         raise InputError(
             f"{len(experts)} experts need {need:.1f} GiB of memory: give fewer experts or particles"

@@ -1,13 +1,19 @@
-"""Memory for rows."""
+"""Memory for rows, on the tiers that a machine has."""
 
 from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Literal
 
 import torch
 
 from modelswarms_fast.extension import _C
 from modelswarms_fast.layout import ALIGNMENT
 
-_HUGE_PAGE = 2 * 1024 * 1024
+if TYPE_CHECKING:
+    from modelswarms_fast._C import Arena
+
+Tier = Literal["host", "pinned", "shared", "file"]
 
 
 def row_stride(size: int, dtype: torch.dtype) -> int:
@@ -20,18 +26,42 @@ def row_stride(size: int, dtype: torch.dtype) -> int:
     return (-(-size // step) | 1) * step
 
 
-def empty_rows(count: int, size: int, dtype: torch.dtype, device: torch.device | str = "cpu") -> torch.Tensor:
-    """Rows [count, size] without values, `row_stride` apart; on a CPU in huge pages, if the system has any.
+def empty_rows(
+    count: int,
+    size: int,
+    dtype: torch.dtype,
+    device: torch.device | str = "cpu",
+    *,
+    tier: Tier = "host",
+    folder: str | os.PathLike[str] = ".",
+) -> torch.Tensor:
+    """Rows [count, size] to be written, `row_stride` apart; the memory goes with the last tensor that shows it.
 
-    Raises RuntimeError where there is not enough memory.
+    Args:
+        count, size, dtype: how many rows of how many numbers.
+        device: anything but a CPU has one tier, its own memory.
+        tier: of a CPU: `host`, in huge pages if the system has any; `pinned`, which a GPU copies by itself; `shared`,
+            which other processes map; `file`, mapped from a file without a name in `folder`.
+
+    Raises:
+        MemoryError, RuntimeError: there is not enough memory, or none of this kind.
+        OSError: no room on the disk, or no such folder.
     """
     stride = row_stride(size, dtype)
     if torch.device(device).type != "cpu":
         return torch.empty((count, stride), dtype=dtype, device=device)[:, :size]
-    nbytes = count * stride * dtype.itemsize
-    spare = _HUGE_PAGE if nbytes >= _HUGE_PAGE else ALIGNMENT
-    memory = torch.empty(nbytes + spare, dtype=torch.uint8)
+    if count == 0 or size == 0:
+        return torch.empty((count, stride), dtype=dtype)[:, :size]
     if _C is not None:
-        _C.use_huge_pages(memory.data_ptr(), memory.numel())
-    start = -memory.data_ptr() % spare
-    return memory[start : start + nbytes].view(dtype).view(count, stride)[:, :size]
+        used, apart = size * dtype.itemsize, stride * dtype.itemsize
+        return arena_rows(_C.Arena(count, used, apart, tier, os.fspath(folder)), dtype)
+    if tier != "host":
+        raise RuntimeError(f"rows of tier {tier!r} need the extension modelswarms_fast._C, which is not built")
+    memory = torch.empty(count * stride * dtype.itemsize + ALIGNMENT, dtype=torch.uint8)
+    start = -memory.data_ptr() % ALIGNMENT
+    return memory[start : start + count * stride * dtype.itemsize].view(dtype).view(count, stride)[:, :size]
+
+
+def arena_rows(arena: Arena, dtype: torch.dtype) -> torch.Tensor:
+    """All rows of an arena, [rows, row_bytes / itemsize]; they keep its memory."""
+    return torch.utils.dlpack.from_dlpack(arena.all()).view(dtype)

@@ -379,15 +379,18 @@ def test_empty_rows_begin_at_multiples_of_64_bytes(dtype, count, size):
     assert bool((rows == 1).all())
 
 
-def test_empty_rows_ask_for_huge_pages_where_there_is_an_extension(monkeypatch):
-    asked = []
-    monkeypatch.setattr(memory, "_C", SimpleNamespace(use_huge_pages=lambda *extent: asked.append(extent)))
+def test_empty_rows_lie_in_huge_pages_and_do_without_the_extension(monkeypatch):
     rows = empty_rows(3, 1 << 20, torch.float32)
-    storage = rows.untyped_storage()
-    assert asked == [(storage.data_ptr(), storage.nbytes())]
     assert rows.data_ptr() % (2 * 1024 * 1024) == 0
+    rows[1] = 2.0
+    assert_same(rows[1], torch.full((1 << 20,), 2.0))
     monkeypatch.setattr(memory, "_C", None)
-    assert empty_rows(3, 1 << 20, torch.float32).shape == (3, 1 << 20)
+    for size in (5, 1 << 20):
+        rows = empty_rows(3, size, torch.float32)
+        assert rows.shape == (3, size)
+        assert not [row for row in rows if row.data_ptr() % 64]
+    with pytest.raises(RuntimeError, match="'file' need the extension"):
+        empty_rows(3, 5, torch.float32, tier="file")
 
 
 def test_mixtures_are_written_into_rows_without_a_copy_of_them():
