@@ -113,7 +113,7 @@ def stream_update_rows_(
         _copy([(outer[row], inner[slots[row]]) for row in written])
 
     count = math.ceil(size / columns)
-    with closing(_lane(target)) as incoming, closing(_lane(target)) as outgoing:
+    with closing(open_lane(target)) as incoming, closing(open_lane(target)) as outgoing:
         wait_for_block = incoming.start(partial(come, 0))
         going: deque[Wait] = deque()
         for number in range(count):
@@ -214,7 +214,11 @@ class _Stream:
         self._stream.synchronize()
 
 
-def _lane(device: torch.device) -> _Worker | _Stream:
+Lane = _Worker | _Stream
+
+
+def open_lane(device: torch.device) -> Lane:
+    """Where copies to or from a device go on beside everything else; to be closed."""
     return _Stream(device) if device.type == "cuda" else _Worker()
 
 

@@ -12,10 +12,10 @@ FLOORS = [
     {"cli"},
     {"loop", "bench"},
     {"progress", "evaluate", "particles", "report"},
-    {"canary"},
+    {"canary", "tiers"},
     {"engines.vllm", "engines.transformers", "plots"},
     {"engines", "engines.vllm_worker", "journal", "shard", "stream"},
-    {"swarm", "utilities", "base", "experts", "ops", "plans"},
+    {"swarm", "utilities", "base", "experts", "ops", "plans", "memory_plan"},
     {
         "export",
         "checkpoint",

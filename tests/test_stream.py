@@ -260,7 +260,7 @@ def test_any_order_that_the_events_of_streams_allow_gives_the_same_bits(order, m
     monkeypatch.setattr(torch.cuda, "Stream", streams.stream)
     monkeypatch.setattr(torch.cuda, "stream", streams.using)
     monkeypatch.setattr(torch.cuda, "current_stream", lambda device: streams.main)
-    monkeypatch.setattr(stream, "_lane", stream._Stream)
+    monkeypatch.setattr(stream, "open_lane", stream._Stream)
     monkeypatch.setattr(stream, "_copy", lambda pairs: streams.active.queue.append(("run", lambda: copy(pairs))))
 
     def queued(*arguments, **options):
