@@ -11,7 +11,7 @@ from modelswarms_fast.errors import InputError
 Randomness = Literal["particle", "unit", "coordinate"]
 StartVelocity = Literal["random", "zero", "best"]
 State = Literal["weights", "mixture"]
-Serve = Literal["merged", "slots"]
+Serve = Literal["merged", "slots", "mixture"]
 EngineName = Literal["vllm", "transformers"]
 DType = Literal["auto", "float32", "bfloat16", "float16"]
 Rounding = Literal["nearest", "stochastic"]
@@ -96,7 +96,8 @@ class EngineConfig:
 
     engine: EngineName = "vllm"
     serve: Serve = "merged"
-    """`merged`: one particle at a time, written into the weights; `slots`: several at once, as LoRA."""
+    """`merged`: one particle at a time, written into the weights; `slots`: several at once, as LoRA;
+    `mixture`: all at once, as coefficients of the experts, which needs state="mixture" and LoRA experts."""
     slots: int = 4
     """Particles that one batch serves with serve="slots"."""
     state: State = "weights"
@@ -127,5 +128,10 @@ class EngineConfig:
         _check(self.max_model_len >= 16, f"max_model_len is {self.max_model_len}; give 16 or more.")
         _check(
             self.engine == "vllm" or self.serve == "merged",
-            "serve is 'slots' but the transformers engine serves one particle at a time; use engine='vllm'.",
+            f"serve is {self.serve!r} but the transformers engine serves one particle at a time; use engine='vllm'.",
+        )
+        _check(
+            self.serve != "mixture" or self.state == "mixture",
+            "serve is 'mixture' but state='weights' moves rows that no mixture describes to the last bit; use "
+            "state='mixture'.",
         )

@@ -15,6 +15,7 @@ FLOORS = [
     {"canary", "tiers"},
     {"engines.vllm", "engines.transformers", "plots"},
     {"engines", "engines.vllm_worker", "journal", "shard", "stream"},
+    {"engines.mixture"},
     {"swarm", "utilities", "base", "experts", "ops", "plans", "memory_plan"},
     {
         "export",

@@ -47,14 +47,15 @@ def engines(base, experts):
 
     def get(serve):
         if serve not in made:
-            config = EngineConfig(serve=serve, slots=SLOTS, dtype="float32", max_model_len=512)
+            state = "mixture" if serve == "mixture" else "weights"
+            config = EngineConfig(serve=serve, state=state, slots=SLOTS, dtype="float32", max_model_len=512)
             made[serve] = start_engine(base, experts, config)
         return made[serve]
 
     return get
 
 
-@pytest.fixture(params=["merged", "slots"])
+@pytest.fixture(params=["merged", "slots", "mixture"])
 def engine(request, engines):
     engine = engines(request.param)
     yield engine
@@ -95,7 +96,7 @@ def test_canary_proves_each_load(engine, oracle, probe, experts):
     before = engine.log_probs(Request(None, probe))
     mixed = experts.rows.mean(dim=0)
     for turn, row in enumerate([*experts.rows[:4], mixed, 1.5 * experts.rows[0] - 0.5 * experts.rows[1]]):
-        slot = turn % engine.slots
+        slot = 0 if engine.serve == "mixture" else turn % engine.slots
         engine.load(slot, row)
         assert canary.check(slot, row) < 2e-3
     engine.restore()
@@ -114,7 +115,7 @@ def test_canary_sees_a_base_that_is_not_restored(engines, oracle, probe, experts
     engine = engines("merged")
     canary = Canary(engine, oracle, probe)
     engine.load(0, experts.rows[0])
-    monkeypatch.setattr(engine, "_versions", [None])  # as if it had been restored
+    monkeypatch.setattr(engine, "_versions", {})  # as if it had been restored
     with pytest.raises(RuntimeError, match="does not serve the weights"):
         canary.check(None, None)
     monkeypatch.undo()
@@ -141,6 +142,57 @@ def test_slots_are_served_in_one_batch_beside_the_base(engines, oracle, prompts,
     own = [completion.text for completion, of in zip(mixed, order, strict=True) if of is None]
     oracle.restore()
     assert own == texts(oracle, prompts, slot=None)
+    engine.restore()
+
+
+def test_mixtures_are_served_in_one_batch_beside_the_base(engines, oracle, prompts, experts):
+    """Many particles, the base and a row that is no mixture, their requests interleaved: each gets its own weights."""
+    engine = engines("mixture")
+    coefficients = torch.randn((6, len(experts.names)), generator=torch.Generator().manual_seed(1))
+    coefficients += (1 - coefficients.sum(1, keepdim=True)) / len(experts.names)
+    coefficients = 0.3 * coefficients + 0.7 * torch.eye(len(experts.names))[:6]
+    for slot, mixture in enumerate(coefficients):
+        engine.load_mixture(slot, mixture.double())
+    row = 0.8 * experts.rows[3] - 0.5 * experts.rows[5]
+    engine.load(1 << 10, row)
+    order = [None, *range(len(coefficients)), 1 << 10]
+    mixed = complete(engine, [Request(slot, prompt) for prompt in prompts for slot in order], 10)
+    answers = {
+        slot: [c.text for c, of in zip(mixed, order * len(prompts), strict=True) if of == slot] for slot in order
+    }
+    for slot, mixture in enumerate(coefficients):
+        oracle.load_mixture(0, mixture)
+        assert answers[slot] == texts(oracle, prompts), slot
+    assert answers[1 << 10] == oracle_texts(oracle, prompts, row)
+    oracle.restore()
+    assert answers[None] == texts(oracle, prompts, slot=None)
+    assert len({tuple(answer) for answer in answers.values()}) > 4, "particles that all say the same prove nothing"
+    with pytest.raises(RuntimeError, match="only one"):
+        engine.load(0, row)
+    engine.restore()
+
+
+def test_a_thousand_mixtures_share_batches(engines, oracle, experts):
+    """Far more particles than a batch holds requests; each next token's particle is the one that was asked for."""
+    engine = engines("mixture")
+    count, corners = 1000, len(experts.names)
+    weights = torch.linspace(0, 1, count)
+    prompt = list(oracle.tokenizer("Reverse the letters: abc ->")["input_ids"])
+    expected = {}
+    for corner in range(corners):
+        oracle.load(0, experts.rows[corner])
+        expected[corner] = texts(oracle, [prompt])[0]
+    assert len(set(expected.values())) > 2
+    for slot in range(count):
+        engine.load_mixture(slot, torch.eye(corners)[(7 * slot) % corners])
+    answers = complete(engine, [Request(slot, prompt) for slot in range(count)], 10)
+    assert [answer.text for answer in answers] == [expected[(7 * slot) % corners] for slot in range(count)]
+    blend = weights[:, None] * torch.eye(corners)[0] + (1 - weights[:, None]) * torch.eye(corners)[1]
+    for slot in (0, 400, 999):
+        engine.load_mixture(slot, blend[slot])
+        oracle.load_mixture(0, blend[slot])
+        served, right = engine.log_probs(Request(slot, prompt), top=10), oracle.log_probs(Request(0, prompt))
+        assert max(abs(value - right[token]) for token, value in served.items()) < 2e-3
     engine.restore()
 
 
@@ -201,7 +253,7 @@ def test_the_exported_folder_is_served_by_vllm_itself(engines, base, experts, pr
         assert [output.outputs[0].text for output in outputs] == ours
     finally:
         manager._adapter_manager.remove_adapter(99)
-        engine.llm.collective_rpc("swarm_attach", args=("slots", experts.layout, experts.modules))
+        engine.llm.collective_rpc("swarm_attach", args=("slots", experts))
 
 
 def test_full_weights_are_served_in_place(base, probe, prompts):
@@ -243,11 +295,11 @@ def test_experts_of_another_base_are_refused(engines, experts):
     )
     other = replace(experts, modules=modules)
     with pytest.raises(InputError, match=r"layers\.99"):
-        rpc("swarm_attach", args=("merged", other.layout, other.modules))
-    rpc("swarm_attach", args=("merged", experts.layout, experts.modules))
+        rpc("swarm_attach", args=("merged", other))
+    rpc("swarm_attach", args=("merged", experts))
 
 
-@pytest.mark.parametrize(("serve", "state"), [("merged", "weights"), ("slots", "mixture")])
+@pytest.mark.parametrize(("serve", "state"), [("merged", "weights"), ("slots", "mixture"), ("mixture", "mixture")])
 def test_a_search_whose_every_load_is_proved(serve, state, tmp_path):
     """The demo's search, shortened: bfloat16, a canary after each load, the winner read back from the disk."""
     summary = search(

@@ -13,9 +13,9 @@ import torch
 from modelswarms_fast.engines import Completion, Request, Watch
 from modelswarms_fast.errors import InputError
 from modelswarms_fast.experts import Experts
-from modelswarms_fast.ops import mix_
 
 CPU_KV_CACHE_BYTES = 1 << 30
+MIXTURES = 1 << 20  # slots of serve="mixture"; each costs n coefficients, once it is used
 LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # the ranks that vLLM's slots can have
 
 
@@ -24,7 +24,8 @@ class VllmEngine:
 
     `serve="merged"` writes W = W0 + scaling · B A into the live weights (full-weight rows are written as they
     are); it has one slot. `serve="slots"` writes A and B into vLLM's LoRA slots and serves several particles in
-    one batch.
+    one batch. `serve="mixture"` keeps the experts beside the base model and serves any number of their mixtures in
+    one batch, and one row that is none.
 
     The key-value blocks that vLLM caches by prompt prefix belong to the weights that made them. Each load gets a
     version, which is part of the cache key (as `cache_salt`, or as the adapter's name), so that a block is never
@@ -55,8 +56,10 @@ class VllmEngine:
                 f"vLLM cannot be imported ({error}); install modelswarms-fast[vllm], or use engine='transformers'."
             ) from error
         modules = () if experts is None else experts.modules
-        if serve == "slots" and not modules:
-            raise InputError("serve is 'slots' but there are no LoRA experts to serve; use serve='merged'.")
+        if serve in ("slots", "mixture") and not modules:
+            raise InputError(f"serve is {serve!r} but there are no LoRA experts to serve; use serve='merged'.")
+        if serve == "mixture":
+            os.environ["VLLM_USE_V2_MODEL_RUNNER"] = "0"  # the runner that says whose tokens a step has
         on_cpu = current_platform.is_cpu()
         settings: dict[str, Any] = {}
         if on_cpu:
@@ -75,13 +78,14 @@ class VllmEngine:
             }
         self.watch: Watch | None = None
         self.serve = serve
-        self.slots = slots if serve == "slots" else 1
+        self.slots = {"merged": 1, "slots": slots, "mixture": MIXTURES}[serve]
         try:
             self.llm = LLM(
                 model=str(base),
                 dtype=dtype,
                 max_model_len=max_model_len,
-                enforce_eager=on_cpu,
+                # A compiled or captured model would not ask whose tokens these are.
+                enforce_eager=on_cpu or serve == "mixture",
                 enable_prefix_caching=True,
                 disable_log_stats=True,
                 trust_remote_code=False,
@@ -97,32 +101,33 @@ class VllmEngine:
         self.max_model_len = max_model_len
         self.dtype: torch.dtype = self.llm.llm_engine.model_config.dtype
         self._version = 0
-        self._versions: list[int | None] = [None] * self.slots
+        self._versions: dict[int, int] = {}
+        """Slot → version of what it serves."""
         if experts is not None:
-            self.llm.collective_rpc("swarm_attach", args=(serve, experts.layout, modules))
-            self._experts = experts.rows
+            self.llm.collective_rpc("swarm_attach", args=(serve, experts))
 
     def load(self, slot: int, row: torch.Tensor) -> None:
         """Serve the particle whose flat row [D] this is from `slot`, in place."""
+        self._load("swarm_load", slot, row)
+
+    def load_mixture(self, slot: int, mixture: torch.Tensor) -> None:
+        """Serve the mixture [n] of the experts from `slot`; their rows must be those that the engine started with."""
+        self._load("swarm_load_mixture", slot, mixture.float())
+
+    def _load(self, method: str, slot: int, values: torch.Tensor) -> None:
         self._check_slot(slot)
         start = time.perf_counter()
-        self.llm.collective_rpc("swarm_load", args=(slot, row))
+        self.llm.collective_rpc(method, args=(self.serve, slot, values))
         if self.watch is not None:
             self.watch("load", 0, start, time.perf_counter())
         self._version += 1
         self._versions[slot] = self._version
 
-    def load_mixture(self, slot: int, mixture: torch.Tensor) -> None:
-        """Serve the mixture [n] of the experts from `slot`; their rows must be those that the engine started with."""
-        row = self._experts.new_empty((1, self._experts.shape[1]))
-        mix_(row, self._experts, mixture[None].to(row.device, torch.float32))
-        self.load(slot, row[0])
-
     def restore(self) -> None:
         """Serve the base model again, from requests with slot None."""
-        if any(version is not None for version in self._versions):
-            self.llm.collective_rpc("swarm_restore")
-        self._versions = [None] * self.slots
+        if self._versions:
+            self.llm.collective_rpc("swarm_restore", args=(self.serve,))
+        self._versions = {}
 
     def submit(self, key: int, request: Request, max_tokens: int) -> None:
         """Begin to complete a request greedily.
@@ -180,15 +185,17 @@ class VllmEngine:
         prompt: dict[str, Any] = {"prompt_token_ids": tokens}
         adapter = None
         if slot is None:
-            if self.serve == "merged" and self._versions[0] is not None:
+            if self.serve == "merged" and self._versions:
                 raise RuntimeError("the base model is not being served; restore() it first")
         else:
-            version = self._versions[self._check_slot(slot)]
+            version = self._versions.get(self._check_slot(slot))
             if version is None:
                 raise RuntimeError(f"slot {slot} is empty; load() a particle first")
             if self.serve == "slots":
                 adapter = LoRARequest(f"version-{version}", slot + 1, "in-memory")
             else:
+                if self.serve == "mixture":
+                    params.extra_args = {"particle": slot}
                 prompt["cache_salt"] = f"version-{version}"
         self.llm.llm_engine.add_request(name, prompt, params, lora_request=adapter)
 

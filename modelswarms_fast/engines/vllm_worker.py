@@ -7,17 +7,20 @@ its CPU build below have to be made. Tested with vLLM 0.32 on a CPU.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import vllm._custom_ops
 import vllm.model_executor.layers.utils
 from vllm.lora.punica_wrapper.punica_cpu import PunicaWrapperCPU
+from vllm.model_executor.layers.linear import LinearBase
 from vllm.platforms import current_platform
 
+from modelswarms_fast.engines.mixture import MixtureServer, Place
 from modelswarms_fast.errors import InputError
-from modelswarms_fast.experts import LoraModule
-from modelswarms_fast.layout import Layout, TensorSpec
+from modelswarms_fast.experts import Experts, LoraModule
+from modelswarms_fast.layout import TensorSpec
+from modelswarms_fast.ops import mix_
 from modelswarms_fast.plans import CopyPlan, CopyTarget, MergePlan, MergeTarget
 
 
@@ -78,38 +81,52 @@ if current_platform.is_cpu():
     type(current_platform).get_punica_wrapper = classmethod(lambda cls: f"{__name__}.{GroupedPunicaWrapper.__name__}")
 
 
+class Way(NamedTuple):
+    """One way to serve particles: what the engine asks of it."""
+
+    load: Callable[[int, torch.Tensor], None]
+    load_mixture: Callable[[int, torch.Tensor], None]
+    restore: Callable[[], None]
+
+
 class SwarmWorker:
     """Mixed into vLLM's worker; every public method is called through `LLM.collective_rpc`."""
 
     model_runner: Any
 
-    def swarm_attach(self, serve: str, layout: Layout, modules: Sequence[LoraModule]) -> None:
-        """Resolve every tensor of the layout to its place in the live model, once.
+    def swarm_attach(self, serve: str, experts: Experts) -> None:
+        """Resolve every tensor of the layout to its place in the live model, once for each way of serving.
 
         Raises:
             InputError: a tensor has no place in this base model, or another shape there.
         """
-        self._swarm_layout = layout
-        self._swarm_load: Callable[[int, torch.Tensor], None]
+        self._swarm_experts = experts
+        if not hasattr(self, "_swarm_ways"):
+            self._swarm_ways: dict[str, Way] = {}
         if serve == "slots":
-            self._attach_slots(modules)
-        elif modules:
-            self._attach_merged(modules)
+            self._swarm_ways[serve] = self._attach_slots(experts.modules)
+        elif serve == "mixture":
+            self._swarm_ways[serve] = self._attach_mixture()
+        elif experts.modules:
+            self._swarm_ways[serve] = self._attach_merged(experts.modules)
         else:
-            self._attach_full()
+            self._swarm_ways[serve] = self._attach_full()
 
-    def swarm_load(self, slot: int, row: torch.Tensor) -> None:
+    def swarm_load(self, serve: str, slot: int, row: torch.Tensor) -> None:
         """Write one flat row [D] into a slot, in place."""
-        self._swarm_load(slot, row)
+        self._swarm_ways[serve].load(slot, row)
 
-    def swarm_restore(self) -> None:
+    def swarm_load_mixture(self, serve: str, slot: int, mixture: torch.Tensor) -> None:
+        """Serve a mixture [n] of the experts, float32, from a slot."""
+        self._swarm_ways[serve].load_mixture(slot, mixture)
+
+    def swarm_restore(self, serve: str) -> None:
         """Put the base model's own weights back, bit for bit."""
-        if self._swarm_live:
-            torch._foreach_copy_(self._swarm_live, self._swarm_base)
+        self._swarm_ways[serve].restore()
 
     # merged and full weights
 
-    def _attach_merged(self, modules: Sequence[LoraModule]) -> None:
+    def _attach_merged(self, modules: Sequence[LoraModule]) -> Way:
         places = self._weight_places()
         targets = []
         for module in modules:
@@ -120,25 +137,41 @@ class SwarmWorker:
                     "lm_head is tied to the embeddings, which merging would change too; use serve='slots'."
                 )
             targets.append(MergeTarget(a, b, live.clone(), live, module.scaling))
-        self._swarm_live = [target.live for target in targets]
-        self._swarm_base = [target.base for target in targets]
         plan = MergePlan(targets)
-        self._swarm_load = lambda slot, row: plan.load(row)
+        return self._way([plan], [target.live for target in targets], [target.base for target in targets])
 
-    def _attach_full(self) -> None:
+    def _attach_full(self) -> Way:
         places = self._weight_places()
-        specs = self._swarm_layout.specs
-        self._swarm_live = [self._place(places, spec.name, spec.shape) for spec in specs]
-        self._swarm_base = [live.clone() for live in self._swarm_live]
-        covered = {live.data_ptr() for live in self._swarm_live}  # a tied head lies where the embeddings do
+        specs = self._swarm_experts.layout.specs
+        places_of = [self._place(places, spec.name, spec.shape) for spec in specs]
+        covered = {live.data_ptr() for live in places_of}  # a tied head lies where the embeddings do
         for name, weight in places.items():
             if weight.data_ptr() not in covered:
                 raise InputError(
                     f"The experts have no tensor {name}, which the base model has; use the base they share."
                 )
+        plan = CopyPlan([CopyTarget(spec, live) for spec, live in zip(specs, places_of, strict=True)])
+        return self._way([plan], places_of, [live.clone() for live in places_of])
 
-        plan = CopyPlan([CopyTarget(spec, live) for spec, live in zip(specs, self._swarm_live, strict=True)])
-        self._swarm_load = lambda slot, row: plan.load(row)
+    def _way(
+        self,
+        plans: Sequence[CopyPlan | MergePlan],
+        live: Sequence[torch.Tensor] = (),
+        base: Sequence[torch.Tensor] = (),
+    ) -> Way:
+        """A plan for each slot; what is live is overwritten with the base to restore it."""
+        rows = self._swarm_experts.rows
+
+        def load_mixture(slot: int, mixture: torch.Tensor) -> None:
+            row = rows.new_empty((1, rows.shape[1]))
+            mix_(row, rows, mixture[None].to(rows.device))
+            plans[slot].load(row[0])
+
+        def restore() -> None:
+            if live:
+                torch._foreach_copy_(list(live), list(base))
+
+        return Way(lambda slot, row: plans[slot].load(row), load_mixture, restore)
 
     def _weight_places(self) -> dict[str, torch.Tensor]:
         """Name in the checkpoint → live tensor; fused parameters are given as views of their parts."""
@@ -173,11 +206,11 @@ class SwarmWorker:
         return live
 
     def _spec(self, name: str) -> TensorSpec:
-        return next(spec for spec in self._swarm_layout.specs if spec.name == name)
+        return next(spec for spec in self._swarm_experts.layout.specs if spec.name == name)
 
     # LoRA slots
 
-    def _attach_slots(self, modules: Sequence[LoraModule]) -> None:
+    def _attach_slots(self, modules: Sequence[LoraModule]) -> Way:
         manager = self.model_runner.lora_manager._adapter_manager
         model = self.model_runner.get_model()
         dummy = manager.create_dummy_lora(1, 1, getattr(model, "embedding_modules", None))
@@ -204,7 +237,6 @@ class SwarmWorker:
             if a.shape[3] != self._spec(module.a).shape[1] or b.shape[2] != self._spec(module.b).shape[0]:
                 raise InputError(f"{module.a} does not fit {module.name} of the base model; use the base they share.")
             stacks.append((a, b, module))
-        self._swarm_live, self._swarm_base = [], []
         plans = []
         for slot in range(manager.lora_slots):
             targets = []
@@ -213,4 +245,42 @@ class SwarmWorker:
                 # vLLM keeps the scaling in B.
                 targets.append(CopyTarget(self._spec(module.b), b[slot, 0, :, : module.rank], module.scaling))
             plans.append(CopyPlan(targets))
-        self._swarm_load = lambda slot, row: plans[slot].load(row)
+        return self._way(plans)
+
+    # mixtures
+
+    def _attach_mixture(self) -> Way:
+        """A forward hook on each adapted module, told by the model runner whose tokens a step has."""
+        runner = self.model_runner
+        if not hasattr(runner, "_prepare_inputs"):
+            raise InputError("This vLLM lays out its batches elsewhere than the tested one; use serve='merged'.")
+        server = MixtureServer(self._swarm_experts, self._linear_places(), runner.device, runner.model_config.dtype)
+        plain = type(runner)._prepare_inputs
+
+        def prepare_inputs(scheduler_output: Any, num_scheduled_tokens: Any) -> Any:
+            slots = []
+            for name in runner.input_batch.req_ids:
+                extra = runner.requests[name].sampling_params.extra_args
+                slots.append(extra["particle"] if extra else -1)
+            server.begin(slots, num_scheduled_tokens)
+            return plain(runner, scheduler_output, num_scheduled_tokens)
+
+        runner._prepare_inputs = prepare_inputs
+        server.switch(on=True)
+        return Way(server.load, server.load_mixture, server.restore)
+
+    def _linear_places(self) -> dict[str, Place]:
+        """Name in the checkpoint → where the model computes that linear layer."""
+        model = self.model_runner.get_model()
+        packed = getattr(model, "packed_modules_mapping", {})
+        places: dict[str, Place] = {}
+        for name, module in model.named_modules():
+            linear = getattr(module, "base_layer", module)
+            if not isinstance(linear, LinearBase) or name.endswith(".base_layer"):
+                continue
+            parent, _, leaf = name.rpartition(".")
+            start = 0
+            for part, size in zip(packed.get(leaf) or [leaf], linear.output_partition_sizes, strict=True):
+                places[f"{parent}.{part}"] = Place(module, start, size, linear.input_size)
+                start += size
+        return places
