@@ -1,0 +1,166 @@
+"""Whole iterations of a search on an engine that runs: the loop of `search` itself, without its start and its tests."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import json
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from engines import EXAMPLES, PARTICLES, config, engine, write_data
+
+from modelswarms_fast import loop
+from modelswarms_fast.config import SwarmConfig
+from modelswarms_fast.engines import Request
+from modelswarms_fast.evaluate import Evaluator
+from modelswarms_fast.experts import read_experts
+from modelswarms_fast.journal import open_run
+from modelswarms_fast.particles import Particles
+from modelswarms_fast.progress import Progress
+from modelswarms_fast.rows import count_rows
+from modelswarms_fast.swarm import Swarm
+from modelswarms_fast.utilities import Utility, load_utility
+
+SEED = 1
+
+
+@dataclass(frozen=True)
+class Iteration:
+    """What one iteration took: `seconds` in all, by phase, and those in which the engine made a step."""
+
+    seconds: float
+    phases: dict[str, float]
+    busy: float
+    prompts: int
+    tokens: int
+
+    @property
+    def idle_share(self) -> float:
+        """Of the iteration's time, the part in which the engine made no step."""
+        return 1 - self.busy / self.seconds
+
+
+@dataclass(frozen=True)
+class Known:
+    """Scores [P][N] of the initial particles, and how many tokens each of their completions has."""
+
+    scores: dict[int, list[float]]
+    tokens: dict[int, list[int]]
+
+
+@functools.cache
+def utility_of_benchmark(prompts: int) -> Utility:
+    """So many of the example prompts."""
+    with tempfile.TemporaryDirectory() as folder:
+        return load_utility("exact_match", write_data(Path(folder, "data.json"), prompts))
+
+
+class HeadStart(Evaluator):
+    """Knows the scores of the initial particles, so that the first iteration begins at once."""
+
+    known: Known | None = None
+
+    def rows(self, *args: Any, **kwargs: Any) -> Any:
+        """What is known, once; then what the engine says."""
+        if self.known is not None:
+            scores, self.known = self.known.scores, None
+            return scores
+        return super().rows(*args, **kwargs)
+
+
+@functools.cache
+def known(particles: int, prompts: int) -> Known:
+    """Of the initial particles, by the merged engine."""
+    server, utility = engine("merged"), utility_of_benchmark(prompts)
+    moved = Particles(fresh_experts(0), fresh_swarm(particles, 0), config("merged", state="mixture"), server.device)
+    tokenized = [list(ids) for ids in server.tokenizer(utility.prompts["dev"])["input_ids"]]
+    scores, tokens = {}, {}
+    for particle in range(particles):
+        server.load(0, moved.row(particle))
+        completions = server.generate([Request(0, prompt) for prompt in tokenized], utility.max_tokens)
+        scores[particle] = utility.score("dev", [completion.text for completion in completions])
+        tokens[particle] = [completion.tokens for completion in completions]
+    server.restore()
+    return Known(scores, tokens)
+
+
+def fresh_experts(particles: int) -> Any:
+    """The example experts with the room of a swarm (0: none), which a search moves in."""
+    return read_experts(EXAMPLES / "experts", room=lambda n: max(n, count_rows(particles)) if particles else n)
+
+
+def fresh_swarm(particles: int, iterations: int) -> Swarm:
+    """A swarm that has not begun."""
+    count = sum(path.is_dir() for path in (EXAMPLES / "experts").iterdir())
+    return Swarm(SwarmConfig(particles=particles, iterations=iterations, seed=SEED), count)
+
+
+def iterate(
+    server: Any, serve: str, *, prompts: int, particles: int = PARTICLES, since: Known | None = None, **settings: Any
+) -> Iteration:
+    """One iteration of the loop on a running engine, its update and its line in the journal included.
+
+    The particles are evaluated where they start, or, with what is known of that, where their first move brings them.
+    """
+    chosen = config(serve, **settings)
+    swarm = fresh_swarm(particles, 0 if since is None else 1)
+    rows = Particles(fresh_experts(particles if chosen.state == "weights" else 0), swarm, chosen, server.device)
+    evaluator = HeadStart(server, utility_of_benchmark(prompts), splits=("dev",))
+    evaluator.known = since
+    steps: list[float] = []
+    with tempfile.TemporaryDirectory() as folder, timed_steps(server, steps):
+        with open_run(Path(folder, "run"), {}) as journal, Progress(False, 1, particles) as bar:
+            loop._run(swarm, rows, evaluator, journal, bar)
+        line = json.loads(Path(folder, "run", "history.jsonl").read_text().splitlines()[-1])
+    phases = dict(line["seconds"])
+    seconds = phases.pop("total")
+    if since is None:
+        plan = swarm.plan()
+        start = time.perf_counter()
+        rows.update(plan)
+        phases["update"] = time.perf_counter() - start
+        seconds += phases["update"]
+    return Iteration(seconds, phases, sum(steps), line["prompts"], line["tokens"])
+
+
+@contextlib.contextmanager
+def timed_steps(server: Any, steps: list[float]) -> Iterator[None]:
+    """Add the seconds of every step of the engine to `steps`."""
+    inner = getattr(getattr(server, "llm", None), "llm_engine", None)
+    if inner is None:  # no vLLM, or not in this process
+        yield
+        return
+    step = inner.step
+
+    def timed() -> Any:
+        start = time.perf_counter()
+        try:
+            return step()
+        finally:
+            steps.append(time.perf_counter() - start)
+
+    inner.step = timed
+    try:
+        yield
+    finally:
+        del inner.step
+
+
+def base_model(work: Known, prompts: int) -> None:
+    """The plain base model on the merged engine: the same prompts, as many tokens each, prefixes anew for a particle."""
+    from vllm import SamplingParams
+
+    server, utility = engine("merged"), utility_of_benchmark(prompts)
+    server.restore()
+    tokenized = [{"prompt_token_ids": list(ids)} for ids in server.tokenizer(utility.prompts["dev"])["input_ids"]]
+    for counts in work.tokens.values():
+        server.llm.reset_prefix_cache()
+        lengths = [
+            SamplingParams(temperature=0.0, max_tokens=count, ignore_eos=True, detokenize=False) for count in counts
+        ]
+        server.llm.generate(tokenized, lengths, use_tqdm=False)
