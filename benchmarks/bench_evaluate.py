@@ -1,67 +1,214 @@
-"""Prompts a second with particles loaded, against the plain base model on the same engine with the same prompts."""
+"""Evaluation of a whole swarm against the plain base model, and what it costs beside the engine.
+
+Rows of `test_serve` and `test_stop_early` hold one iteration of the loop of a search (iterations.py), measured beside the
+plain base model on the merged engine: the same prompts, as many new tokens each, its prefix cache emptied for every
+particle. Besides what every row has (measure.py):
+
+    serve, state, particles, prompts    what was evaluated; prompts are those of all particles
+    prompts/s                           prompts of a full evaluation / seconds of the iteration
+    share_of_base                       prompts/s over those of the base model in the same row
+    idle_share                          of the iteration, the part in which the engine made no step
+    phases                              seconds of update, load, generate and score
+    stop_early                          whether examples that could decide nothing were dropped
+    evaluated_prompts, tokens           what was generated for
+    overhead_seconds                    row "driver": of an iteration of 100 particles, everything but load, generate
+                                        and score, with a fake engine that answers at once
+    beyond_bytes                        row "start": peak memory of a process less that of vLLM alone and of the rows
+"""
 
 from __future__ import annotations
 
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
 from typing import Any
 
 import pytest
-from engines import DATA, engine, experts
+import torch
+from engines import PARTICLES, SERVES, config, engine, experts
+from iterations import (
+    Iteration,
+    base_model,
+    fresh_experts,
+    fresh_swarm,
+    iterate,
+    known,
+    utility_of_benchmark,
+)
 from measure import CORES, Measure
 
-from modelswarms_fast.engines import Request
-from modelswarms_fast.utilities import load_utility
+from modelswarms_fast import loop
+from modelswarms_fast.config import EngineConfig
+from modelswarms_fast.engines import Completion, Request
+from modelswarms_fast.evaluate import Evaluator
+from modelswarms_fast.journal import open_run
+from modelswarms_fast.particles import Particles
+from modelswarms_fast.progress import Progress
+from modelswarms_fast.rows import count_rows
 
 pytest.importorskip("vllm")
-TOKENS = 8  # of each completion, whatever the model says: both do the same work
+
+MANY = 1000
+DRIVEN = 100
 
 
-@pytest.mark.parametrize(("serve", "particles"), [("merged", 1), ("slots", 4)])
-def test_a_full_wave(measure: Measure, serve: str, particles: int) -> None:
-    measure_wave(measure, serve, particles)
+def prompts_of(measure: Measure) -> int:
+    """A particle's prompts."""
+    return 20 if measure.quick else 200
 
 
-@pytest.mark.usefixtures("full")
-def test_one_slot_of_several(measure: Measure) -> None:
-    measure_wave(measure, "slots", 1)
+@pytest.mark.parametrize("serve", SERVES)
+def test_serve(measure: Measure, serve: str) -> None:
+    """Ten particles."""
+    measure_iteration(measure, f"{serve}, {PARTICLES} particles", serve, PARTICLES, prompts_of(measure))
 
 
-def measure_wave(measure: Measure, serve: str, particles: int) -> None:
-    """Prefixes that were cached by an earlier round are dropped before each."""
-    from vllm import SamplingParams
+@pytest.mark.skipif("mixture" not in SERVES, reason="no engine serves mixtures")
+def test_many_in_one_batch(measure: Measure) -> None:
+    """A thousand particles as mixtures, two prompts each (with --quick a hundred)."""
+    particles = MANY // 10 if measure.quick else MANY
+    measure_iteration(measure, f"mixture, {particles:,} particles", "mixture", particles, 2)
 
-    server = engine(serve)
-    each = 8 if measure.quick else 24
-    texts = load_utility("exact_match", DATA, limit_dev=particles * each).prompts["dev"]
-    # Every particle has prompts of its own, or the base model would find them in its prefix cache.
-    prompts = [list(ids) for ids in server.tokenizer(texts)["input_ids"]]
-    rows = experts().rows
-    settings = SamplingParams(temperature=0.0, max_tokens=TOKENS, ignore_eos=True, detokenize=False)
 
-    def run(slots: list[int] | list[None]) -> Any:
-        server.llm.reset_prefix_cache()
-        return server._run([Request(slots[i // each], prompt) for i, prompt in enumerate(prompts)], settings)
+@pytest.mark.skipif("stop_early" not in EngineConfig.__dataclass_fields__, reason="no early stopping")
+def test_stop_early(measure: Measure) -> None:
+    """The iteration after the first evaluation, whose scores are known; every prompt counts that a full one has."""
+    measure_iteration(
+        measure, f"merged, stop_early, {PARTICLES} particles", "merged", PARTICLES, prompts_of(measure), stop_early=True
+    )
 
-    def evaluate() -> None:
-        for slot in range(particles):
-            server.load(slot, rows[slot])
-        run(list(range(particles)))
+
+def measure_iteration(
+    measure: Measure, row: str, serve: str, particles: int, prompts: int, *, stop_early: bool = False
+) -> None:
+    """A row of an iteration beside the base model."""
+    server, work = engine(serve), known(particles, prompts)
+    found: list[Iteration] = []
+    since, settings = (work, {"stop_early": True}) if stop_early else (None, {})
+    chosen = config(serve, **settings)
+
+    def ours() -> float:
+        found.append(iterate(server, serve, prompts=prompts, particles=particles, since=since, **settings))
+        return found[-1].seconds
 
     def base() -> None:
-        server.restore()
-        run([None] * particles)
+        base_model(work, prompts)
 
+    # What the iteration itself says it took: reading the experts again is no part of it.
     info = measure.row(
-        f"{serve}, {particles} in a wave",
-        evaluate,
-        baselines={"base model": base},
-        rounds=3,
-        memory=False,
-        serve=serve,
-        particles=particles,
-        prompts=len(prompts),
-        prompt_tokens=sum(map(len, prompts)) / len(prompts),
-        tokens=TOKENS,
+        row, ours, baselines={"base model": base}, rounds=1, warmup=False, memory=False,
+        serve=serve, state=chosen.state, particles=particles, prompts=particles * prompts, stop_early=stop_early,
         threads=CORES,
+    )  # fmt: skip
+    seconds, middle = statistics.median(one.seconds for one in found), found[-1]
+    of_base = info["baselines"]["base model"]
+    of_base["ratio"] = of_base["seconds"] / seconds
+    measure.benchmark.extra_info.update(
+        {
+            "seconds": seconds,
+            "baselines": info["baselines"],
+            "prompts/s": particles * prompts / seconds,
+            "share_of_base": of_base["ratio"],
+            "idle_share": middle.idle_share,
+            "evaluated_prompts": middle.prompts,
+            "tokens": middle.tokens,
+            "base_tokens": sum(map(sum, work.tokens.values())),
+            "phases": middle.phases,
+        }
     )
     server.restore()
-    measure.benchmark.extra_info["prompts/s"] = info["prompts"] / info["seconds"]
+
+
+class FakeEngine:
+    """Answers every request at once with the same text."""
+
+    def __init__(self, slots: int) -> None:
+        self.slots, self.max_model_len, self.device = slots, 512, torch.device("cpu")
+        self.dtype, self.watch = torch.bfloat16, None
+        self._keys: list[int] = []
+
+    def tokenizer(self, prompts: list[str]) -> dict[str, list[list[int]]]:
+        """One token a prompt."""
+        return {"input_ids": [[1] for _ in prompts]}
+
+    def load(self, slot: int, row: Any) -> None:
+        """Nothing to do."""
+
+    load_mixture = load
+
+    def restore(self) -> None:
+        """Nothing to do."""
+
+    def submit(self, key: int, request: Request, max_tokens: int) -> None:
+        """To be answered in the next step."""
+        self._keys.append(key)
+
+    def step(self) -> list[tuple[int, Completion]]:
+        """All that was submitted."""
+        keys, self._keys = self._keys, []
+        return [(key, Completion("= leg.", 1)) for key in keys]
+
+    def drop(self, keys: Any) -> None:
+        """Give them up."""
+        self._keys = [key for key in self._keys if key not in set(keys)]
+
+
+def test_driver(measure: Measure) -> None:
+    """Plan, update of the mixtures, tell, promote and the journal's line, for a fake engine."""
+    iterations = 5 if measure.quick else 40
+    phases: dict[str, float] = {}
+    wall: list[float] = []
+
+    def run() -> None:
+        swarm = fresh_swarm(DRIVEN, iterations)
+        swarm.config.__dict__["patience"] = iterations + 1  # every move scores the same, and none is the last
+        rows = Particles(fresh_experts(0), swarm, config("merged", state="mixture"), torch.device("cpu"))
+        evaluator = Evaluator(FakeEngine(DRIVEN), utility_of_benchmark(4), splits=("dev",))  # type: ignore[arg-type]
+        with tempfile.TemporaryDirectory() as folder:
+            start = time.perf_counter()
+            with open_run(Path(folder, "run"), {}) as journal, Progress(False, iterations, DRIVEN) as bar:
+                loop._run(swarm, rows, evaluator, journal, bar)
+            wall.append(time.perf_counter() - start)
+            lines = [json.loads(line) for line in Path(folder, "run", "history.jsonl").read_text().splitlines()]
+        for line in lines:
+            for phase, seconds in line["seconds"].items():
+                phases[phase] = phases.get(phase, 0.0) + seconds / len(lines)
+
+    measure.row(f"driver, {DRIVEN} particles, fake engine", run, rounds=1, warmup=False, memory=False,
+                particles=DRIVEN, iterations=iterations, threads=CORES)  # fmt: skip
+    each = wall[-1] / (iterations + 1)
+    phases.pop("total")
+    beside = sum(phases.get(phase, 0.0) for phase in ("load", "generate", "score"))
+    measure.benchmark.extra_info.update({"seconds": each, "overhead_seconds": each - beside, "phases": phases})
+
+
+def test_start(measure: Measure) -> None:
+    """From nothing to the first evaluated prompt, in fresh processes; then the memory of an iteration."""
+    peaks: dict[str, int] = {}
+
+    def fresh(whose: str, until: str) -> int:
+        command = [sys.executable, str(Path(__file__).with_name("fresh.py")), whose, until]
+        ended = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, check=False)
+        if ended.returncode != 0:
+            raise RuntimeError(f"fresh.py {whose} failed: {ended.stderr[-2000:]}")
+        return int(ended.stdout.splitlines()[-1])
+
+    measure.row(
+        "start to the first prompt", lambda: fresh("ours", "start"),
+        baselines={"vLLM alone": lambda: fresh("plain", "start")},
+        rounds=1 if measure.quick else 3, warmup=False, memory=False, serve="merged", threads=CORES,
+    )  # fmt: skip
+    for whose in ("plain", "ours"):
+        peaks[whose] = fresh(whose, "iteration")
+    rows_bytes = count_rows(PARTICLES) * experts().layout.nbytes
+    measure.benchmark.extra_info.update(
+        {
+            "peak_bytes": peaks,
+            "rows_bytes": rows_bytes,
+            "beyond_bytes": peaks["ours"] - peaks["plain"] - rows_bytes,
+        }
+    )

@@ -1,56 +1,87 @@
-"""Loading a particle into a running engine, against vLLM's own add_lora from a file and a copy of as many bytes."""
+"""Loading a particle into a running engine, against vLLM's own add_lora from a file and a copy of as many bytes.
+
+Besides what every row has (measure.py): serve, kind ("lora" or "full"), row_bytes (what a load brings in; 0 for a
+mixture). Of the copies, `torch copy_` is torch's own and `copy, ...` a loop of this package on all threads; the fastest
+of them is the bound. `base weights` copies are of the weights that a merge reads and writes.
+"""
 
 from __future__ import annotations
 
 import itertools
+from typing import Any
 
 import pytest
-from engines import EXAMPLES, SLOTS, engine, experts, plain_vllm
-from measure import CORES, Measure, random_rows
+import torch
+from engines import EXAMPLES, SERVES, SLOTS, engine, experts, full_weights, plain_vllm
+from measure import CORES, Call, Measure, mix_limit, random_rows
 
 pytest.importorskip("vllm")
 
 
-@pytest.mark.parametrize("serve", ["merged", "slots"])
+def copies(what: str, row_bytes: int, device: torch.device) -> dict[str, Call]:
+    """Copies of as many bytes between two places in memory, by name."""
+    source, target = random_rows(2, row_bytes // 4, torch.float32, device).unbind()
+    loops = mix_limit(1, 1, row_bytes, device)
+    return {f"{what}, torch copy_": lambda: target.copy_(source)} | {
+        f"{what}, copy, {name}": call for name, (_, call) in loops.items()
+    }
+
+
+def adapted_bytes() -> int:
+    """Of the base weights that the experts adapt: what a merge reads, and writes."""
+    shapes = {spec.name: spec.shape for spec in experts().layout.specs}
+    weights = sum(shapes[module.b][0] * shapes[module.a][1] for module in experts().modules)
+    return int(weights * engine("merged").dtype.itemsize)
+
+
+@pytest.mark.parametrize("serve", SERVES)
 def test_load(measure: Measure, serve: str) -> None:
     """The row is in memory when ours starts, the adapter's file in the page cache when add_lora does."""
     from vllm.lora.request import LoRARequest
 
     rows = experts().rows
     server, plain = engine(serve), plain_vllm()
-    device = server.device
-    copy = random_rows(1, rows.shape[1], rows.dtype, device)[0]
     folders = [str(EXAMPLES / "experts" / name) for name in experts().names]
+    mixtures = torch.eye(len(rows), dtype=torch.float64)
     particles, slots, numbers = itertools.count(), itertools.cycle(range(server.slots)), itertools.count(1)
 
     def load() -> None:
-        server.load(next(slots), rows[next(particles) % len(rows)])
+        particle = next(particles) % len(rows)
+        if serve == "mixture":
+            server.load_mixture(next(slots), mixtures[particle])
+        else:
+            server.load(next(slots), rows[particle])
 
     def add_lora() -> None:
         """A new name each time: what has been seen before is not read again."""
         number = next(numbers)
         plain.llm_engine.add_lora(LoRARequest(f"adapter-{number}", number, folders[number % len(folders)]))
 
-    def copy_row() -> None:
-        copy.copy_(rows[next(particles) % len(rows)])
-
-    baselines = {"add_lora from a file": add_lora, "copy of a row": copy_row}
+    baselines: dict[str, Call] = {"add_lora from a file": add_lora}
+    row_bytes = rows.shape[1] * rows.element_size()
+    if serve != "mixture":
+        baselines |= copies("row", row_bytes, server.device)
     if serve == "merged":
-        # What a merge has to read and write, and no more.
-        baselines["copy of the base weights"] = lambda: server.llm.collective_rpc("swarm_restore")
+        baselines |= copies("base weights", adapted_bytes(), server.device)
+    measure_load(measure, f"{serve}, D={rows.shape[1]:,}", server, load, baselines, serve=serve, kind="lora",
+                 slots=SLOTS if serve == "slots" else 1, size=rows.shape[1],
+                 row_bytes=0 if serve == "mixture" else row_bytes)  # fmt: skip
 
-    measure.row(
-        f"{serve}, D={rows.shape[1]:,}",
-        load,
-        baselines=baselines,
-        rounds=2 * measure.rounds,
-        memory=False,
-        device=device,
-        dtype="bfloat16",
-        serve=serve,
-        slots=SLOTS if serve == "slots" else 1,
-        size=rows.shape[1],
-        row_bytes=rows.shape[1] * rows.element_size(),
-        threads=CORES,
-    )
+
+@pytest.mark.usefixtures("full")
+def test_load_full_weights(measure: Measure) -> None:
+    """A whole checkpoint into the live weights."""
+    server, only = full_weights()
+    row = only.rows[0]
+    row_bytes = row.numel() * row.element_size()
+    name = f"merged, full weights, D={row.numel():,}"
+    measure_load(measure, name, server, lambda: server.load(0, row), copies("row", row_bytes, server.device),
+                 serve="merged", kind="full", slots=1, size=row.numel(), row_bytes=row_bytes)  # fmt: skip
+
+
+def measure_load(measure: Measure, row: str, server: Any, load: Call, baselines: dict[str, Call], **facts: Any) -> None:
+    """A row of this group."""
+    rounds = 2 * measure.rounds
+    measure.row(row, load, baselines=baselines, rounds=rounds, memory=False, device=server.device,
+                dtype="bfloat16", threads=CORES, **facts)  # fmt: skip
     server.restore()

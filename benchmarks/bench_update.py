@@ -26,14 +26,13 @@ from measure import (
     threads,
     update_limit,
 )
-from published import Published, lora_merge_of
+from published import TMPFS, Published, lora_merge_of
 
 from modelswarms_fast.experts import read_experts
 from modelswarms_fast.layout import Layout
 from modelswarms_fast.ops import swarm_update_
 
 EXPERTS = Path(__file__).parent.parent / "examples" / "experts"
-TMPFS = Path("/dev/shm")
 
 PARTICLES, LARGE, LARGE_QUICK = 10, 5_000_000, 2_000_000
 # Rows far larger than the caches, but for the last: a swarm of small adapters.

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import json
+import math
 import tempfile
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ from engines import EXAMPLES, PARTICLES, config, engine, write_data
 
 from modelswarms_fast import loop
 from modelswarms_fast.config import SwarmConfig
-from modelswarms_fast.engines import Request
+from modelswarms_fast.engines import Request, complete
 from modelswarms_fast.evaluate import Evaluator
 from modelswarms_fast.experts import read_experts
 from modelswarms_fast.journal import open_run
@@ -82,7 +81,7 @@ def known(particles: int, prompts: int) -> Known:
     scores, tokens = {}, {}
     for particle in range(particles):
         server.load(0, moved.row(particle))
-        completions = server.generate([Request(0, prompt) for prompt in tokenized], utility.max_tokens)
+        completions = complete(server, [Request(0, prompt) for prompt in tokenized], utility.max_tokens)
         scores[particle] = utility.score("dev", [completion.text for completion in completions])
         tokens[particle] = [completion.tokens for completion in completions]
     server.restore()
@@ -112,11 +111,13 @@ def iterate(
     rows = Particles(fresh_experts(particles if chosen.state == "weights" else 0), swarm, chosen, server.device)
     evaluator = HeadStart(server, utility_of_benchmark(prompts), splits=("dev",))
     evaluator.known = since
-    steps: list[float] = []
-    with tempfile.TemporaryDirectory() as folder, timed_steps(server, steps):
+    steps: list[tuple[float, float]] = []
+    server.watch = lambda what, lane, start, end: steps.append((start, end)) if what == "step" else None
+    with tempfile.TemporaryDirectory() as folder:
         with open_run(Path(folder, "run"), {}) as journal, Progress(False, 1, particles) as bar:
             loop._run(swarm, rows, evaluator, journal, bar)
         line = json.loads(Path(folder, "run", "history.jsonl").read_text().splitlines()[-1])
+    server.watch = None
     phases = dict(line["seconds"])
     seconds = phases.pop("total")
     if since is None:
@@ -125,30 +126,16 @@ def iterate(
         rows.update(plan)
         phases["update"] = time.perf_counter() - start
         seconds += phases["update"]
-    return Iteration(seconds, phases, sum(steps), line["prompts"], line["tokens"])
+    return Iteration(seconds, phases, covered(steps), line["prompts"], line["tokens"])
 
 
-@contextlib.contextmanager
-def timed_steps(server: Any, steps: list[float]) -> Iterator[None]:
-    """Add the seconds of every step of the engine to `steps`."""
-    inner = getattr(getattr(server, "llm", None), "llm_engine", None)
-    if inner is None:  # no vLLM, or not in this process
-        yield
-        return
-    step = inner.step
-
-    def timed() -> Any:
-        start = time.perf_counter()
-        try:
-            return step()
-        finally:
-            steps.append(time.perf_counter() - start)
-
-    inner.step = timed
-    try:
-        yield
-    finally:
-        del inner.step
+def covered(spans: list[tuple[float, float]]) -> float:
+    """Seconds in which at least one of the spans ran."""
+    total, end = 0.0, -math.inf
+    for first, last in sorted(spans):
+        total += max(0.0, last - max(first, end))
+        end = max(end, last)
+    return total
 
 
 def base_model(work: Known, prompts: int) -> None:

@@ -1,13 +1,20 @@
-"""The published code's own update of a particle, run from the user's clone of it (github.com/BunsenFeng/model_swarm).
+"""The published code's own update and iteration, run from the user's clone of it (github.com/BunsenFeng/model_swarm).
 
-Nothing of it is here: `lora_merge` is imported from the clone's merge.py and called as its search calls it, with
-files for everything that moves.
+Nothing of it is here: for an update `lora_merge` is imported from the clone's merge.py and called as its search calls
+it, with files for everything that moves; an iteration runs in a process of its own (published_search.py).
 """
 
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable
+import json
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +26,8 @@ from torch import Tensor
 from modelswarms_fast.layout import Layout
 
 WEIGHTS = "adapter_model.safetensors"
+DATASET = "benchmark"
+TMPFS = Path("/dev/shm")
 
 
 def lora_merge_of(clone: Path) -> Callable[..., Any]:
@@ -85,3 +94,45 @@ class Published:
         row = torch.zeros(self._layout.size, dtype=self._layout.dtype)
         self._layout.flatten(load_file(self._folder / name / WEIGHTS), row)
         return row
+
+
+def published_iteration(
+    clone: Path, experts: Sequence[Path], base: Path, data: Path, *, measured: int, dtype: str = ""
+) -> dict[str, Any]:
+    """One iteration of the published code, one particle an expert, in a copy of the clone on tmpfs.
+
+    Only `measured` of the particles are moved and evaluated; the rest of the iteration is taken to be as fast. Its
+    process pools, which it starts anew twice an iteration, and its pauses are not in the time. dtype: of the model
+    instead of the float16 that it asks for.
+
+    Returns:
+        seconds (of all particles), measured_particles, update, evaluate and sleep (median seconds of a particle; sleep
+        is left out of the others), utilities, dtype.
+    """
+    script = Path(__file__).with_name("published_search.py")
+    with tempfile.TemporaryDirectory(dir=TMPFS if TMPFS.is_dir() else None) as folder:
+        copy = Path(folder, "clone")
+        shutil.copytree(clone, copy, ignore=shutil.ignore_patterns(".git", "eval"))
+        (copy / "data" / "eval").mkdir(parents=True, exist_ok=True)
+        (copy / "search").mkdir(exist_ok=True)
+        shutil.copy(data, copy / "data" / "eval" / f"{DATASET}.json")
+        spec = {"experts": [str(path.absolute()) for path in experts], "base": str(base), "dataset": DATASET}
+        (copy / "spec.json").write_text(json.dumps(spec | {"measured": measured, "dtype": dtype}))
+        ended = subprocess.run(
+            [sys.executable, str(script), "spec.json"],
+            cwd=copy,
+            env=os.environ | {"HF_HUB_OFFLINE": "1"},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+    if ended.returncode != 0:
+        raise RuntimeError(f"the published code failed: {ended.stderr[-2000:]}")
+    found = [json.loads(line) for line in ended.stdout.splitlines() if line.startswith("{")]
+    median = {name: statistics.median(line[name] for line in found) for name in ("update", "evaluate", "sleep")}
+    seconds = sum(line["update"] + line["evaluate"] for line in found) * len(experts) / measured
+    utilities = [line["utility"] for line in found]
+    return {"seconds": seconds, "measured_particles": measured, **median} | {
+        "utilities": utilities,
+        "dtype": found[0]["dtype"],
+    }
