@@ -1,8 +1,8 @@
 """Evaluation of a whole swarm against the plain base model, and what it costs beside the engine.
 
-Rows of `test_serve` and `test_stop_early` hold one iteration of the loop of a search (iterations.py), measured beside the
-plain base model on the merged engine: the same prompts, as many new tokens each, its prefix cache emptied for every
-particle. Besides what every row has (measure.py):
+Most rows hold one iteration of the loop of a search (iterations.py), measured beside the plain base model on the merged
+engine: the same prompts, as many new tokens each, its prefix cache emptied for every particle. Besides what every row
+has (measure.py):
 
     serve, state, particles, prompts    what was evaluated; prompts are those of all particles
     prompts/s                           prompts of a full evaluation / seconds of the iteration
@@ -192,7 +192,7 @@ def test_start(measure: Measure) -> None:
 
     def fresh(whose: str, until: str) -> int:
         command = [sys.executable, str(Path(__file__).with_name("fresh.py")), whose, until]
-        ended = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, check=False)
+        ended = subprocess.run(command, capture_output=True, text=True, check=False)
         if ended.returncode != 0:
             raise RuntimeError(f"fresh.py {whose} failed: {ended.stderr[-2000:]}")
         return int(ended.stdout.splitlines()[-1])
@@ -200,7 +200,7 @@ def test_start(measure: Measure) -> None:
     measure.row(
         "start to the first prompt", lambda: fresh("ours", "start"),
         baselines={"vLLM alone": lambda: fresh("plain", "start")},
-        rounds=1 if measure.quick else 3, warmup=False, memory=False, serve="merged", threads=CORES,
+        rounds=1 if measure.quick else 2, warmup=False, memory=False, serve="merged", threads=CORES,
     )  # fmt: skip
     for whose in ("plain", "ours"):
         peaks[whose] = fresh(whose, "iteration")

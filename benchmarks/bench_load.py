@@ -18,13 +18,18 @@ from measure import CORES, Call, Measure, mix_limit, random_rows
 pytest.importorskip("vllm")
 
 
-def copies(what: str, row_bytes: int, device: torch.device) -> dict[str, Call]:
-    """Copies of as many bytes between two places in memory, by name."""
-    source, target = random_rows(2, row_bytes // 4, torch.float32, device).unbind()
-    loops = mix_limit(1, 1, row_bytes, device)
-    return {f"{what}, torch copy_": lambda: target.copy_(source)} | {
-        f"{what}, copy, {name}": call for name, (_, call) in loops.items()
-    }
+def copies(what: str, row_bytes: int, device: torch.device, places: int = 1) -> dict[str, Call]:
+    """Copies of as many bytes from one of several places to another in turn, by name."""
+    pairs = itertools.cycle([random_rows(2, row_bytes // 4, torch.float32, device).unbind() for _ in range(places)])
+
+    def copy() -> None:
+        source, target = next(pairs)
+        target.copy_(source)
+
+    loops = [mix_limit(1, 1, row_bytes, device) for _ in range(places)]
+    turns = {name: itertools.cycle([loop[name][1] for loop in loops]) for name in loops[0]}
+    calls: dict[str, Call] = {f"{what}, copy, {name}": lambda turn=turn: next(turn)() for name, turn in turns.items()}
+    return {f"{what}, torch copy_": copy} | calls
 
 
 def adapted_bytes() -> int:
@@ -60,7 +65,7 @@ def test_load(measure: Measure, serve: str) -> None:
     baselines: dict[str, Call] = {"add_lora from a file": add_lora}
     row_bytes = rows.shape[1] * rows.element_size()
     if serve != "mixture":
-        baselines |= copies("row", row_bytes, server.device)
+        baselines |= copies("row", row_bytes, server.device, len(rows))
     if serve == "merged":
         baselines |= copies("base weights", adapted_bytes(), server.device)
     measure_load(measure, f"{serve}, D={rows.shape[1]:,}", server, load, baselines, serve=serve, kind="lora",

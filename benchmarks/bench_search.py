@@ -1,11 +1,12 @@
 """Whole searches with the seconds of each phase, and one iteration against the published code's.
 
 Besides what every row has (measure.py): serve, state, engines, stop_early, particles, iterations, prompts, tokens,
-prompts_per_second and phases of a search's summary (`total` has the engine's start, `setup`, and the tests in it). The rows
-of an iteration against the published code (--model-swarm) have in `baselines` two of them: in float16, which it asks for,
-and in bfloat16, which a CPU without float16 arithmetic is faster in and in which ours runs. Besides seconds and ratio they
-say measured_particles (so many were measured; the seconds are scaled to all), and of one particle the seconds of update
-and evaluate, and of the pauses that were left out (sleep).
+prompts_per_second and phases of a search's summary (`total` has the engine's start, `setup`, and the tests in it).
+
+Rows of an iteration against the published code (--model-swarm) have the fact `published` and two baselines: in float16,
+which it asks for, and in bfloat16, in which ours runs; without float16 arithmetic a CPU is faster in it. Besides
+seconds and ratio these say measured_particles (so many were measured; the seconds are scaled to all) and, of one
+particle, the seconds of update and evaluate, and of the pauses that were left out (sleep).
 """
 
 from __future__ import annotations
@@ -27,6 +28,54 @@ from modelswarms_fast.config import EngineConfig
 
 pytest.importorskip("vllm")
 SETTINGS = EngineConfig.__dataclass_fields__
+
+
+@functools.cache
+def published(clone: Path, prompts: int, measured: int) -> dict[str, dict[str, Any]]:
+    """An iteration of the published code in both dtypes, by the name of the baseline."""
+    folders = [EXAMPLES / "experts" / name for name in experts().names]
+    with tempfile.TemporaryDirectory() as folder:
+        data = write_data(Path(folder, "data.json"), prompts)
+        base = resolve_base(PACKAGED)
+        return {
+            f"published code, {dtype or 'float16'}": published_iteration(
+                clone, folders, base, data, measured=measured, dtype=dtype
+            )
+            for dtype in ("", "bfloat16")
+        }
+
+
+@pytest.mark.parametrize("stop_early", [False, True])
+def test_published(measure: Measure, model_swarm: Path, stop_early: bool) -> None:
+    """One iteration of eight particles, one an expert, the same prompts and the same limit of new tokens.
+
+    It comes first: vLLM's groups of processes, which engines in one process share, end with the engine of a search.
+    """
+    if stop_early and "stop_early" not in SETTINGS:
+        pytest.skip("no early stopping")
+    prompts, particles = 20 if measure.quick else 200, len(experts().names)
+    server, found = engine("merged"), list[Iteration]()
+    since = known(particles, prompts) if stop_early else None
+    settings = {"stop_early": True} if stop_early else {}
+    theirs = published(model_swarm, prompts, 1 if measure.quick else 2)
+
+    def ours() -> None:
+        found.append(iterate(server, "merged", prompts=prompts, particles=particles, since=since, **settings))
+
+    measure.row(
+        f"iteration{', stop_early' if stop_early else ''}, {particles} particles", ours, rounds=2, warmup=False,
+        memory=False, serve="merged", state="weights", particles=particles, prompts=particles * prompts,
+        stop_early=stop_early, published=True, threads=CORES,
+    )  # fmt: skip
+    seconds = sum(one.seconds for one in found) / len(found)
+    measure.benchmark.extra_info.update(
+        {
+            "seconds": seconds,
+            "baselines": {name: one | {"ratio": one["seconds"] / seconds} for name, one in theirs.items()},
+            "phases": found[-1].phases,
+        }
+    )
+    server.restore()
 
 
 def test_weights(measure: Measure, tmp_path: Path) -> None:
@@ -83,48 +132,3 @@ def measure_search(measure: Measure, tmp_path: Path, row: str, **settings: Any) 
     names = ("particles", "iterations", "prompts", "tokens", "prompts_per_second")
     measure.benchmark.extra_info.update({name: summary[name] for name in names})
     measure.benchmark.extra_info["phases"] = summary["seconds"]
-
-
-@functools.cache
-def published(clone: Path, prompts: int, measured: int) -> dict[str, dict[str, Any]]:
-    """An iteration of the published code in both dtypes, by the name of the baseline."""
-    folders = [EXAMPLES / "experts" / name for name in experts().names]
-    with tempfile.TemporaryDirectory() as folder:
-        data = write_data(Path(folder, "data.json"), prompts)
-        base = resolve_base(PACKAGED)
-        return {
-            f"published code, {dtype or 'float16'}": published_iteration(
-                clone, folders, base, data, measured=measured, dtype=dtype
-            )
-            for dtype in ("", "bfloat16")
-        }
-
-
-@pytest.mark.parametrize("stop_early", [False, True])
-def test_published(measure: Measure, model_swarm: Path, stop_early: bool) -> None:
-    """One iteration of eight particles, one an expert, the same prompts and the same limit of new tokens."""
-    if stop_early and "stop_early" not in SETTINGS:
-        pytest.skip("no early stopping")
-    prompts, particles = 20 if measure.quick else 200, len(experts().names)
-    server, found = engine("merged"), list[Iteration]()
-    since = known(particles, prompts) if stop_early else None
-    settings = {"stop_early": True} if stop_early else {}
-    theirs = published(model_swarm, prompts, 1 if measure.quick else 2)
-
-    def ours() -> None:
-        found.append(iterate(server, "merged", prompts=prompts, particles=particles, since=since, **settings))
-
-    measure.row(
-        f"iteration{', stop_early' if stop_early else ''}, {particles} particles", ours, rounds=2, warmup=False,
-        memory=False, serve="merged", state="weights", particles=particles, prompts=particles * prompts,
-        stop_early=stop_early, published=True, threads=CORES,
-    )  # fmt: skip
-    seconds = sum(one.seconds for one in found) / len(found)
-    measure.benchmark.extra_info.update(
-        {
-            "seconds": seconds,
-            "baselines": {name: one | {"ratio": one["seconds"] / seconds} for name, one in theirs.items()},
-            "phases": found[-1].phases,
-        }
-    )
-    server.restore()

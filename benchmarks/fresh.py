@@ -1,8 +1,8 @@
 """In a fresh process: an engine up to its first evaluated prompt, and what memory an iteration takes at its peak.
 
-python benchmarks/fresh.py ours|plain start|iteration. `plain` is vLLM alone, in this process as ours is (with workers of
-its own it starts more slowly), with the settings that its CPU build needs. `start` ends with the first prompt; `iteration`
-goes on with ten times the prompts, one particle after the other or the base model, and prints the peak in bytes.
+python benchmarks/fresh.py ours|plain start|iteration. `plain` is vLLM alone, in this process as ours is (with worker
+processes it starts more slowly), with the settings that its CPU build needs. `start` ends with the first prompt;
+`iteration` goes on with one particle after the other, or with the base model as often. Prints the peak in bytes.
 """
 
 from __future__ import annotations

@@ -139,7 +139,7 @@ def covered(spans: list[tuple[float, float]]) -> float:
 
 
 def base_model(work: Known, prompts: int) -> None:
-    """The plain base model on the merged engine: the same prompts, as many tokens each, prefixes anew for a particle."""
+    """The plain base model on the merged engine: the same prompts and numbers of tokens, prefixes anew a particle."""
     from vllm import SamplingParams
 
     server, utility = engine("merged"), utility_of_benchmark(prompts)

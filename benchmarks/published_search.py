@@ -1,13 +1,12 @@
 """One iteration of the published code on a CPU: run as a script, in a copy of the user's clone, by `published.py`.
 
-python published_search.py SPEC, in the folder of the copy. Its functions are called as its search calls them; nothing of
-it is here. Beside them: packages that are missing and not used on this path are stood in for by objects that raise when
-they are used, "cuda:N" means the CPU, and its pauses (`time.sleep`) are counted and left out.
+python published_search.py SPEC, in the folder of the copy. Its functions are called as its search calls them; nothing
+of it is here. Around them: packages that are missing and not used on this path are stood in for by objects that raise
+when they are used, "cuda:N" means the CPU, and its pauses (`time.sleep`) are counted and left out.
 
-SPEC is JSON: experts (folders, one a particle, in the order of the particles), base (folder), dataset (name of a file in
-data/eval), measured (how many of the particles to move and evaluate), dtype ("" for what the code asks for). One JSON
-line a measured particle goes to standard output: update, evaluate and sleep in seconds (sleep is what was left out),
-utility, dtype.
+SPEC is JSON: experts (folders, one a particle), base (folder), dataset (name of a file in data/eval), measured (how
+many of the particles to move and evaluate), dtype ("" for what the code asks for). One JSON line a measured particle
+goes to standard output: update, evaluate and sleep in seconds (sleep is what was left out), utility, dtype.
 """
 
 from __future__ import annotations

@@ -9,14 +9,14 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from matplotlib import rc_context
 from matplotlib.figure import Figure
+from performance_targets import Row, Run, ratio, targets
 
-from modelswarms_fast.bench import GROUPS, cells, columns_of, machine, seconds_text
+from modelswarms_fast.bench import GROUPS, cells, columns_of, machine
 
 # Text as text, and the same bytes whenever a figure is drawn.
 STYLE = {
@@ -26,8 +26,6 @@ STYLE = {
 
 HERE = Path(__file__).parent
 SOURCES = ("performance", "gpu")
-
-Row = dict[str, Any]
 
 INTRODUCTION = """\
 # Performance
@@ -43,165 +41,6 @@ the caches and past them, the fastest counts. On a GPU it is a copy on the devic
 move: `(5P + 2) · D` numbers for an update, `(P + n) · D` for a mix. A column "vs" says how many times as long as ours a
 baseline takes.
 """
-
-
-@dataclass(frozen=True)
-class Run:
-    """One JSON file."""
-
-    name: str
-    results: dict[str, Any]
-
-    @property
-    def rows(self) -> list[Row]:
-        """extra_info of every benchmark."""
-        return [benchmark["extra_info"] for benchmark in self.results["benchmarks"]]
-
-    @property
-    def all_threads(self) -> int:
-        """As many threads as the run had."""
-        return int(self.results["machine_info"]["threads"])
-
-    def find(self, group: str, **facts: Any) -> list[Row]:
-        """Rows of a group with these facts; a fact of a tuple means any of its values."""
-        return [row for row in self.rows if row["group"] == group and all(_is(row, *fact) for fact in facts.items())]
-
-
-def _is(row: Row, name: str, wanted: Any) -> bool:
-    return row.get(name) in (wanted if isinstance(wanted, tuple) else (wanted,))
-
-
-@dataclass(frozen=True)
-class Target:
-    """A line of the table: values by label, each on the right side of the bound or not."""
-
-    what: str
-    bound: float
-    at_least: bool
-    values: Callable[[Run], dict[str, float]]
-    text: Callable[[float], str] = "{:.2f}".format
-
-    @property
-    def goal(self) -> str:
-        """The bound as text."""
-        return f"{'≥' if self.at_least else '≤'} {self.text(self.bound)}"
-
-    def met(self, value: float) -> bool:
-        """Whether a value is on the right side."""
-        return value >= self.bound if self.at_least else value <= self.bound
-
-    def cell(self, run: Run) -> str:
-        """The values of a run, the missed ones in bold; "—" where it has none."""
-        parts = []
-        for label, value in self.values(run).items():
-            verdict = f"{self.text(value)} met" if self.met(value) else f"**{self.text(value)} missed**"
-            parts.append(f"{label} {verdict}".strip())
-        return "<br>".join(parts) or "—"
-
-
-def share(row: Row) -> float:
-    """Of the limit."""
-    return float(row["share_of_limit"])
-
-
-def ratio(baseline: str) -> Callable[[Row], float]:
-    """Seconds of a baseline over ours; NaN where the row has no such baseline."""
-    return lambda row: float(row.get("baselines", {}).get(baseline, {}).get("ratio", math.nan))
-
-
-def by(label: str, value: Callable[[Row], float], rows: Sequence[Row]) -> dict[str, float]:
-    """The worst value of the rows with the same label: what a target says has to hold for each of them."""
-    found: dict[str, float] = {}
-    for row in rows:
-        if not math.isnan(value(row)):
-            name = str(row.get(label, ""))
-            found[name] = min(found.get(name, math.inf), value(row))
-    return found
-
-
-def targets() -> Iterator[Target]:
-    """The table of targets."""
-    both = ("bfloat16", "float32")
-
-    def update(value: Callable[[Row], float], single: bool) -> Callable[[Run], dict[str, float]]:
-        def values(run: Run) -> dict[str, float]:
-            count = 1 if single else run.all_threads
-            return by("dtype", value, run.find("update", backend="cpp", headline=True, dtype=both, threads=count))
-
-        return values
-
-    def mix(
-        value: Callable[[Row], float], single: bool, dtypes: tuple[str, ...] = both
-    ) -> Callable[[Run], dict[str, float]]:
-        def values(run: Run) -> dict[str, float]:
-            count = 1 if single else run.all_threads
-            return by("dtype", value, run.find("mix", backend="cpp", headline=True, dtype=dtypes, threads=count))
-
-        return values
-
-    times = "{:.3g}x".format
-    for single, where in ((False, "all threads"), (True, "one thread")):
-        yield Target(f"`cpp` update, share of the limit, {where}", 0.90, True, update(share, single))
-    for single, where in ((False, "all threads"), (True, "one thread")):
-        yield Target(
-            f"`cpp` update against torch eager, {where}", 10, True, update(ratio("torch eager"), single), times
-        )
-        yield Target(
-            f"`cpp` update against torch.compile, {where}", 1.5, True, update(ratio("torch.compile"), single), times
-        )
-    yield Target(
-        "update against the published code, files on tmpfs, one thread",
-        300,
-        True,
-        lambda run: by(
-            "adapters", ratio("published code"), [r for r in run.find("update", threads=1) if "adapters" in r]
-        ),
-        "{:.0f}x".format,
-    )
-    for single, where in ((False, "all threads"), (True, "one thread")):
-        yield Target(f"`cpp` mix, P = 20, n = 10, share of the limit, {where}", 0.85, True, mix(share, single))
-        yield Target(
-            f"`cpp` mix, P = 20, n = 10, against torch.matmul in bfloat16, {where}",
-            1.5,
-            True,
-            mix(ratio("torch.matmul"), single, ("bfloat16",)),
-            times,
-        )
-    yield Target(
-        "one call from Python, P = 4, D = 100,000, beside the C++ function",
-        10e-6,
-        False,
-        lambda run: {row["dtype"]: row["overhead_seconds"] for row in run.find("overhead", size=100_000)},
-        seconds_text,
-    )
-    for backend in ("cuda", "triton"):
-        yield Target(
-            f"`{backend}` update, share of a copy on the device, worst of P 4 to 64, D 1e6 to 1e8",
-            0.92,
-            True,
-            lambda run, backend=backend: by("dtype", share, run.find("update", backend=backend, headline=True)),
-        )
-    yield Target(
-        "streaming from pinned memory, share of the PCIe copy in both directions",
-        0.85,
-        True,
-        lambda run: by("dtype", share, run.find("stream", headline=True)),
-    )
-    yield Target(
-        "growth: the worst point's distance from a line over two decades",
-        0.05,
-        False,
-        lambda run: {f"against {row['against']}": row["worst_deviation"] for row in run.find("growth")},
-        "{:.1%}".format,
-    )
-    yield Target(
-        "memory of a swarm, of what the formula allows",
-        1.0,
-        False,
-        lambda run: {
-            row["state"]: row["taken_bytes"] / row["bound_bytes"] for row in run.find("rows") if "taken_bytes" in row
-        },
-    )
 
 
 def target_table(runs: Sequence[Run]) -> list[str]:

@@ -93,6 +93,12 @@ def cells(row: Mapping[str, Any]) -> dict[str, str]:
         texts["off the line"] = f"{row['worst_deviation']:.1%}"
     if "prompts/s" in row:
         texts["prompts/s"] = f"{row['prompts/s']:.1f}"
+    if "share_of_base" in row:
+        texts["share of base"] = f"{row['share_of_base']:.2f}"
+    if "idle_share" in row:
+        texts["idle"] = f"{row['idle_share']:.1%}"
+    if "beyond_bytes" in row:
+        texts["beyond engine and rows"] = bytes_text(row["beyond_bytes"])
     if "GFLOP/s" in row:
         texts["GFLOP/s"] = f"{row['GFLOP/s']:.0f}"
     texts |= {name: seconds_text(seconds) for name, seconds in row.get("phases", {}).items()}
@@ -127,7 +133,7 @@ def seconds_text(seconds: float) -> str:
 def bytes_text(count: float) -> str:
     """Bytes in a unit in which they are readable, powers of ten."""
     for unit, factor in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if count >= factor:
+        if abs(count) >= factor:
             return _short(count / factor, unit)
     return f"{count:.0f} B"
 
