@@ -90,35 +90,39 @@ inline void put(S* address, const typename L::Stored& bits, bool past_caches) {
   }
 }
 
-// `count` columns of some particles, all of them line by line: so many rows at a time keep more lines under
-// way than one after the other, and g and w are widened once for all.
+// `count` columns of some particles, a few lines of each in turn: so many rows at a time keep more lines
+// under way than one after the other, and what is read of g and w stays in the first cache for all of them.
+// Every particle has its own loop, since the processor tells the rows that it reads ahead by the instructions
+// that read them.
 template <class S, class Step, std::size_t... k>
 void move_together(const Step* given, const SwarmUpdate& args, std::int64_t particle, const S* g, const S* w,
                    std::int64_t begin, std::int64_t count, std::index_sequence<k...>) {
   using L = Lanes<S>;
   using Pair = typename L::Pair;
+  constexpr std::int64_t kTurn = std::max<std::int64_t>(kTurnBytes / sizeof(S), L::columns);
   // Copies: a store could change what is reached through a reference, and it would be loaded again every
   // time.
   const Step steps[] = {given[k]...};
   const Addresses<S> rows[] = {Addresses<S>(args, particle + static_cast<std::int64_t>(k), begin)...};
   const Pair zero{L::broadcast(0), L::broadcast(0)};
-  const std::int64_t first = args.first_column + begin;
-  std::int64_t d = 0;
-  for (; d + L::columns <= count; d += L::columns) {
-    const Pair best = L::load(g + d), worst = L::load(w + d);
-    const auto move = [&](const Step& step, const Addresses<S>& at) {
-      const auto moved = step(L::load(at.x + d), at.v == nullptr ? zero : L::load(at.v + d),
-                              L::load(at.p + d), best, worst, first + d);
-      put<L>(at.v_out + d, moved.velocity, at.stream_v);
-      put<L>(at.x_out + d, moved.position, at.stream_x);
+  const std::int64_t first = args.first_column + begin, whole = count / L::columns * L::columns;
+  for (std::int64_t turn = 0, stop; turn < whole; turn = stop) {
+    stop = std::min(whole, turn + kTurn);
+    const auto move = [&](const Step& step, const Addresses<S> at) __attribute__((always_inline)) {
+      for (std::int64_t d = turn; d < stop; d += L::columns) {
+        const auto moved = step(L::load(at.x + d), at.v == nullptr ? zero : L::load(at.v + d),
+                                L::load(at.p + d), L::load(g + d), L::load(w + d), first + d);
+        put<L>(at.v_out + d, moved.velocity, at.stream_v);
+        put<L>(at.x_out + d, moved.position, at.stream_x);
+      }
     };
     (move(steps[k], rows[k]), ...);
   }
-  if (const std::int64_t n = count - d) {
-    const Pair best = load_some(g + d, n), worst = load_some(w + d, n);
+  if (const std::int64_t n = count - whole) {
+    const std::int64_t d = whole;
     const auto move = [&](const Step& step, const Addresses<S>& at) {
       const auto moved = step(load_some(at.x + d, n), at.v == nullptr ? zero : load_some(at.v + d, n),
-                              load_some(at.p + d, n), best, worst, first + d);
+                              load_some(at.p + d, n), load_some(g + d, n), load_some(w + d, n), first + d);
       store_some(at.v_out + d, moved.velocity, n);
       store_some(at.x_out + d, moved.position, n);
     };
