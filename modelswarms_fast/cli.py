@@ -86,6 +86,9 @@ def search_command(
     rounding: Annotated[Rounding, typer.Option(help="Of moved rows to half types.")] = EngineConfig.rounding,
     max_model_len: MaxModelLen = EngineConfig.max_model_len,
     canary: Annotated[Canary, typer.Option(help="Loads to prove against transformers.")] = EngineConfig.canary,
+    host_memory: Annotated[str | None, typer.Option(help="What rows may take in the host's memory: 8GB.")] = None,
+    device_memory: Annotated[str | None, typer.Option(help="What rows may take in a GPU's memory.")] = None,
+    spill: Annotated[str | None, typer.Option(help="Folder on a disk for rows that have no room.")] = None,
 ) -> None:
     """Search for a better model among the mixtures of EXPERTS, and export the best one found."""
     settings = {name: value for name, value in locals().items() if value is not None}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -26,6 +27,20 @@ def _check(condition: bool, sentence: str) -> None:
 def _check_choice(name: str, value: object, choices: object) -> None:
     allowed = get_args(choices)
     _check(value in allowed, f"{name} is {value!r}; choose one of {', '.join(map(repr, allowed))}.")
+
+
+_UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
+
+
+def parse_bytes(name: str, amount: str | None) -> float:
+    """Bytes of "8GB", "512 MiB" or "100 bytes"; infinity for None. Raises InputError that names the setting."""
+    if amount is None:
+        return math.inf
+    match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?) *([A-Za-z]+)", str(amount).strip())
+    unit = ({"BYTES": 1, "B": 1} | _UNITS).get(match[2].upper()) if match else None
+    if match is None or unit is None:
+        raise InputError(f"{name} is {amount!r}; give a number and a unit, such as '8GB' or '512MiB'.")
+    return math.floor(float(match[1]) * unit)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,6 +126,12 @@ class EngineConfig:
     """Longest prompt plus its completion, in tokens; at most what the base model was made for."""
     canary: Canary = "first"
     """Which loads are compared with the transformers engine: none, the first, or every one."""
+    host_memory: str | None = None
+    """What the search's rows may take in the host's memory, such as "8GB"; None: no limit. More rows lie in a file."""
+    device_memory: str | None = None
+    """What they may take in a GPU's memory; more rows lie in the host's."""
+    spill: str | None = None
+    """Folder on a disk for the file; None: the run folder, or the nearest one above it that exists."""
 
     def __post_init__(self) -> None:
         _check_choice("engine", self.engine, EngineName)
@@ -125,6 +146,8 @@ class EngineConfig:
             self.rounding == "nearest" or self.state == "weights",
             "rounding is 'stochastic' but state='mixture' rounds nothing to half types; use state='weights'.",
         )
+        for name in ("host_memory", "device_memory"):
+            parse_bytes(name, getattr(self, name))
         _check(self.max_model_len >= 16, f"max_model_len is {self.max_model_len}; give 16 or more.")
         _check(
             self.engine == "vllm" or self.serve == "merged",

@@ -66,13 +66,13 @@ def read_experts(
     *,
     dtype: torch.dtype | None = None,
     minimum: int = 2,
-    room: Callable[[int], int] | None = None,
+    place: Callable[[int, int, torch.dtype], Tensor] | None = None,
 ) -> Experts:
     """Read a folder of expert folders (sorted by name), or a list of folders and hub ids (in this order).
 
     `dtype` (float32, float16 or bfloat16) casts every expert; without it all need one dtype, which the rows
-    keep. Fewer than `minimum` experts are refused: a search needs two. `room` says how many rows to allocate for n
-    experts, n without it: the swarm's own rows can then begin with the experts. Raises InputError.
+    keep. Fewer than `minimum` experts are refused: a search needs two. `place(n, size, dtype)` allocates n rows or
+    more, n without it: the swarm's own rows can then begin with the experts. Raises InputError.
     """
     if dtype is not None and dtype not in _ROW_DTYPES:
         raise InputError(f"rows cannot be {dtype}: choose float32, float16 or bfloat16")
@@ -88,14 +88,10 @@ def read_experts(
     layout = Layout.of(meta, row_dtype)
     for expert in experts:
         _check_same(expert, first, layout, cast=dtype is not None)
-    count = len(experts) if room is None else room(len(experts))
     try:
-        memory = empty_rows(count, layout.size, row_dtype)
+        memory = (place or empty_rows)(len(experts), layout.size, row_dtype)
     except (MemoryError, RuntimeError) as error:  # ours and torch's
-        need = count * layout.nbytes / 2**30
-        raise InputError(
-            f"{len(experts)} experts need {need:.1f} GiB of memory: give fewer experts or particles"
-        ) from error
+        raise InputError(f"{str(error).rstrip('.')}: give fewer experts or particles, or host_memory") from error
     rows = memory[: len(experts)].zero_()
     for expert, row in zip(experts, rows, strict=True):
         expert.read(layout, row)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from rich.console import Console
 
 from modelswarms_fast.base import resolve_base
 from modelswarms_fast.canary import make_canary
@@ -19,10 +21,10 @@ from modelswarms_fast.errors import InputError
 from modelswarms_fast.evaluate import Evaluator, standard_error, utility_of
 from modelswarms_fast.experts import Experts, export, read_experts, read_model
 from modelswarms_fast.journal import Journal, check_run_folder, open_run, write_json
+from modelswarms_fast.memory_plan import MemoryPlan, plan_memory
 from modelswarms_fast.particles import Particles
 from modelswarms_fast.progress import Interrupted, Progress
 from modelswarms_fast.report import write_report
-from modelswarms_fast.rows import count_rows
 from modelswarms_fast.swarm import Floats, Plan, Swarm
 from modelswarms_fast.utilities import load_utility
 
@@ -69,9 +71,19 @@ def search(
     SwarmConfig(**({"particles": 2} | swarm_settings))  # refuse a bad setting before anything is read
     utility = load_utility(task, data, limit_dev=limit_dev, limit_test=limit_test, max_tokens=max_tokens)
     row_dtype = None if engine_config.row_dtype == "auto" else getattr(torch, engine_config.row_dtype)
-    # The rows of the swarm begin with the experts, which are its first positions.
-    moved = swarm_settings.get("particles", 0) if engine_config.state == "weights" else None
-    loaded = read_experts(experts, dtype=row_dtype, room=lambda n: n if moved is None else count_rows(max(moved, n)))
+    plan: MemoryPlan | None = None
+
+    def place(n: int, size: int, dtype: torch.dtype) -> torch.Tensor:
+        """The rows of the swarm, which begin with the experts: its first positions."""
+        nonlocal plan
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        wanted = max(swarm_settings.get("particles", n), n)
+        shape = {"particles": wanted, "experts": n, "size": size, "dtype": dtype}
+        plan = plan_memory(engine_config, **shape, device=device, out=Path(out))
+        return plan.place(size, dtype)
+
+    loaded = read_experts(experts, dtype=row_dtype, place=place)
+    assert plan is not None
     config = SwarmConfig(**({"particles": len(loaded.names)} | swarm_settings))
     swarm = Swarm(config, len(loaded.names))
     _check_together(config, engine_config, loaded)
@@ -85,12 +97,16 @@ def search(
     }
     counts = {f"{split}_examples": len(examples) for split, examples in utility.examples.items()}
     chosen = asdict(config) | asdict(engine_config)
+    memory = {"memory": plan.as_dict()}
     check_run_folder(out, overwrite)  # what can be refused is refused before an engine starts or a file is touched
+    if progress:
+        Console(stderr=True, soft_wrap=True).print(str(plan), highlight=False)
     engine = start_engine(base_folder, loaded, engine_config)
     evaluator = Evaluator(engine, utility)
     evaluator.canary = make_canary(engine, base_folder, loaded, engine_config)
-    particles = Particles(loaded, swarm, engine_config, engine.device)
-    with open_run(out, inputs | {"sources": list(loaded.sources)} | counts | chosen, overwrite=overwrite) as journal:
+    particles = Particles(loaded, swarm, engine_config, engine.device, plan)
+    asked = inputs | {"sources": list(loaded.sources)} | counts | chosen | memory
+    with closing(particles), open_run(out, asked, overwrite=overwrite) as journal:
         setup_seconds = time.perf_counter() - started
         with Progress(progress, config.iterations, config.particles) as bar:
             initial, update_seconds, stopped = _run(swarm, particles, evaluator, journal, bar)
@@ -125,6 +141,7 @@ def search(
         "dtype": str(engine.dtype).removeprefix("torch."),
         "iterations": swarm.iteration - swarm.waiting,
         "stopped": stopped,
+        **memory,
         **result,
         "evaluations": spent.evaluations,
         "prompts": spent.prompts,

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 
 from modelswarms_fast.config import EngineConfig
 from modelswarms_fast.experts import Experts
 from modelswarms_fast.memory import empty_rows
+from modelswarms_fast.memory_plan import MemoryPlan
 from modelswarms_fast.ops import mix_
 from modelswarms_fast.rows import count_rows
 from modelswarms_fast.shard import Shard
 from modelswarms_fast.swarm import Plan, Swarm, Told
+from modelswarms_fast.tiers import TierCache
 
 
 class Particles:
@@ -21,8 +25,17 @@ class Particles:
     With randomness="coordinate" a position is no mixture any more, and there are only weights.
     """
 
-    def __init__(self, experts: Experts, swarm: Swarm, config: EngineConfig, device: torch.device) -> None:
+    def __init__(
+        self,
+        experts: Experts,
+        swarm: Swarm,
+        config: EngineConfig,
+        device: torch.device,
+        plan: MemoryPlan | None = None,
+    ) -> None:
         """Rows are kept on `device`; mixtures, a few numbers each, on the CPU.
+
+        Where the plan has a cache, rows stay in the experts' room, a slower tier, and come to `device` to be served.
 
         In state="weights" the experts' own rows become the first particles', if they lie on `device` and have the
         room of the swarm: `experts.rows` [n, D] then are valid until the first update.
@@ -35,16 +48,21 @@ class Particles:
         if swarm.config.randomness != "coordinate":
             mixtures = torch.empty((count_rows(count), len(experts.names)), dtype=torch.float64)
             self._mixtures = Shard(self._identity, self._positions, mixtures)
-        self._experts = experts.rows.to(device)
+        cached = 0 if plan is None else plan.cache_rows
+        self._experts = experts.rows if cached else experts.rows.to(device)
         self._weights: Shard | None = None
         self._scratch = self._experts.new_empty(0)
         if config.state == "weights":
             here = self._experts.data_ptr() == experts.room.data_ptr() and len(experts.room) == count_rows(count)
             size, dtype = experts.layout.size, self._experts.dtype
             rows = experts.room if here else empty_rows(count_rows(count), size, dtype, device)
-            self._weights = Shard(self._experts, self._positions, rows)
+            self._weights = Shard(self._experts, self._positions, rows, device=device)
         else:
             self._scratch = torch.empty_like(self._experts[:1])
+        self._cache: TierCache | None = None
+        self._served: torch.Tensor | None = None  # what the cache has given us last
+        if cached and self._weights is not None:
+            self._cache = TierCache(self._weights.rows, cached, device)
 
     def start(self, swarm: Swarm) -> None:
         """Set the initial velocities; call it after the first promotion, which decides where `best` points."""
@@ -62,24 +80,52 @@ class Particles:
             self._mixtures.update(plan)
         if self._weights is not None:
             self._weights.update(plan, rounding=rounding, coordinate=randomness == "coordinate", seed=seed)
+            if self._cache is not None:  # all of these rows, and no others that are served, were written
+                self._cache.invalidate(self._weights.table.x.tolist())
 
     def promote(self, told: Told) -> None:
         """Record new bests. Moves no weights."""
         for shard in (self._mixtures, self._weights):
             if shard is not None:
                 shard.promote(told)
+        if self._cache is not None and self._weights is not None:
+            self._cache.pin([self._weights.table.g])
+
+    def prefetch(self, particles: Sequence[int]) -> None:
+        """Begin to bring these particles' rows to where they are served, if they are not; returns at once."""
+        if self._cache is not None and self._weights is not None:
+            self._cache.prefetch(self._weights.table.x[list(particles)].tolist())
+
+    def close(self) -> None:
+        """End the thread that fetches rows ahead."""
+        if self._cache is not None:
+            self._cache.close()
 
     def row(self, particle: int) -> torch.Tensor:
         """Weights [D] of a particle's position, valid until the next call."""
-        return self._weights.position(particle) if self._weights is not None else self._mix(self._mixture(particle))
+        if self._weights is None:
+            return self._mix(self._mixture(particle))
+        return self._serve(int(self._weights.table.x[particle]))
 
     def global_best(self) -> torch.Tensor:
         """Weights [D] of the global best, valid until the next call."""
-        return self._weights.global_best if self._weights is not None else self._mix(self._best_mixture())
+        if self._weights is None:
+            return self._mix(self._best_mixture())
+        return self._serve(self._weights.table.g)
 
     def global_best_mixture(self) -> list[float] | None:
         """[n] the global best as a mixture of the experts: exact up to the rounding of weights; None if it is none."""
         return None if self._mixtures is None else self._best_mixture().tolist()
+
+    def _serve(self, row: int) -> torch.Tensor:
+        assert self._weights is not None
+        if self._cache is None:
+            return self._weights.rows[row]
+        if self._served is not None:
+            self._cache.release(self._served)
+            self._served = None
+        self._served = self._cache.get(row)
+        return self._served
 
     def _mixture(self, particle: int) -> torch.Tensor:
         assert self._mixtures is not None

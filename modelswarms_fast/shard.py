@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 
 from modelswarms_fast.ops import Rounding, mix_, swarm_update_rows_
 from modelswarms_fast.rows import Numbers, RowTable, count_rows
+from modelswarms_fast.stream import stream_update_rows_
 from modelswarms_fast.swarm import Floats, Plan, Told
 
 
@@ -17,11 +20,19 @@ class Shard:
     construction.
     """
 
-    def __init__(self, experts: torch.Tensor, positions: Floats, rows: torch.Tensor, first_column: int = 0) -> None:
+    def __init__(
+        self,
+        experts: torch.Tensor,
+        positions: Floats,
+        rows: torch.Tensor,
+        first_column: int = 0,
+        device: torch.device | None = None,
+    ) -> None:
         """positions [P, n], the initial positions as mixtures of the experts; rows [3P + 2, D], to be written.
 
         `experts` [n, D] may be the first n rows of `rows` where the first n particles are the experts.
         `first_column` says where these D columns begin in the whole rows, for a rank that holds a part of them.
+        `device` is where updates are computed if not where the rows are: they are streamed there and back.
         """
         particles, count = positions.shape
         if len(rows) != count_rows(particles) or rows.shape[1:] != experts.shape[1:]:
@@ -29,6 +40,8 @@ class Shard:
         self.rows = rows
         self.table = RowTable(particles)
         self._first_column = first_column
+        here = device is None or device.type == rows.device.type
+        self._move = swarm_update_rows_ if here else partial(stream_update_rows_, device=device)
         if rows.data_ptr() == experts.data_ptr():
             if (positions[:count] != torch.eye(count).numpy()).any():
                 raise ValueError("experts in the first rows are the positions of the first particles")
@@ -49,7 +62,7 @@ class Shard:
         """
         best, worst = self.table.g, self.table.w
         lines: Numbers = self.table.update(plan.restarts)
-        swarm_update_rows_(
+        self._move(
             self.rows,
             torch.from_numpy(lines),
             best,

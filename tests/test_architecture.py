@@ -14,8 +14,8 @@ FLOORS = [
     {"progress", "evaluate", "particles", "report"},
     {"canary", "tiers"},
     {"engines.vllm", "engines.transformers", "plots"},
-    {"engines", "engines.vllm_worker", "journal", "shard", "stream"},
-    {"engines.mixture"},
+    {"engines", "engines.vllm_worker", "journal", "shard"},
+    {"engines.mixture", "stream"},
     {"swarm", "utilities", "base", "experts", "ops", "plans", "memory_plan"},
     {
         "export",

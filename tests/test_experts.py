@@ -152,8 +152,8 @@ def test_double_precision_needs_a_dtype(adapters: Path) -> None:
 
 
 def test_too_many_rows_for_the_memory(originals: Path) -> None:
-    with pytest.raises(InputError, match=r"2 experts need .* GiB of memory: give fewer experts or particles"):
-        read_experts(originals, room=lambda count: count << 40)
+    with pytest.raises(InputError, match=r"^\d+ rows of \d+ bytes, \d+ bytes in all, do not fit into memory: give"):
+        read_experts(originals, place=lambda count, *shape: memory.empty_rows(count << 40, *shape))
 
 
 def test_padding_is_zero_whatever_the_memory_held(
@@ -172,7 +172,7 @@ def test_room_holds_the_experts_and_as_much_more_as_asked_for(originals: Path) -
     assert plain.room.shape == plain.rows.shape
     assert plain.room.data_ptr() == plain.rows.data_ptr()
     asked: list[int] = []
-    experts = read_experts(originals, room=lambda count: asked.append(count) or 8)
+    experts = read_experts(originals, place=lambda n, *shape: asked.append(n) or memory.empty_rows(8, *shape))
     assert asked == [2]
     assert experts.room.shape == (8, experts.layout.size)
     assert experts.rows.shape == (2, experts.layout.size)

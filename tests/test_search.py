@@ -4,6 +4,7 @@ import itertools
 import json
 import os
 import signal
+import threading
 from pathlib import Path
 
 import helpers_search
@@ -367,6 +368,44 @@ def test_full_checkpoints_as_experts(tiny, tmp_path):
     assert result["score"] == pytest.approx(summary["end"]["test"], abs=1e-12)
 
 
+@pytest.mark.parametrize("particles", [3, 6])
+@pytest.mark.parametrize("state", ["weights", "mixture"])
+def test_a_budget_changes_where_rows_lie_and_not_a_bit(tiny, tmp_path, state, particles, capfd):
+    """The least that works, with rows in a file that is gone at the end: all utilities and the winner are the same."""
+    folders, runs = [], []
+    for budget in (None, "60KB"):
+        folders.append(tmp_path / str(budget))
+        settings = {"state": state, "host_memory": budget, "spill": str(tmp_path), "particles": particles}
+        runs.append(search(**tiny, out=folders[-1], **settings, progress=True, randomness="particle"))
+        assert sorted(path.name for path in tmp_path.iterdir()) == sorted(folder.name for folder in folders)
+    shown = capfd.readouterr().err
+    assert "in host memory" in shown
+    assert ("in a file" in shown) == (runs[1]["memory"]["tier"] == "file")
+    assert runs[0]["memory"]["tier"] == "host"
+    assert runs[0]["memory"]["cache_rows"] == 0
+    if state == "weights":
+        assert runs[1]["memory"]["tier"] == "file"
+        assert 3 <= runs[1]["memory"]["cache_rows"] < runs[1]["memory"]["rows"]
+    assert runs[0]["memory"]["moved"]["load"] == runs[1]["memory"]["moved"]["load"] > 0
+    lines = [[{k: v for k, v in line.items() if k != "seconds"} for line in history_of(out)] for out in folders]
+    assert lines[0] == lines[1]
+    weights = [(out / "global_best" / "adapter_model.safetensors").read_bytes() for out in folders]
+    assert weights[0] == weights[1]
+    config = json.loads((folders[1] / "config.json").read_text())
+    assert config["host_memory"] == "60KB"
+    assert config["memory"] == runs[1]["memory"]
+
+
+def test_a_failing_search_leaves_no_file_of_rows_and_no_thread(tiny, tmp_path, monkeypatch):
+    monkeypatch.setattr(loop.Particles, "update", lambda self, plan: 1 / 0)
+    spill, threads = tmp_path / "spill", threading.active_count()
+    spill.mkdir()
+    with pytest.raises(ZeroDivisionError):
+        search(**tiny, out=tmp_path / "out", particles=5, host_memory="60KB", spill=str(spill))
+    assert not list(spill.iterdir())
+    assert threading.active_count() == threads
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -379,7 +418,7 @@ def test_full_checkpoints_as_experts(tiny, tmp_path):
         ({"rounding": "stochastic", "row_dtype": "bfloat16", "state": "mixture"}, "state='mixture' rounds nothing"),
         ({"rounding": "up"}, "rounding is 'up'; choose one of 'nearest', 'stochastic'"),
         ({"randomness": "row"}, "randomness is 'row'; choose one of 'particle', 'unit', 'coordinate'"),
-        ({"particles": 1 << 40}, "3 experts need .* GiB of memory: give fewer experts or particles"),
+        ({"particles": 1 << 40}, "bytes in all, do not fit into memory: give fewer experts or particles"),
         ({"task": "sorting"}, "multiple_choice"),
         ({"data": "nowhere.json"}, "nowhere.json"),
         ({"experts": "nowhere"}, "nowhere"),
