@@ -31,13 +31,18 @@ class Canary:
         self._left = loads
         self.tolerance = TOLERANCE[engine.dtype]
 
+    @property
+    def wanted(self) -> bool:
+        """Whether the next load is to be checked."""
+        return self._left != 0
+
     def after_load(self, slot: int, row: torch.Tensor) -> None:
         """Check a load, unless enough have been checked.
 
         Raises:
             RuntimeError: as `check`.
         """
-        if self._left != 0:
+        if self.wanted:
             self.check(slot, row)
             self._left = None if self._left is None else self._left - 1
 

@@ -89,6 +89,10 @@ def search_command(
     host_memory: Annotated[str | None, typer.Option(help="What rows may take in the host's memory: 8GB.")] = None,
     device_memory: Annotated[str | None, typer.Option(help="What rows may take in a GPU's memory.")] = None,
     spill: Annotated[str | None, typer.Option(help="Folder on a disk for rows that have no room.")] = None,
+    stop_early: Annotated[
+        bool, typer.Option("--stop-early", help="Drop examples that can change no decision.")
+    ] = EngineConfig.stop_early,
+    trace: Annotated[Path | None, typer.Option(help="File for a Chrome trace of the run.")] = None,
 ) -> None:
     """Search for a better model among the mixtures of EXPERTS, and export the best one found."""
     settings = {name: value for name, value in locals().items() if value is not None}

@@ -132,6 +132,8 @@ class EngineConfig:
     """What they may take in a GPU's memory; more rows lie in the host's."""
     spill: str | None = None
     """Folder on a disk for the file; None: the run folder, or the nearest one above it that exists."""
+    stop_early: bool = False
+    """Drop the examples of a particle that can change no decision of the search; needs a known range of scores."""
 
     def __post_init__(self) -> None:
         _check_choice("engine", self.engine, EngineName)

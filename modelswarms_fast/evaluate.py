@@ -1,14 +1,15 @@
-"""Scores of particles on a split: load, generate, score, in waves of as many as the engine serves at once."""
+"""Scores of particles on a split: load, generate, score, without a pause between two particles."""
 
 from __future__ import annotations
 
-import math
+import itertools
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
@@ -18,20 +19,38 @@ from modelswarms_fast.config import DType, EngineConfig, EngineName, Serve
 from modelswarms_fast.engines import Engine, Request, complete, start_engine
 from modelswarms_fast.errors import InputError
 from modelswarms_fast.experts import read_experts
+from modelswarms_fast.scores import (
+    Expectation,
+    Limits,
+    ScoreCache,
+    Scores,
+    Tally,
+    digest,
+    standard_error,
+    utility_of,
+)
+from modelswarms_fast.trace import Trace
 from modelswarms_fast.utilities import SPLITS, Utility, load_utility
 
-Scores = list[float]
+# Examples of a particle under way even where fewer could decide it: a step of an engine costs nearly as much for one
+# sequence as for several, and the transformers engine takes 16 at once.
+FLOOR = 16
 
 
-def utility_of(scores: Sequence[float]) -> float:
-    """The utility of a particle: the mean of its scores."""
-    return math.fsum(scores) / len(scores)
+class Source(Protocol):
+    """Positions that can be evaluated."""
 
+    def key(self, particle: int) -> bytes | None:
+        """Names the exact position; None if it is too large to be worth naming."""
 
-def standard_error(scores: Sequence[float]) -> float:
-    """Of the mean: sqrt(sum (s - mean)² / (n - 1) / n); 0 for one score."""
-    mean, count = utility_of(scores), len(scores)
-    return math.sqrt(math.fsum((score - mean) ** 2 for score in scores) / max(count - 1, 1) / count)
+    def load(self, engine: Engine, slot: int, particle: int) -> None:
+        """Have the engine serve a particle from a slot."""
+
+    def row(self, particle: int) -> torch.Tensor:
+        """Weights [D] of a particle."""
+
+    def prefetch(self, particles: Sequence[int]) -> None:
+        """These are loaded next."""
 
 
 @dataclass
@@ -39,9 +58,15 @@ class Spent:
     """What evaluation has cost so far."""
 
     evaluations: int = 0
+    """Particles that were served."""
     prompts: int = 0
+    """Completed."""
     tokens: int = 0
-    """Generated, the ends of sequences included."""
+    """Generated for them, the ends of sequences included."""
+    reused: int = 0
+    """Scores known from an earlier evaluation of the same position."""
+    skipped: int = 0
+    """Scores that could change no decision any more."""
     seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(("load", "generate", "score"), 0.0))
 
     @contextmanager
@@ -58,27 +83,84 @@ class Spent:
             self.evaluations - before.evaluations,
             self.prompts - before.prompts,
             self.tokens - before.tokens,
+            self.reused - before.reused,
+            self.skipped - before.skipped,
             seconds,
         )
 
     def copy(self) -> Spent:
         """The amounts as they are now."""
-        return Spent(self.evaluations, self.prompts, self.tokens, dict(self.seconds))
+        return Spent(self.evaluations, self.prompts, self.tokens, self.reused, self.skipped, dict(self.seconds))
+
+
+@dataclass
+class _Running:
+    """A particle in a slot."""
+
+    particle: int
+    key: bytes | None
+    tally: Tally
+    waiting: deque[int]
+    """Examples that have not been asked for, those of a low score first."""
+    under_way: dict[int, int] = field(default_factory=dict)
+    """Name of a request → its example."""
+
+    def next_examples(self) -> Iterator[int]:
+        """The examples to ask for now: no more than could be needed, or a few to keep the engine busy.
+
+        Without limits that is all. With them wrong answers come first, since they keep a particle from its personal
+        best; once they have, right answers, which keep it above the global worst.
+        """
+        lows, highs = self.tally.need
+        for _ in range(min(max(lows or highs, FLOOR) - len(self.under_way), len(self.waiting))):
+            yield self.waiting.popleft() if lows else self.waiting.pop()
+
+
+@dataclass
+class _Round:
+    """The evaluation of some particles on a split."""
+
+    source: Source
+    split: str
+    limits: Mapping[int, Limits]
+    queue: list[int]
+    """Particles that have no slot yet."""
+    running: dict[int, _Running] = field(default_factory=dict)
+    """By slot."""
+    keys: dict[int, bytes | None] = field(default_factory=dict)
+
+    def take(self) -> tuple[int, bytes | None] | None:
+        """The first of the queue whose position is not being evaluated, and its key; None if all that are left are."""
+        busy = {one.key for one in self.running.values()} - {None}
+        for particle in self.queue:
+            if particle not in self.keys:
+                self.keys[particle] = self.source.key(particle)
+            if self.keys[particle] not in busy:
+                self.queue.remove(particle)
+                return particle, self.keys[particle]
+        return None
 
 
 class Evaluator:
-    """Scores rows with a utility on an engine. Prompts are tokenised once, here.
+    """Scores particles with a utility on an engine. Prompts are tokenised once, here.
 
     Raises:
         InputError: a prompt does not fit the engine; the message names the example.
     """
 
-    def __init__(self, engine: Engine, utility: Utility, splits: Sequence[str] = SPLITS) -> None:
+    def __init__(
+        self, engine: Engine, utility: Utility, splits: Sequence[str] = SPLITS, trace: Trace | None = None
+    ) -> None:
         self.engine, self.utility = engine, utility
         self.canary: Canary | None = None
         """Checks loads, as many as it is set to."""
         self.spent = Spent()
+        self.trace = trace or Trace()
+        engine.watch = self.trace.watch
         self._prompts = {split: self._tokenize(split, utility.prompts[split]) for split in splits}
+        self._expected = {split: Expectation([len(ids) for ids in self._prompts[split]]) for split in splits}
+        self._cache = ScoreCache()
+        self._names = itertools.count()
 
     def _tokenize(self, split: str, prompts: list[str]) -> list[list[int]]:
         tokens = [list(ids) for ids in self.engine.tokenizer(prompts)["input_ids"]]
@@ -93,55 +175,145 @@ class Evaluator:
 
     def rows(
         self,
-        row: Callable[[int], torch.Tensor],
+        source: Source,
         particles: Sequence[int],
         split: str,
-        between: Callable[[int, int], None] = lambda particles, prompts: None,
-    ) -> dict[int, Scores]:
-        """Scores of each particle on each example of the split.
+        between: Callable[[int], None] = lambda prompts: None,
+        limits: Mapping[int, Limits] | None = None,
+    ) -> dict[int, Tally]:
+        """Scores of each particle on the examples of the split: all, or with limits as many as decide it.
 
-        row(particle) gives its flat row [D], valid until the next call; between(particles, prompts) is called between
-        two waves with what the last one did, and may raise to stop.
+        A slot gets its next particle as soon as it is done with the last, while the others go on. between(prompts) is
+        called after a particle that is not the last with the prompts completed since the call before, and may raise
+        to stop: then what runs is dropped.
         """
-        scores: dict[int, Scores] = {}
-        wave: Sequence[int] = ()
-        for start in range(0, len(particles), self.engine.slots):
-            if wave:
-                between(len(wave), len(wave) * len(self._prompts[split]))
-            wave = particles[start : start + self.engine.slots]
-            for slot, particle in enumerate(wave):
-                with self.spent.clock("load"):
-                    weights = row(particle)
-                    self.engine.load(slot, weights)
-                if self.canary is not None:
-                    self.canary.after_load(slot, weights)
-            scores |= self._wave(dict(enumerate(wave)), split)
-        return scores
+        found: dict[int, Tally] = {}
+        work, told = _Round(source, split, limits or {}, list(particles)), self.spent.prompts
+        try:
+            while work.queue or work.running:
+                # Particles whose scores are known need no slot; only when there are none is it the engine's turn.
+                for one in self._fill(work) or self._step(work):
+                    found[one.particle] = one.tally
+                    self._cache.keep(split, one.key, one.tally)
+                    self.spent.skipped += one.tally.scores.count(None)
+                    if len(found) < len(particles):
+                        prompts, told = self.spent.prompts - told, self.spent.prompts
+                        between(prompts)
+        except BaseException:
+            with suppress(Exception):  # an engine that has died is not what the caller should read about
+                self.engine.drop([name for one in work.running.values() for name in one.under_way])
+            raise
+        self._expected[split].learn({particle: tally.scores for particle, tally in found.items()})
+        return found
 
     def one(self, row: torch.Tensor, split: str) -> Scores:
         """Scores of one row [D] on each example of the split."""
-        return self.rows(lambda _: row, [0], split)[0]
+        return self.rows(_Row(row), [_Row.NUMBER], split)[_Row.NUMBER].known
 
     def base(self, split: str) -> Scores:
         """Scores of the base model on each example of the split."""
         self.engine.restore()
-        return self._wave({None: 0}, split)[0]
-
-    def _wave(self, wave: dict[int, int] | dict[None, int], split: str) -> dict[int, Scores]:
-        """Generate and score for the particles in these slots, in one batch grouped by particle."""
-        prompts = self._prompts[split]
+        order = self._expected[split].longest_first
         with self.spent.clock("generate"):
-            requests = [Request(slot, prompt) for slot in wave for prompt in prompts]
+            requests = [Request(None, self._prompts[split][example]) for example in order]
             completions = complete(self.engine, requests, self.utility.max_tokens)
         with self.spent.clock("score"):
-            scores = {}
-            for position, particle in enumerate(wave.values()):
-                own = completions[position * len(prompts) : (position + 1) * len(prompts)]
-                scores[particle] = self.utility.score(split, [completion.text for completion in own])
-        self.spent.evaluations += len(wave)
+            texts = dict(zip(order, (completion.text for completion in completions), strict=True))
+            scores = self.utility.score(split, [texts[example] for example in range(len(texts))])
+        self.spent.evaluations += 1
         self.spent.prompts += len(requests)
         self.spent.tokens += sum(completion.tokens for completion in completions)
         return scores
+
+    def _fill(self, work: _Round) -> list[_Running]:
+        """Put particles of the queue into the free slots; returns those whose scores are known and need no slot."""
+        known: list[_Running] = []
+        for slot in range(self.engine.slots):
+            while slot not in work.running and work.queue:
+                checked = self.canary is not None and self.canary.wanted
+                if checked and work.running:
+                    return known  # the canary looks only at an engine that does nothing else
+                if (one := self._next(work)) is None:
+                    return known
+                if one.tally.decided:
+                    known.append(one)
+                    continue
+                work.running[slot] = one
+                self.trace.now["particles"] = [one.particle]
+                with self.spent.clock("load"):
+                    work.source.load(self.engine, slot, one.particle)
+                if checked and self.canary is not None:
+                    self.canary.after_load(slot, work.source.row(one.particle))
+                self.spent.evaluations += 1
+                self._submit(slot, one, work.split)
+                work.source.prefetch(work.queue[: self.engine.slots])
+        return known
+
+    def _next(self, work: _Round) -> _Running | None:
+        """A particle of the queue with what is known of it, if there is one that should be evaluated now."""
+        with self.trace.span("prepare"):
+            if (taken := work.take()) is None:
+                return None
+            particle, key = taken
+            tally = Tally(len(self._prompts[work.split]), work.limits.get(particle))
+            self.spent.reused += self._cache.fill(work.split, key, tally)
+            expected = self._expected[work.split]
+            order = expected.longest_first if tally.limits is None else expected.order(particle)
+            return _Running(particle, key, tally, deque(example for example in order if tally.scores[example] is None))
+
+    def _submit(self, slot: int, one: _Running, split: str) -> None:
+        """Ask for the examples of a particle that may be needed."""
+        with self.spent.clock("generate"):
+            for example in one.next_examples():
+                name = next(self._names)
+                one.under_way[name] = example
+                self.engine.submit(name, Request(slot, self._prompts[split][example]), self.utility.max_tokens)
+
+    def _step(self, work: _Round) -> list[_Running]:
+        """One step of the engine; the particles that it completed or decided, which leave their slots."""
+        self.trace.now["particles"] = [one.particle for one in work.running.values()]
+        with self.spent.clock("generate"):
+            ended = self.engine.step()
+        if not ended:
+            return []
+        slots = {name: slot for slot, one in work.running.items() for name in one.under_way}
+        with self.spent.clock("score"), self.trace.span("score"):
+            examples = [work.running[slots[name]].under_way.pop(name) for name, _ in ended]  # all, before one can fail
+            for (name, completion), example in zip(ended, examples, strict=True):
+                score = self.utility.score_one(work.split, example, completion.text)
+                work.running[slots[name]].tally.scores[example] = score
+                self.spent.prompts += 1
+                self.spent.tokens += completion.tokens
+            touched = sorted({slots[name] for name, _ in ended})
+            decided = {slot for slot in touched if work.running[slot].tally.decided}
+        for slot in touched:
+            if slot not in decided:
+                self._submit(slot, work.running[slot], work.split)
+        done = [work.running.pop(slot) for slot in sorted(decided)]
+        self.engine.drop([name for one in done for name in one.under_way])
+        return done
+
+
+class _Row:
+    """One row that is no particle of a swarm."""
+
+    NUMBER = -1
+
+    def __init__(self, row: torch.Tensor) -> None:
+        self._row = row
+
+    def key(self, particle: int) -> bytes | None:
+        """Of any size: it is a row of a whole evaluation on the test split, not of one in a hundred."""
+        return digest(self._row)
+
+    def load(self, engine: Engine, slot: int, particle: int) -> None:
+        engine.load(slot, self._row)
+
+    def row(self, particle: int) -> torch.Tensor:
+        return self._row
+
+    def prefetch(self, particles: Sequence[int]) -> None:
+        pass
 
 
 def evaluate(

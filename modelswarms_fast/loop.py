@@ -18,15 +18,17 @@ from modelswarms_fast.canary import make_canary
 from modelswarms_fast.config import EngineConfig, SwarmConfig
 from modelswarms_fast.engines import start_engine
 from modelswarms_fast.errors import InputError
-from modelswarms_fast.evaluate import Evaluator, standard_error, utility_of
+from modelswarms_fast.evaluate import Evaluator
 from modelswarms_fast.experts import Experts, export, read_experts, read_model
 from modelswarms_fast.journal import Journal, check_run_folder, open_run, write_json
 from modelswarms_fast.memory_plan import MemoryPlan, plan_memory
 from modelswarms_fast.particles import Particles
 from modelswarms_fast.progress import Interrupted, Progress
 from modelswarms_fast.report import write_report
+from modelswarms_fast.scores import Limits, standard_error, utility_of
 from modelswarms_fast.swarm import Floats, Plan, Swarm
-from modelswarms_fast.utilities import load_utility
+from modelswarms_fast.trace import Trace
+from modelswarms_fast.utilities import Utility, load_utility
 
 
 def search(
@@ -41,6 +43,7 @@ def search(
     max_tokens: int | None = None,
     overwrite: bool = False,
     progress: bool = False,
+    trace: str | Path | None = None,
     **settings: Any,
 ) -> dict[str, Any]:
     """Search for a better model among the affine mixtures of the experts, and export the best one found.
@@ -55,6 +58,8 @@ def search(
         max_tokens: new tokens an example may take, instead of the task's own limit.
         overwrite: replace an earlier run in `out`.
         progress: show a progress bar on standard error.
+        trace: a file for a trace of the run, to open in chrome://tracing or Perfetto; written at the end, and when
+            the run fails.
         settings: fields of SwarmConfig and EngineConfig; `particles` defaults to the number of experts.
 
     Returns:
@@ -86,7 +91,7 @@ def search(
     assert plan is not None
     config = SwarmConfig(**({"particles": len(loaded.names)} | swarm_settings))
     swarm = Swarm(config, len(loaded.names))
-    _check_together(config, engine_config, loaded)
+    _check_together(config, engine_config, loaded, utility)
     base_folder = resolve_base(base)
     inputs = {
         "base": base,
@@ -102,14 +107,21 @@ def search(
     if progress:
         Console(stderr=True, soft_wrap=True).print(str(plan), highlight=False)
     engine = start_engine(base_folder, loaded, engine_config)
-    evaluator = Evaluator(engine, utility)
+    events = Trace(trace)
+    evaluator = Evaluator(engine, utility, trace=events)
     evaluator.canary = make_canary(engine, base_folder, loaded, engine_config)
     particles = Particles(loaded, swarm, engine_config, engine.device, plan)
     asked = inputs | {"sources": list(loaded.sources)} | counts | chosen | memory
     with closing(particles), open_run(out, asked, overwrite=overwrite) as journal:
+        events.write()  # a place that cannot be written is better known now
         setup_seconds = time.perf_counter() - started
-        with Progress(progress, config.iterations, config.particles) as bar:
-            initial, update_seconds, stopped = _run(swarm, particles, evaluator, journal, bar)
+        try:
+            with Progress(progress, config.iterations, config.particles) as bar:
+                initial, update_seconds, stopped, idle = _run(
+                    swarm, particles, evaluator, journal, bar, stop_early=engine_config.stop_early
+                )
+        finally:
+            events.write()
     spent = evaluator.spent.copy()
 
     start = int(np.where(np.isnan(initial), -np.inf, initial)[: len(loaded.names)].argmax())
@@ -146,6 +158,9 @@ def search(
         "evaluations": spent.evaluations,
         "prompts": spent.prompts,
         "tokens": spent.tokens,
+        "reused_scores": spent.reused,
+        "skipped_examples": spent.skipped,
+        "engine_idle_share": idle,
         "prompts_per_second": spent.prompts / (update_seconds + sum(spent.seconds.values())),
         "seconds": seconds | {"test": time.perf_counter() - testing, "total": time.perf_counter() - started},
     }
@@ -157,8 +172,13 @@ def search(
     return summary
 
 
-def _check_together(config: SwarmConfig, engine_config: EngineConfig, experts: Experts) -> None:
-    """What neither of the settings can know alone. Raises InputError."""
+def _check_together(config: SwarmConfig, engine_config: EngineConfig, experts: Experts, utility: Utility) -> None:
+    """What none of them can know alone. Raises InputError."""
+    if engine_config.stop_early and utility.score_range is None:
+        raise InputError(
+            f"stop_early is set but the scores of {utility.name} have no known range; give the function the attribute "
+            "score_range = (lowest, highest), or leave stop_early out."
+        )
     if config.randomness == "coordinate" and engine_config.state == "mixture":
         raise InputError(
             "randomness is 'coordinate' but state='mixture' has no coordinates of weights; use state='weights'."
@@ -171,50 +191,88 @@ def _check_together(config: SwarmConfig, engine_config: EngineConfig, experts: E
 
 
 def _run(
-    swarm: Swarm, particles: Particles, evaluator: Evaluator, journal: Journal, bar: Progress
-) -> tuple[Floats, float, str]:
-    """The loop. Returns the initial utilities [P], the seconds of all updates, and why it stopped."""
+    swarm: Swarm,
+    particles: Particles,
+    evaluator: Evaluator,
+    journal: Journal,
+    bar: Progress,
+    *,
+    stop_early: bool = False,
+) -> tuple[Floats, float, str, float]:
+    """The loop.
+
+    Returns the initial utilities [P], the seconds of all updates, why it stopped, and the idle share of the engine.
+    """
     plan: Plan | None = None  # the initial particles are evaluated where they are
     initial, update_seconds = swarm.utilities, 0.0
     everyone = list(range(swarm.config.particles))
+    trace = evaluator.trace
+    began, busy_before = time.perf_counter(), trace.busy()
+    mark, busy = began, busy_before  # an iteration begins where the last one was measured, before its line was written
+
+    def result(stopped: str) -> tuple[Floats, float, str, float]:
+        return initial, update_seconds, stopped, 1 - (busy - busy_before) / max(mark - began, 1e-9)
+
     while True:
-        start, before = time.perf_counter(), evaluator.spent.copy()
+        before = evaluator.spent.copy()
+        trace.now = {"iteration": swarm.iteration}
+        start = time.perf_counter()
         if plan is not None:
-            particles.update(plan)
+            with trace.span("update"):
+                particles.update(plan)
         updated = time.perf_counter() - start
         evaluated = everyone if plan is None else np.flatnonzero(plan.evaluate).tolist()
+        limits = _limits(swarm, evaluator.utility) if stop_early and plan is not None else None
         try:
-            scores = evaluator.rows(particles.row, evaluated, "dev", bar.wave)
+            tallies = evaluator.rows(particles, evaluated, "dev", bar.particle, limits)
         except Interrupted:
             if plan is None:
                 raise KeyboardInterrupt from None  # nothing has been found yet
-            return initial, update_seconds, "interrupted"
-        utilities = swarm.utilities.copy()
-        for particle, values in scores.items():
-            utilities[particle] = utility_of(values)
-        told = swarm.tell(utilities)
-        particles.promote(told)
-        if plan is None:
-            initial = utilities
-            particles.start(swarm)
+            return result("interrupted")
+        trace.now = {"iteration": swarm.iteration}
+        with trace.span("tell"):
+            utilities, bounded = swarm.utilities.copy(), []
+            for particle, tally in tallies.items():
+                lower, utilities[particle] = tally.bounds
+                if not tally.complete:
+                    bounds = {"lower": lower, "upper": utilities[particle], "examples": len(tally.known)}
+                    bounded.append({"particle": particle} | bounds)
+            told = swarm.tell(utilities)
+            particles.promote(told)
+            if plan is None:
+                initial = utilities
+                particles.start(swarm)
         spent = evaluator.spent.since(before)
         update_seconds += updated
-        journal.append(
-            {
-                "iteration": swarm.iteration,
-                "utilities": utilities,
-                "evaluated": [particle in scores for particle in everyone],
-                "restarts": [] if plan is None else np.flatnonzero(plan.restarts),
-                "improved": np.flatnonzero(told.improved),
-                **swarm.bests(),
-                "step_length": None if plan is None else plan.step_length,
-                "global_best_mixture": particles.global_best_mixture(),
-                "prompts": spent.prompts,
-                "tokens": spent.tokens,
-                "seconds": {"update": updated} | spent.seconds | {"total": time.perf_counter() - start},
-            }
-        )
+        now, working = time.perf_counter(), trace.busy()
+        total, idle = now - mark, 1 - (working - busy) / max(now - mark, 1e-9)
+        mark, busy = now, working
+        with trace.span("journal"):
+            journal.append(
+                {
+                    "iteration": swarm.iteration,
+                    "utilities": utilities,
+                    "evaluated": [particle in tallies for particle in everyone],
+                    "bounded": sorted(bounded, key=lambda one: one["particle"]),
+                    "restarts": [] if plan is None else np.flatnonzero(plan.restarts),
+                    "improved": np.flatnonzero(told.improved),
+                    **swarm.bests(),
+                    "step_length": None if plan is None else plan.step_length,
+                    "global_best_mixture": particles.global_best_mixture(),
+                    "prompts": spent.prompts,
+                    "tokens": spent.tokens,
+                    "engine_idle_share": idle,
+                    "seconds": {"update": updated} | spent.seconds | {"total": total},
+                }
+            )
         bar.iteration(swarm.iteration, swarm.global_best, evaluator.spent.prompts)
         if stopped := ("interrupted" if bar.asked else swarm.stopped()):
-            return initial, update_seconds, stopped
+            return result(stopped)
         plan = swarm.plan()
+
+
+def _limits(swarm: Swarm, utility: Utility) -> dict[int, Limits]:
+    """What the next utilities are compared with, by particle."""
+    assert utility.score_range is not None
+    worst, bests = swarm.global_worst, swarm.personal_best.tolist()
+    return {particle: Limits(best, worst, *utility.score_range) for particle, best in enumerate(bests)}

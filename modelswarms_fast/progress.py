@@ -14,13 +14,13 @@ from rich.progress import Progress as RichProgress
 
 
 class Interrupted(Exception):
-    """The user asked the search to stop; raised between two waves, where nothing is half done."""
+    """The user asked the search to stop; raised between two particles, where nothing is half done."""
 
 
 class Progress:
-    """A bar over all waves (iteration, best utility, prompts/s, time left), and a first Ctrl-C that ends the search.
+    """A bar over all evaluations (iteration, best, prompts/s, time left), and a first Ctrl-C that ends the search.
 
-    The first interrupt lets the running wave finish, then raises `Interrupted`; the second is a KeyboardInterrupt.
+    The first interrupt lets a running particle finish, then raises `Interrupted`; the second is a KeyboardInterrupt.
     """
 
     def __init__(self, show: bool, iterations: int, particles: int) -> None:
@@ -57,18 +57,18 @@ class Progress:
 
     def _interrupt(self, number: int, frame: FrameType | None) -> None:
         self.asked = True
-        self._bar.console.print("Stopping after this wave; press Ctrl-C again to abort.")
+        self._bar.console.print("Stopping after this particle; press Ctrl-C again to abort.")
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
-    def wave(self, particles: int, prompts: int) -> None:
-        """So many particles have been evaluated on so many prompts, and more are to come in this iteration.
+    def particle(self, prompts: int) -> None:
+        """A particle has been evaluated, and more are to come in this iteration; so many prompts since the last.
 
         Raises:
             Interrupted: the user asked for it.
         """
         self._prompts += prompts
         rate = self._prompts / (time.perf_counter() - self._started)
-        self._bar.update(self._task, advance=particles, rate=f"{rate:.1f}")
+        self._bar.update(self._task, advance=1, rate=f"{rate:.1f}")
         if self.asked:
             raise Interrupted
 

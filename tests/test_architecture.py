@@ -13,10 +13,10 @@ FLOORS = [
     {"loop", "bench"},
     {"progress", "evaluate", "particles", "report"},
     {"canary", "tiers"},
-    {"engines.vllm", "engines.transformers", "plots"},
+    {"engines.vllm", "engines.transformers", "plots", "trace"},
     {"engines", "engines.vllm_worker", "journal", "shard"},
     {"engines.mixture", "stream"},
-    {"swarm", "utilities", "base", "experts", "ops", "plans", "memory_plan"},
+    {"swarm", "utilities", "base", "experts", "ops", "plans", "memory_plan", "scores"},
     {
         "export",
         "checkpoint",

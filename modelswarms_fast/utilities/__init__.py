@@ -41,6 +41,8 @@ class Utility:
     max_tokens: int
     score_example: Callable[[dict[str, Any], str], float]
     last_words: Mapping[str, int] = field(default_factory=dict)
+    score_range: tuple[float, float] | None = None
+    """Lowest and highest score there is, if that is known; NaN aside."""
 
     def score(self, split: str, outputs: Sequence[str]) -> list[float]:
         """Scores of `outputs`, one for each example of `split` in order; their mean is a particle's utility.
@@ -49,16 +51,17 @@ class Utility:
         utility is NaN, which never becomes a best). Raises InputError when it raises or returns anything
         else, ValueError when the number of outputs is not that of the examples.
         """
-        examples = self.examples[split]
-        if len(outputs) != len(examples):
-            raise ValueError(f"{len(outputs)} outputs for the {len(examples)} examples of {split}")
-        scores = []
-        for index, (example, output) in enumerate(zip(examples, outputs, strict=True)):
-            text = output.strip()
-            if split in self.last_words:
-                text = " ".join(text.split(" ")[-self.last_words[split] :])
-            scores.append(self._checked_score(example, text, f'"{self.name}" on {split} example {index}'))
-        return scores
+        count = len(self.examples[split])
+        if len(outputs) != count:
+            raise ValueError(f"{len(outputs)} outputs for the {count} examples of {split}")
+        return [self.score_one(split, index, output) for index, output in enumerate(outputs)]
+
+    def score_one(self, split: str, index: int, output: str) -> float:
+        """Score of the output for one example of `split`, by its number; as in `score`. Raises InputError."""
+        text = output.strip()
+        if split in self.last_words:
+            text = " ".join(text.split(" ")[-self.last_words[split] :])
+        return self._checked_score(self.examples[split][index], text, f'"{self.name}" on {split} example {index}')
 
     def _checked_score(self, example: dict[str, Any], text: str, where: str) -> float:
         try:
@@ -72,6 +75,11 @@ class Utility:
             raise InputError(f"{where} returned {returned!r}; {remedy}") from error
         if math.isinf(score):
             raise InputError(f"{where} returned {returned!r}; {remedy}")
+        if self.score_range is not None and (score < self.score_range[0] or score > self.score_range[1]):
+            lowest, highest = self.score_range
+            raise InputError(
+                f"{where} returned {returned!r}; its score_range says {lowest:g} to {highest:g}, correct it"
+            )
         return score
 
 
@@ -109,6 +117,7 @@ def load_utility(
     make_prompt: Callable[[dict[str, Any]], str]
     score_example: Callable[[dict[str, Any], str], float]
     last_words: dict[str, int] = {}
+    score_range: tuple[float, float] | None = (0.0, 1.0)
     if task == "multiple_choice":
         _check_examples(path, splits, multiple_choice.FIELDS)
         icl_prompt = content.get("icl_prompt", "")
@@ -128,6 +137,7 @@ def load_utility(
         _check_examples(path, splits, {"prompt": (str,)}, instead="question")
         make_prompt, score_example = callables.prompt, callables.import_function(task)
         limit = callables.max_tokens(score_example, task)
+        score_range = callables.score_range(score_example, task)
     return Utility(
         name=task,
         dataset=dataset,
@@ -136,6 +146,7 @@ def load_utility(
         max_tokens=max_tokens or limit,
         score_example=score_example,
         last_words=last_words,
+        score_range=score_range,
     )
 
 

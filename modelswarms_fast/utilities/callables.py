@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import math
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -48,6 +49,20 @@ def max_tokens(function: Callable[..., Any], task: str) -> int:
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
         raise InputError(f'task "{task}": the attribute max_tokens is {value!r}; make it a whole number from 1 on')
     return value
+
+
+def score_range(function: Callable[..., Any], task: str) -> tuple[float, float] | None:
+    """Lowest and highest score: the function's attribute `score_range`, a pair; None without one. Raises InputError."""
+    value = getattr(function, "score_range", None)
+    if value is None:
+        return None
+    try:
+        lowest, highest = (float(number) for number in value)
+    except (TypeError, ValueError):
+        lowest = highest = math.nan
+    if not -math.inf < lowest < highest < math.inf:
+        raise InputError(f'task "{task}": the attribute score_range is {value!r}; make it (lowest, highest) score')
+    return lowest, highest
 
 
 def prompt(example: dict[str, Any]) -> str:

@@ -1,0 +1,173 @@
+"""Scores of particles as they come in: a utility, what it can still become, and scores that are known already."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+Scores = list[float]
+
+# Bytes of scores that a search keeps of positions it has been at: 9 for each example, so 9,000 positions of 200
+# examples. Only a position that comes back after so many others is evaluated again.
+KEPT_BYTES = 16 << 20
+
+
+def utility_of(scores: Sequence[float]) -> float:
+    """The utility of a particle: the mean of its scores."""
+    return math.fsum(scores) / len(scores)
+
+
+def standard_error(scores: Sequence[float]) -> float:
+    """Of the mean: sqrt(sum (s - mean)² / (n - 1) / n); 0 for one score."""
+    mean, count = utility_of(scores), len(scores)
+    return math.sqrt(math.fsum((score - mean) ** 2 for score in scores) / max(count - 1, 1) / count)
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a search asks of a utility: is it above `personal_best`, is it below `global_worst`?
+
+    Every score is NaN or lies in [lowest, highest].
+    """
+
+    personal_best: float
+    global_worst: float
+    lowest: float
+    highest: float
+
+
+class Tally:
+    """The scores of one particle so far, None where an example has none yet.
+
+    With limits it is decided as soon as no score that is still missing can change an answer. This is exact: `fsum` is
+    correctly rounded and so is the division, hence the mean never falls when a score rises, and the mean with every
+    missing score at its highest (lowest) is a bound of the computed utility, not only of the true mean.
+
+    What `Swarm.tell` does with the upper bound of a decided particle is what it would do with the utility: both are
+    at most the personal best, which is at most the global best, so neither becomes one; both are at least the global
+    worst, so neither falls under it; and the largest and smallest of all that `tell` looks for are only looked for
+    beyond these two. The same holds in later rounds in which the particle is not evaluated, since a personal best
+    only rises and the global worst only falls. A NaN stays NaN and is never a best or worst.
+    """
+
+    def __init__(self, count: int, limits: Limits | None = None) -> None:
+        self.scores: list[float | None] = [None] * count
+        self.limits = limits
+
+    @property
+    def known(self) -> Scores:
+        """The scores that there are."""
+        return [score for score in self.scores if score is not None]
+
+    @property
+    def complete(self) -> bool:
+        """Whether every example has its score."""
+        return None not in self.scores
+
+    @property
+    def bounds(self) -> tuple[float, float]:
+        """Lowest and highest utility that is possible; both are the utility of a complete tally, and NaN of a NaN.
+
+        A missing score that would be NaN is not counted with: the utility would be NaN and change nothing either.
+        """
+        known = self.known
+        if (missing := len(self.scores) - len(known)) == 0:
+            return (utility_of(known),) * 2
+        assert self.limits is not None
+        low, high = self.limits.lowest, self.limits.highest
+        return utility_of([*known, *[low] * missing]), utility_of([*known, *[high] * missing])
+
+    @property
+    def decided(self) -> bool:
+        """Whether the missing scores, if any, can change no decision of the search."""
+        if self.limits is None or self.complete:
+            return self.complete
+        lower, upper = self.bounds
+        return math.isnan(upper) or (upper <= self.limits.personal_best and lower >= self.limits.global_worst)
+
+    @property
+    def need(self) -> tuple[int, int]:
+        """Least number of further lowest scores that make it no personal best, and of highest that make it no worst.
+
+        About, where a sum was rounded: it says how many examples are worth asking for, not when to stop.
+        """
+        missing = self.scores.count(None)
+        if self.limits is None:
+            return missing, 0
+        lower, upper = self.bounds
+        one = (self.limits.highest - self.limits.lowest) / len(self.scores)
+        distances = (upper - self.limits.personal_best) / one, (self.limits.global_worst - lower) / one
+        lows, highs = (math.ceil(min(max(distance, 0.0), missing)) for distance in distances)
+        return lows, highs
+
+
+class Expectation:
+    """Which examples will score low, judged by the evaluations of a split so far."""
+
+    def __init__(self, lengths: Sequence[int]) -> None:
+        """`lengths` of the prompts: among equals the longest comes first, so that no long one is left for the end."""
+        self._lengths = np.array(lengths, dtype=np.float64)
+        self._sum, self._count = np.zeros(len(lengths)), np.zeros(len(lengths))
+        self._last: dict[int, npt.NDArray[np.float64]] = {}
+        self.longest_first: list[int] = np.argsort(-self._lengths, kind="stable").tolist()
+
+    def order(self, particle: int) -> list[int]:
+        """All examples, the likeliest lowest score first: by its own last scores, then by the mean of all."""
+        means = self._sum / np.maximum(self._count, 1)
+        last = self._last.get(particle, means)
+        order: list[int] = np.lexsort((-self._lengths, means, last)).tolist()
+        return order
+
+    def learn(self, scores: Mapping[int, Sequence[float | None]]) -> None:
+        """Take in the scores of particles. A NaN, which decides at once, counts as very low."""
+        for particle, values in scores.items():
+            last = self._last.setdefault(particle, np.zeros(len(self._lengths)))
+            given = np.array([value is not None for value in values])
+            last[given] = np.nan_to_num([value for value in values if value is not None], nan=-1e9)
+            self._sum[given] += last[given]
+            self._count += given
+
+
+def digest(row: torch.Tensor) -> bytes:
+    """16 bytes that name the exact content of a row [D]: BLAKE2b."""
+    data = row.detach().contiguous().cpu().view(torch.uint8).numpy().data
+    return hashlib.blake2b(data, digest_size=16).digest()
+
+
+class ScoreCache:
+    """Scores by split and exact position, of whole and of partial evaluations; the oldest go when it is full."""
+
+    def __init__(self, room: int = KEPT_BYTES) -> None:
+        """`room` in bytes of scores."""
+        self._room = room
+        self._bytes = 0
+        self._kept: dict[tuple[str, bytes], tuple[npt.NDArray[np.float64], npt.NDArray[np.bool_]]] = {}
+
+    def fill(self, split: str, key: bytes | None, tally: Tally) -> int:
+        """Give a tally the scores that are known of its position; how many these are."""
+        if key is None or (kept := self._kept.get((split, key))) is None:
+            return 0
+        values, given = kept
+        for example in np.flatnonzero(given).tolist():
+            tally.scores[example] = float(values[example])
+        return int(given.sum())
+
+    def keep(self, split: str, key: bytes | None, tally: Tally) -> None:
+        """Remember the scores of a position, in place of what was known of it."""
+        if key is None:
+            return
+        if old := self._kept.pop((split, key), None):
+            self._bytes -= old[0].nbytes + old[1].nbytes
+        given = np.array([score is not None for score in tally.scores])
+        values = np.array([0.0 if score is None else score for score in tally.scores])
+        self._kept[split, key] = (values, given)
+        self._bytes += values.nbytes + given.nbytes
+        while self._bytes > self._room:
+            values, given = self._kept.pop(next(iter(self._kept)))
+            self._bytes -= values.nbytes + given.nbytes
