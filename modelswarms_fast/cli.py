@@ -26,7 +26,7 @@ from modelswarms_fast.config import (
     State,
     SwarmConfig,
 )
-from modelswarms_fast.errors import InputError
+from modelswarms_fast.errors import EngineError, InputError
 
 app = typer.Typer(
     help="Adapt language-model experts to a task by swarm search, on one resident engine.",
@@ -208,11 +208,11 @@ def _search_and_show(arguments: dict[str, Any]) -> None:
 
 
 def main() -> None:
-    """Entry point: a user's mistake is one sentence and exit status 2."""
+    """Entry point: a user's mistake, or an engine that failed, is one sentence and exit status 2."""
     _quiet()
     try:
         app()
-    except InputError as error:
+    except (InputError, EngineError) as error:
         Console(stderr=True, soft_wrap=True).print(f"error: {error}", style="red", markup=False, highlight=False)
         sys.exit(2)
 

@@ -12,7 +12,7 @@ from modelswarms_fast.errors import InputError
 Randomness = Literal["particle", "unit", "coordinate"]
 StartVelocity = Literal["random", "zero", "best"]
 State = Literal["weights", "mixture"]
-Serve = Literal["merged", "slots", "mixture"]
+Serve = Literal["merged", "slots", "mixture", "auto"]
 EngineName = Literal["vllm", "transformers"]
 DType = Literal["auto", "float32", "bfloat16", "float16"]
 Rounding = Literal["nearest", "stochastic"]
@@ -112,9 +112,10 @@ class EngineConfig:
     engine: EngineName = "vllm"
     serve: Serve = "merged"
     """`merged`: one particle at a time, written into the weights; `slots`: several at once, as LoRA;
-    `mixture`: all at once, as coefficients of the experts, which needs state="mixture" and LoRA experts."""
+    `mixture`: all at once, as coefficients of the experts, which needs state="mixture" and LoRA experts;
+    `auto`: the fastest of those that state and experts allow, timed for some seconds when the search starts."""
     slots: int = 4
-    """Particles that one batch serves with serve="slots"."""
+    """Particles that one batch serves with serve="slots", or with "auto" if it takes that."""
     state: State = "weights"
     dtype: DType = "auto"
     """Of the base model in the engine; `auto` is what its config.json says."""

@@ -173,6 +173,10 @@ class Evaluator:
                 )
         return tokens
 
+    def prompts(self, split: str) -> list[list[int]]:
+        """Token ids of the prompts of a split."""
+        return self._prompts[split]
+
     def rows(
         self,
         source: Source,

@@ -109,6 +109,8 @@ def search(
     engine = start_engine(base_folder, loaded, engine_config)
     events = Trace(trace)
     evaluator = Evaluator(engine, utility, trace=events)
+    if engine_config.serve == "auto":
+        engine.choose(evaluator.prompts("dev"), utility.max_tokens)
     evaluator.canary = make_canary(engine, base_folder, loaded, engine_config)
     particles = Particles(loaded, swarm, engine_config, engine.device, plan)
     asked = inputs | {"sources": list(loaded.sources)} | counts | chosen | memory
@@ -148,7 +150,8 @@ def search(
         "particles": config.particles,
         "seed": config.seed,
         "state": engine_config.state,
-        "serve": engine_config.serve,
+        "serve": engine.serve,
+        "auto_timings": engine.auto_timings,
         "engine": engine_config.engine,
         "dtype": str(engine.dtype).removeprefix("torch."),
         "iterations": swarm.iteration - swarm.waiting,

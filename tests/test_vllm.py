@@ -14,7 +14,7 @@ from modelswarms_fast.canary import PROBE, Canary
 from modelswarms_fast.config import EngineConfig
 from modelswarms_fast.engines import Request, complete, start_engine
 from modelswarms_fast.engines.transformers import TransformersEngine
-from modelswarms_fast.errors import InputError
+from modelswarms_fast.errors import EngineError, InputError
 from modelswarms_fast.experts import export, read_experts
 from modelswarms_fast.journal import read_history
 from modelswarms_fast.loop import search
@@ -276,30 +276,68 @@ def test_full_weights_are_served_in_place(base, probe, prompts):
     assert engine.log_probs(Request(None, probe)) == before
 
 
+def test_auto_serves_in_every_way_and_takes_the_fastest(base, oracle, prompts, experts, monkeypatch):
+    """One engine, LoRA on: what it serves in each way is what the oracle says, and the choice follows the clock."""
+    config = EngineConfig(serve="auto", state="mixture", slots=SLOTS, dtype="float32", max_model_len=512)
+    engine = start_engine(base, experts, config)
+    engine.choose(prompts, 2)
+    assert set(engine.auto_timings) == {"merged", "slots", "mixture"}
+    assert engine.auto_timings[engine.serve] == max(engine.auto_timings.values()) > 0
+    plain = texts(engine, prompts, slot=None)
+    oracle.restore()
+    assert plain == texts(oracle, prompts, slot=None)
+    mixture = torch.linspace(-0.2, 0.5, len(experts.names))
+    mixture /= mixture.sum()
+    oracle.load_mixture(0, mixture)
+    expected = texts(oracle, prompts)
+    assert expected != plain
+    for fastest, slots in (("slots", SLOTS), ("merged", 1), ("mixture", 1 << 20), ("slots", SLOTS)):
+        monkeypatch.setattr(engine, "_seconds", lambda way, *_, fastest=fastest: 1.0 if way == fastest else 2.0)
+        engine.choose(prompts, 2)
+        assert (engine.serve, engine.slots) == (fastest, slots)
+        engine.load_mixture(0, mixture)
+        assert texts(engine, prompts) == expected
+        engine.restore()
+        assert texts(engine, prompts, slot=None) == plain
+
+
+def test_an_engine_that_fails_says_so_once(engine, prompts, experts, monkeypatch):
+    engine.load(0, experts.rows[0])
+    engine.submit(0, Request(0, prompts[0]), 4)
+    monkeypatch.setattr(engine.llm.llm_engine, "step", lambda: 1 / 0)
+    with pytest.raises(EngineError, match=r"vLLM engine failed.*ZeroDivisionError.*history\.jsonl"):
+        engine.step()
+    monkeypatch.undo()
+    while not engine.step():
+        pass
+
+
 def test_misuse_is_refused(engine, experts, prompts):
     with pytest.raises(RuntimeError, match="is empty"):
         engine.submit(0, Request(0, prompts[0]), 1)
     with pytest.raises(IndexError):
         engine.load(engine.slots, experts.rows[0])
     engine.load(0, experts.rows[0])
+    with pytest.raises(IndexError):
+        engine.submit(0, Request(-1, prompts[0]), 1)
     if engine.serve == "merged":
         with pytest.raises(RuntimeError, match="restore"):
             engine.submit(0, Request(None, prompts[0]), 1)
 
 
-def test_experts_of_another_base_are_refused(engines, experts):
+@pytest.mark.parametrize("serve", ["merged", "mixture"])
+def test_experts_of_another_base_are_refused(engines, experts, serve):
     """The worker names the module that the base model does not have."""
-    rpc = engines("merged").llm.collective_rpc
+    rpc = engines(serve).llm.collective_rpc
     modules = tuple(
         type(m)(m.name.replace("layers.0", "layers.99"), m.a, m.b, m.rank, m.scaling) for m in experts.modules
     )
     other = replace(experts, modules=modules)
     with pytest.raises(InputError, match=r"layers\.99"):
-        rpc("swarm_attach", args=("merged", other))
-    rpc("swarm_attach", args=("merged", experts))
+        rpc("swarm_attach", args=(serve, other))
 
 
-@pytest.mark.parametrize(("serve", "state"), [("merged", "weights"), ("slots", "mixture"), ("mixture", "mixture")])
+@pytest.mark.parametrize(("serve", "state"), [("merged", "weights"), ("slots", "mixture")])
 def test_a_search_whose_every_load_is_proved(serve, state, tmp_path):
     """The demo's search, shortened: bfloat16, a canary after each load, the winner read back from the disk."""
     summary = search(

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import torch
 
-from modelswarms_fast.config import EngineConfig
+from modelswarms_fast.config import EngineConfig, Serve
+from modelswarms_fast.errors import EngineError
 from modelswarms_fast.experts import Experts
 
 
@@ -48,8 +50,15 @@ class Engine(Protocol):
     """What it computes in."""
     tokenizer: Any
     max_model_len: int
+    serve: Serve
+    """How it serves particles. With "auto", `choose` decides."""
+    auto_timings: dict[str, float]
+    """Prompts a second of each way that `choose` has timed; empty without serve="auto"."""
     watch: Watch | None
     """Told of every load and step, if set."""
+
+    def choose(self, prompts: Sequence[list[int]], max_tokens: int) -> None:
+        """With serve="auto", take the fastest way to serve; call it before the first load, with the run's prompts."""
 
     def load(self, slot: int, row: torch.Tensor) -> None:
         """Serve a flat row [D] from a slot, in place."""
@@ -64,13 +73,30 @@ class Engine(Protocol):
         """Begin to complete a request greedily; `key` names it until it has ended."""
 
     def step(self) -> list[tuple[int, Completion]]:
-        """Work on what was submitted; the keys that ended in this step, perhaps none, and their completions."""
+        """Work on what was submitted; the keys that ended in this step, perhaps none, and their completions.
+
+        Raises:
+            EngineError: it failed; the engine is not to be used again.
+        """
 
     def drop(self, keys: Iterable[int]) -> None:
         """Give up requests that run; their keys never end."""
 
     def log_probs(self, request: Request, top: int = 20) -> dict[int, float]:
         """Natural log-probabilities of the likeliest next tokens, by token id."""
+
+
+@contextmanager
+def working(name: str) -> Iterator[None]:
+    """Whatever an engine raises in the middle of its work ends the search with one sentence: an EngineError."""
+    try:
+        yield
+    except Exception as error:
+        reason = " ".join(str(error).split()) or "no reason given"
+        raise EngineError(
+            f"The {name} engine failed while it generated ({type(error).__name__}: {reason}) and cannot go on; "
+            "every iteration that had ended is kept in the run folder's history.jsonl."
+        ) from error
 
 
 def complete(engine: Engine, requests: Sequence[Request], max_tokens: int) -> list[Completion]:
@@ -103,4 +129,4 @@ def start_engine(base: Path, experts: Experts | None, config: EngineConfig) -> E
         return TransformersEngine(base, experts, **settings)
     from modelswarms_fast.engines.vllm import VllmEngine
 
-    return VllmEngine(base, experts, serve=config.serve, slots=config.slots, **settings)
+    return VllmEngine(base, experts, serve=config.serve, slots=config.slots, state=config.state, **settings)

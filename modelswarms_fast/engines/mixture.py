@@ -110,7 +110,7 @@ class MixtureServer:
 
     def begin(self, slots: Sequence[int], tokens: np.ndarray[Any, Any]) -> None:
         """Lay out a step: of each request in turn, its slot (-1: the base model) and how many tokens it has in it."""
-        if max(slots, default=-1) < 0:
+        if not self._handles or max(slots) < 0:
             self._step = None
             return
         width = self._count + (self._row_slot in slots)

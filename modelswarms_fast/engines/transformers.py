@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,8 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
-from modelswarms_fast.engines import Completion, Request, Watch
+from modelswarms_fast.config import Serve
+from modelswarms_fast.engines import Completion, Request, Watch, working
 from modelswarms_fast.errors import InputError
 from modelswarms_fast.experts import Experts
 from modelswarms_fast.ops import mix_
@@ -41,6 +42,8 @@ class TransformersEngine:
     ) -> None:
         """`device` is a GPU where there is one, unless given."""
         self.slots = 1
+        self.serve: Serve = "merged"  # by its name; in effect one at a time
+        self.auto_timings: dict[str, float] = {}
         self.watch: Watch | None = None
         self._waiting: dict[int, tuple[Request, int]] = {}
         self.max_model_len = max_model_len
@@ -83,6 +86,9 @@ class TransformersEngine:
                 if parameter.data_ptr() not in covered:
                     raise InputError(f"The experts have no tensor {name}, which the base model has; use their base.")
         return places
+
+    def choose(self, prompts: Sequence[list[int]], max_tokens: int) -> None:
+        """There is nothing to choose from."""
 
     @torch.no_grad()
     def load(self, slot: int, row: torch.Tensor) -> None:
@@ -136,7 +142,8 @@ class TransformersEngine:
             pad_token_id=self.tokenizer.pad_token_id,
         )
         inputs = self.tokenizer.pad({"input_ids": prompts}, padding_side="left", return_tensors="pt").to(self.device)
-        output = self.model.generate(**inputs, generation_config=greedy)
+        with working("transformers"):
+            output = self.model.generate(**inputs, generation_config=greedy)
         completions = []
         for key, row in zip(keys, output[:, inputs["input_ids"].shape[1] :].tolist(), strict=True):
             tokens = self._until_end(row)

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from modelswarms_fast.engines import Completion, Request, Watch
+from modelswarms_fast.config import Serve, State
+from modelswarms_fast.engines import Completion, Request, Watch, complete, working
 from modelswarms_fast.errors import InputError
 from modelswarms_fast.experts import Experts
 
 CPU_KV_CACHE_BYTES = 1 << 30
 MIXTURES = 1 << 20  # slots of serve="mixture"; each costs n coefficients, once it is used
+FEW, AUTO_REQUESTS = 8, 1024  # requests that serve="auto" begins with, and its most
 LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # the ranks that vLLM's slots can have
 
 
@@ -25,7 +27,8 @@ class VllmEngine:
     `serve="merged"` writes W = W0 + scaling · B A into the live weights (full-weight rows are written as they
     are); it has one slot. `serve="slots"` writes A and B into vLLM's LoRA slots and serves several particles in
     one batch. `serve="mixture"` keeps the experts beside the base model and serves any number of their mixtures in
-    one batch, and one row that is none.
+    one batch, and one row that is none. `serve="auto"` starts so that all of these ways that the experts and the state
+    allow are open, and serves in the first of them until `choose` has timed them.
 
     The key-value blocks that vLLM caches by prompt prefix belong to the weights that made them. Each load gets a
     version, which is part of the cache key (as `cache_salt`, or as the adapter's name), so that a block is never
@@ -40,8 +43,9 @@ class VllmEngine:
         base: Path,
         experts: Experts | None,
         *,
-        serve: str = "merged",
+        serve: Serve = "merged",
         slots: int = 4,
+        state: State = "weights",
         dtype: str = "auto",
         max_model_len: int = 4096,
     ) -> None:
@@ -58,7 +62,12 @@ class VllmEngine:
         modules = () if experts is None else experts.modules
         if serve in ("slots", "mixture") and not modules:
             raise InputError(f"serve is {serve!r} but there are no LoRA experts to serve; use serve='merged'.")
-        if serve == "mixture":
+        ways: tuple[Serve, ...] = (serve,)
+        if serve == "auto":
+            ways = ("merged",)
+            if modules:
+                ways += ("slots", "mixture") if state == "mixture" else ("slots",)
+        if "mixture" in ways:
             os.environ["VLLM_USE_V2_MODEL_RUNNER"] = "0"  # the runner that says whose tokens a step has
         on_cpu = current_platform.is_cpu()
         settings: dict[str, Any] = {}
@@ -67,7 +76,7 @@ class VllmEngine:
             settings |= {"kv_cache_memory_bytes": CPU_KV_CACHE_BYTES, "block_size": 32}
         else:
             settings["gpu_memory_utilization"] = 0.75  # rows and the untouched base weights want the rest
-        if serve == "slots":
+        if "slots" in ways:
             rank = max(module.rank for module in modules)
             settings |= {
                 "enable_lora": True,
@@ -77,15 +86,14 @@ class VllmEngine:
                 "lora_target_modules": sorted({module.name.rpartition(".")[2] for module in modules}),
             }
         self.watch: Watch | None = None
-        self.serve = serve
-        self.slots = {"merged": 1, "slots": slots, "mixture": MIXTURES}[serve]
+        self.auto_timings: dict[str, float] = {}
         try:
             self.llm = LLM(
                 model=str(base),
                 dtype=dtype,
                 max_model_len=max_model_len,
                 # A compiled or captured model would not ask whose tokens these are.
-                enforce_eager=on_cpu or serve == "mixture",
+                enforce_eager=on_cpu or "mixture" in ways,
                 enable_prefix_caching=True,
                 disable_log_stats=True,
                 trust_remote_code=False,
@@ -103,8 +111,64 @@ class VllmEngine:
         self._version = 0
         self._versions: dict[int, int] = {}
         """Slot → version of what it serves."""
-        if experts is not None:
-            self.llm.collective_rpc("swarm_attach", args=(serve, experts))
+        self._slots = slots
+        self._experts = experts
+        self._ways = ways if experts is None else self._attach(experts, ways)
+        self._serve_by(self._ways[0])
+
+    def _attach(self, experts: Experts, ways: Sequence[Serve]) -> tuple[Serve, ...]:
+        """The ways that the base model and the experts allow. Raises InputError if there is none."""
+        able: list[Serve] = []
+        refusals = []
+        for way in ways:
+            try:
+                self.llm.collective_rpc("swarm_attach", args=(way, experts))
+                able.append(way)
+            except InputError as error:
+                refusals.append(error)
+        if not able:
+            raise refusals[0]
+        return tuple(able)
+
+    def _serve_by(self, way: Serve) -> None:
+        self.serve: Serve = way
+        self.slots = {"merged": 1, "slots": self._slots, "mixture": MIXTURES}[way]
+        if self._experts is not None:
+            self.llm.collective_rpc("swarm_serve", args=(way,))
+
+    def choose(self, prompts: Sequence[list[int]], max_tokens: int) -> None:
+        """With serve="auto", time each way on the first requests of an iteration, a second each, and take the best.
+
+        Every way completes the same requests: the prompts of the first expert, then those of the second, as many as
+        the first way completes in a second. They are not found in the prefix cache again, since each load has its
+        version.
+        """
+        if len(self._ways) == 1:
+            return
+        count = FEW
+        self._seconds(self._ways[0], prompts, count, max_tokens)  # the first step of an engine is slow
+        while self._seconds(self._ways[0], prompts, count, max_tokens) < 1.0 and count < AUTO_REQUESTS:
+            count *= 2
+        for way in self._ways:
+            seconds = min(self._seconds(way, prompts, count, max_tokens) for _ in range(2))
+            self.auto_timings[way] = count / seconds
+        self._serve_by(max(self._ways, key=lambda way: self.auto_timings[way]))
+
+    def _seconds(self, way: Serve, prompts: Sequence[list[int]], count: int, max_tokens: int) -> float:
+        assert self._experts is not None
+        self._serve_by(way)
+        start = time.perf_counter()
+        particles = -(-count // len(prompts))
+        corners = torch.eye(len(self._experts.names))
+        for first in range(0, particles, self.slots):
+            wave = range(first, min(first + self.slots, particles))
+            for slot, particle in enumerate(wave):
+                self.load_mixture(slot, corners[particle % len(corners)])
+            requests = [Request(slot, prompt) for slot in range(len(wave)) for prompt in prompts]
+            complete(self, requests[: count - first * len(prompts)], max_tokens)
+        seconds = time.perf_counter() - start
+        self.restore()
+        return seconds
 
     def load(self, slot: int, row: torch.Tensor) -> None:
         """Serve the particle whose flat row [D] this is from `slot`, in place."""
@@ -173,7 +237,8 @@ class VllmEngine:
     def _step(self) -> Any:
         """Requests that ended in one step of vLLM's."""
         start = time.perf_counter()
-        outputs = [output for output in self.llm.llm_engine.step() if output.finished]
+        with working("vLLM"):
+            outputs = [output for output in self.llm.llm_engine.step() if output.finished]
         if self.watch is not None:
             self.watch("step", 0, start, time.perf_counter())
         return outputs

@@ -87,6 +87,8 @@ class Way(NamedTuple):
     load: Callable[[int, torch.Tensor], None]
     load_mixture: Callable[[int, torch.Tensor], None]
     restore: Callable[[], None]
+    switch: Callable[[bool], None] = lambda on: None
+    """It begins or ends to be the way of the engine."""
 
 
 class SwarmWorker:
@@ -111,6 +113,11 @@ class SwarmWorker:
             self._swarm_ways[serve] = self._attach_merged(experts.modules)
         else:
             self._swarm_ways[serve] = self._attach_full()
+
+    def swarm_serve(self, serve: str) -> None:
+        """Serve in this way from now on, and in no other. Nothing else may be loaded."""
+        for name, way in self._swarm_ways.items():
+            way.switch(name == serve)
 
     def swarm_load(self, serve: str, slot: int, row: torch.Tensor) -> None:
         """Write one flat row [D] into a slot, in place."""
@@ -266,8 +273,7 @@ class SwarmWorker:
             return plain(runner, scheduler_output, num_scheduled_tokens)
 
         runner._prepare_inputs = prepare_inputs
-        server.switch(on=True)
-        return Way(server.load, server.load_mixture, server.restore)
+        return Way(server.load, server.load_mixture, server.restore, server.switch)
 
     def _linear_places(self) -> dict[str, Place]:
         """Name in the checkpoint → where the model computes that linear layer."""
