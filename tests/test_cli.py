@@ -7,8 +7,10 @@ from pathlib import Path
 
 import helpers_search
 import pytest
+from transformers import LlamaForCausalLM
 
 from modelswarms_fast import cli
+from modelswarms_fast.journal import read_history
 
 tiny = helpers_search.tiny
 HERE = Path(__file__).parent
@@ -142,3 +144,23 @@ def test_the_demo_says_where_it_has_to_run(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert run(monkeypatch, "demo") == 2
     assert "clone of the repository" in capsys.readouterr().err
+
+
+def test_an_engine_that_fails_is_one_sentence_and_the_journal_stays(tiny, arguments, tmp_path, monkeypatch, capsys):
+    """The engine fails in the second iteration; the first is on the disk."""
+    generate, calls = LlamaForCausalLM.generate, []
+
+    def failing(self, *positional, **named):
+        calls.append(named)
+        if len(calls) > 4:
+            raise MemoryError("no room for\nkeys and values")
+        return generate(self, *positional, **named)
+
+    monkeypatch.setattr(LlamaForCausalLM, "generate", failing)
+    assert run(monkeypatch, "search", tiny["experts"], *arguments, "--out", tmp_path / "run", "--iterations", 3) == 2
+    shown = capsys.readouterr().err
+    assert "Traceback" not in shown
+    assert shown.splitlines()[-1].startswith("error: The ")
+    assert shown.count("transformers engine failed") == 1
+    assert "MemoryError: no room for keys and values" in shown
+    assert len(read_history(tmp_path / "run" / "history.jsonl")) == 1

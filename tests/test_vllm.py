@@ -15,6 +15,7 @@ from modelswarms_fast.config import EngineConfig
 from modelswarms_fast.engines import Request, complete, start_engine
 from modelswarms_fast.engines.transformers import TransformersEngine
 from modelswarms_fast.errors import EngineError, InputError
+from modelswarms_fast.evaluate import evaluate
 from modelswarms_fast.experts import export, read_experts
 from modelswarms_fast.journal import read_history
 from modelswarms_fast.loop import search
@@ -274,6 +275,38 @@ def test_full_weights_are_served_in_place(base, probe, prompts):
     assert engine.log_probs(Request(0, probe)) != before
     engine.restore()
     assert engine.log_probs(Request(None, probe)) == before
+
+
+@pytest.fixture(scope="module")
+def checkpoints(base, experts, tmp_path_factory):
+    """Three whole checkpoints: the base model with one of the example adapters merged into each."""
+    plain = read_experts([base], minimum=1)
+    folders = []
+    for index in range(3):
+        row = plain.rows[0].clone()
+        weights, halves = plain.layout.views(row), experts.layout.views(experts.rows[index])
+        for module in experts.modules:
+            weights[f"{module.name}.weight"] += module.scaling * halves[module.b] @ halves[module.a]
+        folders.append(tmp_path_factory.mktemp("checkpoints") / experts.names[index])
+        export(folders[-1], row, plain, base=base, provenance={"utility": "none"})
+    return folders
+
+
+@pytest.mark.parametrize("state", ["weights", "mixture"])
+def test_a_search_over_whole_checkpoints(checkpoints, base, state, tmp_path):
+    """Every load proved, the winner exported as a checkpoint; a new engine on it alone scores what the search did."""
+    task = {"task": "exact_match", "data": EXAMPLES.parent / "data" / "skills_mix.json"}
+    settings = {"limit_dev": 6, "limit_test": 4, "max_model_len": 256, "iterations": 1, "state": state}
+    summary = search(
+        checkpoints, base=str(base), out=tmp_path / "run", serve="auto", canary="all", seed=2, **task, **settings
+    )
+    assert summary["serve"] == "merged", "the only way there is"
+    assert summary["auto_timings"] == {}
+    winner = tmp_path / "run" / "global_best"
+    assert (winner / "model.safetensors").exists()
+    assert not (winner / "adapter_config.json").exists()
+    alone = evaluate(str(winner), base=str(winner), limit=4, max_model_len=256, **task)
+    assert alone["score"] == summary["end"]["test"]
 
 
 def test_auto_serves_in_every_way_and_takes_the_fastest(base, oracle, prompts, experts, monkeypatch):
