@@ -155,8 +155,8 @@ def test_mixtures_are_served_in_one_batch_beside_the_base(engines, oracle, promp
     for slot, mixture in enumerate(coefficients):
         engine.load_mixture(slot, mixture.double())
     row = 0.8 * experts.rows[3] - 0.5 * experts.rows[5]
-    engine.load(1 << 10, row)
-    order = [None, *range(len(coefficients)), 1 << 10]
+    engine.load(1023, row)
+    order = [None, *range(len(coefficients)), 1023]
     mixed = complete(engine, [Request(slot, prompt) for prompt in prompts for slot in order], 10)
     answers = {
         slot: [c.text for c, of in zip(mixed, order * len(prompts), strict=True) if of == slot] for slot in order
@@ -164,7 +164,7 @@ def test_mixtures_are_served_in_one_batch_beside_the_base(engines, oracle, promp
     for slot, mixture in enumerate(coefficients):
         oracle.load_mixture(0, mixture)
         assert answers[slot] == texts(oracle, prompts), slot
-    assert answers[1 << 10] == oracle_texts(oracle, prompts, row)
+    assert answers[1023] == oracle_texts(oracle, prompts, row)
     oracle.restore()
     assert answers[None] == texts(oracle, prompts, slot=None)
     assert len({tuple(answer) for answer in answers.values()}) > 4, "particles that all say the same prove nothing"
@@ -324,7 +324,7 @@ def test_auto_serves_in_every_way_and_takes_the_fastest(base, oracle, prompts, e
     oracle.load_mixture(0, mixture)
     expected = texts(oracle, prompts)
     assert expected != plain
-    for fastest, slots in (("slots", SLOTS), ("merged", 1), ("mixture", 1 << 20), ("slots", SLOTS)):
+    for fastest, slots in (("slots", SLOTS), ("merged", 1), ("mixture", 1024), ("slots", SLOTS)):
         monkeypatch.setattr(engine, "_seconds", lambda way, *_, fastest=fastest: 1.0 if way == fastest else 2.0)
         engine.choose(prompts, 2)
         assert (engine.serve, engine.slots) == (fastest, slots)
@@ -370,7 +370,7 @@ def test_experts_of_another_base_are_refused(engines, experts, serve):
         rpc("swarm_attach", args=(serve, other))
 
 
-@pytest.mark.parametrize(("serve", "state"), [("merged", "weights"), ("slots", "mixture")])
+@pytest.mark.parametrize(("serve", "state"), [("merged", "weights"), ("slots", "mixture"), ("mixture", "mixture")])
 def test_a_search_whose_every_load_is_proved(serve, state, tmp_path):
     """The demo's search, shortened: bfloat16, a canary after each load, the winner read back from the disk."""
     summary = search(

@@ -16,7 +16,7 @@ from modelswarms_fast.errors import InputError
 from modelswarms_fast.experts import Experts
 
 CPU_KV_CACHE_BYTES = 1 << 30
-MIXTURES = 1 << 20  # slots of serve="mixture"; each costs n coefficients, once it is used
+MIXTURES = 1024  # slots of serve="mixture"; each costs n numbers, and a batch has fewer requests
 FEW, AUTO_REQUESTS = 8, 1024  # requests that serve="auto" begins with, and its most
 LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # the ranks that vLLM's slots can have
 
