@@ -40,8 +40,13 @@ Task = Annotated[str, typer.Option(help="multiple_choice, exact_match, or a func
 Data = Annotated[Path, typer.Option(help="JSON file with the lists dev and test.")]
 MaxTokens = Annotated[int | None, typer.Option(help="New tokens an example, instead of the task's limit.")]
 Engine = Annotated[EngineName, typer.Option(help="vllm, or transformers: slow, exact, without vLLM.")]
-ServeMode = Annotated[Serve, typer.Option(help="merged: into the weights; slots: several particles as LoRA.")]
-Slots = Annotated[int, typer.Option(help="Particles that one batch serves with --serve slots.")]
+ServeMode = Annotated[
+    Serve,
+    typer.Option(
+        help="merged: into the weights; slots: several particles as LoRA; mixture: all, as mixtures; auto: the fastest."
+    ),
+]
+Slots = Annotated[int, typer.Option(help="Particles that one batch serves with --serve slots (or auto).")]
 EngineDType = Annotated[DType, typer.Option(help="Of the base model in the engine.")]
 MaxModelLen = Annotated[int, typer.Option(help="Longest prompt plus its completion, in tokens.")]
 

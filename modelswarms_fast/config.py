@@ -158,6 +158,6 @@ class EngineConfig:
         )
         _check(
             self.serve != "mixture" or self.state == "mixture",
-            "serve is 'mixture' but state='weights' moves rows that no mixture describes to the last bit; use "
-            "state='mixture'.",
+            "serve is 'mixture' but state='weights' has rows to serve, not mixtures; use state='mixture' or "
+            "serve='merged'.",
         )

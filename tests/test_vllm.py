@@ -358,6 +358,17 @@ def test_misuse_is_refused(engine, experts, prompts):
             engine.submit(0, Request(None, prompts[0]), 1)
 
 
+def test_ways_of_serving_that_contradict_the_rest_are_refused(base):
+    for serve in ("slots", "mixture"):
+        with pytest.raises(InputError, match="no LoRA experts"):
+            start_engine(base, None, EngineConfig(serve=serve, state="mixture"))
+    with pytest.raises(InputError, match="use state='mixture'"):
+        EngineConfig(serve="mixture")
+    for serve in ("mixture", "auto"):
+        with pytest.raises(InputError, match=f"serve is '{serve}' but the transformers engine"):
+            EngineConfig(serve=serve, state="mixture", engine="transformers")
+
+
 @pytest.mark.parametrize("serve", ["merged", "mixture"])
 def test_experts_of_another_base_are_refused(engines, experts, serve):
     """The worker names the module that the base model does not have."""
