@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from unittest.mock import create_autospec
 
 import numpy as np
 import pytest
@@ -23,6 +24,7 @@ from measure import (
 from torch import Tensor
 
 from modelswarms_fast.config import EngineConfig, SwarmConfig
+from modelswarms_fast.engines import Engine
 from modelswarms_fast.experts import Experts
 from modelswarms_fast.layout import Layout
 from modelswarms_fast.memory import empty_rows
@@ -127,9 +129,13 @@ def make_experts(count: int, size: int, room: int) -> Experts:
 
 @pytest.mark.parametrize("state", ["weights", "mixture"])
 def test_memory(measure: Measure, state: str) -> None:
-    """What experts and swarm take together, through a few iterations with promotions and restarts."""
+    """What experts and swarm take together, through a few iterations with promotions, restarts and loads.
+
+    The engine does nothing: what it takes to apply a row or a mixture is its own.
+    """
     size, particles = LARGE_QUICK if measure.quick else LARGE, 2 * PARTICLES
     rows = count_rows(particles) if state == "weights" else PARTICLES
+    engine = create_autospec(Engine)
 
     def live() -> None:
         swarm = Swarm(SwarmConfig(particles=particles, patience=1, restart_patience=1), PARTICLES)
@@ -143,7 +149,7 @@ def test_memory(measure: Measure, state: str) -> None:
             held.update(swarm.plan())
             utilities = utilities[::-1] + 0.3 * iteration
         for particle in range(particles):
-            held.row(particle)
+            held.load(engine, 0, particle)
 
     live()
     taken = added_bytes(live)

@@ -153,7 +153,7 @@ def _utilities(facts: Facts, history: History) -> str:
     best = [_global(line, "best") for line in history]
     start = facts.get("start") or {}
     dev = _number(start.get("dev"))
-    return plots.utility_plot(
+    plot = plots.utility_plot(
         iterations=[int(line.get("iteration", index)) for index, line in enumerate(history)],
         particles=[[_number(row[i]) if i < len(row) else None for row in rows] for i in range(count)],
         global_best=best,
@@ -162,6 +162,11 @@ def _utilities(facts: Facts, history: History) -> str:
         start=dev if dev is not None else next(iter(best), None),
         start_label="best initial expert" if start.get("expert") is not None else "best at the start",
     )
+    bounded = sum(len(line.get("bounded") or []) for line in history)
+    if not bounded:
+        return plot
+    note = f"{bounded:,} utilities are upper bounds: the evaluation stopped when it could change no decision."
+    return f'{plot}<p class="soft">{note}</p>'
 
 
 def _mixture(facts: Facts, history: History) -> str:
@@ -202,7 +207,14 @@ def _time(facts: Facts, history: History) -> str:
     rows.append(f'<tr><th>total</th><th class="n">{total:,.2f}</th><th></th></tr>')
     head = '<tr><th>phase</th><th class="n">seconds</th><th class="n">share</th></tr>'
     counted = [name for name in ("evaluations", "prompts", "tokens") if isinstance(facts.get(name), int)]
-    counts = ", ".join(f"{facts[name]:,} {name}" for name in counted)
+    words = [f"{facts[name]:,} {name}" for name in counted]
+    if facts.get("skipped_examples"):
+        words.append(f"{facts['skipped_examples']:,} left out because they could change no decision")
+    if facts.get("reused_scores"):
+        words.append(f"{facts['reused_scores']:,} scores known from the same position")
+    if (idle := _number(facts.get("engine_idle_share"))) is not None:
+        words.append(f"engine idle {idle:.1%}")
+    counts = ", ".join(words)
     return f'<div class="bar">{"".join(bar)}</div><table>{head}{"".join(rows)}</table><p class="soft">{counts}</p>'
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +49,8 @@ class Trace:
         """Write all events up to now, if there is a path; the file is whole or as it was. Raises InputError."""
         if self.path is None:
             return
+        with suppress(OSError):  # writing says what is wrong
+            self.path.parent.mkdir(parents=True, exist_ok=True)
         lanes = sorted({_DRIVER} | {1 + lane for lane in self._busy})
         names = [
             {

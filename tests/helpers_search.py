@@ -27,6 +27,14 @@ def vowels(example: dict[str, Any], output: str) -> float:
     return sum(0.1 * "zaeiou".find(letter) + 0.3 for letter in letters) / (len(letters) or 1)
 
 
+def rich(example: dict[str, Any], output: str) -> float:
+    """Right or wrong: whether there are many vowels, or late ones."""
+    return float(vowels(example, output) > 0.25)
+
+
+rich.score_range = (0, 1)  # type: ignore[attr-defined]
+
+
 def unsure(example: dict[str, Any], output: str) -> float:
     """NaN for every output with an e in it."""
     return float("nan") if "e" in output else vowels(example, output)

@@ -354,3 +354,29 @@ def test_function_needs_a_prompt_or_question(tmp_path: Path) -> None:
     path = write(tmp_path / "x.json", dev=[{"prompt": "p"}], test=[{"text": "t"}])
     with pytest.raises(InputError, match='test example 0 lacks the field "prompt" \\(or "question"\\)'):
         load_utility("json:dumps", path)
+
+
+def test_score_range_of_the_tasks_and_of_a_function(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "ranged_task.py").write_text(
+        "def score(example, output):\n    return float(output)\nscore.score_range = (-1, 2)\n"
+        "def free(example, output):\n    return 0\n"
+        "def bad(example, output):\n    return 0\nbad.score_range = (1, 1)\n"
+        "def odd(example, output):\n    return 0\nodd.score_range = 'low'\n"
+    )
+    data = tmp_path / "data.json"
+    example = {"question": "q", "answer": "A", "choices": {"A": "x"}}
+    data.write_text(json.dumps({"dev": [example], "test": [example]}))
+    assert load_utility("exact_match", data).score_range == (0.0, 1.0)
+    assert load_utility("multiple_choice", data).score_range == (0.0, 1.0)
+    assert load_utility("ranged_task:free", data).score_range is None
+    for name in ("bad", "odd"):
+        with pytest.raises(InputError, match=f"ranged_task:{name}.*score_range is .*; make it"):
+            load_utility(f"ranged_task:{name}", data)
+    utility = load_utility("ranged_task:score", data)
+    assert utility.score_range == (-1.0, 2.0)
+    assert [utility.score("dev", [text]) for text in ("-1", "2")] == [[-1.0], [2.0]]
+    assert math.isnan(utility.score("dev", ["nan"])[0]), "NaN is a score of any range"
+    for text in ("-1.5", "2.1"):
+        with pytest.raises(InputError, match=r"on dev example 0 returned .*; its score_range says -1 to 2"):
+            utility.score("dev", [text])
