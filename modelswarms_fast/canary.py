@@ -73,4 +73,4 @@ def make_canary(engine: Engine, base: Path, experts: Experts, config: EngineConf
         return None
     oracle = TransformersEngine(base, experts, dtype=str(engine.dtype)[6:], device=torch.device("cpu"))
     prompt = list(engine.tokenizer(PROBE)["input_ids"])
-    return Canary(engine, oracle, prompt, loads=1 if config.canary == "first" else None)
+    return Canary(engine, oracle, prompt, loads=config.engines if config.canary == "first" else None)

@@ -86,6 +86,9 @@ def search_command(
     engine: Engine = EngineConfig.engine,
     serve: ServeMode = EngineConfig.serve,
     slots: Slots = EngineConfig.slots,
+    engines: Annotated[int, typer.Option(help="Engines side by side, each on its share of the cores.")] = (
+        EngineConfig.engines
+    ),
     dtype: EngineDType = EngineConfig.dtype,
     row_dtype: Annotated[DType, typer.Option(help="Of the rows; auto: the experts'.")] = EngineConfig.row_dtype,
     rounding: Annotated[Rounding, typer.Option(help="Of moved rows to half types.")] = EngineConfig.rounding,
@@ -225,6 +228,7 @@ def main() -> None:
 def _quiet() -> None:
     """Only our own output: the engines' advice to programmers is not the user's."""
     warnings.filterwarnings("ignore")
+    os.environ.setdefault("PYTHONWARNINGS", "ignore")  # of the engines' processes
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")

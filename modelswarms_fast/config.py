@@ -116,6 +116,8 @@ class EngineConfig:
     `auto`: the fastest of those that state and experts allow, timed for some seconds when the search starts."""
     slots: int = 4
     """Particles that one batch serves with serve="slots", or with "auto" if it takes that."""
+    engines: int = 1
+    """Engines on this machine, each in a process of its own with its share of the cores."""
     state: State = "weights"
     dtype: DType = "auto"
     """Of the base model in the engine; `auto` is what its config.json says."""
@@ -145,6 +147,7 @@ class EngineConfig:
         _check_choice("rounding", self.rounding, Rounding)
         _check_choice("canary", self.canary, Canary)
         _check(self.slots >= 1, f"slots is {self.slots}; give 1 or more.")
+        _check(self.engines >= 1, f"engines is {self.engines}; give 1 or more.")
         _check(
             self.rounding == "nearest" or self.state == "weights",
             "rounding is 'stochastic' but state='mixture' rounds nothing to half types; use state='weights'.",

@@ -13,6 +13,7 @@ from modelswarms_fast.errors import InputError
 from modelswarms_fast.extension import _C
 from modelswarms_fast.memory import Tier, empty_rows, row_stride
 from modelswarms_fast.rows import count_rows
+from modelswarms_fast.shared import shared_rows
 
 Place = Tier | Literal["device"]
 
@@ -48,6 +49,8 @@ class MemoryPlan:
     def place(self, size: int, dtype: torch.dtype) -> torch.Tensor:
         """The rows that experts are read into, allocated. Raises InputError where a file has no room; MemoryError."""
         tier, rows = self.first
+        if tier == "shared":
+            return shared_rows(rows, size, dtype)
         try:
             return empty_rows(rows, size, dtype, tier=tier, folder=self.folder)
         except OSError as error:
@@ -126,6 +129,8 @@ def plan_memory(
         moved["prefetch"] = 2 * particles * number
     passing: Tier = "host" if experts * row <= host else "file"  # on their way to a GPU
     first = (passing, experts) if tier == "device" else (tier, rows)
+    if config.engines > 1 and first[0] == "host":
+        first = ("shared", rows)
     return MemoryPlan(rows, row, tier, cache, held, moved, first, _folder(config.spill, out))
 
 

@@ -13,7 +13,8 @@ FLOORS = [
     {"loop", "bench"},
     {"progress", "evaluate", "particles", "report"},
     {"canary", "tiers"},
-    {"engines.vllm", "engines.transformers", "plots", "trace"},
+    {"engines.group"},
+    {"engines.vllm", "engines.transformers", "engines.process", "plots", "trace"},
     {"engines", "engines.vllm_worker", "journal", "shard"},
     {"engines.mixture", "stream"},
     {"swarm", "utilities", "base", "experts", "ops", "plans", "memory_plan", "scores"},
@@ -22,17 +23,18 @@ FLOORS = [
         "checkpoint",
         "reference",
         "checks",
-        "memory",
+        "shared",
         "utilities.multiple_choice",
         "utilities.exact_match",
         "utilities.callables",
     },
+    {"memory"},
     {"lora", "layout", "config", "kernels", "rows", "extension"},
     {"errors"},
 ]
 
 # export.py names Experts in an annotation; start_engine() opens the engine that it is asked for.
-EXCEPT = {"export": {"experts"}, "engines": {"engines.vllm", "engines.transformers"}}
+EXCEPT = {"export": {"experts"}, "engines": {"engines.vllm", "engines.transformers", "engines.group"}}
 
 
 def rooms():

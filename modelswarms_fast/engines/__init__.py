@@ -85,6 +85,9 @@ class Engine(Protocol):
     def log_probs(self, request: Request, top: int = 20) -> dict[int, float]:
         """Natural log-probabilities of the likeliest next tokens, by token id."""
 
+    def close(self) -> None:
+        """Let go of what would outlive the engine."""
+
 
 @contextmanager
 def working(name: str) -> Iterator[None]:
@@ -115,6 +118,10 @@ def start_engine(base: Path, experts: Experts | None, config: EngineConfig) -> E
     Raises:
         InputError: the engine is not installed, or the layout does not fit the base model.
     """
+    if config.engines > 1:
+        from modelswarms_fast.engines.group import EngineGroup
+
+        return EngineGroup(base, experts, config)
     settings: dict[str, Any] = {"dtype": config.dtype, "max_model_len": config.max_model_len}
     base_config = json.loads((base / "config.json").read_text())
     if config.dtype == "auto":

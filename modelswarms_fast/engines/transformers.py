@@ -167,6 +167,9 @@ class TransformersEngine:
         values, tokens = torch.log_softmax(logits.float(), dim=-1).topk(top or logits.numel())
         return dict(zip(tokens.tolist(), values.tolist(), strict=True))
 
+    def close(self) -> None:
+        """Nothing outlives an engine in this process."""
+
     def _check(self, request: Request) -> None:
         if (request.slot is not None) != self._loaded:
             raise RuntimeError("load() a particle for slot 0, or restore() the base model for slot None, first")

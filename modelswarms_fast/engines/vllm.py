@@ -228,6 +228,9 @@ class VllmEngine:
             pass
         return {token: entry.logprob for token, entry in outputs[0].outputs[0].logprobs[0].items()}
 
+    def close(self) -> None:
+        """Nothing outlives an engine in this process."""
+
     def _greedy(self, **settings: Any) -> Any:
         from vllm import SamplingParams
         from vllm.sampling_params import RequestOutputKind
