@@ -81,7 +81,7 @@ def search(
     def place(n: int, size: int, dtype: torch.dtype) -> torch.Tensor:
         """The rows of the swarm, which begin with the experts: its first positions."""
         nonlocal plan
-        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        device = torch.device("cuda" if torch.cuda.is_available() and engine_config.engines == 1 else "cpu")
         wanted = max(swarm_settings.get("particles", n), n)
         shape = {"particles": wanted, "experts": n, "size": size, "dtype": dtype}
         plan = plan_memory(engine_config, **shape, device=device, out=Path(out))
@@ -106,73 +106,73 @@ def search(
     check_run_folder(out, overwrite)  # what can be refused is refused before an engine starts or a file is touched
     if progress:
         Console(stderr=True, soft_wrap=True).print(str(plan), highlight=False)
-    engine = start_engine(base_folder, loaded, engine_config)
-    events = Trace(trace)
-    evaluator = Evaluator(engine, utility, trace=events)
-    if engine_config.serve == "auto":
-        engine.choose(evaluator.prompts("dev"), utility.max_tokens)
-    evaluator.canary = make_canary(engine, base_folder, loaded, engine_config)
-    particles = Particles(loaded, swarm, engine_config, engine.device, plan)
-    asked = inputs | {"sources": list(loaded.sources)} | counts | chosen | memory
-    with closing(particles), open_run(out, asked, overwrite=overwrite) as journal:
-        events.write()  # a place that cannot be written is better known now
-        setup_seconds = time.perf_counter() - started
-        try:
-            with Progress(progress, config.iterations, config.particles) as bar:
-                initial, update_seconds, stopped, idle = _run(
-                    swarm, particles, evaluator, journal, bar, stop_early=engine_config.stop_early
-                )
-        finally:
-            events.write()
-    spent = evaluator.spent.copy()
+    with closing(start_engine(base_folder, loaded, engine_config)) as engine:
+        events = Trace(trace)
+        evaluator = Evaluator(engine, utility, trace=events)
+        if engine_config.serve == "auto":
+            engine.choose(evaluator.prompts("dev"), utility.max_tokens)
+        evaluator.canary = make_canary(engine, base_folder, loaded, engine_config)
+        particles = Particles(loaded, swarm, engine_config, engine.device, plan)
+        asked = inputs | {"sources": list(loaded.sources)} | counts | chosen | memory
+        with closing(particles), open_run(out, asked, overwrite=overwrite) as journal:
+            events.write()  # a place that cannot be written is better known now
+            setup_seconds = time.perf_counter() - started
+            try:
+                with Progress(progress, config.iterations, config.particles) as bar:
+                    initial, update_seconds, stopped, idle = _run(
+                        swarm, particles, evaluator, journal, bar, stop_early=engine_config.stop_early
+                    )
+            finally:
+                events.write()
+        spent = evaluator.spent.copy()
 
-    start = int(np.where(np.isnan(initial), -np.inf, initial)[: len(loaded.names)].argmax())
-    coefficients = particles.global_best_mixture()
-    mixture = None if coefficients is None else dict(zip(loaded.names, coefficients, strict=True))
-    result: dict[str, Any] = {
-        "start": {"particle": start, "expert": loaded.names[start], "dev": float(initial[start])},
-        "end": {"particle": swarm.global_best_particle, "dev": swarm.global_best},
-        "mixture": mixture,
-        "test_standard_error": {},
-        **counts,
-    }
-    winner = journal.folder / "global_best"
-    provenance = inputs | {"mixture": mixture, "utility": task, "dev": swarm.global_best, "settings": chosen}
-    export(winner, particles.global_best(), loaded, base=base_folder, provenance=provenance)
-    testing = time.perf_counter()
-    first = read_experts([loaded.sources[start]], dtype=row_dtype, minimum=1)  # its row now belongs to a particle
-    for which, row in (("start", first.rows[0]), ("end", read_model(winner, loaded))):
-        scores = evaluator.one(row, "test")
-        result[which]["test"] = utility_of(scores)
-        result["test_standard_error"][which] = standard_error(scores)
-    seconds = {"setup": setup_seconds, "update": update_seconds} | spent.seconds
-    summary = inputs | {
-        "particles": config.particles,
-        "seed": config.seed,
-        "state": engine_config.state,
-        "serve": engine.serve,
-        "auto_timings": engine.auto_timings,
-        "engine": engine_config.engine,
-        "dtype": str(engine.dtype).removeprefix("torch."),
-        "iterations": swarm.iteration - swarm.waiting,
-        "stopped": stopped,
-        **memory,
-        **result,
-        "evaluations": spent.evaluations,
-        "prompts": spent.prompts,
-        "tokens": spent.tokens,
-        "reused_scores": spent.reused,
-        "skipped_examples": spent.skipped,
-        "engine_idle_share": idle,
-        "prompts_per_second": spent.prompts / (update_seconds + sum(spent.seconds.values())),
-        "seconds": seconds | {"test": time.perf_counter() - testing, "total": time.perf_counter() - started},
-    }
-    write_json(journal.folder / "summary.json", summary)
-    write_report(journal.folder)
-    engine.restore()
-    if evaluator.canary is not None:
-        evaluator.canary.check(None, None)
-    return summary
+        start = int(np.where(np.isnan(initial), -np.inf, initial)[: len(loaded.names)].argmax())
+        coefficients = particles.global_best_mixture()
+        mixture = None if coefficients is None else dict(zip(loaded.names, coefficients, strict=True))
+        result: dict[str, Any] = {
+            "start": {"particle": start, "expert": loaded.names[start], "dev": float(initial[start])},
+            "end": {"particle": swarm.global_best_particle, "dev": swarm.global_best},
+            "mixture": mixture,
+            "test_standard_error": {},
+            **counts,
+        }
+        winner = journal.folder / "global_best"
+        provenance = inputs | {"mixture": mixture, "utility": task, "dev": swarm.global_best, "settings": chosen}
+        export(winner, particles.global_best(), loaded, base=base_folder, provenance=provenance)
+        testing = time.perf_counter()
+        first = read_experts([loaded.sources[start]], dtype=row_dtype, minimum=1)  # its row now belongs to a particle
+        for which, row in (("start", first.rows[0]), ("end", read_model(winner, loaded))):
+            scores = evaluator.one(row, "test")
+            result[which]["test"] = utility_of(scores)
+            result["test_standard_error"][which] = standard_error(scores)
+        seconds = {"setup": setup_seconds, "update": update_seconds} | spent.seconds
+        summary = inputs | {
+            "particles": config.particles,
+            "seed": config.seed,
+            "state": engine_config.state,
+            "serve": engine.serve,
+            "auto_timings": engine.auto_timings,
+            "engine": engine_config.engine,
+            "dtype": str(engine.dtype).removeprefix("torch."),
+            "iterations": swarm.iteration - swarm.waiting,
+            "stopped": stopped,
+            **memory,
+            **result,
+            "evaluations": spent.evaluations,
+            "prompts": spent.prompts,
+            "tokens": spent.tokens,
+            "reused_scores": spent.reused,
+            "skipped_examples": spent.skipped,
+            "engine_idle_share": idle,
+            "prompts_per_second": spent.prompts / (update_seconds + sum(spent.seconds.values())),
+            "seconds": seconds | {"test": time.perf_counter() - testing, "total": time.perf_counter() - started},
+        }
+        write_json(journal.folder / "summary.json", summary)
+        write_report(journal.folder)
+        engine.restore()
+        if evaluator.canary is not None:
+            evaluator.canary.check(None, None)
+        return summary
 
 
 def _check_together(config: SwarmConfig, engine_config: EngineConfig, experts: Experts, utility: Utility) -> None:
