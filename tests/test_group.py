@@ -35,7 +35,7 @@ CONFIG = EngineConfig(engine="transformers", dtype="float32", engines=2)
 
 @pytest.fixture(scope="module")
 def experts(tiny):
-    return read_experts(tiny["experts"], shared=True)
+    return read_experts(tiny["experts"], place=shared_rows)
 
 
 @pytest.fixture(scope="module")
@@ -298,7 +298,8 @@ def test_engines_end_with_a_driver_that_is_killed(tiny, tmp_path):
         "from modelswarms_fast.config import EngineConfig\n"
         "from modelswarms_fast.engines import Request, start_engine\n"
         "from modelswarms_fast.experts import read_experts\n"
-        f"experts = read_experts({str(tiny['experts'])!r}, shared=True)\n"
+        "from modelswarms_fast.shared import shared_rows\n"
+        f"experts = read_experts({str(tiny['experts'])!r}, place=shared_rows)\n"
         "config = EngineConfig(engine='transformers', dtype='float32', engines=2)\n"
         f"group = start_engine(Path({tiny['base']!r}), experts, config)\n"
         "group.load(0, experts.rows[0])\n"
@@ -328,7 +329,7 @@ def test_two_vllm_engines_score_as_one(tmp_path):
 
     examples = HERE.parent / "examples"
     base = resolve_base("smollm2-135m-instruct")
-    experts = read_experts(examples / "experts", shared=True)
+    experts = read_experts(examples / "experts", place=shared_rows)
     utility = load_utility("exact_match", examples / "data" / "skills_mix.json", limit_dev=8, limit_test=1)
     config = EngineConfig(engines=2, max_model_len=512, canary="off")
     group = start_engine(base, experts, config)
