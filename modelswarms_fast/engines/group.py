@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import torch
 from transformers import AutoTokenizer
 
-from modelswarms_fast.config import EngineConfig
+from modelswarms_fast.config import EngineConfig, Serve
 from modelswarms_fast.engines import Completion, Request, Watch
 from modelswarms_fast.engines.process import Start
 from modelswarms_fast.errors import InputError
@@ -118,6 +118,8 @@ class EngineGroup:
         count = config.engines
         self.device = torch.device("cpu")  # the driver's rows are in the host's memory, whatever the engines run on
         self.watch: Watch | None = None
+        self.serve: Serve = config.serve
+        self.auto_timings: dict[str, float] = {}
         self._loaded: dict[int, tuple[Any, ...]] = {}
         self._running: dict[int, _Running] = {}
         self._numbers: dict[int, int] = {}
@@ -156,6 +158,9 @@ class EngineGroup:
         except BaseException:
             self.close()
             raise
+
+    def choose(self, prompts: Sequence[list[int]], max_tokens: int) -> None:
+        """The settings have chosen."""
 
     def load(self, slot: int, row: torch.Tensor) -> None:
         """Serve the particle whose flat row [D] this is from `slot`; see above for when the row may change."""
