@@ -5,7 +5,7 @@ BIN := .venv/bin
 GPU := $(shell command -v nvidia-smi)
 SOURCES := pyproject.toml setup.py $(wildcard csrc/*.cpp csrc/*.h kernels/*.cu kernels/*.cuh kernels/*.h)
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test lint bench sanitize clean
 
 demo: .venv/run
 	$(BIN)/modelswarms-fast demo
@@ -17,7 +17,29 @@ lint: .venv/dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/clang-format --dry-run -Werror csrc/* kernels/*.cu kernels/*.cuh kernels/*.h tests/cuda_on_cpu/*
+	$(BIN)/clang-format --dry-run -Werror csrc/* kernels/*.cu kernels/*.cuh kernels/*.h tests/cuda_on_cpu/* tests/sanitize/*
+
+# The C++ without Python, once under AddressSanitizer and UBSan and once under ThreadSanitizer; needs g++ alone.
+sanitize:
+	$(MAKE) --no-print-directory -j2 build/sanitize/address/main build/sanitize/thread/main
+	build/sanitize/address/main
+	build/sanitize/thread/main
+
+SANITIZED := $(addprefix csrc/,arena.cpp mix.cpp plan.cpp simd.cpp slab.cpp swarm_update.cpp) tests/sanitize/main.cpp
+SANITIZE_FLAGS := -std=c++17 -O1 -g1 -ffp-contract=off -fopenmp -Icsrc -Wno-ignored-attributes -Wno-uninitialized \
+	-Wno-maybe-uninitialized
+build/sanitize/address/%: SANITIZE_FLAGS += -fsanitize=address,undefined -fno-sanitize-recover=all
+build/sanitize/thread/%: SANITIZE_FLAGS += -fsanitize=thread -DTHREADS=1
+build/sanitize/%/main:
+	$(CXX) $(SANITIZE_FLAGS) $^ -o $@
+
+define sanitized
+build/sanitize/$(1)/main: $(SANITIZED:%.cpp=build/sanitize/$(1)/%.o)
+build/sanitize/$(1)/%.o: %.cpp $(wildcard csrc/*.h)
+	@mkdir -p $$(@D)
+	$$(CXX) $$(SANITIZE_FLAGS) -c $$< -o $$@
+endef
+$(foreach kind,address thread,$(eval $(call sanitized,$(kind))))
 
 bench: .venv/dev
 	$(BIN)/python -m pytest benchmarks --benchmark-only

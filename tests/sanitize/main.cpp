@@ -1,0 +1,256 @@
+// The C++ of csrc/ without Python, to be run under sanitizers (make sanitize): rows of odd sizes that end
+// where their memory does, every SIMD level against the first, and arenas and operators used by several
+// threads at once.
+//
+// Built with -DTHREADS=1 for ThreadSanitizer: it does not know how OpenMP's threads wait for each other, so
+// there the operators run on one thread each, and the concurrency is that of std::thread.
+#include <omp.h>
+
+#include <atomic>
+#include <cstdlib>
+#include <cstring>
+#include <functional>
+#include <memory>
+#include <random>
+#include <stdexcept>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "arena.h"
+#include "mix.h"
+#include "plan.h"
+#include "simd.h"
+#include "swarm_update.h"
+
+using namespace modelswarms;
+using Int = std::int64_t;
+
+namespace {
+
+void expect(bool condition, const std::string& what) {
+  if (!condition) throw std::runtime_error(what);
+}
+
+// Bytes that end where the allocation does, so that AddressSanitizer sees one read too many.
+struct Bytes {
+  explicit Bytes(std::size_t size) : size(size), data(new char[size]) {}
+  template <class T>
+  T* as() const {
+    return reinterpret_cast<T*>(data.get());
+  }
+  std::size_t size;
+  std::unique_ptr<char[]> data;
+};
+
+// Numbers from -1 to 1 in any type.
+Bytes some_rows(Int count, DType dtype, unsigned seed) {
+  Bytes rows(static_cast<std::size_t>(count * itemsize(dtype)));
+  std::mt19937 draw(seed);
+  std::uniform_real_distribution<float> number(-1, 1);
+  for (Int i = 0; i < count; ++i) {
+    const float value = number(draw);
+    std::uint32_t bits;
+    std::memcpy(&bits, &value, 4);
+    if (dtype == DType::float32) rows.as<float>()[i] = value;
+    if (dtype == DType::float64) rows.as<double>()[i] = value;
+    if (dtype == DType::bfloat16) rows.as<std::uint16_t>()[i] = static_cast<std::uint16_t>(bits >> 16);
+    if (dtype == DType::float16)
+      rows.as<std::uint16_t>()[i] = static_cast<std::uint16_t>(0x2c00 + bits % 1024);
+  }
+  return rows;
+}
+
+void start_threads(int count, const std::function<void(int)>& work) {
+  std::vector<std::thread> threads;
+  for (int i = 0; i < count; ++i) threads.emplace_back(work, i);
+  for (std::thread& thread : threads) thread.join();
+}
+
+const DType kTypes[] = {DType::float32, DType::bfloat16, DType::float16, DType::float64};
+const Int kSizes[] = {1, 7, 63, 64, 65, 1003, 4097, 70'001};
+
+// result(level) at every level gives the same bytes.
+template <class Result>
+void same_at_every_level(const std::string& what, const Result& result) {
+  std::string first;
+  for (const std::string& level : simd_levels()) {
+    set_simd_level(level);
+    const Bytes bytes = result();
+    const std::string now(bytes.data.get(), bytes.size);
+    if (first.empty()) first = now;
+    expect(now == first, what + " differs at " + level);
+  }
+}
+
+void updates() {
+  constexpr Int P = 5;
+  const std::vector<Int> table = {0, 1, -1, 2,  0,  3,  3,  4,  4,  6,  5,  7, 8,
+                                  9, 6, 10, 10, 11, 11, 10, 12, 13, 14, 14, 15};
+  const std::vector<float> coefficients(P * 4, 0.25f);
+  for (const DType dtype : kTypes)
+    for (const Int size : kSizes)
+      for (const bool noise : {false, true}) {
+        const bool stochastic = noise && itemsize(dtype) == 2;
+        same_at_every_level("update of " + std::to_string(size), [&] {
+          Bytes rows = some_rows(16 * size, dtype, 1);
+          void* all = rows.as<void>();
+          char* best = rows.as<char>() + 15 * size * itemsize(dtype);
+          swarm_update({all, size, all, size, all, size, best, best, table.data(), coefficients.data(), 0.5,
+                        P, size, dtype, stochastic, noise, 7, 3, 64});
+          return rows;
+        });
+      }
+}
+
+void mixes() {
+  for (const DType dtype : kTypes)
+    for (const Int size : kSizes)
+      for (const Int particles : {1, 6}) {
+        constexpr Int n = 3;
+        const Bytes experts = some_rows(n * size, dtype, 2);
+        const std::vector<float> narrow(particles * n, 0.3f);
+        const std::vector<double> wide(particles * n, 0.3);
+        const void* mixture = dtype == DType::float64 ? static_cast<const void*>(wide.data()) : narrow.data();
+        same_at_every_level("mix of " + std::to_string(size), [&] {
+          Bytes out(static_cast<std::size_t>(particles * size * itemsize(dtype)));
+          mix({out.as<void>(), size, experts.as<void>(), size, mixture, particles, n, size, dtype, 1, 0});
+          return out;
+        });
+      }
+}
+
+// [rows, columns] of a row, in a place with gaps; and a merge of rank 3 into another.
+void plans() {
+  for (const DType dtype : kTypes) {
+    const Int item = itemsize(dtype), a = 3 * 37, b = 29 * 3, size = a + b;
+    const Bytes row = some_rows(size, dtype, 3), base = some_rows(29 * 37, dtype, 4);
+    same_at_every_level("plans", [&] {
+      Bytes places(static_cast<std::size_t>((3 * 40 + 29 * 5) * item)),
+          live(static_cast<std::size_t>(29 * 41 * item));
+      std::memset(places.data.get(), 0, places.size);
+      std::memset(live.data.get(), 0, live.size);
+      char* second = places.as<char>() + 3 * 40 * item;
+      const CopyPlan copy({{0, 3, 37, places.as<void>(), 40, 1.0}, {a, 29, 3, second, 5, 2.0}}, dtype);
+      copy.load(row.as<void>());
+      // Several threads may read the places at once.
+      start_threads(3, [&](int) {
+        const Bytes back(static_cast<std::size_t>(size * item));
+        copy.store(back.as<void>());
+        expect(std::memcmp(back.as<char>(), row.as<char>(), back.size) == 0,
+               "store gives back what load took");
+      });
+      MergePlan({{0, a, 3, 29, 37, base.as<void>(), live.as<void>(), 41, 0.5}}, dtype).load(row.as<void>());
+      return live;
+    });
+  }
+}
+
+// Sections of the columns by one thread each give the bits of one call: what for_sections relies on.
+void updates_side_by_side() {
+  constexpr Int P = 3, size = 64 * 50 + 17;
+  const std::vector<float> coefficients(P * 4, 0.25f);
+  for (const DType dtype : kTypes) {
+    const Int item = itemsize(dtype);
+    const auto run = [&](const Bytes& rows, Int begin, Int end) {
+      char* x = rows.as<char>() + begin * item;
+      char *v = x + P * size * item, *p = v + P * size * item, *g = p + P * size * item;
+      swarm_update({x, size, v, size, p, size, g, g + size * item, nullptr, coefficients.data(), 0.25, P,
+                    end - begin, dtype, item == 2, true, 9, 2, begin});
+    };
+    const Bytes whole = some_rows((3 * P + 2) * size, dtype, 5),
+                parts = some_rows((3 * P + 2) * size, dtype, 5);
+    run(whole, 0, size);
+    start_threads(2, [&](int i) { i == 0 ? run(parts, 0, 64 * 20) : run(parts, 64 * 20, size); });
+    expect(std::memcmp(whole.as<char>(), parts.as<char>(), whole.size) == 0, "sections give the same bits");
+  }
+}
+
+template <class Error, class Work>
+void expect_throws(const Work& work, const std::string& words) {
+  try {
+    work();
+  } catch (const Error& error) {
+    return expect(std::string(error.what()).find(words) != std::string::npos, error.what());
+  }
+  expect(false, "nothing was thrown: " + words);
+}
+
+// Rows that many threads take, share, copy on write and let go: nobody else writes a row that one holds
+// alone.
+void arenas() {
+  const RowShape shape{6, 1000, 1088};
+  const Slab::Shared shared = Slab::shared(shape.bytes(), "rows");
+  for (const Slab::Shared& slab :
+       {Slab::host(shape.bytes(), "rows"), shared, Slab::file("/tmp", shape.bytes(), "rows"),
+        Slab::attach(shared->descriptor(), shape.bytes(), "rows"), Slab::host(5 << 20, "large rows")}) {
+    Arena arena(shape, slab);
+    std::atomic<int> copied{0};
+    start_threads(4, [&](int mark) {
+      for (int round = 0; round < 300; ++round) {
+        try {
+          const Int row = arena.acquire();
+          std::memset(arena.row(row), mark, 1000);
+          arena.retain(row);
+          Int mine = row;
+          try {
+            mine = arena.writable(row, true);  // for one of the two holds
+            ++copied;
+          } catch (const OutOfMemory&) {
+          }
+          expect(arena.row(mine)[999] == mark && arena.row(row)[0] == mark, "a row is its holder's");
+          if (mine != row) std::memset(arena.row(mine), mark + 1, 1000);
+          arena.release(row);
+          arena.release(mine);
+        } catch (const OutOfMemory&) {
+          std::this_thread::yield();
+        }
+      }
+    });
+    expect(arena.free() == 6 && copied > 0, "every row came back");
+    arena.row(arena.acquire())[0] = 1;
+    expect_throws<std::invalid_argument>([&] { arena.release(6); }, "Row 6 of 1000 bytes does not exist");
+    for (Int row = 0; row < 6; ++row)
+      if (arena.count(row) == 0)
+        expect_throws<std::invalid_argument>([&] { arena.release(row); }, "of 1000 bytes is free");
+  }
+  expect_throws<OutOfMemory>([] { Slab::host(std::size_t{1} << 60, "rows"); }, "do not fit into memory");
+  Arena held(shape, Slab::attach(shared->descriptor(), shape.bytes(), "rows"), true);
+  expect_throws<OutOfMemory>([&] { held.acquire(); }, "No row is free");
+}
+
+// One holder writes, through copy on write, what another reads.
+void readers_beside_a_writer() {
+  Arena arena({3, 512, 576}, Slab::host(3 * 576, "rows"));
+  Int row = arena.acquire();
+  std::memset(arena.row(row), 0, 512);
+  for (char round = 1; round < 100; ++round) {
+    arena.retain(row);  // the reader's hold
+    std::thread reader([&, row] {
+      const char* bytes = arena.row(row);
+      for (int i = 1; i < 512; ++i) expect(bytes[i] == bytes[0], "a row that is read is not written");
+      arena.release(row);
+    });
+    const Int mine = arena.writable(row, true);
+    const bool alone = mine == row;  // the reader was done; its release came before
+    std::memset(arena.row(mine), round, 512);
+    reader.join();
+    expect(arena.count(mine) == 1 && (alone || arena.count(row) == 0), "one holder is left");
+    row = mine;
+  }
+}
+
+}  // namespace
+
+int main() {
+#ifdef THREADS
+  omp_set_num_threads(THREADS);
+#endif
+  arenas();
+  readers_beside_a_writer();
+  updates();
+  mixes();
+  plans();
+  updates_side_by_side();
+  return 0;
+}
