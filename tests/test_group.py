@@ -75,7 +75,7 @@ def of(completions, slots, slot):
 def told(run):
     """What a run found, without the seconds it took."""
     return [
-        {name: value for name, value in line.items() if name != "seconds"}
+        {name: value for name, value in line.items() if name not in {"seconds", "engine_idle_share"}}
         for line in read_history(Path(run) / "history.jsonl")
     ]
 
