@@ -322,6 +322,22 @@ def test_engines_end_with_a_driver_that_is_killed(tiny, tmp_path):
     assert not any(map(lives, workers))
 
 
+class Rows:
+    """Particles for an evaluator that are these rows."""
+
+    def __init__(self, rows):
+        self.row = rows.__getitem__
+
+    def key(self, particle):
+        return None
+
+    def load(self, engine, slot, particle):
+        engine.load(slot, self.row(particle))
+
+    def prefetch(self, particles):
+        pass
+
+
 def test_two_vllm_engines_score_as_one(tmp_path):
     """Two processes of one thread each, against one such process: the same particles, the same scores."""
     pytest.importorskip("vllm")
@@ -334,7 +350,8 @@ def test_two_vllm_engines_score_as_one(tmp_path):
     config = EngineConfig(engines=2, max_model_len=512, canary="off")
     group = start_engine(base, experts, config)
     try:
-        together = Evaluator(group, utility).rows(lambda particle: experts.rows[particle], range(4), "dev")
+        tallies = Evaluator(group, utility).rows(Rows(experts.rows), range(4), "dev")
+        together = {particle: tally.known for particle, tally in tallies.items()}
         probe = Request(0, list(group.tokenizer("Which is larger?")["input_ids"]))
         group.load(0, experts.rows[0])
         group.load(1, experts.rows[0])
