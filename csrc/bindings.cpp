@@ -99,6 +99,11 @@ MergePlan merge_plan(const std::vector<MergeTuple>& parts, int dtype) {
   return {std::move(given), static_cast<DType>(dtype)};
 }
 
+template <class Plan>
+void load_mixture(const Plan& plan, Address experts, Int stride, Int count, Address mixture) {
+  plan.load_mixture({at(experts), stride, count, at(mixture)});
+}
+
 Slab::Shared new_slab(const RowShape& shape, const std::string& tier, const std::string& folder) {
   shape.check();
   const py::gil_scoped_release no_gil;
@@ -246,10 +251,13 @@ PYBIND11_MODULE(_C, m) {
       .def(py::init(&copy_plan))
       .def(
           "load", [](const CopyPlan& plan, Address row) { plan.load(at(row)); }, NoGil())
+      .def("load_mixture", &load_mixture<CopyPlan>, NoGil())
       .def("store", [](const CopyPlan& plan, Address row) { plan.store(at(row)); }, NoGil());
   py::class_<MergePlan>(m, "MergePlan")
       .def(py::init(&merge_plan))
-      .def("load", [](const MergePlan& plan, Address row) { plan.load(at(row)); }, NoGil());
+      .def(
+          "load", [](const MergePlan& plan, Address row) { plan.load(at(row)); }, NoGil())
+      .def("load_mixture", &load_mixture<MergePlan>, NoGil());
 
   // What memory and arithmetic allow, for benchmarks/.
   m.def("limit_update", &limit_update_cpu, NoGil());

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <memory>
 #include <type_traits>
 #include <utility>
 
@@ -16,7 +17,11 @@ namespace modelswarms {
 namespace {
 
 using CopyRows = void (*)(const CopyPart&, const void* row, std::int64_t begin, std::int64_t end);
+using CopyMixedRows = void (*)(const CopyPart&, const RowMixture&, std::int64_t begin, std::int64_t end);
 using MergeRows = void (*)(const MergePart&, const void* row, std::int64_t begin, std::int64_t end);
+// `a` is room for the part's A.
+using MergeMixedRows = void (*)(const MergePart&, const RowMixture&, void* a, std::int64_t begin,
+                                std::int64_t end);
 
 #define MS_KERNEL "plan_kernel.h"
 #include "each_simd_level.h"
@@ -66,6 +71,14 @@ void CopyPlan::load(const void* row) const {
       [&](const CopyPart& part, std::int64_t begin, std::int64_t end) { rows(part, row, begin, end); });
 }
 
+void CopyPlan::load_mixture(const RowMixture& row) const {
+  MS_CHECK(row.count > 0, "a mixture of no experts is no row");
+  const CopyMixedRows rows = MS_PICK(load_mixed_rows_of)(dtype_);
+  for_rows_of_parts(
+      parts_, starts_, itemsize(dtype_),
+      [&](const CopyPart& part, std::int64_t begin, std::int64_t end) { rows(part, row, begin, end); });
+}
+
 void CopyPlan::store(void* row) const {
   for (const CopyPart& part : parts_)
     MS_CHECK(part.scaling != 0.0, "a place of scaling 0 holds nothing of the row");
@@ -91,6 +104,16 @@ void MergePlan::load(const void* row) const {
   for_rows_of_parts(
       parts_, starts_, itemsize(dtype_),
       [&](const MergePart& part, std::int64_t begin, std::int64_t end) { rows(part, row, begin, end); });
+}
+
+void MergePlan::load_mixture(const RowMixture& row) const {
+  MS_CHECK(row.count > 0, "a mixture of no experts is no row");
+  const MergeMixedRows rows = MS_PICK(merge_mixed_rows_of)(dtype_);
+  const std::int64_t item = itemsize(dtype_);
+  for_rows_of_parts(parts_, starts_, item, [&](const MergePart& part, std::int64_t begin, std::int64_t end) {
+    const std::unique_ptr<char[]> a(new char[static_cast<std::size_t>(part.rank * part.columns * item)]);
+    rows(part, row, a.get(), begin, end);
+  });
 }
 
 }  // namespace modelswarms

@@ -18,6 +18,14 @@ struct CopyPart {
   double scaling;
 };
 
+// A row that is not there: sum over j of mixture[j] * experts[j], rounded as mix() rounds it.
+struct RowMixture {
+  const void* experts;  // [count, D]
+  std::int64_t stride;  // elements from one expert to the next
+  std::int64_t count;
+  const void* mixture;  // [count], float64 for float64 rows, else float32
+};
+
 // row <-> places. The row and the places have one dtype.
 class CopyPlan {
  public:
@@ -25,6 +33,8 @@ class CopyPlan {
   CopyPlan(std::vector<CopyPart> parts, DType dtype);
   // The place becomes the row's part times its scaling, rounded to nearest even.
   void load(const void* row) const;
+  // The same as mix() into a row and load() of that, bit for bit, without the row.
+  void load_mixture(const RowMixture& row) const;
   // The row's part becomes the place divided by its scaling. Throws std::invalid_argument if that is 0.
   void store(void* row) const;
 
@@ -51,6 +61,8 @@ class MergePlan {
   // Throws std::invalid_argument for parts that make no sense.
   MergePlan(std::vector<MergePart> parts, DType dtype);
   void load(const void* row) const;
+  // The same as mix() into a row and load() of that, bit for bit, without the row.
+  void load_mixture(const RowMixture& row) const;
 
  private:
   std::vector<MergePart> parts_;

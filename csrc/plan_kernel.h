@@ -39,6 +39,55 @@ inline void copy_rows(char* out, std::int64_t out_step, const char* in, std::int
   }
 }
 
+// Columns [begin, end) of a row that is a mixture.
+template <class S>
+void mix_columns(const RowMixture& row, std::int64_t begin, std::int64_t end, S* out) {
+  using L = Lanes<S>;
+  const auto* mixture = static_cast<const typename L::Scalar*>(row.mixture);
+  const auto tiles = [&](auto pairs) {
+    constexpr int kPairs = decltype(pairs)::value;
+    for (; begin + kPairs * L::columns <= end; begin += kPairs * L::columns, out += kPairs * L::columns) {
+      const S* expert = static_cast<const S*>(row.experts) + begin;
+      Tile<S, 1, kPairs> tile;
+      for (std::int64_t j = 0; j < row.count; ++j, expert += row.stride) tile.add(expert, mixture + j, 1);
+      each<kPairs>([&](auto t) {
+        L::store(out + t * L::columns, L::bits(tile.sum(std::integral_constant<int, 0>(), t)));
+      });
+    }
+  };
+  tiles(std::integral_constant<int, 4>());
+  tiles(std::integral_constant<int, 1>());
+  if (begin < end) {
+    const S* expert = static_cast<const S*>(row.experts) + begin;
+    typename L::Pair sum{L::broadcast(0), L::broadcast(0)};
+    for (std::int64_t j = 0; j < row.count; ++j, expert += row.stride)
+      sum = sum + L::broadcast(mixture[j]) * load_some(expert, end - begin);
+    store_some(out, L::bits(sum), end - begin);
+  }
+}
+
+// A mixture to the engine's side, a buffer at a time: whole rows of it, or pieces of one.
+template <class S>
+void load_mixed_rows(const CopyPart& part, const RowMixture& row, std::int64_t begin, std::int64_t end) {
+  constexpr std::int64_t kBuffer = 4096 / sizeof(S);
+  alignas(64) S buffer[kBuffer];
+  const auto factor = static_cast<typename Lanes<S>::Scalar>(part.scaling);
+  const std::int64_t columns = std::min(part.columns, kBuffer), rows = kBuffer / columns;
+  for (std::int64_t i = begin; i < end; i += rows) {
+    const std::int64_t some = std::min(rows, end - i);
+    for (std::int64_t d = 0; d < part.columns; d += columns) {
+      const std::int64_t width = std::min(columns, part.columns - d);
+      const std::int64_t first = part.offset + i * part.columns + d;
+      mix_columns(row, first, first + some * width, buffer);
+      if (factor != 1) scale(buffer, buffer, some * width, factor);
+      S* place = static_cast<S*>(part.place) + i * part.stride + d;
+      const auto bytes = [](std::int64_t count) { return count * static_cast<std::int64_t>(sizeof(S)); };
+      copy_rows(reinterpret_cast<char*>(place), bytes(part.stride), reinterpret_cast<const char*>(buffer),
+                bytes(width), some, bytes(width));
+    }
+  }
+}
+
 // Between the flat side, whose rows lie one after the other, and the engine's, whose rows may have gaps.
 template <class S, bool kLoad>
 void move_rows(const CopyPart& part, const void* row, std::int64_t begin, std::int64_t end) {
@@ -81,6 +130,9 @@ void move_rows(const CopyPart& part, const void* row, std::int64_t begin, std::i
   }
 }
 
+// Rows of live weights that share every load of A.
+constexpr std::int64_t kMergeRows = 5;
+
 // R rows of live weights, T pairs of columns: sums over the rank stay in registers, base is read and live
 // written once. `b` are the R rows of scaling * B.
 template <class S, int R, int T>
@@ -117,20 +169,18 @@ void merge_some_rows(const MergePart& part, const S* a, const typename Lanes<S>:
   }
 }
 
-template <class S>
-void merge_rows(const MergePart& part, const void* row, std::int64_t begin, std::int64_t end) {
-  using L = Lanes<S>;
-  using Scalar = typename L::Scalar;
-  constexpr std::int64_t kRows = 5;
-  const S* a = static_cast<const S*>(row) + part.a;
-  const S* b = static_cast<const S*>(row) + part.b;
+// `b_rows(i, count)` gives rows [i, i + count) of B.
+template <class S, class Rows>
+void merge_rows(const MergePart& part, const S* a, const Rows& b_rows, std::int64_t begin, std::int64_t end) {
+  using Scalar = typename Lanes<S>::Scalar;
   const S* base = static_cast<const S*>(part.base);
   S* live = static_cast<S*>(part.live);
-  alignas(64) Scalar scaled[kRows * MergePlan::kMaxRank];
-  for (std::int64_t i = begin; i < end; i += kRows) {
-    const std::int64_t rows = std::min(kRows, end - i);
+  alignas(64) Scalar scaled[kMergeRows * MergePlan::kMaxRank];
+  for (std::int64_t i = begin; i < end; i += kMergeRows) {
+    const std::int64_t rows = std::min(kMergeRows, end - i);
+    const S* b = b_rows(i, rows);
     for (std::int64_t k = 0; k < rows * part.rank; ++k)
-      scaled[k] = static_cast<Scalar>(part.scaling) * widened(b[i * part.rank + k]);
+      scaled[k] = static_cast<Scalar>(part.scaling) * widened(b[k]);
     const S* from = base + i * part.columns;
     S* to = live + i * part.stride;
     if (rows == 5) merge_some_rows<S, 5>(part, a, scaled, from, to);
@@ -141,44 +191,58 @@ void merge_rows(const MergePart& part, const void* row, std::int64_t begin, std:
   }
 }
 
-CopyRows load_rows_of(DType dtype) {
+template <class S>
+void merge_row(const MergePart& part, const void* row, std::int64_t begin, std::int64_t end) {
+  const S* b = static_cast<const S*>(row) + part.b;
+  const auto b_rows = [&](std::int64_t i, std::int64_t) { return b + i * part.rank; };
+  merge_rows(part, static_cast<const S*>(row) + part.a, b_rows, begin, end);
+}
+
+template <class S>
+void merge_mixture(const MergePart& part, const RowMixture& row, void* room, std::int64_t begin,
+                   std::int64_t end) {
+  alignas(64) S b[kMergeRows * MergePlan::kMaxRank];
+  S* a = static_cast<S*>(room);
+  mix_columns(row, part.a, part.a + part.rank * part.columns, a);
+  const auto b_rows = [&](std::int64_t i, std::int64_t rows) -> const S* {
+    mix_columns(row, part.b + i * part.rank, part.b + (i + rows) * part.rank, b);
+    return b;
+  };
+  merge_rows(part, static_cast<const S*>(a), b_rows, begin, end);
+}
+
+// pick(one number of the type)
+template <class Pick>
+auto by_dtype(DType dtype, const Pick& pick) -> decltype(pick(float())) {
   switch (dtype) {
     case DType::float32:
-      return move_rows<float, true>;
+      return pick(float());
     case DType::bfloat16:
-      return move_rows<BFloat16, true>;
+      return pick(BFloat16());
     case DType::float16:
-      return move_rows<Float16, true>;
+      return pick(Float16());
     case DType::float64:
-      return move_rows<double, true>;
+      return pick(double());
   }
   return nullptr;
+}
+
+CopyRows load_rows_of(DType dtype) {
+  return by_dtype(dtype, [](auto s) -> CopyRows { return move_rows<decltype(s), true>; });
 }
 
 CopyRows store_rows_of(DType dtype) {
-  switch (dtype) {
-    case DType::float32:
-      return move_rows<float, false>;
-    case DType::bfloat16:
-      return move_rows<BFloat16, false>;
-    case DType::float16:
-      return move_rows<Float16, false>;
-    case DType::float64:
-      return move_rows<double, false>;
-  }
-  return nullptr;
+  return by_dtype(dtype, [](auto s) -> CopyRows { return move_rows<decltype(s), false>; });
+}
+
+CopyMixedRows load_mixed_rows_of(DType dtype) {
+  return by_dtype(dtype, [](auto s) -> CopyMixedRows { return load_mixed_rows<decltype(s)>; });
 }
 
 MergeRows merge_rows_of(DType dtype) {
-  switch (dtype) {
-    case DType::float32:
-      return merge_rows<float>;
-    case DType::bfloat16:
-      return merge_rows<BFloat16>;
-    case DType::float16:
-      return merge_rows<Float16>;
-    case DType::float64:
-      return merge_rows<double>;
-  }
-  return nullptr;
+  return by_dtype(dtype, [](auto s) -> MergeRows { return merge_row<decltype(s)>; });
+}
+
+MergeMixedRows merge_mixed_rows_of(DType dtype) {
+  return by_dtype(dtype, [](auto s) -> MergeMixedRows { return merge_mixture<decltype(s)>; });
 }

@@ -14,6 +14,7 @@ from torch import Tensor
 from modelswarms_fast.checks import DTYPE_CODES
 from modelswarms_fast.extension import _C
 from modelswarms_fast.layout import TensorSpec
+from modelswarms_fast.ops import mix_
 
 MAX_RANK = 512  # of csrc/plan.h; adapters of more go through torch
 
@@ -52,6 +53,7 @@ class CopyPlan:
         self._targets = tuple(targets)
         for target in self._targets:
             _check_place(target.spec.name, target.place, target.spec.shape, self._targets[0].place)
+        self._end = max(target.spec.end for target in self._targets)
         self._compiled = None
         if _compiles(self._targets[0].place):
             parts = []
@@ -68,11 +70,18 @@ class CopyPlan:
         if self._compiled is not None:
             self._compiled.load(row.data_ptr())
             return
-        places = [target.place for target in self._targets]
-        torch._foreach_copy_(places, [_view(row, target.spec) for target in self._targets])
-        scaled = [target for target in self._targets if target.scaling != 1.0]
-        if scaled:
-            torch._foreach_mul_([target.place for target in scaled], [target.scaling for target in scaled])
+        self._put([_view(row, target.spec) for target in self._targets])
+
+    def load_mixture(self, experts: Tensor, mixture: Tensor) -> None:
+        """Write the mixture [n] of rows [n, size] into the places, as `mix_` and `load` would, without a row between.
+
+        Raises ValueError for rows that are none.
+        """
+        _check_experts(experts, mixture, self._end)
+        if self._compiled is not None and experts.dtype == self._targets[0].place.dtype:
+            self._compiled.load_mixture(*_addresses(experts, mixture := _numbers(experts, mixture)))
+            return
+        self._put([_mixed(experts, mixture, target.spec) for target in self._targets])
 
     def store(self, row: Tensor) -> None:
         """Read a row [size] back from the places; padding is left alone.
@@ -90,8 +99,14 @@ class CopyPlan:
         for target in self._targets:
             _view(row, target.spec).copy_(target.place / target.scaling)
 
+    def _put(self, tensors: Sequence[Tensor]) -> None:
+        torch._foreach_copy_([target.place for target in self._targets], list(tensors))
+        scaled = [target for target in self._targets if target.scaling != 1.0]
+        if scaled:
+            torch._foreach_mul_([target.place for target in scaled], [target.scaling for target in scaled])
+
     def _checked(self, row: Tensor) -> Tensor:
-        return _checked_row(row, max(target.spec.end for target in self._targets), self._targets[0].place)
+        return _checked_row(row, self._end, self._targets[0].place)
 
 
 class MergePlan:
@@ -111,6 +126,7 @@ class MergePlan:
             _check_place(target.b.name, target.live, (rows, columns), first)
             if not target.base.is_contiguous():
                 raise ValueError(f"the base weight of {target.b.name} is not contiguous")
+        self._end = max(max(target.a.end, target.b.end) for target in self._targets)
         self._compiled = None
         if _compiles(first) and all(target.a.shape[0] <= MAX_RANK for target in self._targets):
             parts = []
@@ -122,13 +138,26 @@ class MergePlan:
 
     def load(self, row: Tensor) -> None:
         """Merge the particle of this row [size]. Raises ValueError for a row that is none."""
-        end = max(max(target.a.end, target.b.end) for target in self._targets)
-        row = _checked_row(row, end, self._targets[0].base)
+        row = _checked_row(row, self._end, self._targets[0].base)
         if self._compiled is not None:
             self._compiled.load(row.data_ptr())
             return
         for target in self._targets:
             a, b = _view(row, target.a), _view(row, target.b)
+            torch.addmm(target.base, b, a, alpha=target.scaling, out=target.live)
+
+    def load_mixture(self, experts: Tensor, mixture: Tensor) -> None:
+        """Merge the mixture [n] of rows [n, size], as `mix_` and `load` would, without a row between.
+
+        Raises ValueError for rows that are none.
+        """
+        _check_experts(experts, mixture, self._end)
+        dtype = self._targets[0].base.dtype
+        if self._compiled is not None and experts.dtype == dtype:
+            self._compiled.load_mixture(*_addresses(experts, mixture := _numbers(experts, mixture)))
+            return
+        for target in self._targets:
+            a, b = (_mixed(experts, mixture, spec).to(dtype) for spec in (target.a, target.b))
             torch.addmm(target.base, b, a, alpha=target.scaling, out=target.live)
 
 
@@ -138,6 +167,30 @@ def _compiles(place: Tensor) -> bool:
 
 def _view(row: Tensor, spec: TensorSpec) -> Tensor:
     return row[spec.offset : spec.end].view(spec.shape)
+
+
+def _check_experts(experts: Tensor, mixture: Tensor, end: int) -> None:
+    if experts.dim() != 2 or not len(experts) or experts.shape[1] < end or experts.stride(1) != 1:
+        raise ValueError(f"rows of this plan are contiguous and have {end} elements or more, not {list(experts.shape)}")
+    if mixture.shape != experts.shape[:1]:
+        raise ValueError(f"a mixture of {len(experts)} rows has as many coefficients, not {list(mixture.shape)}")
+
+
+def _numbers(experts: Tensor, mixture: Tensor) -> Tensor:
+    """The mixture in the type in which these rows are mixed."""
+    dtype = torch.float64 if experts.dtype == torch.float64 else torch.float32
+    return mixture.to(experts.device, dtype).contiguous()
+
+
+def _addresses(experts: Tensor, numbers: Tensor) -> tuple[int, int, int, int]:
+    return experts.data_ptr(), experts.stride(0), len(experts), numbers.data_ptr()
+
+
+def _mixed(experts: Tensor, mixture: Tensor, spec: TensorSpec) -> Tensor:
+    """One tensor of the mixture."""
+    tensor = torch.empty((1, spec.numel), dtype=experts.dtype, device=experts.device)
+    mix_(tensor, experts[:, spec.offset : spec.end], _numbers(experts, mixture)[None])
+    return tensor.view(spec.shape)
 
 
 def _as_matrix(place: Tensor) -> Tensor:

@@ -16,8 +16,8 @@ FLOORS = [
     {"engines.group"},
     {"engines.vllm", "engines.transformers", "engines.process", "plots", "trace"},
     {"engines", "engines.vllm_worker", "journal", "shard"},
-    {"engines.mixture", "stream"},
-    {"swarm", "utilities", "base", "experts", "ops", "plans", "memory_plan", "scores"},
+    {"engines.mixture", "stream", "plans"},
+    {"swarm", "utilities", "base", "experts", "ops", "memory_plan", "scores"},
     {
         "export",
         "checkpoint",

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from modelswarms_fast import _C, plans
 from modelswarms_fast.layout import Layout, TensorSpec
+from modelswarms_fast.ops import mix_
 from modelswarms_fast.plans import CopyPlan, CopyTarget, MergePlan, MergeTarget
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.float64]
@@ -179,6 +180,71 @@ def test_a_zero_adapter_gives_the_base_bit_for_bit() -> None:
     layout, targets = make_merge(torch.bfloat16)
     MergePlan(targets).load(torch.zeros(layout.size, dtype=torch.bfloat16))
     assert all(torch.equal(target.live, target.base) for target in targets)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("count", [1, 2, 5, 12])
+@pytest.mark.parametrize("gap", [0, 8])
+def test_a_mixture_is_loaded_as_its_row_would_be(backend: str, dtype: torch.dtype, count: int, gap: int) -> None:
+    """Bit for bit, in places with gaps, with and without a scaling, by any number of threads."""
+    copies = layout_of(SHAPES | {"long": (30, 4000)}, dtype)
+    merges, targets = make_merge(dtype, gap)
+    mixture = torch.linspace(-0.4, 0.9, count).to(torch.float64 if dtype == torch.float64 else torch.float32)
+    for threads in (1, 2, 3):
+        for scaling in (1.0, 0.3):
+            found = []
+            for mixed in (True, False):
+                places = [place_of(one.shape, dtype, gap)[0] if one.shape else torch.zeros((), dtype=dtype)
+                          for one in copies.specs]  # fmt: skip
+                plan = CopyPlan(
+                    [CopyTarget(one, place, scaling) for one, place in zip(copies.specs, places, strict=True)]
+                )
+                load(plan, copies, count, mixture, mixed=mixed, threads=threads)
+                found.append(torch.cat([place.flatten() for place in places]))
+            assert torch.equal(*found)
+        found = []
+        for mixed in (True, False):
+            load(MergePlan(targets), merges, count, mixture, mixed=mixed, threads=threads)
+            found.append(torch.cat([target.live.flatten() for target in targets]))
+            for target in targets:
+                target.live.fill_(UNTOUCHED)
+        assert torch.equal(*found)
+
+
+def load(plan: CopyPlan | MergePlan, layout: Layout, count: int, mixture: Tensor, *, mixed: bool, threads: int) -> None:
+    """A mixture of random rows that have gaps between them: at once, or through a row."""
+    experts = torch.stack([random_row(layout, seed) for seed in range(count)])
+    experts = torch.nn.functional.pad(experts, (0, 32))[:, : layout.size]
+    row = torch.empty(1, layout.size, dtype=layout.dtype)
+    mix_(row, experts, mixture[None])
+    call = (lambda: plan.load_mixture(experts, mixture)) if mixed else (lambda: plan.load(row[0]))
+    with_level(_C.simd_level(), threads, call)
+
+
+@pytest.mark.parametrize("level", _C.simd_levels())
+def test_every_simd_level_loads_the_same_mixture(level: str) -> None:
+    layout, targets = make_merge(torch.bfloat16)
+    experts, mixture = torch.stack([random_row(layout, seed) for seed in range(3)]), torch.tensor([0.2, 1.1, -0.3])
+    place = torch.zeros(layout.size, dtype=torch.bfloat16)
+    copy = CopyPlan([CopyTarget(TensorSpec("row", 0, (layout.size,)), place, 0.7)])
+    found = []
+    for one in (_C.simd_level(), level):
+        with_level(
+            one, 1, lambda: (MergePlan(targets).load_mixture(experts, mixture), copy.load_mixture(experts, mixture))
+        )
+        found.append(torch.cat([place, *(target.live.flatten() for target in targets)]))
+    assert torch.equal(*found)
+
+
+def test_mixtures_of_other_rows_are_refused() -> None:
+    layout = layout_of({"a": (4, 64)}, torch.float32)
+    plan = CopyPlan([CopyTarget(layout.specs[0], torch.zeros(4, 64))])
+    with pytest.raises(ValueError, match="rows of this plan"):
+        plan.load_mixture(torch.zeros(2, 255), torch.zeros(2))
+    with pytest.raises(ValueError, match="rows of this plan"):
+        plan.load_mixture(torch.zeros(0, 256), torch.zeros(0))
+    with pytest.raises(ValueError, match="a mixture of 2 rows"):
+        plan.load_mixture(torch.zeros(2, 256), torch.zeros(3))
 
 
 def test_rows_of_another_dtype_are_converted_on_load() -> None:

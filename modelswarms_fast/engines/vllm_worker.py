@@ -20,7 +20,6 @@ from modelswarms_fast.engines.mixture import MixtureServer, Place
 from modelswarms_fast.errors import InputError
 from modelswarms_fast.experts import Experts, LoraModule
 from modelswarms_fast.layout import TensorSpec
-from modelswarms_fast.ops import mix_
 from modelswarms_fast.plans import CopyPlan, CopyTarget, MergePlan, MergeTarget
 
 
@@ -169,16 +168,15 @@ class SwarmWorker:
         """A plan for each slot; what is live is overwritten with the base to restore it."""
         rows = self._swarm_experts.rows
 
-        def load_mixture(slot: int, mixture: torch.Tensor) -> None:
-            row = rows.new_empty((1, rows.shape[1]))
-            mix_(row, rows, mixture[None].to(rows.device))
-            plans[slot].load(row[0])
-
         def restore() -> None:
             if live:
                 torch._foreach_copy_(list(live), list(base))
 
-        return Way(lambda slot, row: plans[slot].load(row), load_mixture, restore)
+        return Way(
+            lambda slot, row: plans[slot].load(row),
+            lambda slot, mixture: plans[slot].load_mixture(rows, mixture),
+            restore,
+        )
 
     def _weight_places(self) -> dict[str, torch.Tensor]:
         """Name in the checkpoint → live tensor; fused parameters are given as views of their parts."""
