@@ -16,7 +16,8 @@ FLOORS = [
     {"engines.group"},
     {"engines.vllm", "engines.transformers", "engines.process", "plots", "trace"},
     {"engines", "engines.vllm_worker", "journal", "shard"},
-    {"engines.mixture", "stream", "plans"},
+    {"engines.mixture", "stream"},
+    {"plans"},
     {"swarm", "utilities", "base", "experts", "ops", "memory_plan", "scores"},
     {
         "export",
