@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from unittest.mock import create_autospec
+
 import numpy as np
 import pytest
 import torch
@@ -11,11 +14,20 @@ from measure import CORES, Measure, random_rows, shares, short, threads
 
 from modelswarms_fast import _C
 from modelswarms_fast.checks import DTYPE_CODES
-from modelswarms_fast.config import SwarmConfig
+from modelswarms_fast.config import EngineConfig, SwarmConfig
+from modelswarms_fast.evaluate import Evaluator, Spent
+from modelswarms_fast.experts import Experts
+from modelswarms_fast.journal import Journal
+from modelswarms_fast.layout import Layout
+from modelswarms_fast.loop import _run
 from modelswarms_fast.ops import mix_, swarm_update_, swarm_update_rows_
+from modelswarms_fast.particles import Particles
+from modelswarms_fast.progress import Progress
 from modelswarms_fast.rows import RowTable, count_rows
+from modelswarms_fast.scores import Tally
 from modelswarms_fast.shard import Shard
 from modelswarms_fast.swarm import Swarm
+from modelswarms_fast.trace import Trace
 
 PARTICLES, CALLS = 4, 1000
 
@@ -67,6 +79,42 @@ def test_shard_update(measure: Measure) -> None:
     shard.promote(swarm.tell(np.arange(PARTICLES, dtype=np.float64)))
     plan = swarm.plan()
     call_overhead(measure, "Shard.update", lambda: shard.update(plan))
+
+
+def test_driver(measure: Measure, tmp_path: Path) -> None:
+    """The loop of a search without its evaluations: plan, mixtures, tell, promote, and the journal with its fsync."""
+    particles, experts, iterations = 100, 10, 20
+    rows = random_rows(experts, 16, torch.bfloat16)
+    layout = Layout.of({"weight": torch.empty(16, dtype=torch.bfloat16, device="meta")})
+    names = tuple(f"expert-{index}" for index in range(experts))
+    pool = Experts("full", names, layout, rows, rows, (), {}, names)
+    random = np.random.default_rng(0)
+
+    def rows_of(source: object, which: list[int], *rest: object) -> dict[int, Tally]:
+        tallies = {particle: Tally(1) for particle in which}
+        for tally in tallies.values():
+            tally.scores[0] = float(random.random())
+        return tallies
+
+    evaluator = create_autospec(Evaluator, instance=True, spent=Spent(), trace=Trace())
+    evaluator.rows = rows_of
+    bar = create_autospec(Progress, instance=True, asked=False)
+
+    def search() -> None:
+        swarm = Swarm(SwarmConfig(particles=particles, iterations=iterations - 1, patience=iterations), experts)
+        held = Particles(pool, swarm, EngineConfig(state="mixture"), torch.device("cpu"))
+        _run(swarm, held, evaluator, journal, bar)
+
+    with Journal(tmp_path / "history.jsonl") as journal:
+        info = measure.row(
+            f"{iterations} iterations of the driver, P={particles} n={experts}",
+            search,
+            memory=False,
+            particles=particles,
+            iterations=iterations,
+            threads=CORES,
+        )
+    measure.benchmark.extra_info["seconds_an_iteration"] = info["seconds"] / iterations
 
 
 def call_overhead(measure: Measure, name: str, call: object) -> None:

@@ -127,6 +127,8 @@ class _Round:
     """Particles that have no slot yet."""
     running: dict[int, _Running] = field(default_factory=dict)
     """By slot."""
+    slots: dict[int, int] = field(default_factory=dict)
+    """Name of a request under way → its slot."""
     keys: dict[int, bytes | None] = field(default_factory=dict)
 
     def take(self) -> tuple[int, bytes | None] | None:
@@ -232,7 +234,7 @@ class Evaluator:
     def _fill(self, work: _Round) -> list[_Running]:
         """Put particles of the queue into the free slots; returns those whose scores are known and need no slot."""
         known: list[_Running] = []
-        for slot in range(self.engine.slots):
+        for slot in range(self.engine.slots) if work.queue else ():
             while slot not in work.running and work.queue:
                 checked = self.canary is not None and self.canary.wanted
                 if checked and work.running:
@@ -249,7 +251,7 @@ class Evaluator:
                 if checked and self.canary is not None:
                     self.canary.after_load(slot, work.source.row(one.particle))
                 self.spent.evaluations += 1
-                self._submit(slot, one, work.split)
+                self._submit(slot, work)
                 work.source.prefetch(work.queue[: self.engine.slots])
         return known
 
@@ -265,13 +267,14 @@ class Evaluator:
             order = expected.longest_first if tally.limits is None else expected.order(particle)
             return _Running(particle, key, tally, deque(example for example in order if tally.scores[example] is None))
 
-    def _submit(self, slot: int, one: _Running, split: str) -> None:
-        """Ask for the examples of a particle that may be needed."""
+    def _submit(self, slot: int, work: _Round) -> None:
+        """Ask for the examples of the particle in a slot that may be needed."""
+        one, prompts = work.running[slot], self._prompts[work.split]
         with self.spent.clock("generate"):
             for example in one.next_examples():
                 name = next(self._names)
-                one.under_way[name] = example
-                self.engine.submit(name, Request(slot, self._prompts[split][example]), self.utility.max_tokens)
+                one.under_way[name], work.slots[name] = example, slot
+                self.engine.submit(name, Request(slot, prompts[example]), self.utility.max_tokens)
 
     def _step(self, work: _Round) -> list[_Running]:
         """One step of the engine; the particles that it completed or decided, which leave their slots."""
@@ -280,7 +283,7 @@ class Evaluator:
             ended = self.engine.step()
         if not ended:
             return []
-        slots = {name: slot for slot, one in work.running.items() for name in one.under_way}
+        slots = {name: work.slots.pop(name) for name, _ in ended}
         with self.spent.clock("score"), self.trace.span("score"):
             examples = [work.running[slots[name]].under_way.pop(name) for name, _ in ended]  # all, before one can fail
             for (name, completion), example in zip(ended, examples, strict=True):
@@ -288,13 +291,17 @@ class Evaluator:
                 work.running[slots[name]].tally.scores[example] = score
                 self.spent.prompts += 1
                 self.spent.tokens += completion.tokens
-            touched = sorted({slots[name] for name, _ in ended})
+            touched = sorted(set(slots.values()))
             decided = {slot for slot in touched if work.running[slot].tally.decided}
         for slot in touched:
             if slot not in decided:
-                self._submit(slot, work.running[slot], work.split)
+                self._submit(slot, work)
         done = [work.running.pop(slot) for slot in sorted(decided)]
-        self.engine.drop([name for one in done for name in one.under_way])
+        left = [name for one in done for name in one.under_way]
+        for name in left:
+            del work.slots[name]
+        if left:
+            self.engine.drop(left)
         return done
 
 
