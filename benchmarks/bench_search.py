@@ -57,7 +57,7 @@ def test_published(measure: Measure, model_swarm: Path, stop_early: bool) -> Non
     server, found = engine("merged"), list[Iteration]()
     since = known(particles, prompts) if stop_early else None
     settings = {"stop_early": True} if stop_early else {}
-    theirs = published(model_swarm, prompts, 1 if measure.quick else 2)
+    theirs = published(model_swarm, prompts, 1)
 
     def ours() -> None:
         found.append(iterate(server, "merged", prompts=prompts, particles=particles, since=since, **settings))

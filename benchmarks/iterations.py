@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from engines import EXAMPLES, PARTICLES, config, engine, write_data
 
 from modelswarms_fast import loop
@@ -19,9 +20,11 @@ from modelswarms_fast.engines import Request, complete
 from modelswarms_fast.evaluate import Evaluator
 from modelswarms_fast.experts import read_experts
 from modelswarms_fast.journal import open_run
+from modelswarms_fast.memory import empty_rows
 from modelswarms_fast.particles import Particles
 from modelswarms_fast.progress import Progress
 from modelswarms_fast.rows import count_rows
+from modelswarms_fast.scores import Tally
 from modelswarms_fast.swarm import Swarm
 from modelswarms_fast.utilities import Utility, load_utility
 
@@ -67,8 +70,13 @@ class HeadStart(Evaluator):
     def rows(self, *args: Any, **kwargs: Any) -> Any:
         """What is known, once; then what the engine says."""
         if self.known is not None:
-            scores, self.known = self.known.scores, None
-            return scores
+            tallies = {}
+            for particle, scores in self.known.scores.items():
+                tallies[particle] = Tally(len(scores))
+                tallies[particle].scores = list(scores)
+            self.known = None
+            self._expected["dev"].learn({particle: tally.scores for particle, tally in tallies.items()})
+            return tallies
         return super().rows(*args, **kwargs)
 
 
@@ -90,7 +98,11 @@ def known(particles: int, prompts: int) -> Known:
 
 def fresh_experts(particles: int) -> Any:
     """The example experts with the room of a swarm (0: none), which a search moves in."""
-    return read_experts(EXAMPLES / "experts", room=lambda n: max(n, count_rows(particles)) if particles else n)
+
+    def place(count: int, size: int, dtype: torch.dtype) -> torch.Tensor:
+        return empty_rows(max(count, count_rows(particles)) if particles else count, size, dtype)
+
+    return read_experts(EXAMPLES / "experts", place=place)
 
 
 def fresh_swarm(particles: int, iterations: int) -> Swarm:
@@ -112,10 +124,16 @@ def iterate(
     evaluator = HeadStart(server, utility_of_benchmark(prompts), splits=("dev",))
     evaluator.known = since
     steps: list[tuple[float, float]] = []
-    server.watch = lambda what, lane, start, end: steps.append((start, end)) if what == "step" else None
+
+    def watch(what: str, lane: int, start: float, end: float) -> None:
+        evaluator.trace.watch(what, lane, start, end)
+        if what == "step":
+            steps.append((start, end))
+
+    server.watch = watch
     with tempfile.TemporaryDirectory() as folder:
         with open_run(Path(folder, "run"), {}) as journal, Progress(False, 1, particles) as bar:
-            loop._run(swarm, rows, evaluator, journal, bar)
+            loop._run(swarm, rows, evaluator, journal, bar, stop_early=chosen.stop_early)
         line = json.loads(Path(folder, "run", "history.jsonl").read_text().splitlines()[-1])
     server.watch = None
     phases = dict(line["seconds"])
