@@ -69,7 +69,7 @@ def test_serve(measure: Measure, serve: str) -> None:
 
 @pytest.mark.skipif("mixture" not in SERVES, reason="no engine serves mixtures")
 def test_many_in_one_batch(measure: Measure) -> None:
-    """A thousand particles as mixtures, two prompts each (with --quick a hundred): no share, as merged takes minutes."""
+    """A thousand particles as mixtures, two prompts each (with --quick a hundred); no base model beside them."""
     particles, prompts = MANY // 10 if measure.quick else MANY, 2
     server, found = engine("mixture"), list[Iteration]()
 
