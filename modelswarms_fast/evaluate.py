@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -32,8 +33,9 @@ from modelswarms_fast.scores import (
 from modelswarms_fast.trace import Trace
 from modelswarms_fast.utilities import SPLITS, Utility, load_utility
 
-# Examples of a particle under way even where fewer could decide it: a step of an engine costs nearly as much for one
-# sequence as for several, and the transformers engine takes 16 at once.
+# Examples under way in an engine, of all its particles together, even where fewer could decide them: a step costs nearly
+# as much for one sequence as for several, and the transformers engine takes 16 at once. More would be asked for in vain:
+# an example that is dropped has cost its prompt.
 FLOOR = 16
 
 
@@ -105,14 +107,14 @@ class _Running:
     under_way: dict[int, int] = field(default_factory=dict)
     """Name of a request → its example."""
 
-    def next_examples(self) -> Iterator[int]:
-        """The examples to ask for now: no more than could be needed, or a few to keep the engine busy.
+    def next_examples(self, floor: int) -> Iterator[int]:
+        """The examples to ask for now: no more than could be needed, but at least `floor` under way.
 
         Without limits that is all. With them wrong answers come first, since they keep a particle from its personal
         best; once they have, right answers, which keep it above the global worst.
         """
         lows, highs = self.tally.need
-        for _ in range(min(max(lows or highs, FLOOR) - len(self.under_way), len(self.waiting))):
+        for _ in range(min(max(lows or highs, floor) - len(self.under_way), len(self.waiting))):
             yield self.waiting.popleft() if lows else self.waiting.pop()
 
 
@@ -270,8 +272,9 @@ class Evaluator:
     def _submit(self, slot: int, work: _Round) -> None:
         """Ask for the examples of the particle in a slot that may be needed."""
         one, prompts = work.running[slot], self._prompts[work.split]
+        floor = math.ceil(FLOOR * self.trace.engines / min(self.engine.slots, len(work.running) + len(work.queue)))
         with self.spent.clock("generate"):
-            for example in one.next_examples():
+            for example in one.next_examples(floor):
                 name = next(self._names)
                 one.under_way[name], work.slots[name] = example, slot
                 self.engine.submit(name, Request(slot, prompts[example]), self.utility.max_tokens)

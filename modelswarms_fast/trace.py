@@ -41,9 +41,14 @@ class Trace:
         yield
         self._add(what, _DRIVER, start, time.perf_counter())
 
+    @property
+    def engines(self) -> int:
+        """How many engines have worked, at least 1."""
+        return max(len(self._busy), 1)
+
     def busy(self) -> float:
         """Seconds in loads and steps so far, the mean of the engines that have worked."""
-        return sum(self._busy.values()) / max(len(self._busy), 1)
+        return sum(self._busy.values()) / self.engines
 
     def write(self) -> None:
         """Write all events up to now, if there is a path; the file is whole or as it was. Raises InputError."""
