@@ -33,9 +33,9 @@ from modelswarms_fast.scores import (
 from modelswarms_fast.trace import Trace
 from modelswarms_fast.utilities import SPLITS, Utility, load_utility
 
-# Examples under way in an engine, of all its particles together, even where fewer could decide them: a step costs nearly
-# as much for one sequence as for several, and the transformers engine takes 16 at once. More would be asked for in vain:
-# an example that is dropped has cost its prompt.
+# Examples under way in an engine, of all its particles together, even where fewer could decide them: a step costs
+# nearly as much for one sequence as for several, and the transformers engine takes 16 at once. But an example that is
+# dropped has cost its prompt.
 FLOOR = 16
 
 
