@@ -340,6 +340,85 @@ def test_seconds_are_readable(seconds, text):
     assert bench.seconds_text(seconds) == text
 
 
+# an iteration of the published code
+
+ITERATION = {
+    "search.py": """
+import os
+import wandb
+from trl import Trainer, tuned
+
+LIMIT = tuned(3)
+
+
+@tuned(steps=3)
+def unused():
+    pass
+
+
+def lora_merge(weights, names, output, gpu, fast):
+    os.makedirs(output, exist_ok=True)
+
+
+def particle_update(index, gpu, name, *settings):
+    assert sorted(os.listdir(f"search/{name}/particle_{index}")) == ["now", "personal_best", "velocity"]
+    assert sorted(os.listdir(f"search/{name}")) == ["global_best", "global_worst", *(f"particle_{i}" for i in range(3))]
+    if os.path.exists("log"):
+        wandb.log({})
+    open(f"search/{name}/particle_{index}/now/moved", "w").close()
+""",
+    "evaluate.py": """
+import json
+import os
+import time
+
+import torch
+
+
+class Model:
+    dtype = torch.float16
+
+
+def evaluate(path, task, dataset, gpu, base):
+    global model
+    model = Model()
+    assert os.path.exists(path + "/moved") and task == "exact_match" and base == "the base"
+    assert torch.zeros(2).to(f"cuda:{gpu}").device.type == "cpu"
+    time.sleep(1000)
+    return len(json.load(open(f"data/eval/{dataset}.json"))["dev"])
+""",
+}
+
+
+def clone_with_an_iteration(tmp_path):
+    clone = tmp_path / "clone"
+    clone.mkdir()
+    for name, text in ITERATION.items():
+        (clone / name).write_text(text)
+    experts = [tmp_path / f"expert-{index}" for index in range(3)]
+    for expert in experts:
+        expert.mkdir()
+    data = tmp_path / "data.json"
+    data.write_text(json.dumps({"dev": [1, 2, 3, 4], "test": []}))
+    return clone, experts, data
+
+
+def test_an_iteration_of_the_published_code_is_scaled_and_does_not_sleep(tmp_path):
+    clone, experts, data = clone_with_an_iteration(tmp_path)
+    found = published.published_iteration(clone, experts, Path("the base"), data, measured=1)
+    assert (found["measured_particles"], found["sleep"], found["utilities"]) == (1, 1000, [4])
+    assert found["dtype"] == "float16"
+    assert found["seconds"] == pytest.approx(3 * (found["update"] + found["evaluate"]))
+    assert sorted(path.name for path in clone.iterdir()) == ["evaluate.py", "search.py"]
+
+
+def test_a_missing_package_that_is_used_after_all_is_an_error(tmp_path):
+    clone, experts, data = clone_with_an_iteration(tmp_path)
+    (clone / "log").touch()
+    with pytest.raises(RuntimeError, match=r"used wandb\.log, which is not installed"):
+        published.published_iteration(clone, experts, Path("the base"), data, measured=1)
+
+
 # the document
 
 
@@ -372,6 +451,52 @@ def test_targets_met_and_missed_by_each_run(tmp_path):
     assert table["`cpp` update against torch eager, one thread"] == ["≥ 10x", "float32 **9x missed**", "—"]
     assert "| row of update | 2 | 500 ms | 37.2 / 28.0 | 40.0 | 0.93 / 0.70 | 12 / 30 |" in text
     assert "| row of update | 1 | 500 ms | 32.0 | 40.0 | 0.80 | 9 |" in text
+
+
+def of_base(seconds, ratio):
+    return {"seconds": seconds, "ratio": ratio}
+
+
+def test_targets_of_loads_iterations_and_starts(tmp_path):
+    copies = {"row, torch copy_": of_base(0.5, 0.5), "row, copy, past the caches": of_base(0.25, 0.25)}
+    adds = {"add_lora from a file": of_base(150.0, 150.0)}
+    merged = {"row, torch copy_": of_base(0.1, 0.1), "base weights, torch copy_": of_base(0.8, 0.8)}
+    whole = {"serve": "merged", "particles": 10, "share_of_base": 0.97, "idle_share": 0.02}
+    papers = {
+        "published code, float16": of_base(30.0, 30.0),
+        "published code, bfloat16": of_base(6.0, 6.0),
+    }
+    run = results(
+        row("load", serve="slots", kind="lora", row_bytes=8, baselines=adds | copies),
+        row("load", serve="merged", kind="lora", row_bytes=8, baselines=merged),
+        row("load", serve="merged", kind="full", row_bytes=8, baselines={"row, torch copy_": of_base(0.5, 0.5)}),
+        row("load", serve="mixture", kind="lora", row_bytes=0, baselines=adds),
+        row("evaluate", stop_early=False, **whole),
+        row("evaluate", stop_early=True, **(whole | {"share_of_base": 1.2})),
+        row("evaluate", serve="mixture", particles=1000, stop_early=False, idle_share=0.5),
+        row("evaluate", overhead_seconds=0.002) | {"row": "driver, 100 particles, fake engine"},
+        row("evaluate", beyond_bytes=-5e6, baselines={"vLLM alone": of_base(1.0, 0.8)}) | {"row": "start to the first"},
+        row("search", published=True, stop_early=True, baselines=papers),
+    )
+    text = write(tmp_path, run)
+    table = {line.split(" | ")[0]: line.split(" | ")[1:] for line in text.splitlines() if line.startswith("| ")}
+    cells = {name.removeprefix("| "): " ".join(cell).removesuffix(" |") for name, cell in table.items()}
+    assert cells["load into a slot, of the fastest copy of the row"] == "≤ 1.2x lora **4x missed**"
+    assert cells["load into a slot against vLLM's add_lora from a file"] == "≥ 100x lora 150x met"
+    merges = "load by merging, of the fastest copy of the base weights that it reads and writes"
+    assert cells[merges] == "≤ 1.5x lora 1.25x met<br>full **2x missed**"
+    assert cells["load of a mixture, bytes of weights"] == "≤ 0 B lora 0 B met"
+    whole_name = "a whole iteration, 10 particles, prompts a second of the plain base model's"
+    assert cells[whole_name] == "≥ 0.95 merged 0.97 met"
+    early = "a whole iteration with `stop_early`, prompts of a full evaluation a second, of the plain base model's"
+    assert cells[early] == "≥ 1.30 merged **1.20 missed**"
+    assert cells["particles in one batch of mixtures"] == "≥ 1,000 1,000 met"
+    assert cells["idle share of the engine in an iteration"] == "≤ 3.0% merged 2.0% met"
+    assert cells["driver of 100 particles, an iteration beside the engine's part"] == "≤ 5 ms 2 ms met"
+    against = "float16, stop_early 30x met<br>bfloat16, stop_early **6x missed**"
+    assert cells["a whole iteration against the published code on this CPU"] == f"≥ 20x {against}"
+    assert cells["memory beyond vLLM alone and the rows"] == "≤ 200 MB -5 MB met"
+    assert cells["start of the engine to the first prompt, of vLLM's alone"] == "≤ 1.20 **1.25 missed**"
 
 
 def test_notes_and_figures(tmp_path):
