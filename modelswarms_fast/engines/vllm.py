@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -113,6 +113,8 @@ class VllmEngine:
         """Slot → version of what it serves."""
         self._slots = slots
         self._experts = experts
+        # It lives in this process, so a load is a call of it: the way through vLLM's layers would cost as much as a load.
+        self._worker: Any = self.llm.collective_rpc("swarm_worker")[0]
         self._ways = ways if experts is None else self._attach(experts, ways)
         self._serve_by(self._ways[0])
 
@@ -122,7 +124,7 @@ class VllmEngine:
         refusals = []
         for way in ways:
             try:
-                self.llm.collective_rpc("swarm_attach", args=(way, experts))
+                self._worker.swarm_attach(way, experts)
                 able.append(way)
             except InputError as error:
                 refusals.append(error)
@@ -134,7 +136,7 @@ class VllmEngine:
         self.serve: Serve = way
         self.slots = {"merged": 1, "slots": self._slots, "mixture": MIXTURES}[way]
         if self._experts is not None:
-            self.llm.collective_rpc("swarm_serve", args=(way,))
+            self._worker.swarm_serve(way)
 
     def choose(self, prompts: Sequence[list[int]], max_tokens: int) -> None:
         """With serve="auto", time each way on the first requests of an iteration, a second each, and take the best.
@@ -172,16 +174,16 @@ class VllmEngine:
 
     def load(self, slot: int, row: torch.Tensor) -> None:
         """Serve the particle whose flat row [D] this is from `slot`, in place."""
-        self._load("swarm_load", slot, row)
+        self._load(self._worker.swarm_load, slot, row)
 
     def load_mixture(self, slot: int, mixture: torch.Tensor) -> None:
         """Serve the mixture [n] of the experts from `slot`; their rows must be those that the engine started with."""
-        self._load("swarm_load_mixture", slot, mixture.float())
+        self._load(self._worker.swarm_load_mixture, slot, mixture.float())
 
-    def _load(self, method: str, slot: int, values: torch.Tensor) -> None:
+    def _load(self, load: Callable[[str, int, torch.Tensor], None], slot: int, values: torch.Tensor) -> None:
         self._check_slot(slot)
         start = time.perf_counter()
-        self.llm.collective_rpc(method, args=(self.serve, slot, values))
+        load(self.serve, slot, values)
         if self.watch is not None:
             self.watch("load", 0, start, time.perf_counter())
         self._version += 1
@@ -190,7 +192,7 @@ class VllmEngine:
     def restore(self) -> None:
         """Serve the base model again, from requests with slot None."""
         if self._versions:
-            self.llm.collective_rpc("swarm_restore", args=(self.serve,))
+            self._worker.swarm_restore(self.serve)
         self._versions = {}
 
     def submit(self, key: int, request: Request, max_tokens: int) -> None:

@@ -91,9 +91,13 @@ class Way(NamedTuple):
 
 
 class SwarmWorker:
-    """Mixed into vLLM's worker; every public method is called through `LLM.collective_rpc`."""
+    """Mixed into vLLM's worker, in the process of the engine, which gets it by `LLM.collective_rpc("swarm_worker")`."""
 
     model_runner: Any
+
+    def swarm_worker(self) -> SwarmWorker:
+        """The worker itself."""
+        return self
 
     def swarm_attach(self, serve: str, experts: Experts) -> None:
         """Resolve every tensor of the layout to its place in the live model, once for each way of serving.
