@@ -113,7 +113,7 @@ class VllmEngine:
         """Slot → version of what it serves."""
         self._slots = slots
         self._experts = experts
-        # It lives in this process, so a load is a call of it: the way through vLLM's layers would cost as much as a load.
+        # It is in this process, so a load is a call of it: the way through vLLM's layers would cost as much as a load.
         self._worker: Any = self.llm.collective_rpc("swarm_worker")[0]
         self._ways = ways if experts is None else self._attach(experts, ways)
         self._serve_by(self._ways[0])
