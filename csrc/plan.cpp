@@ -110,9 +110,12 @@ void MergePlan::load_mixture(const RowMixture& row) const {
   MS_CHECK(row.count > 0, "a mixture of no experts is no row");
   const MergeMixedRows rows = MS_PICK(merge_mixed_rows_of)(dtype_);
   const std::int64_t item = itemsize(dtype_);
+  // For each thread, before they begin: memory that is not to be had is an exception here, and the end there.
+  std::int64_t largest = 0;
+  for (const MergePart& part : parts_) largest = std::max(largest, part.rank * part.columns * item);
+  const std::unique_ptr<char[]> room(new char[static_cast<std::size_t>(largest * omp_get_max_threads())]);
   for_rows_of_parts(parts_, starts_, item, [&](const MergePart& part, std::int64_t begin, std::int64_t end) {
-    const std::unique_ptr<char[]> a(new char[static_cast<std::size_t>(part.rank * part.columns * item)]);
-    rows(part, row, a.get(), begin, end);
+    rows(part, row, room.get() + omp_get_thread_num() * largest, begin, end);
   });
 }
 
