@@ -292,6 +292,18 @@ def checkpoints(base, experts, tmp_path_factory):
     return folders
 
 
+# Before the searches: with the engine of a search end the process groups that all vLLM engines of a process share.
+def test_an_engine_that_fails_says_so_once(engine, prompts, experts, monkeypatch):
+    engine.load(0, experts.rows[0])
+    engine.submit(0, Request(0, prompts[0]), 4)
+    monkeypatch.setattr(engine.llm.llm_engine, "step", lambda: 1 / 0)
+    with pytest.raises(EngineError, match=r"vLLM engine failed.*ZeroDivisionError.*history\.jsonl"):
+        engine.step()
+    monkeypatch.undo()
+    while not engine.step():
+        pass
+
+
 @pytest.mark.parametrize("state", ["weights", "mixture"])
 def test_a_search_over_whole_checkpoints(checkpoints, base, state, tmp_path):
     """Every load proved, the winner exported as a checkpoint; a new engine on it alone scores what the search did."""
@@ -332,17 +344,6 @@ def test_auto_serves_in_every_way_and_takes_the_fastest(base, oracle, prompts, e
         assert texts(engine, prompts) == expected
         engine.restore()
         assert texts(engine, prompts, slot=None) == plain
-
-
-def test_an_engine_that_fails_says_so_once(engine, prompts, experts, monkeypatch):
-    engine.load(0, experts.rows[0])
-    engine.submit(0, Request(0, prompts[0]), 4)
-    monkeypatch.setattr(engine.llm.llm_engine, "step", lambda: 1 / 0)
-    with pytest.raises(EngineError, match=r"vLLM engine failed.*ZeroDivisionError.*history\.jsonl"):
-        engine.step()
-    monkeypatch.undo()
-    while not engine.step():
-        pass
 
 
 def test_misuse_is_refused(engine, experts, prompts):
