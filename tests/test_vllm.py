@@ -226,6 +226,18 @@ def test_what_is_served_does_not_depend_on_what_was_before(engine, prompts, expe
     assert texts(engine, prompts) == fresh
 
 
+# Before the tests with engines of their own: with an engine end the process groups that all of a process share.
+def test_an_engine_that_fails_says_so_once(engine, prompts, experts, monkeypatch):
+    engine.load(0, experts.rows[0])
+    engine.submit(0, Request(0, prompts[0]), 4)
+    monkeypatch.setattr(engine.llm.llm_engine, "step", lambda: 1 / 0)
+    with pytest.raises(EngineError, match=r"vLLM engine failed.*ZeroDivisionError.*history\.jsonl"):
+        engine.step()
+    monkeypatch.undo()
+    while not engine.step():
+        pass
+
+
 def test_the_exported_folder_is_served_by_vllm_itself(engines, base, experts, prompts, tmp_path):
     """The winner's folder, loaded by vLLM's own LoRA loader, answers as our slot does."""
     from vllm import SamplingParams
@@ -290,18 +302,6 @@ def checkpoints(base, experts, tmp_path_factory):
         folders.append(tmp_path_factory.mktemp("checkpoints") / experts.names[index])
         export(folders[-1], row, plain, base=base, provenance={"utility": "none"})
     return folders
-
-
-# Before the searches: with the engine of a search end the process groups that all vLLM engines of a process share.
-def test_an_engine_that_fails_says_so_once(engine, prompts, experts, monkeypatch):
-    engine.load(0, experts.rows[0])
-    engine.submit(0, Request(0, prompts[0]), 4)
-    monkeypatch.setattr(engine.llm.llm_engine, "step", lambda: 1 / 0)
-    with pytest.raises(EngineError, match=r"vLLM engine failed.*ZeroDivisionError.*history\.jsonl"):
-        engine.step()
-    monkeypatch.undo()
-    while not engine.step():
-        pass
 
 
 @pytest.mark.parametrize("state", ["weights", "mixture"])
