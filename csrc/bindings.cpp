@@ -82,20 +82,20 @@ void mix_cpu(Address out, Int out_stride, Address experts, Int experts_stride, A
        static_cast<DType>(dtype), parts, part_stride});
 }
 
-using CopyTuple = std::tuple<Int, Int, Int, Address, Int, double>;
-using MergeTuple = std::tuple<Int, Int, Int, Int, Int, Address, Address, Int, double>;
+using CopyTuple = std::tuple<Int, Int, Int, Int, Address, Int, double>;
+using MergeTuple = std::tuple<Int, Int, Int, Int, Int, Int, Address, Address, Int, double>;
 
 CopyPlan copy_plan(const std::vector<CopyTuple>& parts, int dtype) {
   std::vector<CopyPart> given;
-  for (const auto& [offset, rows, columns, place, stride, scaling] : parts)
-    given.push_back({offset, rows, columns, at(place), stride, scaling});
+  for (const auto& [offset, rows, columns, step, place, stride, scaling] : parts)
+    given.push_back({offset, rows, columns, step, at(place), stride, scaling});
   return {std::move(given), static_cast<DType>(dtype)};
 }
 
 MergePlan merge_plan(const std::vector<MergeTuple>& parts, int dtype) {
   std::vector<MergePart> given;
-  for (const auto& [a, b, rank, rows, columns, base, live, stride, scaling] : parts)
-    given.push_back({a, b, rank, rows, columns, at(base), at(live), stride, scaling});
+  for (const auto& [a, b, rank, rows, columns, step, base, live, stride, scaling] : parts)
+    given.push_back({a, b, rank, rows, columns, step, at(base), at(live), stride, scaling});
   return {std::move(given), static_cast<DType>(dtype)};
 }
 

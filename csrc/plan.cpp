@@ -58,7 +58,8 @@ void for_rows_of_parts(const std::vector<Part>& parts, const std::vector<std::in
 CopyPlan::CopyPlan(std::vector<CopyPart> parts, DType dtype)
     : parts_(std::move(parts)), starts_(starts_of(parts_)), dtype_(dtype) {
   for (const CopyPart& part : parts_) {
-    MS_CHECK(part.offset >= 0 && part.rows > 0 && part.columns > 0 && part.stride >= part.columns,
+    MS_CHECK(part.offset >= 0 && part.rows > 0 && part.columns > 0 && part.step >= part.columns &&
+                 part.stride >= part.columns,
              "a part of a copy plan has no elements, or rows that overlap");
     MS_CHECK(part.place != nullptr, "a part of a copy plan has no place");
   }
@@ -92,7 +93,7 @@ MergePlan::MergePlan(std::vector<MergePart> parts, DType dtype)
     : parts_(std::move(parts)), starts_(starts_of(parts_)), dtype_(dtype) {
   for (const MergePart& part : parts_) {
     MS_CHECK(part.a >= 0 && part.b >= 0 && part.rank > 0 && part.rows > 0 && part.columns > 0 &&
-                 part.stride >= part.columns,
+                 part.step >= part.columns && part.stride >= part.columns,
              "a part of a merge plan has no elements, or rows that overlap");
     MS_CHECK(part.rank <= kMaxRank, "a part of a merge plan has a rank above 512");
     MS_CHECK(part.base != nullptr && part.live != nullptr, "a part of a merge plan has no place");

@@ -9,10 +9,10 @@
 
 namespace modelswarms {
 
-// Columns [offset, offset + rows * columns) of a row, as [rows, columns], and where the engine keeps them:
-// times `scaling`, rows `stride` elements apart.
+// A matrix [rows, columns] of a row, from `offset`, its rows `step` elements apart (more than `columns` where
+// it is a part of a wider one), and where the engine keeps it: times `scaling`, rows `stride` elements apart.
 struct CopyPart {
-  std::int64_t offset, rows, columns;
+  std::int64_t offset, rows, columns, step;
   void* place;
   std::int64_t stride;
   double scaling;
@@ -44,10 +44,10 @@ class CopyPlan {
   DType dtype_;
 };
 
-// live = base + scaling * B A: A [rank, columns] and B [rows, rank] lie in the row at their offsets, base
-// [rows, columns] is contiguous, rows of live are `stride` elements apart.
+// live = base + scaling * B A: A [rank, columns] and B [rows, rank] lie in the row at their offsets, rows of
+// A `step` elements apart; base [rows, columns] is contiguous, rows of live are `stride` elements apart.
 struct MergePart {
-  std::int64_t a, b, rank, rows, columns;
+  std::int64_t a, b, rank, rows, columns, step;
   const void* base;
   void* live;
   std::int64_t stride;

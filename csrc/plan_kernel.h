@@ -66,6 +66,15 @@ void mix_columns(const RowMixture& row, std::int64_t begin, std::int64_t end, S*
   }
 }
 
+// A matrix of a row that is a mixture, its rows `step` elements apart there and one after the other in `out`.
+template <class S>
+void mix_matrix(const RowMixture& row, std::int64_t first, std::int64_t rows, std::int64_t columns,
+                std::int64_t step, S* out) {
+  if (step == columns) columns = step = rows * columns, rows = 1;
+  for (std::int64_t i = 0; i < rows; ++i)
+    mix_columns(row, first + i * step, first + i * step + columns, out + i * columns);
+}
+
 // A mixture to the engine's side, a buffer at a time: whole rows of it, or pieces of one.
 template <class S>
 void load_mixed_rows(const CopyPart& part, const RowMixture& row, std::int64_t begin, std::int64_t end) {
@@ -77,8 +86,7 @@ void load_mixed_rows(const CopyPart& part, const RowMixture& row, std::int64_t b
     const std::int64_t some = std::min(rows, end - i);
     for (std::int64_t d = 0; d < part.columns; d += columns) {
       const std::int64_t width = std::min(columns, part.columns - d);
-      const std::int64_t first = part.offset + i * part.columns + d;
-      mix_columns(row, first, first + some * width, buffer);
+      mix_matrix(row, part.offset + i * part.step + d, some, width, part.step, buffer);
       if (factor != 1) scale(buffer, buffer, some * width, factor);
       S* place = static_cast<S*>(part.place) + i * part.stride + d;
       const auto bytes = [](std::int64_t count) { return count * static_cast<std::int64_t>(sizeof(S)); };
@@ -88,28 +96,27 @@ void load_mixed_rows(const CopyPart& part, const RowMixture& row, std::int64_t b
   }
 }
 
-// Between the flat side, whose rows lie one after the other, and the engine's, whose rows may have gaps.
+// Between the flat side and the engine's, whose rows may both have gaps.
 template <class S, bool kLoad>
 void move_rows(const CopyPart& part, const void* row, std::int64_t begin, std::int64_t end) {
   constexpr std::int64_t kBuffer = 4096 / sizeof(S);
   using Scalar = typename Lanes<S>::Scalar;
   // A store writes to the row: CopyPlan::store was given one that may be written.
-  S* flat = static_cast<S*>(const_cast<void*>(row)) + part.offset + begin * part.columns;
+  S* flat = static_cast<S*>(const_cast<void*>(row)) + part.offset + begin * part.step;
   S* place = static_cast<S*>(part.place) + begin * part.stride;
-  std::int64_t rows = end - begin, columns = part.columns, stride = part.stride;
-  if (columns == stride) columns = stride = rows * columns, rows = 1;
+  std::int64_t rows = end - begin, columns = part.columns, step = part.step, stride = part.stride;
+  if (columns == stride && columns == step) columns = stride = step = rows * columns, rows = 1;
   const Scalar factor = static_cast<Scalar>(kLoad ? part.scaling : 1.0 / part.scaling);
   const auto bytes = [](std::int64_t count) { return count * static_cast<std::int64_t>(sizeof(S)); };
   if (factor == Scalar(1)) {
     char* out = reinterpret_cast<char*>(kLoad ? place : flat);
     const char* in = reinterpret_cast<const char*>(kLoad ? flat : place);
-    copy_rows(out, bytes(kLoad ? stride : columns), in, bytes(kLoad ? columns : stride), rows,
-              bytes(columns));
+    copy_rows(out, bytes(kLoad ? stride : step), in, bytes(kLoad ? step : stride), rows, bytes(columns));
     return;
   }
-  if (columns >= kBuffer) {
+  if (columns >= kBuffer || columns != step) {
     for (std::int64_t i = 0; i < rows; ++i) {
-      S *one = flat + i * columns, *other = place + i * stride;
+      S *one = flat + i * step, *other = place + i * stride;
       scale(kLoad ? other : one, kLoad ? one : other, columns, factor);
     }
     return;
@@ -136,11 +143,11 @@ constexpr std::int64_t kMergeRows = 5;
 // R rows of live weights, T pairs of columns: sums over the rank stay in registers, base is read and live
 // written once. `b` are the R rows of scaling * B.
 template <class S, int R, int T>
-inline void merge_tile(const MergePart& part, const S* a, const typename Lanes<S>::Scalar* b, const S* base,
-                       S* live) {
+inline void merge_tile(const MergePart& part, const S* a, std::int64_t step,
+                       const typename Lanes<S>::Scalar* b, const S* base, S* live) {
   using L = Lanes<S>;
   Tile<S, R, T> tile;
-  for (std::int64_t k = 0; k < part.rank; ++k, a += part.columns) tile.add(a, b + k, part.rank);
+  for (std::int64_t k = 0; k < part.rank; ++k, a += step) tile.add(a, b + k, part.rank);
   each<R>([&](auto r) {
     each<T>([&](auto t) {
       const std::int64_t d = t * L::columns;
@@ -150,28 +157,29 @@ inline void merge_tile(const MergePart& part, const S* a, const typename Lanes<S
 }
 
 template <class S, int R>
-void merge_some_rows(const MergePart& part, const S* a, const typename Lanes<S>::Scalar* b, const S* base,
-                     S* live) {
+void merge_some_rows(const MergePart& part, const S* a, std::int64_t step, const typename Lanes<S>::Scalar* b,
+                     const S* base, S* live) {
   using L = Lanes<S>;
   std::int64_t d = 0;
   for (; d + 2 * L::columns <= part.columns; d += 2 * L::columns)
-    merge_tile<S, R, 2>(part, a + d, b, base + d, live + d);
+    merge_tile<S, R, 2>(part, a + d, step, b, base + d, live + d);
   for (; d + L::columns <= part.columns; d += L::columns)
-    merge_tile<S, R, 1>(part, a + d, b, base + d, live + d);
+    merge_tile<S, R, 1>(part, a + d, step, b, base + d, live + d);
   if (const std::int64_t some = part.columns - d) {
     for (int r = 0; r < R; ++r) {
       typename L::Pair sum{L::broadcast(0), L::broadcast(0)};
       for (std::int64_t k = 0; k < part.rank; ++k)
-        sum = sum + L::broadcast(b[r * part.rank + k]) * load_some(a + k * part.columns + d, some);
+        sum = sum + L::broadcast(b[r * part.rank + k]) * load_some(a + k * step + d, some);
       store_some(live + r * part.stride + d, L::bits(load_some(base + r * part.columns + d, some) + sum),
                  some);
     }
   }
 }
 
-// `b_rows(i, count)` gives rows [i, i + count) of B.
+// Rows of A are `step` elements apart; `b_rows(i, count)` gives rows [i, i + count) of B.
 template <class S, class Rows>
-void merge_rows(const MergePart& part, const S* a, const Rows& b_rows, std::int64_t begin, std::int64_t end) {
+void merge_rows(const MergePart& part, const S* a, std::int64_t step, const Rows& b_rows, std::int64_t begin,
+                std::int64_t end) {
   using Scalar = typename Lanes<S>::Scalar;
   const S* base = static_cast<const S*>(part.base);
   S* live = static_cast<S*>(part.live);
@@ -183,11 +191,11 @@ void merge_rows(const MergePart& part, const S* a, const Rows& b_rows, std::int6
       scaled[k] = static_cast<Scalar>(part.scaling) * widened(b[k]);
     const S* from = base + i * part.columns;
     S* to = live + i * part.stride;
-    if (rows == 5) merge_some_rows<S, 5>(part, a, scaled, from, to);
-    if (rows == 4) merge_some_rows<S, 4>(part, a, scaled, from, to);
-    if (rows == 3) merge_some_rows<S, 3>(part, a, scaled, from, to);
-    if (rows == 2) merge_some_rows<S, 2>(part, a, scaled, from, to);
-    if (rows == 1) merge_some_rows<S, 1>(part, a, scaled, from, to);
+    if (rows == 5) merge_some_rows<S, 5>(part, a, step, scaled, from, to);
+    if (rows == 4) merge_some_rows<S, 4>(part, a, step, scaled, from, to);
+    if (rows == 3) merge_some_rows<S, 3>(part, a, step, scaled, from, to);
+    if (rows == 2) merge_some_rows<S, 2>(part, a, step, scaled, from, to);
+    if (rows == 1) merge_some_rows<S, 1>(part, a, step, scaled, from, to);
   }
 }
 
@@ -195,7 +203,7 @@ template <class S>
 void merge_row(const MergePart& part, const void* row, std::int64_t begin, std::int64_t end) {
   const S* b = static_cast<const S*>(row) + part.b;
   const auto b_rows = [&](std::int64_t i, std::int64_t) { return b + i * part.rank; };
-  merge_rows(part, static_cast<const S*>(row) + part.a, b_rows, begin, end);
+  merge_rows(part, static_cast<const S*>(row) + part.a, part.step, b_rows, begin, end);
 }
 
 template <class S>
@@ -203,12 +211,12 @@ void merge_mixture(const MergePart& part, const RowMixture& row, void* room, std
                    std::int64_t end) {
   alignas(64) S b[kMergeRows * MergePlan::kMaxRank];
   S* a = static_cast<S*>(room);
-  mix_columns(row, part.a, part.a + part.rank * part.columns, a);
+  mix_matrix(row, part.a, part.rank, part.columns, part.step, a);
   const auto b_rows = [&](std::int64_t i, std::int64_t rows) -> const S* {
     mix_columns(row, part.b + i * part.rank, part.b + (i + rows) * part.rank, b);
     return b;
   };
-  merge_rows(part, static_cast<const S*>(a), b_rows, begin, end);
+  merge_rows(part, static_cast<const S*>(a), part.columns, b_rows, begin, end);
 }
 
 // pick(one number of the type)

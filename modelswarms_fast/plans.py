@@ -21,18 +21,23 @@ MAX_RANK = 512  # of csrc/plan.h; adapters of more go through torch
 
 @dataclass(frozen=True)
 class CopyTarget:
-    """A tensor of the row and its place in the engine, of the same shape: place = scaling · tensor."""
+    """A tensor of the row and its place in the engine, of the same shape: place = scaling · tensor.
+
+    With `start`, the place is that of a part of the tensor: the one that begins at this row and column.
+    """
 
     spec: TensorSpec
     place: Tensor
     scaling: float = 1.0
+    start: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True)
 class MergeTarget:
     """A LoRA pair of the row and the weight that it adapts: live = base + scaling · B A.
 
-    a [rank, in] and b [out, rank] lie in the row; base [out, in] is contiguous and stays as it is.
+    a [rank, in] and b [out, rank] lie in the row; base [out, in] is contiguous and stays as it is. With `start`, base
+    and live are a part of the weight: the one that begins at this row and column.
     """
 
     a: TensorSpec
@@ -40,6 +45,12 @@ class MergeTarget:
     base: Tensor
     live: Tensor
     scaling: float
+    start: tuple[int, int] | None = None
+
+    def halves(self, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+        """What of A and B makes this part."""
+        (top, left), (rows, columns) = self.start or (0, 0), self.base.shape
+        return a[:, left : left + columns], b[top : top + rows]
 
 
 class CopyPlan:
@@ -52,7 +63,7 @@ class CopyPlan:
     def __init__(self, targets: Sequence[CopyTarget]) -> None:
         self._targets = tuple(targets)
         for target in self._targets:
-            _check_place(target.spec.name, target.place, target.spec.shape, self._targets[0].place)
+            _check_place(target.spec.name, target.place, target.spec.shape, target.start, self._targets[0].place)
         self._end = max(target.spec.end for target in self._targets)
         self._compiled = None
         if _compiles(self._targets[0].place):
@@ -60,8 +71,9 @@ class CopyPlan:
             for target in self._targets:
                 place = _as_matrix(target.place)
                 rows, columns = place.shape
+                first, step = _first(target.spec, target.start)
                 where = (place.data_ptr(), max(place.stride(0), columns))
-                parts.append((target.spec.offset, rows, columns, *where, target.scaling))
+                parts.append((target.spec.offset + first, rows, columns, step, *where, target.scaling))
             self._compiled = _C.CopyPlan(parts, DTYPE_CODES[self._targets[0].place.dtype])
 
     def load(self, row: Tensor) -> None:
@@ -70,7 +82,7 @@ class CopyPlan:
         if self._compiled is not None:
             self._compiled.load(row.data_ptr())
             return
-        self._put([_view(row, target.spec) for target in self._targets])
+        self._put([_part(_view(row, target.spec), target) for target in self._targets])
 
     def load_mixture(self, experts: Tensor, mixture: Tensor) -> None:
         """Write the mixture [n] of rows [n, size] into the places, as `mix_` and `load` would, without a row between.
@@ -81,7 +93,7 @@ class CopyPlan:
         if self._compiled is not None and experts.dtype == self._targets[0].place.dtype:
             self._compiled.load_mixture(*_addresses(experts, mixture := _numbers(experts, mixture)))
             return
-        self._put([_mixed(experts, mixture, target.spec) for target in self._targets])
+        self._put([_part(_mixed(experts, mixture, target.spec), target) for target in self._targets])
 
     def store(self, row: Tensor) -> None:
         """Read a row [size] back from the places; padding is left alone.
@@ -97,7 +109,7 @@ class CopyPlan:
             self._compiled.store(row.data_ptr())
             return
         for target in self._targets:
-            _view(row, target.spec).copy_(target.place / target.scaling)
+            _part(_view(row, target.spec), target).copy_(target.place / target.scaling)
 
     def _put(self, tensors: Sequence[Tensor]) -> None:
         torch._foreach_copy_([target.place for target in self._targets], list(tensors))
@@ -122,8 +134,8 @@ class MergePlan:
             (rank, columns), (rows, same) = target.a.shape, target.b.shape
             if rank != same:
                 raise ValueError(f"{target.a.name} has rank {rank}, but {target.b.name} has rank {same}")
-            _check_place(target.b.name, target.base, (rows, columns), first)
-            _check_place(target.b.name, target.live, (rows, columns), first)
+            for weight in (target.base, target.live):
+                _check_place(target.b.name, weight, (rows, columns), target.start, first)
             if not target.base.is_contiguous():
                 raise ValueError(f"the base weight of {target.b.name} is not contiguous")
         self._end = max(max(target.a.end, target.b.end) for target in self._targets)
@@ -131,9 +143,11 @@ class MergePlan:
         if _compiles(first) and all(target.a.shape[0] <= MAX_RANK for target in self._targets):
             parts = []
             for target in self._targets:
-                (rank, columns), rows = target.a.shape, target.b.shape[0]
+                (rank, step), (rows, columns) = target.a.shape, target.base.shape
+                top, left = target.start or (0, 0)
+                halves = (target.a.offset + left, target.b.offset + top * rank)
                 addresses = (target.base.data_ptr(), target.live.data_ptr(), max(target.live.stride(0), columns))
-                parts.append((target.a.offset, target.b.offset, rank, rows, columns, *addresses, target.scaling))
+                parts.append((*halves, rank, rows, columns, step, *addresses, target.scaling))
             self._compiled = _C.MergePlan(parts, DTYPE_CODES[first.dtype])
 
     def load(self, row: Tensor) -> None:
@@ -143,7 +157,7 @@ class MergePlan:
             self._compiled.load(row.data_ptr())
             return
         for target in self._targets:
-            a, b = _view(row, target.a), _view(row, target.b)
+            a, b = target.halves(_view(row, target.a), _view(row, target.b))
             torch.addmm(target.base, b, a, alpha=target.scaling, out=target.live)
 
     def load_mixture(self, experts: Tensor, mixture: Tensor) -> None:
@@ -157,7 +171,7 @@ class MergePlan:
             self._compiled.load_mixture(*_addresses(experts, mixture := _numbers(experts, mixture)))
             return
         for target in self._targets:
-            a, b = (_mixed(experts, mixture, spec).to(dtype) for spec in (target.a, target.b))
+            a, b = target.halves(*(_mixed(experts, mixture, spec).to(dtype) for spec in (target.a, target.b)))
             torch.addmm(target.base, b, a, alpha=target.scaling, out=target.live)
 
 
@@ -167,6 +181,22 @@ def _compiles(place: Tensor) -> bool:
 
 def _view(row: Tensor, spec: TensorSpec) -> Tensor:
     return row[spec.offset : spec.end].view(spec.shape)
+
+
+def _part(tensor: Tensor, target: CopyTarget) -> Tensor:
+    """What of the tensor belongs in the target's place."""
+    if target.start is None:
+        return tensor
+    (row, column), place = target.start, target.place
+    part = tensor[row : row + len(place)]
+    return part if tensor.dim() == 1 else part[:, column : column + place.shape[1]]
+
+
+def _first(spec: TensorSpec, start: tuple[int, int] | None) -> tuple[int, int]:
+    """Elements of a tensor before the part that begins there, and from one of its rows to the next."""
+    width = spec.numel // (spec.shape[0] if spec.shape else 1)
+    row, column = start or (0, 0)
+    return row * width + column, width
 
 
 def _check_experts(experts: Tensor, mixture: Tensor, end: int) -> None:
@@ -200,9 +230,17 @@ def _as_matrix(place: Tensor) -> Tensor:
     return place.view(len(place), -1) if place.dim() else place.view(1, 1)
 
 
-def _check_place(name: str, place: Tensor, shape: tuple[int, ...], first: Tensor) -> None:
-    if tuple(place.shape) != shape:
-        raise ValueError(f"the place of {name} has shape {list(place.shape)}, the row's tensor {list(shape)}")
+def _check_place(
+    name: str, place: Tensor, shape: tuple[int, ...], start: tuple[int, int] | None, first: Tensor
+) -> None:
+    if start is None:
+        fits = tuple(place.shape) == shape
+    else:
+        ends = [begin + size for begin, size in zip(start, place.shape, strict=False)]
+        fits = place.dim() == len(shape) in (1, 2) and all(map(int.__le__, ends, shape)) and min(start) >= 0
+    if not fits:
+        where = "" if start is None else f" from {list(start)}"
+        raise ValueError(f"the place of {name} has shape {list(place.shape)}{where}, the row's tensor {list(shape)}")
     if place.dtype != first.dtype or place.device != first.device:
         raise ValueError(
             f"the place of {name} is {place.dtype} on {place.device}, others {first.dtype} on {first.device}"

@@ -211,6 +211,76 @@ def test_a_mixture_is_loaded_as_its_row_would_be(backend: str, dtype: torch.dtyp
         assert torch.equal(*found)
 
 
+# Of a weight [out, in]: rows, columns, both, all of it.
+PARTS = [((3, 0), (4, 96)), ((0, 24), (300, 40)), ((7, 5), (64, 33)), ((0, 0), (300, 96))]
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("gap", [0, 8])
+@pytest.mark.parametrize(("start", "shape"), PARTS, ids=str)
+def test_a_part_is_that_part_of_the_whole(
+    backend: str, dtype: torch.dtype, gap: int, start: tuple[int, int], shape: tuple[int, int]
+) -> None:
+    """Rows, mixtures and what is stored: the bits that the whole gives there, for vectors too, and nothing beside."""
+    layout = layout_of({"a": (8, 96), "b": (300, 8), "bias": (300,), "long": (400, 5000), "w": (300, 96)}, dtype)
+    row, mixture = random_row(layout), torch.tensor([0.7, -0.2]).to(torch.promote_types(dtype, torch.float32))
+    a, b, bias, long, w = layout.specs
+    (first, column), (rows, columns) = start, shape
+    here = (slice(first, first + rows), slice(column, column + columns))
+    base = torch.randn(300, 96, generator=torch.Generator().manual_seed(9)).to(dtype)
+    whole_live, whole_w = torch.empty_like(base), torch.empty_like(base)
+    whole_bias, whole_long = torch.empty(300, dtype=dtype), torch.empty(400, 5000, dtype=dtype)
+    live, live_memory = place_of(shape, dtype, gap)
+    place, place_memory = place_of(shape, dtype, gap)
+    some_bias, some_long = torch.empty(rows, dtype=dtype), torch.empty(rows, 4900, dtype=dtype)
+    wholes = (
+        MergePlan([MergeTarget(a, b, base, whole_live, 0.5)]),
+        CopyPlan([CopyTarget(w, whole_w, 2.0), CopyTarget(bias, whole_bias), CopyTarget(long, whole_long, 2.0)]),
+    )
+    copies = [CopyTarget(w, place, 2.0, start), CopyTarget(bias, some_bias, start=(first, 0))]
+    copies.append(CopyTarget(long, some_long, 2.0, (first, 17)))
+    parts = (MergePlan([MergeTarget(a, b, base[here].contiguous(), live, 0.5, start)]), CopyPlan(copies))
+    for mixed in (False, True):
+        for threads in (1, 2):
+            for plan in (*wholes, *parts):
+                load(plan, layout, 2, mixture, mixed=mixed, threads=threads)
+            if backend == "compiled":
+                assert torch.equal(live, whole_live[here])
+            else:  # a product of another shape may add in another order
+                torch.testing.assert_close(live, whole_live[here], rtol=2**-7, atol=1e-5)
+            assert torch.equal(place, whole_w[here])
+            assert torch.equal(some_bias, whole_bias[first : first + rows])
+            assert torch.equal(some_long, whole_long[first : first + rows, 17:4917])
+            if gap:
+                assert (live_memory[:, -gap:] == UNTOUCHED).all()
+                assert (place_memory[:, -gap:] == UNTOUCHED).all()
+    parts[1].load(row)
+    back = torch.full_like(row, UNTOUCHED)
+    parts[1].store(back)
+    expected = layout.views(torch.full_like(row, UNTOUCHED))
+    given = layout.views(row)
+    expected["w"][here], expected["bias"][first : first + rows] = given["w"][here], given["bias"][first : first + rows]
+    expected["long"][first : first + rows, 17:4917] = given["long"][first : first + rows, 17:4917]
+    assert all(torch.equal(layout.views(back)[name], tensor) for name, tensor in expected.items())
+
+
+def test_parts_that_stick_out_are_refused() -> None:
+    layout = layout_of({"a": (4, 64), "b": (8, 4), "bias": (8,), "s": ()}, torch.float32)
+    a, b, bias, s = layout.specs
+    for target in (
+        CopyTarget(a, torch.zeros(2, 64), start=(3, 0)),
+        CopyTarget(a, torch.zeros(2, 32), start=(0, 33)),
+        CopyTarget(a, torch.zeros(2, 32), start=(-1, 0)),
+        CopyTarget(a, torch.zeros(2), start=(0, 0)),
+        CopyTarget(bias, torch.zeros(4), start=(5, 0)),
+        CopyTarget(s, torch.zeros(()), start=(0, 0)),
+    ):
+        with pytest.raises(ValueError, match="has shape"):
+            CopyPlan([target])
+    with pytest.raises(ValueError, match="has shape"):
+        MergePlan([MergeTarget(a, b, torch.zeros(4, 64), torch.zeros(4, 64), 1.0, (5, 0))])
+
+
 def load(plan: CopyPlan | MergePlan, layout: Layout, count: int, mixture: Tensor, *, mixed: bool, threads: int) -> None:
     """A mixture of random rows that have gaps between them: at once, or through a row."""
     experts = torch.stack([random_row(layout, seed) for seed in range(count)])
@@ -303,13 +373,20 @@ def test_a_rank_beyond_the_extension_goes_through_torch() -> None:
     MergePlan([MergeTarget(a, b, base, live, 1.0)]).load(row)
     assert torch.allclose(live, row[b.offset : b.end].view(b.shape) @ row[a.offset : a.end].view(a.shape))
     with pytest.raises(ValueError, match="rank above 512"):
-        _C.MergePlan([(0, 513 * 16, 513, 4, 16, base.data_ptr(), live.data_ptr(), 16, 1.0)], 3)
+        _C.MergePlan([(0, 513 * 16, 513, 4, 16, 16, base.data_ptr(), live.data_ptr(), 16, 1.0)], 3)
 
 
 def test_the_extension_refuses_what_makes_no_sense() -> None:
     memory = torch.zeros(64)
-    for part in ((0, 1, 8, 0, 8, 1.0), (0, 2, 8, memory.data_ptr(), 7, 1.0), (0, 0, 8, memory.data_ptr(), 8, 1.0)):
+    place = memory.data_ptr()
+    for part in (
+        (0, 1, 8, 8, 0, 8, 1.0),
+        (0, 2, 8, 8, place, 7, 1.0),
+        (0, 2, 8, 7, place, 8, 1.0),
+        (0, 0, 8, 8, place, 8, 1.0),
+    ):
         with pytest.raises(ValueError, match="copy plan"):
             _C.CopyPlan([part], 0)
-    with pytest.raises(ValueError, match="merge plan"):
-        _C.MergePlan([(0, 8, 0, 1, 8, memory.data_ptr(), memory.data_ptr(), 8, 1.0)], 0)
+    for part in ((0, 8, 0, 1, 8, 8, place, place, 8, 1.0), (0, 8, 1, 1, 8, 7, place, place, 8, 1.0)):
+        with pytest.raises(ValueError, match="merge plan"):
+            _C.MergePlan([part], 0)

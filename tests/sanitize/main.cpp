@@ -131,7 +131,7 @@ void plans() {
       std::memset(places.data.get(), 0, places.size);
       std::memset(live.data.get(), 0, live.size);
       char* second = places.as<char>() + 3 * 40 * item;
-      const CopyPlan copy({{0, 3, 37, places.as<void>(), 40, 1.0}, {a, 29, 3, second, 5, 2.0}}, dtype);
+      const CopyPlan copy({{0, 3, 37, 37, places.as<void>(), 40, 1.0}, {a, 29, 3, 3, second, 5, 2.0}}, dtype);
       copy.load(row.as<void>());
       // Several threads may read the places at once.
       start_threads(3, [&](int) {
@@ -140,7 +140,8 @@ void plans() {
         expect(std::memcmp(back.as<char>(), row.as<char>(), back.size) == 0,
                "store gives back what load took");
       });
-      MergePlan({{0, a, 3, 29, 37, base.as<void>(), live.as<void>(), 41, 0.5}}, dtype).load(row.as<void>());
+      MergePlan({{0, a, 3, 29, 37, 37, base.as<void>(), live.as<void>(), 41, 0.5}}, dtype)
+          .load(row.as<void>());
       return live;
     });
   }
