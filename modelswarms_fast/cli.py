@@ -47,6 +47,7 @@ ServeMode = Annotated[
     ),
 ]
 Slots = Annotated[int, typer.Option(help="Particles that one batch serves with --serve slots (or auto).")]
+TensorParallel = Annotated[int, typer.Option(help="Processes that share one engine's model, each a part of it.")]
 EngineDType = Annotated[DType, typer.Option(help="Of the base model in the engine.")]
 MaxModelLen = Annotated[int, typer.Option(help="Longest prompt plus its completion, in tokens.")]
 
@@ -89,6 +90,7 @@ def search_command(
     engines: Annotated[int, typer.Option(help="Engines side by side, each on its share of the cores.")] = (
         EngineConfig.engines
     ),
+    tensor_parallel: TensorParallel = EngineConfig.tensor_parallel,
     dtype: EngineDType = EngineConfig.dtype,
     row_dtype: Annotated[DType, typer.Option(help="Of the rows; auto: the experts'.")] = EngineConfig.row_dtype,
     rounding: Annotated[Rounding, typer.Option(help="Of moved rows to half types.")] = EngineConfig.rounding,
@@ -120,6 +122,7 @@ def evaluate_command(
     max_tokens: MaxTokens = None,
     engine: Engine = EngineConfig.engine,
     serve: ServeMode = EngineConfig.serve,
+    tensor_parallel: TensorParallel = EngineConfig.tensor_parallel,
     dtype: EngineDType = EngineConfig.dtype,
     max_model_len: MaxModelLen = EngineConfig.max_model_len,
 ) -> None:

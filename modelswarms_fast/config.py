@@ -118,6 +118,8 @@ class EngineConfig:
     """Particles that one batch serves with serve="slots", or with "auto" if it takes that."""
     engines: int = 1
     """Engines on this machine, each in a process of its own with its share of the cores."""
+    tensor_parallel: int = 1
+    """Processes that share one engine's model, each with a part of every layer; must divide its heads."""
     state: State = "weights"
     dtype: DType = "auto"
     """Of the base model in the engine; `auto` is what its config.json says."""
@@ -147,7 +149,12 @@ class EngineConfig:
         _check_choice("rounding", self.rounding, Rounding)
         _check_choice("canary", self.canary, Canary)
         _check(self.slots >= 1, f"slots is {self.slots}; give 1 or more.")
-        _check(self.engines >= 1, f"engines is {self.engines}; give 1 or more.")
+        for name in ("engines", "tensor_parallel"):
+            _check(getattr(self, name) >= 1, f"{name} is {getattr(self, name)}; give 1 or more.")
+        _check(
+            self.tensor_parallel == 1 or self.engine == "vllm",
+            f"tensor_parallel is {self.tensor_parallel} but the transformers engine is one process; use engine='vllm'.",
+        )
         _check(
             self.rounding == "nearest" or self.state == "weights",
             "rounding is 'stochastic' but state='mixture' rounds nothing to half types; use state='weights'.",
@@ -159,12 +166,18 @@ class EngineConfig:
             self.engine == "vllm" or self.serve == "merged",
             f"serve is {self.serve!r} but the transformers engine serves one particle at a time; use engine='vllm'.",
         )
-        _check(
-            self.engines == 1 or self.serve != "auto",
-            f"serve is 'auto' but engines is {self.engines}; name the way to serve that is fastest with one engine.",
-        )
+        for name in ("engines", "tensor_parallel"):
+            _check(
+                getattr(self, name) == 1 or self.serve != "auto",
+                f"serve is 'auto' but {name} is {getattr(self, name)}; name the way to serve that is fastest with 1.",
+            )
         _check(
             self.serve != "mixture" or self.state == "mixture",
             "serve is 'mixture' but state='weights' has rows to serve, not mixtures; use state='mixture' or "
             "serve='merged'.",
         )
+
+    @property
+    def own_processes(self) -> bool:
+        """Whether the engines run in processes of their own, and find rows in shared memory."""
+        return self.engines > 1 or self.tensor_parallel > 1

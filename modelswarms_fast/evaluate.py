@@ -7,7 +7,7 @@ import math
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -341,6 +341,7 @@ def evaluate(
     max_tokens: int | None = None,
     engine: EngineName = EngineConfig.engine,
     serve: Serve = EngineConfig.serve,
+    tensor_parallel: int = EngineConfig.tensor_parallel,
     dtype: DType = EngineConfig.dtype,
     max_model_len: int = EngineConfig.max_model_len,
 ) -> dict[str, Any]:
@@ -357,13 +358,15 @@ def evaluate(
     """
     if split not in SPLITS:
         raise InputError(f"split is {split!r}; choose dev or test.")
-    config = EngineConfig(engine=engine, serve=serve, slots=1, dtype=dtype, max_model_len=max_model_len, canary="off")
+    chosen: dict[str, Any] = {"engine": engine, "serve": serve, "tensor_parallel": tensor_parallel, "dtype": dtype}
+    config = EngineConfig(**chosen, slots=1, max_model_len=max_model_len, canary="off")
     limits: dict[str, Any] = {f"limit_{split}": limit, "max_tokens": max_tokens}
     utility = load_utility(task, data, **limits)
     base_folder = resolve_base(base)
     loaded = None if model == base else read_experts([model], minimum=1)
-    evaluator = Evaluator(start_engine(base_folder, loaded, config), utility, splits=(split,))
-    scores = evaluator.base(split) if loaded is None else evaluator.one(loaded.rows[0], split)
+    with closing(start_engine(base_folder, loaded, config)) as served:
+        evaluator = Evaluator(served, utility, splits=(split,))
+        scores = evaluator.base(split) if loaded is None else evaluator.one(loaded.rows[0], split)
     return {
         "model": model,
         "base": base,

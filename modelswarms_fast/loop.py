@@ -81,7 +81,8 @@ def search(
     def place(n: int, size: int, dtype: torch.dtype) -> torch.Tensor:
         """The rows of the swarm, which begin with the experts: its first positions."""
         nonlocal plan
-        device = torch.device("cuda" if torch.cuda.is_available() and engine_config.engines == 1 else "cpu")
+        here = torch.cuda.is_available() and not engine_config.own_processes
+        device = torch.device("cuda" if here else "cpu")
         wanted = max(swarm_settings.get("particles", n), n)
         shape = {"particles": wanted, "experts": n, "size": size, "dtype": dtype}
         plan = plan_memory(engine_config, **shape, device=device, out=Path(out))

@@ -129,7 +129,7 @@ def plan_memory(
         moved["prefetch"] = 2 * particles * number
     passing: Tier = "host" if experts * row <= host else "file"  # on their way to a GPU
     first = (passing, experts) if tier == "device" else (tier, rows)
-    if config.engines > 1 and first[0] == "host":
+    if config.own_processes and first[0] == "host":
         first = ("shared", rows)
     return MemoryPlan(rows, row, tier, cache, held, moved, first, _folder(config.spill, out))
 

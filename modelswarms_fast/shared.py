@@ -6,12 +6,42 @@ import mmap
 import os
 import weakref
 from contextlib import suppress
+from typing import NamedTuple
 
 import torch
 
 from modelswarms_fast.memory import row_stride
 
 _FILES: dict[int, tuple[int, int]] = {}  # address → descriptor, bytes
+_SEEN: dict[tuple[int, int, int], torch.Tensor] = {}  # process, descriptor, inode → all bytes
+
+
+class SharedTensor(NamedTuple):
+    """Where a tensor of shared memory lies, to say to another process: numbers alone. See `locate`."""
+
+    process: int
+    descriptor: int
+    inode: int
+    """Of the memory: descriptors come again."""
+    offset: int
+    """Bytes."""
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+    dtype: torch.dtype
+
+    def view(self) -> torch.Tensor:
+        """The tensor itself, in a process of the same user; the memory stays mapped.
+
+        Raises OSError if the process that named it has ended.
+        """
+        key = (self.process, self.descriptor, self.inode)
+        if key not in _SEEN:
+            descriptor = os.open(f"/proc/{self.process}/fd/{self.descriptor}", os.O_RDWR)
+            try:
+                _SEEN[key] = _map(descriptor, os.fstat(descriptor).st_size)[0]
+            finally:
+                os.close(descriptor)
+        return _SEEN[key][self.offset :].view(self.dtype).as_strided(self.shape, self.strides)
 
 
 def shared_rows(count: int, size: int, dtype: torch.dtype) -> torch.Tensor:
@@ -43,9 +73,25 @@ def place_of(tensor: torch.Tensor) -> tuple[int, int] | None:
     return None
 
 
+def locate(tensor: torch.Tensor) -> SharedTensor:
+    """Where a tensor of shared memory lies. Raises ValueError for any other memory."""
+    place = place_of(tensor)
+    if place is None:
+        raise ValueError("the rows of an engine whose workers are other processes lie in shared memory (shared_rows)")
+    descriptor, offset = place
+    inode = os.fstat(descriptor).st_ino
+    return SharedTensor(
+        os.getpid(), descriptor, inode, offset, tuple(tensor.shape), tuple(tensor.stride()), tensor.dtype
+    )
+
+
 def attach(descriptor: int) -> torch.Tensor:
-    """All bytes [n] of shared memory whose descriptor this process was given."""
-    return _map(descriptor, os.fstat(descriptor).st_size)[0]
+    """All bytes [n] of shared memory whose descriptor this process was given, and keeps."""
+    nbytes = os.fstat(descriptor).st_size
+    memory, mapping = _map(descriptor, nbytes)
+    _FILES[memory.data_ptr()] = (descriptor, nbytes)
+    weakref.finalize(mapping, _FILES.pop, memory.data_ptr())
+    return memory
 
 
 def _map(descriptor: int, nbytes: int) -> tuple[torch.Tensor, mmap.mmap]:

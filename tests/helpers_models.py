@@ -13,14 +13,23 @@ from transformers import LlamaConfig, LlamaForCausalLM
 ALL_LINEAR = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
 
-def make_base(folder: Path, *, seed: int = 0, dtype: torch.dtype = torch.float32, **save: Any) -> Path:
-    """A random Llama (hidden 32, 2 layers, 64 tokens), without tokenizer."""
-    config = LlamaConfig(
-        vocab_size=64, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=2, max_position_embeddings=128, tie_word_embeddings=True,
-    )  # fmt: skip
+SHAPE: dict[str, Any] = {
+    "vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "max_position_embeddings": 128, "tie_word_embeddings": True,
+}  # fmt: skip
+
+
+def make_base(
+    folder: Path,
+    *,
+    seed: int = 0,
+    dtype: torch.dtype = torch.float32,
+    shape: dict[str, Any] | None = None,
+    **save: Any,
+) -> Path:
+    """A random Llama (hidden 32, 2 layers, 64 tokens, or as `shape` says), without tokenizer."""
     torch.manual_seed(seed)
-    LlamaForCausalLM(config).to(dtype).save_pretrained(folder, **save)
+    LlamaForCausalLM(LlamaConfig(**SHAPE | (shape or {}))).to(dtype).save_pretrained(folder, **save)
     return folder
 
 

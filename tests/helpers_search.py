@@ -43,8 +43,12 @@ def unsure(example: dict[str, Any], output: str) -> float:
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """Arguments of `search` but `out`: three experts on a base of 64 one-letter tokens."""
-    folder = tmp_path_factory.mktemp("tiny")
-    base = make_base(folder / "base")
+    return make_tiny(tmp_path_factory.mktemp("tiny"))
+
+
+def make_tiny(folder: Path, **shape: Any) -> dict[str, Any]:
+    """What `tiny` is, with a base of this shape."""
+    base = make_base(folder / "base", shape=shape)
     vocabulary = {letter: index for index, letter in enumerate(["<end>", *string.printable[:63]])}
     tokenizer = Tokenizer(WordLevel(vocabulary, unk_token="<end>"))
     tokenizer.pre_tokenizer = Split(Regex("."), "isolated")

@@ -15,6 +15,7 @@ FLOORS = [
     {"canary", "tiers"},
     {"engines.group"},
     {"engines.vllm", "engines.transformers", "engines.process", "plots", "trace"},
+    {"engines.ranks"},
     {"engines", "engines.vllm_worker", "journal", "shard"},
     {"engines.mixture", "stream"},
     {"plans"},

@@ -18,8 +18,8 @@ import torch
 
 from modelswarms_fast import cli
 from modelswarms_fast.config import EngineConfig
-from modelswarms_fast.engines import Request, complete, start_engine
-from modelswarms_fast.engines.group import EngineGroup, _share
+from modelswarms_fast.engines import Request, complete, share_cores, start_engine
+from modelswarms_fast.engines.group import EngineGroup
 from modelswarms_fast.errors import InputError
 from modelswarms_fast.evaluate import Evaluator
 from modelswarms_fast.experts import read_experts
@@ -165,7 +165,7 @@ def test_what_is_wrong_raises_here(group, experts):
 def test_engines_have_their_cores_and_leave_ctrl_c_to_the_driver(group, experts, prompts, right):
     cores = sorted(os.sched_getaffinity(0))
     for number, pid in enumerate(pids(group)):
-        assert sorted(os.sched_getaffinity(pid)) == _share(cores, number, 2)
+        assert sorted(os.sched_getaffinity(pid)) == share_cores(cores, number, 2)
         assert b"OMP_NUM_THREADS=1" in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
         os.kill(pid, signal.SIGINT)
     before = pids(group)
@@ -177,7 +177,7 @@ def test_engines_have_their_cores_and_leave_ctrl_c_to_the_driver(group, experts,
 
 @pytest.mark.parametrize(("cores", "count"), [(8, 2), (7, 3), (2, 2), (1, 3), (2, 5)])
 def test_shares_of_cores(cores, count):
-    shares = [_share(list(range(cores)), number, count) for number in range(count)]
+    shares = [share_cores(list(range(cores)), number, count) for number in range(count)]
     assert all(shares)
     if cores >= count:
         assert sorted(itertools.chain(*shares)) == list(range(cores))

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, Protocol
 import torch
 
 from modelswarms_fast.config import EngineConfig, Serve
-from modelswarms_fast.errors import EngineError
+from modelswarms_fast.errors import EngineError, InputError
 from modelswarms_fast.experts import Experts
 
 
@@ -118,10 +118,17 @@ def start_engine(base: Path, experts: Experts | None, config: EngineConfig) -> E
     Raises:
         InputError: the engine is not installed, or the layout does not fit the base model.
     """
-    if config.engines > 1:
+    if config.tensor_parallel > 1:
+        _check_parts(json.loads((base / "config.json").read_text()), config.tensor_parallel)
+    if config.own_processes:
         from modelswarms_fast.engines.group import EngineGroup
 
         return EngineGroup(base, experts, config)
+    return start_here(base, experts, config)
+
+
+def start_here(base: Path, experts: Experts | None, config: EngineConfig) -> Engine:
+    """One engine in this process, whatever `config.engines` says. Raises InputError as `start_engine`."""
     settings: dict[str, Any] = {"dtype": config.dtype, "max_model_len": config.max_model_len}
     base_config = json.loads((base / "config.json").read_text())
     if config.dtype == "auto":
@@ -136,4 +143,33 @@ def start_engine(base: Path, experts: Experts | None, config: EngineConfig) -> E
         return TransformersEngine(base, experts, **settings)
     from modelswarms_fast.engines.vllm import VllmEngine
 
-    return VllmEngine(base, experts, serve=config.serve, slots=config.slots, state=config.state, **settings)
+    settings |= {"slots": config.slots, "state": config.state, "tensor_parallel": config.tensor_parallel}
+    return VllmEngine(base, experts, serve=config.serve, **settings)
+
+
+def share_cores(cores: list[int], number: int, count: int) -> list[int]:
+    """The cores of one of several: equal parts without a common one, as far as there are enough."""
+    if len(cores) < count:
+        return [cores[number % len(cores)]]
+    return cores[number * len(cores) // count : (number + 1) * len(cores) // count]
+
+
+def _check_parts(base_config: dict[str, Any], parts: int) -> None:
+    """Raise InputError if a model cannot be split into so many parts."""
+    for name, what, unit in (
+        ("num_attention_heads", "attention heads", 1),
+        ("intermediate_size", "inner features of its MLP", 1),
+        ("vocab_size", "tokens, filled up to a multiple of 64,", 64),
+    ):
+        count = -(-(base_config.get(name) or parts * unit) // unit) * unit
+        if count % parts:
+            raise InputError(
+                f"tensor_parallel is {parts}, which does not divide the {count} {what} of the base model ({name} in "
+                "its config.json); choose a divisor."
+            )
+    count = base_config.get("num_key_value_heads") or parts
+    if count % parts and parts % count:
+        raise InputError(
+            f"tensor_parallel is {parts}, which neither divides the {count} key-value heads of the base model "
+            "(num_key_value_heads in its config.json) nor is a multiple of them; choose one that does."
+        )

@@ -19,7 +19,7 @@ import torch
 from transformers import AutoTokenizer
 
 from modelswarms_fast.config import EngineConfig, Serve
-from modelswarms_fast.engines import Completion, Request, Watch
+from modelswarms_fast.engines import Completion, Request, Watch, share_cores
 from modelswarms_fast.engines.process import Start
 from modelswarms_fast.errors import InputError
 from modelswarms_fast.experts import Experts
@@ -53,14 +53,14 @@ class _Worker:
         self.knows: set[int] = set()
         """Prompts."""
         self.pipe, theirs = Pipe()
-        cores = _share(sorted(os.sched_getaffinity(0)), self.number, self._count)
+        cores = share_cores(sorted(os.sched_getaffinity(0)), self.number, self._count)
         command = [sys.executable, "-P", "-m", "modelswarms_fast.engines.process", str(theirs.fileno())]
         mine = os.sched_getaffinity(0)
         try:
             os.sched_setaffinity(0, cores)  # of this thread alone; the process inherits it
             self.process = subprocess.Popen(
                 command,
-                env=_environment(self.number, self._count, len(cores)),
+                env=_environment(self.number, self._count, len(cores), self._start.config.tensor_parallel),
                 pass_fds=(theirs.fileno(), *self._start.descriptors),
                 stdin=subprocess.DEVNULL,
                 stdout=2,  # whatever an engine prints is not this program's output
@@ -112,6 +112,7 @@ class EngineGroup:
 
     Raises:
         InputError: as the engines do when they start; or, from any method, an engine ended twice.
+        EngineError: from any method, an engine failed.
     """
 
     def __init__(self, base: Path, experts: Experts | None, config: EngineConfig) -> None:
@@ -316,10 +317,8 @@ class EngineGroup:
         worker.end()
         ended = f"{worker.name} {worker.cause()}"
         if worker.restarted:
-            raise InputError(
-                f"{ended} after it had been started anew; give the run more memory, or fewer engines than "
-                f"{len(self._workers)}."
-            )
+            fewer = f", or fewer engines than {len(self._workers)}" if len(self._workers) > 1 else ""
+            raise InputError(f"{ended} after it had been started anew; give the run more memory{fewer}.")
         logging.getLogger(__name__).warning("%s; it is started anew.", ended)
         worker.restarted = True
         worker.begin()
@@ -353,15 +352,8 @@ class EngineGroup:
         return place
 
 
-def _share(cores: list[int], number: int, count: int) -> list[int]:
-    """The cores of one engine of several: equal parts without a common one, as far as there are enough."""
-    if len(cores) < count:
-        return [cores[number % len(cores)]]
-    return cores[number * len(cores) // count : (number + 1) * len(cores) // count]
-
-
-def _environment(number: int, count: int, cores: int) -> dict[str, str]:
-    """Of an engine's process: its threads, its GPU, and the modules that this process can import."""
+def _environment(number: int, count: int, cores: int, ranks: int) -> dict[str, str]:
+    """Of an engine's process: its threads, its GPUs, and the modules that this process can import."""
     threads = max(1, min(cores, int(os.environ.get("OMP_NUM_THREADS", 0)) // count or cores))
     environment = os.environ | {
         "OMP_NUM_THREADS": str(threads),
@@ -370,7 +362,10 @@ def _environment(number: int, count: int, cores: int) -> dict[str, str]:
     if torch.cuda.is_available():
         visible = os.environ.get("CUDA_VISIBLE_DEVICES")
         devices = visible.split(",") if visible else [str(index) for index in range(torch.cuda.device_count())]
-        if count > len(devices):
-            raise InputError(f"engines is {count} but there are {len(devices)} GPUs; give one engine a GPU at most.")
-        environment["CUDA_VISIBLE_DEVICES"] = devices[number]
+        if count * ranks > len(devices):
+            raise InputError(
+                f"engines is {count} and tensor_parallel {ranks} but there are {len(devices)} GPUs; lower them until "
+                "there is a GPU for each."
+            )
+        environment["CUDA_VISIBLE_DEVICES"] = ",".join(devices[number * ranks : (number + 1) * ranks])
     return environment

@@ -7,7 +7,7 @@ itself, as they are when a particle's weights are made.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -26,6 +26,12 @@ class Place(NamedTuple):
     start: int
     size: int
     inputs: int
+    whole: tuple[int, ...] | None = None
+    """[out, in] of the layer that this is a part of, if it is."""
+    part: tuple[int, int] = (0, 0)
+    """Row and column of that layer's weight at which the part begins."""
+    sum: Callable[[torch.Tensor], torch.Tensor] | None = None
+    """Adds up what all ranks have, where each sees a part of the inputs and y is the sum of all."""
 
 
 class MixtureServer:
@@ -46,10 +52,11 @@ class MixtureServer:
                 raise InputError(f"The base model has no linear layer {module.name} to mix in; use serve='merged'.")
             place = places[module.name]
             shape = (specs[module.b].shape[0], specs[module.a].shape[1])
-            if shape != (place.size, place.inputs):
+            whole = place.whole or (place.size, place.inputs)
+            if shape != whole:
                 raise InputError(
-                    f"{module.name} has shape {list(shape)} by the experts but {[place.size, place.inputs]} in the "
-                    "base model; use the base they share."
+                    f"{module.name} has shape {list(shape)} by the experts but {list(whole)} in the base model; "
+                    "use the base they share."
                 )
             adapted.setdefault(place.module, []).append((module, place))
         targets: list[list[CopyTarget]] = [[] for _ in range(count + 1)]
@@ -57,11 +64,12 @@ class MixtureServer:
         for live, parts in adapted.items():
             linear = _MixedLinear(parts, count + 1, device, dtype)
             self._linears.append((live, linear))
-            for index, (module, _) in enumerate(parts):
+            for index, (module, place) in enumerate(parts):
+                row, column = place.part
                 for block in range(count + 1):
                     a, b = linear.a[block, index, : module.rank], linear.b[index][:, block, : module.rank]
-                    targets[block].append(CopyTarget(specs[module.a], a))
-                    targets[block].append(CopyTarget(specs[module.b], b))
+                    targets[block].append(CopyTarget(specs[module.a], a, start=(0, column)))
+                    targets[block].append(CopyTarget(specs[module.b], b, start=(row, 0)))
         plans = [CopyPlan(own) for own in targets]
         for plan, row in zip(plans, experts.rows, strict=False):
             plan.load(row)
@@ -144,6 +152,7 @@ class _MixedLinear:
         self.a = torch.zeros((blocks, len(parts), rank, parts[0][1].inputs), device=device, dtype=dtype)
         self.b = [torch.zeros((place.size, blocks, rank), device=device, dtype=dtype) for _, place in parts]
         self._columns = [(place.start, place.start + place.size, module.scaling) for module, place in parts]
+        self._sum = parts[0][1].sum
 
     def add(self, x: torch.Tensor, y: torch.Tensor, coefficients: torch.Tensor) -> None:
         """y += scaling · (c ⊗ Σ cⱼ hⱼ) Bᵀ for the coefficients [tokens, m] of the first m blocks.
@@ -153,9 +162,12 @@ class _MixedLinear:
         tokens, blocks = coefficients.shape
         _, parts, rank, _ = self.a.shape
         x, y = x.view(-1, x.shape[-1])[:tokens], y.view(-1, y.shape[-1])[:tokens]
-        high = (x @ self.a[:blocks].flatten(0, 2).t()).view(tokens, blocks, parts * rank)
         # In float32 where the model is in a half type: coefficients rounded to 8 bits would be other particles.
-        low = torch.bmm(coefficients[:, None], high.float()).view(tokens, parts, 1, rank)
+        high = (x @ self.a[:blocks].flatten(0, 2).t()).view(tokens, blocks, parts * rank).float()
+        low = torch.bmm(coefficients[:, None], high).view(tokens, parts * rank)
+        if self._sum is not None:
+            low = self._sum(low)
+        low = low.view(tokens, parts, 1, rank)
         spread = (coefficients[:, None, :, None] * low).to(y.dtype).flatten(2)
         for index, (start, stop, scaling) in enumerate(self._columns):
             b = self.b[index][:, :blocks].flatten(1)

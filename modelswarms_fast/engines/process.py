@@ -21,8 +21,8 @@ from typing import Any
 import torch
 
 from modelswarms_fast.config import EngineConfig
-from modelswarms_fast.engines import Engine, Request, start_engine
-from modelswarms_fast.errors import InputError
+from modelswarms_fast.engines import Engine, Request, start_here
+from modelswarms_fast.errors import EngineError, InputError
 from modelswarms_fast.experts import Experts
 from modelswarms_fast.shared import attach
 
@@ -52,7 +52,7 @@ class Served:
             memory = self._memory[descriptor][offset:].view(experts.layout.dtype)
             rows = memory.as_strided((count, experts.layout.size), (stride, 1))
             experts = replace(experts, rows=rows, room=rows)
-        self.engine: Engine = start_engine(start.base, experts, start.config)
+        self.engine: Engine = start_here(start.base, experts, start.config)
         self.engine.watch = lambda what, lane, begin, end: self._seen.append((what, begin, end))
         self.running: set[int] = set()
         self._seen: list[tuple[str, float, float]] = []
@@ -142,8 +142,8 @@ def main(descriptor: int) -> None:
 
 
 def _portable(error: Exception) -> Exception:
-    """What can be raised on the other side: the user's mistakes as they are, the rest with its trace."""
-    if type(error) is InputError:
+    """What can be raised on the other side: what is one sentence as it is, the rest with its trace."""
+    if type(error) in (InputError, EngineError):
         return error
     return RuntimeError("an engine failed:\n" + "".join(traceback.format_exception(error)))
 

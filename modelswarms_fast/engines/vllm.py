@@ -12,7 +12,8 @@ import torch
 
 from modelswarms_fast.config import Serve, State
 from modelswarms_fast.engines import Completion, Request, Watch, complete, working
-from modelswarms_fast.errors import InputError
+from modelswarms_fast.engines.ranks import Ranks, cores_of_ranks
+from modelswarms_fast.errors import EngineError, InputError
 from modelswarms_fast.experts import Experts
 
 CPU_KV_CACHE_BYTES = 1 << 30
@@ -22,7 +23,7 @@ LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # the ranks that vLLM's slots 
 
 
 class VllmEngine:
-    """Serves particles from a vLLM engine in this process.
+    """Serves particles from a vLLM engine in this process; with `tensor_parallel` above 1, from its child processes.
 
     `serve="merged"` writes W = W0 + scaling · B A into the live weights (full-weight rows are written as they
     are); it has one slot. `serve="slots"` writes A and B into vLLM's LoRA slots and serves several particles in
@@ -36,6 +37,7 @@ class VllmEngine:
 
     Raises:
         InputError: vLLM is not installed, or the layout does not fit the base model.
+        EngineError: its child processes do not start.
     """
 
     def __init__(
@@ -46,6 +48,7 @@ class VllmEngine:
         serve: Serve = "merged",
         slots: int = 4,
         state: State = "weights",
+        tensor_parallel: int = 1,
         dtype: str = "auto",
         max_model_len: int = 4096,
     ) -> None:
@@ -73,9 +76,18 @@ class VllmEngine:
         settings: dict[str, Any] = {}
         if on_cpu:
             # vLLM's own estimate reads NUMA files that small machines lack; short prompts need small blocks to hit.
-            settings |= {"kv_cache_memory_bytes": CPU_KV_CACHE_BYTES, "block_size": 32}
+            settings |= {"kv_cache_memory_bytes": CPU_KV_CACHE_BYTES // tensor_parallel, "block_size": 32}
         else:
             settings["gpu_memory_utilization"] = 0.75  # rows and the untouched base weights want the rest
+        if tensor_parallel > 1:
+            settings |= {"tensor_parallel_size": tensor_parallel, "distributed_executor_backend": "mp"}
+            # Ranks end with this process and leave their queues to Python to clear up, which it would warn of.
+            warnings = [os.environ.get("PYTHONWARNINGS"), "ignore:resource_tracker"]
+            os.environ["PYTHONWARNINGS"] = ",".join(filter(None, warnings))
+            if on_cpu:  # vLLM itself would ask for a NUMA node a rank
+                cores = sorted(os.sched_getaffinity(0))
+                threads = int(os.environ.get("OMP_NUM_THREADS", len(cores)))
+                os.environ["VLLM_CPU_OMP_THREADS_BIND"] = cores_of_ranks(cores, threads, tensor_parallel)
         if "slots" in ways:
             rank = max(module.rank for module in modules)
             settings |= {
@@ -104,8 +116,16 @@ class VllmEngine:
         except ValueError as error:  # vLLM's word for settings that do not fit the model or the memory
             reason = " ".join(str(error).split())
             raise InputError(f"vLLM cannot serve {base} with max_model_len {max_model_len}: {reason}") from error
+        except Exception as error:
+            if tensor_parallel == 1:
+                raise
+            raise EngineError(
+                f"vLLM could not start {tensor_parallel} processes for {base} ({' '.join(str(error).split())}); what "
+                "they said is above, on standard error."
+            ) from error
         self.tokenizer = self.llm.get_tokenizer()
-        self.device = torch.device("cpu" if on_cpu else "cuda")
+        # Of the rows: the ranks read them in the host's memory.
+        self.device = torch.device("cpu" if on_cpu or tensor_parallel > 1 else "cuda")
         self.max_model_len = max_model_len
         self.dtype: torch.dtype = self.llm.llm_engine.model_config.dtype
         self._version = 0
@@ -113,8 +133,13 @@ class VllmEngine:
         """Slot → version of what it serves."""
         self._slots = slots
         self._experts = experts
-        # It is in this process, so a load is a call of it: the way through vLLM's layers would cost as much as a load.
-        self._worker: Any = self.llm.collective_rpc("swarm_worker")[0]
+        if tensor_parallel > 1:
+            self._worker: Any = Ranks(self.llm)
+            self._working = self._worker.working
+        else:
+            # In this process, so a load is a call of it: the way through vLLM's layers would cost as much as a load.
+            self._worker = self.llm.collective_rpc("swarm_worker")[0]
+            self._working = lambda: working("vLLM")
         self._ways = ways if experts is None else self._attach(experts, ways)
         self._serve_by(self._ways[0])
 
@@ -231,7 +256,7 @@ class VllmEngine:
         return {token: entry.logprob for token, entry in outputs[0].outputs[0].logprobs[0].items()}
 
     def close(self) -> None:
-        """Nothing outlives an engine in this process."""
+        """Nothing outlives an engine in this process; ranks end with it."""
 
     def _greedy(self, **settings: Any) -> Any:
         from vllm import SamplingParams
@@ -242,7 +267,7 @@ class VllmEngine:
     def _step(self) -> Any:
         """Requests that ended in one step of vLLM's."""
         start = time.perf_counter()
-        with working("vLLM"):
+        with self._working():
             outputs = [output for output in self.llm.llm_engine.step() if output.finished]
         if self.watch is not None:
             self.watch("step", 0, start, time.perf_counter())

@@ -6,14 +6,21 @@ its CPU build below have to be made. Tested with vLLM 0.32 on a CPU.
 
 from __future__ import annotations
 
+import ctypes
+import os
+import signal
 from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 import vllm._custom_ops
 import vllm.model_executor.layers.utils
+from vllm.distributed import tensor_model_parallel_all_reduce
 from vllm.lora.punica_wrapper.punica_cpu import PunicaWrapperCPU
-from vllm.model_executor.layers.linear import LinearBase
+from vllm.model_executor.layers.linear import ColumnParallelLinear, LinearBase, QKVParallelLinear, RowParallelLinear
+from vllm.model_executor.layers.vocab_parallel_embedding import VocabParallelEmbedding
 from vllm.platforms import current_platform
 
 from modelswarms_fast.engines.mixture import MixtureServer, Place
@@ -21,6 +28,9 @@ from modelswarms_fast.errors import InputError
 from modelswarms_fast.experts import Experts, LoraModule
 from modelswarms_fast.layout import TensorSpec
 from modelswarms_fast.plans import CopyPlan, CopyTarget, MergePlan, MergeTarget
+from modelswarms_fast.shared import SharedTensor
+
+PR_SET_PDEATHSIG = 1  # of <sys/prctl.h>
 
 
 class GroupedPunicaWrapper(PunicaWrapperCPU):  # type: ignore[misc]
@@ -90,8 +100,22 @@ class Way(NamedTuple):
     """It begins or ends to be the way of the engine."""
 
 
+class Shard(NamedTuple):
+    """The part of a weight that this rank holds."""
+
+    live: torch.Tensor
+    shape: tuple[int, ...]
+    """Of the whole weight."""
+    start: tuple[int, int] | None = None
+    """Row and column of it at which the part begins; None: all of it."""
+
+
 class SwarmWorker:
-    """Mixed into vLLM's worker, in the process of the engine, which gets it by `LLM.collective_rpc("swarm_worker")`."""
+    """Mixed into vLLM's worker.
+
+    In the process of the engine, which gets it by `LLM.collective_rpc("swarm_worker")`; or one of several ranks, each
+    in a process of its own and with its part of every weight, called through `swarm_call`.
+    """
 
     model_runner: Any
 
@@ -99,12 +123,40 @@ class SwarmWorker:
         """The worker itself."""
         return self
 
-    def swarm_attach(self, serve: str, experts: Experts) -> None:
+    def swarm_call(self, name: str, arguments: tuple[Any, ...]) -> str | None:
+        """A method of this worker, called from another process: the sentence of its InputError, or None.
+
+        Tensors are given as what says where they lie.
+        """
+        given = [argument.view() if isinstance(argument, SharedTensor) else argument for argument in arguments]
+        try:
+            getattr(self, name)(*given)
+        except InputError as error:
+            return str(error)
+        return None
+
+    def swarm_follow(self) -> None:
+        """End with the process of the engine, however that ends and whatever is under way here, and leave nothing.
+
+        All ranks have mapped the memory through which they add up by now, so its names can go.
+        """
+        for file in Path("/dev/shm").glob(f"{os.environ.get('VLLM_DIST_IDENT', '?')}-*cpushm*"):
+            file.unlink(missing_ok=True)
+        parent = os.getppid()
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != parent:
+            os._exit(0)
+
+    def swarm_attach(self, serve: str, experts: Experts, rows: torch.Tensor | None = None) -> None:
         """Resolve every tensor of the layout to its place in the live model, once for each way of serving.
+
+        `rows` are those of the experts, where they are not in `experts`.
 
         Raises:
             InputError: a tensor has no place in this base model, or another shape there.
         """
+        if rows is not None:
+            experts = replace(experts, rows=rows, room=rows)
         self._swarm_experts = experts
         if not hasattr(self, "_swarm_ways"):
             self._swarm_ways: dict[str, Way] = {}
@@ -126,9 +178,9 @@ class SwarmWorker:
         """Write one flat row [D] into a slot, in place."""
         self._swarm_ways[serve].load(slot, row)
 
-    def swarm_load_mixture(self, serve: str, slot: int, mixture: torch.Tensor) -> None:
+    def swarm_load_mixture(self, serve: str, slot: int, mixture: torch.Tensor | list[float]) -> None:
         """Serve a mixture [n] of the experts, float32, from a slot."""
-        self._swarm_ways[serve].load_mixture(slot, mixture)
+        self._swarm_ways[serve].load_mixture(slot, torch.as_tensor(mixture))
 
     def swarm_restore(self, serve: str) -> None:
         """Put the base model's own weights back, bit for bit."""
@@ -141,27 +193,30 @@ class SwarmWorker:
         targets = []
         for module in modules:
             a, b = self._spec(module.a), self._spec(module.b)
-            live = self._place(places, f"{module.name}.weight", (b.shape[0], a.shape[1]))
-            if module.name == "lm_head" and live.data_ptr() == places["model.embed_tokens.weight"].data_ptr():
+            shard = self._place(places, f"{module.name}.weight", (b.shape[0], a.shape[1]))
+            live = shard.live
+            if module.name == "lm_head" and live.data_ptr() == places["model.embed_tokens.weight"].live.data_ptr():
                 raise InputError(
                     "lm_head is tied to the embeddings, which merging would change too; use serve='slots'."
                 )
-            targets.append(MergeTarget(a, b, live.clone(), live, module.scaling))
+            targets.append(MergeTarget(a, b, live.clone(), live, module.scaling, shard.start))
         plan = MergePlan(targets)
         return self._way([plan], [target.live for target in targets], [target.base for target in targets])
 
     def _attach_full(self) -> Way:
         places = self._weight_places()
         specs = self._swarm_experts.layout.specs
-        places_of = [self._place(places, spec.name, spec.shape) for spec in specs]
-        covered = {live.data_ptr() for live in places_of}  # a tied head lies where the embeddings do
-        for name, weight in places.items():
-            if weight.data_ptr() not in covered:
+        shards = [self._place(places, spec.name, spec.shape) for spec in specs]
+        covered = {shard.live.data_ptr() for shard in shards}  # a tied head lies where the embeddings do
+        for name, place in places.items():
+            if place.live.data_ptr() not in covered:
                 raise InputError(
                     f"The experts have no tensor {name}, which the base model has; use the base they share."
                 )
-        plan = CopyPlan([CopyTarget(spec, live) for spec, live in zip(specs, places_of, strict=True)])
-        return self._way([plan], places_of, [live.clone() for live in places_of])
+        plan = CopyPlan(
+            [CopyTarget(spec, part.live, start=part.start) for spec, part in zip(specs, shards, strict=True)]
+        )
+        return self._way([plan], [part.live for part in shards], [part.live.clone() for part in shards])
 
     def _way(
         self,
@@ -182,37 +237,38 @@ class SwarmWorker:
             restore,
         )
 
-    def _weight_places(self) -> dict[str, torch.Tensor]:
-        """Name in the checkpoint → live tensor; fused parameters are given as views of their parts."""
+    def _weight_places(self) -> dict[str, Shard]:
+        """Name in the checkpoint → where it lies; fused parameters are given as views of their parts."""
         model = self.model_runner.get_model()
         packed = getattr(model, "packed_modules_mapping", {})
-        places: dict[str, torch.Tensor] = {}
+        places: dict[str, Shard] = {}
         for name, parameter in model.named_parameters():
+            owner = model.get_submodule(name.rpartition(".")[0])
             path, _, kind = name.replace(".base_layer", "").rpartition(".")
             parent, _, leaf = path.rpartition(".")
             parts = packed.get(leaf)
             if not parts:
-                places[f"{path}.{kind}"] = parameter.data
+                if getattr(owner, "tp_size", 1) > 1 and len(getattr(owner, "output_partition_sizes", ())) > 1:
+                    raise InputError(f"{name} holds several layers in one and cannot be cut; use tensor_parallel=1.")
+                places[f"{path}.{kind}"] = _shard(owner, 0, parameter.data)
                 continue
-            sizes = model.get_submodule(name.rpartition(".")[0]).output_partition_sizes
-            for part, view in zip(parts, parameter.data.split(sizes), strict=True):
-                places[f"{parent}.{part}.{kind}"] = view
+            views = parameter.data.split(owner.output_partition_sizes)
+            for index, (part, view) in enumerate(zip(parts, views, strict=True)):
+                places[f"{parent}.{part}.{kind}"] = _shard(owner, index, view)
         if hasattr(model, "lm_head") and "lm_head.weight" not in places and "model.embed_tokens.weight" in places:
             places["lm_head.weight"] = places["model.embed_tokens.weight"]  # tied
         return places
 
-    def _place(self, places: dict[str, torch.Tensor], name: str, shape: tuple[int, ...]) -> torch.Tensor:
+    def _place(self, places: dict[str, Shard], name: str, shape: tuple[int, ...]) -> Shard:
         if name not in places:
             raise InputError(f"The experts adapt {name}, which the base model does not have; use the base they share.")
-        live = places[name]
-        if "embed_tokens" in name or "lm_head" in name:
-            live = live[: self.model_runner.model_config.hf_config.vocab_size]  # vLLM pads the vocabulary
-        if tuple(live.shape) != shape:
+        whole = places[name].shape
+        if whole != shape:
             raise InputError(
-                f"{name} has shape {list(shape)} by the experts but {list(live.shape)} in the base model; "
+                f"{name} has shape {list(shape)} by the experts but {list(whole)} in the base model; "
                 "use the base they share."
             )
-        return live
+        return places[name]
 
     def _spec(self, name: str) -> TensorSpec:
         return next(spec for spec in self._swarm_experts.layout.specs if spec.name == name)
@@ -231,6 +287,7 @@ class SwarmWorker:
         if manager.lora_index_to_id != [slot + 1 for slot in range(manager.lora_slots)]:
             raise RuntimeError(f"vLLM placed its adapters as {manager.lora_index_to_id}")
 
+        weights = self._weight_places()
         places: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
         for name, module in manager.modules.items():
             parent, _, leaf = name.rpartition(".")
@@ -242,17 +299,19 @@ class SwarmWorker:
         for module in modules:
             if module.name not in places:
                 raise InputError(f"The base model has no LoRA slot for {module.name}; use serve='merged'.")
-            a, b = places[module.name]
-            if a.shape[3] != self._spec(module.a).shape[1] or b.shape[2] != self._spec(module.b).shape[0]:
+            (a, b), shard = places[module.name], weights[f"{module.name}.weight"]
+            whole = (self._spec(module.b).shape[0], self._spec(module.a).shape[1])
+            if shard.shape != whole or shard.live.shape != (b.shape[2], a.shape[3]):
                 raise InputError(f"{module.a} does not fit {module.name} of the base model; use the base they share.")
-            stacks.append((a, b, module))
+            stacks.append((a, b, module, shard.start or (0, 0)))
         plans = []
         for slot in range(manager.lora_slots):
             targets = []
-            for a, b, module in stacks:
-                targets.append(CopyTarget(self._spec(module.a), a[slot, 0, : module.rank]))
+            for a, b, module, (row, column) in stacks:
+                targets.append(CopyTarget(self._spec(module.a), a[slot, 0, : module.rank], start=(0, column)))
                 # vLLM keeps the scaling in B.
-                targets.append(CopyTarget(self._spec(module.b), b[slot, 0, :, : module.rank], module.scaling))
+                low = b[slot, 0, :, : module.rank]
+                targets.append(CopyTarget(self._spec(module.b), low, module.scaling, (row, 0)))
             plans.append(CopyPlan(targets))
         return self._way(plans)
 
@@ -281,14 +340,41 @@ class SwarmWorker:
         """Name in the checkpoint → where the model computes that linear layer."""
         model = self.model_runner.get_model()
         packed = getattr(model, "packed_modules_mapping", {})
+        weights = self._weight_places()
         places: dict[str, Place] = {}
         for name, module in model.named_modules():
             linear = getattr(module, "base_layer", module)
             if not isinstance(linear, LinearBase) or name.endswith(".base_layer"):
                 continue
             parent, _, leaf = name.rpartition(".")
-            start = 0
+            ranks = linear.tp_size
+            if ranks > 1 and (
+                getattr(linear, "gather_output", False) or not getattr(linear, "input_is_parallel", True)
+            ):
+                continue  # its inputs or outputs are whole, and its weight is not
+            add_up = None
+            if ranks > 1 and isinstance(linear, RowParallelLinear) and linear.reduce_results:
+                add_up = tensor_model_parallel_all_reduce
+            column = 0
             for part, size in zip(packed.get(leaf) or [leaf], linear.output_partition_sizes, strict=True):
-                places[f"{parent}.{part}"] = Place(module, start, size, linear.input_size)
-                start += size
+                shard = weights.get(f"{parent}.{part}.weight")
+                if shard is not None:
+                    where = (module, column, size, shard.live.shape[1])
+                    places[f"{parent}.{part}"] = Place(*where, shard.shape, shard.start or (0, 0), add_up)
+                column += size
         return places
+
+
+def _shard(owner: torch.nn.Module, index: int, live: torch.Tensor) -> Shard:
+    """The part that a rank holds of a parameter; `index` is that of a layer among those fused in one."""
+    if isinstance(owner, VocabParallelEmbedding):  # padded behind each rank's tokens
+        first, stop = owner.shard_indices.org_vocab_start_index, owner.shard_indices.org_vocab_end_index
+        return Shard(live[: stop - first], (owner.org_vocab_size, *live.shape[1:]), (first, 0))
+    ranks, rank, rows = getattr(owner, "tp_size", 1), getattr(owner, "tp_rank", 0), len(live) if live.dim() else 0
+    if ranks > 1 and isinstance(owner, ColumnParallelLinear):
+        # Fewer key-value heads than ranks: several ranks hold the same.
+        copies = owner.num_kv_head_replicas if isinstance(owner, QKVParallelLinear) and index else 1
+        return Shard(live, (rows * ranks // copies, *live.shape[1:]), (rank // copies * rows, 0))
+    if ranks > 1 and isinstance(owner, RowParallelLinear) and live.dim() == 2:
+        return Shard(live, (rows, live.shape[1] * ranks), (0, rank * live.shape[1]))
+    return Shard(live, tuple(live.shape))
