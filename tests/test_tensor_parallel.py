@@ -277,11 +277,11 @@ def lives(pid):
         ({}, 3, "tensor_parallel is 3, which does not divide the 4 attention heads"),
         ({"intermediate_size": 50}, 4, "does not divide the 50 inner features"),
         ({"num_attention_heads": 12, "num_key_value_heads": 4, "intermediate_size": 48}, 6, "the 4 key-value heads"),
-        ({"num_attention_heads": 3, "num_key_value_heads": 3, "head_dim": 8}, 3, "does not divide the 64 tokens"),
+        ({"num_attention_heads": 3, "num_key_value_heads": 3}, 3, "does not divide the 64 tokens"),
     ],
 )
 def test_models_that_cannot_be_split_are_refused(tmp_path, shape, parts, message):
-    base = make_base(tmp_path / "base", shape={"head_dim": 8} | shape)
+    base = make_base(tmp_path / "base", shape={"hidden_size": 48, "head_dim": 8} | shape)
     with pytest.raises(InputError, match=message):
         start_engine(base, None, EngineConfig(tensor_parallel=parts))
 

@@ -347,13 +347,10 @@ class SwarmWorker:
             if not isinstance(linear, LinearBase) or name.endswith(".base_layer"):
                 continue
             parent, _, leaf = name.rpartition(".")
-            ranks = linear.tp_size
-            if ranks > 1 and (
-                getattr(linear, "gather_output", False) or not getattr(linear, "input_is_parallel", True)
-            ):
+            split, add_up = linear.tp_size > 1, None
+            if split and (getattr(linear, "gather_output", False) or not getattr(linear, "input_is_parallel", True)):
                 continue  # its inputs or outputs are whole, and its weight is not
-            add_up = None
-            if ranks > 1 and isinstance(linear, RowParallelLinear) and linear.reduce_results:
+            if split and isinstance(linear, RowParallelLinear) and linear.reduce_results:
                 add_up = tensor_model_parallel_all_reduce
             column = 0
             for part, size in zip(packed.get(leaf) or [leaf], linear.output_partition_sizes, strict=True):
