@@ -276,7 +276,7 @@ def lives(pid):
     [
         ({}, 3, "tensor_parallel is 3, which does not divide the 4 attention heads"),
         ({"intermediate_size": 50}, 4, "does not divide the 50 inner features"),
-        ({"num_attention_heads": 12, "num_key_value_heads": 4, "intermediate_size": 48}, 6, "the 4 key-value heads"),
+        ({"num_attention_heads": 12, "num_key_value_heads": 4, "vocab_size": 192}, 6, "the 4 key-value heads"),
         ({"num_attention_heads": 3, "num_key_value_heads": 3}, 3, "does not divide the 64 tokens"),
     ],
 )
