@@ -142,6 +142,10 @@ void plans() {
       });
       MergePlan({{0, a, 3, 29, 37, 37, base.as<void>(), live.as<void>(), 41, 0.5}}, dtype)
           .load(row.as<void>());
+      // Its last columns and rows alone, as one of several ranks has them.
+      CopyPlan({{20, 3, 17, 37, places.as<void>(), 40, 2.0}}, dtype).load(row.as<void>());
+      MergePlan({{20, a + 9 * 3, 3, 20, 17, 37, base.as<void>(), live.as<void>(), 41, 0.5}}, dtype)
+          .load(row.as<void>());
       return live;
     });
   }
