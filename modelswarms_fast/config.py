@@ -160,10 +160,6 @@ class EngineConfig:
             f"serve is {self.serve!r} but the transformers engine serves one particle at a time; use engine='vllm'.",
         )
         _check(
-            self.engines == 1 or self.serve != "auto",
-            f"serve is 'auto' but engines is {self.engines}; name the way to serve that is fastest with one engine.",
-        )
-        _check(
             self.serve != "mixture" or self.state == "mixture",
             "serve is 'mixture' but state='weights' has rows to serve, not mixtures; use state='mixture' or "
             "serve='merged'.",

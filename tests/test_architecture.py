@@ -14,6 +14,7 @@ FLOORS = [
     {"progress", "evaluate", "particles", "report"},
     {"canary", "tiers"},
     {"engines.group"},
+    {"engines.worker"},
     {"engines.vllm", "engines.transformers", "engines.process", "plots", "trace"},
     {"engines", "engines.vllm_worker", "journal", "shard"},
     {"engines.mixture", "stream"},

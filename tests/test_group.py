@@ -2,34 +2,27 @@
 
 import itertools
 import json
-import logging
 import os
 import shutil
 import signal
-import subprocess
-import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 
 import helpers_search
 import pytest
 import torch
+from helpers_group import lives
+from helpers_search import told
 
-from modelswarms_fast import cli
 from modelswarms_fast.config import EngineConfig
 from modelswarms_fast.engines import Request, complete, start_engine
-from modelswarms_fast.engines.group import EngineGroup, _share
+from modelswarms_fast.engines.worker import share
 from modelswarms_fast.errors import InputError
-from modelswarms_fast.evaluate import Evaluator
 from modelswarms_fast.experts import read_experts
-from modelswarms_fast.journal import read_history
 from modelswarms_fast.loop import search
 from modelswarms_fast.shared import attach, place_of, shared_rows
-from modelswarms_fast.utilities import load_utility
 
 tiny = helpers_search.tiny
-HERE = Path(__file__).parent
 CONFIG = EngineConfig(engine="transformers", dtype="float32", engines=2)
 
 
@@ -72,23 +65,8 @@ def of(completions, slots, slot):
     return completions[slot * each : (slot + 1) * each]
 
 
-def told(run):
-    """What a run found, without the seconds it took."""
-    return [
-        {name: value for name, value in line.items() if name not in {"seconds", "engine_idle_share"}}
-        for line in read_history(Path(run) / "history.jsonl")
-    ]
-
-
 def pids(group):
     return [worker.process.pid for worker in group._workers]
-
-
-def lives(pid):
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False
 
 
 def test_slots_of_a_group_are_those_of_its_engines(group, experts, prompts, right):
@@ -165,7 +143,7 @@ def test_what_is_wrong_raises_here(group, experts):
 def test_engines_have_their_cores_and_leave_ctrl_c_to_the_driver(group, experts, prompts, right):
     cores = sorted(os.sched_getaffinity(0))
     for number, pid in enumerate(pids(group)):
-        assert sorted(os.sched_getaffinity(pid)) == _share(cores, number, 2)
+        assert sorted(os.sched_getaffinity(pid)) == share(cores, number, 2)
         assert b"OMP_NUM_THREADS=1" in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
         os.kill(pid, signal.SIGINT)
     before = pids(group)
@@ -177,7 +155,7 @@ def test_engines_have_their_cores_and_leave_ctrl_c_to_the_driver(group, experts,
 
 @pytest.mark.parametrize(("cores", "count"), [(8, 2), (7, 3), (2, 2), (1, 3), (2, 5)])
 def test_shares_of_cores(cores, count):
-    shares = [_share(list(range(cores)), number, count) for number in range(count)]
+    shares = [share(list(range(cores)), number, count) for number in range(count)]
     assert all(shares)
     if cores >= count:
         assert sorted(itertools.chain(*shares)) == list(range(cores))
@@ -235,131 +213,3 @@ def test_one_engine_and_two_find_the_same(tiny, tmp_path, state):
     assert (tmp_path / "1" / "global_best" / "adapter_model.safetensors").read_bytes() == (
         tmp_path / "2" / "global_best" / "adapter_model.safetensors"
     ).read_bytes()
-
-
-@pytest.fixture
-def killer(monkeypatch):
-    """Kills an engine with requests under way, in these steps of the group; gives the groups' processes."""
-    seen = []
-
-    def plan(steps):
-        real, count = EngineGroup._receive, 0
-
-        def receive(self):
-            nonlocal count
-            seen.extend(worker.process for worker in self._workers if worker.process not in seen)
-            if self._running:
-                count += 1
-                if count in steps:
-                    worker = self._workers[next(iter(self._running.values())).engine]
-                    os.kill(worker.process.pid, signal.SIGKILL)
-            real(self)
-
-        monkeypatch.setattr(EngineGroup, "_receive", receive)
-        return seen
-
-    return plan
-
-
-def test_a_killed_engine_changes_nothing(tiny, tmp_path, killer, caplog):
-    undisturbed = search(**tiny, out=tmp_path / "1", particles=5)
-    processes = killer({3})
-    with caplog.at_level(logging.WARNING):
-        disturbed = search(**tiny, out=tmp_path / "2", particles=5, engines=2)
-    assert told(tmp_path / "1") == told(tmp_path / "2")
-    assert disturbed["end"] == undisturbed["end"]
-    (line,) = [record.getMessage() for record in caplog.records if "group" in record.name]
-    assert "of 2 was killed by SIGKILL; it is started anew" in line
-    assert len(processes) == 3
-    assert all(process.returncode is not None for process in processes)
-
-
-def test_an_engine_killed_again_and_again_is_one_sentence(tiny, tmp_path, killer, monkeypatch, capsys, caplog):
-    processes = killer(set(range(8, 1000)))
-    monkeypatch.chdir(HERE)
-    arguments = ["--base", tiny["base"], "--task", tiny["task"], "--data", tiny["data"], "--out", tmp_path / "run"]
-    options = ["--engine", "transformers", "--dtype", "float32", "--engines", "2", "--particles", "3", "--seed", "5"]
-    command = ["modelswarms-fast", "search", tiny["experts"], *arguments, *options]
-    monkeypatch.setattr(sys, "argv", [str(word) for word in command])
-    with pytest.raises(SystemExit) as ended:
-        cli.main()
-    assert ended.value.code == 2
-    (sentence,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
-    assert "of 2 was killed by SIGKILL after it had been started anew" in sentence
-    assert len(told(tmp_path / "run")) >= 1
-    assert all(process.returncode is not None for process in processes)
-
-
-def test_engines_end_with_a_driver_that_is_killed(tiny, tmp_path):
-    script = tmp_path / "driver.py"  # without the guard that multiprocessing would want
-    script.write_text(
-        "import sys, time\n"
-        "from pathlib import Path\n"
-        "from modelswarms_fast.config import EngineConfig\n"
-        "from modelswarms_fast.engines import Request, start_engine\n"
-        "from modelswarms_fast.experts import read_experts\n"
-        "from modelswarms_fast.shared import shared_rows\n"
-        f"experts = read_experts({str(tiny['experts'])!r}, place=shared_rows)\n"
-        "config = EngineConfig(engine='transformers', dtype='float32', engines=2)\n"
-        f"group = start_engine(Path({tiny['base']!r}), experts, config)\n"
-        "group.load(0, experts.rows[0])\n"
-        "for key in range(1000):\n"
-        "    group.submit(key, Request(0, [key % 60 + 1] * 20), 40)\n"
-        "group._flush()\n"
-        "print(*[worker.process.pid for worker in group._workers], flush=True)\n"
-        "time.sleep(600)\n"
-    )
-    driver = subprocess.Popen([sys.executable, script], stdout=subprocess.PIPE, text=True)
-    workers = [int(pid) for pid in driver.stdout.readline().split()]
-    assert len(workers) == 2
-    assert all(map(lives, workers))
-    driver.kill()
-    driver.wait()
-    driver.stdout.close()
-    end = time.monotonic() + 30
-    while any(map(lives, workers)) and time.monotonic() < end:
-        time.sleep(0.05)
-    assert not any(map(lives, workers))
-
-
-class Rows:
-    """Particles for an evaluator that are these rows."""
-
-    def __init__(self, rows):
-        self.row = rows.__getitem__
-
-    def key(self, particle):
-        return None
-
-    def load(self, engine, slot, particle):
-        engine.load(slot, self.row(particle))
-
-    def prefetch(self, particles):
-        pass
-
-
-def test_two_vllm_engines_score_as_one(tmp_path):
-    """Two processes of one thread each, against one such process: the same particles, the same scores."""
-    pytest.importorskip("vllm")
-    from modelswarms_fast.base import resolve_base
-
-    examples = HERE.parent / "examples"
-    base = resolve_base("smollm2-135m-instruct")
-    experts = read_experts(examples / "experts", place=shared_rows)
-    utility = load_utility("exact_match", examples / "data" / "skills_mix.json", limit_dev=8, limit_test=1)
-    config = EngineConfig(engines=2, max_model_len=512, canary="off")
-    group = start_engine(base, experts, config)
-    try:
-        tallies = Evaluator(group, utility).rows(Rows(experts.rows), range(4), "dev")
-        together = {particle: tally.known for particle, tally in tallies.items()}
-        probe = Request(0, list(group.tokenizer("Which is larger?")["input_ids"]))
-        group.load(0, experts.rows[0])
-        group.load(1, experts.rows[0])
-        assert group.log_probs(probe) == group.log_probs(probe._replace(slot=1))
-        # Each alone: the other slot is empty.
-        alone = {}
-        for particle in range(4):
-            alone |= {particle: Evaluator(group, utility).one(experts.rows[particle], "dev")}
-    finally:
-        group.close()
-    assert together == alone

@@ -1,0 +1,169 @@
+"""The process of one engine of a group, seen from the group: how it starts, ends, and whether it hangs."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import struct
+import subprocess
+import sys
+from contextlib import suppress
+from multiprocessing import Pipe
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from modelswarms_fast.engines.process import Start
+from modelswarms_fast.errors import InputError
+
+MODULE = ("-m", "modelswarms_fast.engines.process")
+LOOK = 1.0  # seconds between two looks at the processes
+PATIENCE = 10.0  # seconds that a process has to end by itself
+STILL = 300.0  # seconds without computing after which a process that owes an answer hangs
+SILENT = 3600.0  # seconds without an answer or a step after which it does, whatever it computes
+
+
+class Worker:
+    """One process, and what it has to be told."""
+
+    def __init__(self, number: int, count: int, start: Start) -> None:
+        self.name = f"Engine {number + 1} of {count}"
+        self.number, self._count, self._start = number, count, start
+        self.restarted = False
+        self.begin()
+
+    def begin(self) -> None:
+        """Start the process; it has been told nothing yet."""
+        self.ready = self.heard = False
+        self.calls: list[tuple[Any, ...]] = []
+        self.knows: set[int] = set()
+        """Prompts."""
+        self._silent = self._still = 0  # looks in a row
+        self._used = 0.0
+        self._hung = ""
+        self.pipe, theirs = Pipe()
+        _limit(self.pipe, STILL)
+        cores = share(sorted(os.sched_getaffinity(0)), self.number, self._count)
+        command = [sys.executable, "-P", *MODULE, str(theirs.fileno())]
+        mine = os.sched_getaffinity(0)
+        try:
+            os.sched_setaffinity(0, cores)  # of this thread alone; the process inherits it
+            self.process = subprocess.Popen(
+                command,
+                env=_environment(self.number, self._count, len(cores)),
+                pass_fds=(theirs.fileno(), *self._start.descriptors),
+                stdin=subprocess.DEVNULL,
+                stdout=2,  # whatever an engine prints is not this program's output
+                process_group=0,  # out of reach of a terminal's Ctrl-C from its first moment
+            )
+        finally:
+            os.sched_setaffinity(0, mine)
+            theirs.close()
+        self.tell(self._start)
+
+    def tell(self, message: Any) -> None:
+        """Send; a process that has ended is noticed where its answers are waited for."""
+        try:
+            self.pipe.send(message)
+        except BlockingIOError:
+            self._give_up(f"took in nothing for {STILL:.0f} s")
+        except (BrokenPipeError, ConnectionResetError):
+            pass
+
+    def flush(self) -> None:
+        """Send all calls in one message."""
+        if self.calls:
+            calls, self.calls = self.calls, []
+            self.tell(calls)
+
+    def look(self, *, owes: bool) -> None:
+        """Kill a process that owes an answer and hangs; to be called every LOOK seconds.
+
+        One that is stopped, or waits for what never comes, uses no processor, while the slowest step does: it hangs
+        if for STILL seconds it used less than a hundredth of one and never was about to run or waiting for a disk. One
+        that runs in circles computes, but neither answers nor steps: it has SILENT seconds. Looks are counted, and
+        not seconds, so that a time in which this process was away is no silence of the other.
+        """
+        state, used = _activity(self.process.pid)
+        if not owes or self.heard or state in "RD" or used - self._used > 0.01 * LOOK * self._still:
+            self._still, self._used = 0, used
+        else:
+            self._still += 1
+        self._silent = 0 if not owes or self.heard else self._silent + 1
+        self.heard = False
+        if self._still * LOOK >= STILL:
+            self._give_up(f"stood still for {STILL:.0f} s")
+        elif self._silent * LOOK >= SILENT:
+            self._give_up(f"ended no step for {SILENT:.0f} s")
+
+    def cause(self) -> str:
+        """How the process ended."""
+        code = self.process.poll()
+        if self._hung or code is None:
+            return f"{self._hung or 'does not end'} and was killed"
+        return f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with status {code}"
+
+    def end(self) -> None:
+        """End the process, if it lives."""
+        self.pipe.close()
+        for stop in (None, self.process.terminate, self._kill):
+            if stop is not None:
+                stop()
+            try:
+                self.process.wait(PATIENCE)
+                return
+            except subprocess.TimeoutExpired:
+                continue
+
+    def _give_up(self, why: str) -> None:
+        """From here on it is a process that has ended."""
+        self._hung = why
+        self._kill()
+
+    def _kill(self) -> None:
+        """The process, which has not been waited for, and what it has started."""
+        with suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+
+
+def share(cores: list[int], number: int, count: int) -> list[int]:
+    """The cores of one engine of several: equal parts without a common one, as far as there are enough."""
+    if len(cores) < count:
+        return [cores[number % len(cores)]]
+    return cores[number * len(cores) // count : (number + 1) * len(cores) // count]
+
+
+def _environment(number: int, count: int, cores: int) -> dict[str, str]:
+    """Of an engine's process: its threads, its GPU, and the modules that this process can import."""
+    threads = max(1, min(cores, int(os.environ.get("OMP_NUM_THREADS", 0)) // count or cores))
+    environment = os.environ | {
+        "OMP_NUM_THREADS": str(threads),
+        "PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path),
+    }
+    if torch.cuda.is_available():
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+        devices = visible.split(",") if visible else [str(index) for index in range(torch.cuda.device_count())]
+        if count > len(devices):
+            raise InputError(f"engines is {count} but there are {len(devices)} GPUs; give one engine a GPU at most.")
+        environment["CUDA_VISIBLE_DEVICES"] = devices[number]
+    return environment
+
+
+def _limit(pipe: Connection, seconds: float) -> None:
+    """Let no send or receive on this end wait longer: then it raises BlockingIOError."""
+    whole, rest = divmod(seconds, 1)
+    with socket.socket(fileno=os.dup(pipe.fileno())) as end:
+        for option in (socket.SO_SNDTIMEO, socket.SO_RCVTIMEO):
+            end.setsockopt(socket.SOL_SOCKET, option, struct.pack("ll", int(whole), int(rest * 1e6)))
+
+
+def _activity(pid: int) -> tuple[str, float]:
+    """State of a process by its letter in /proc, and the seconds of processor that all its threads have used."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:  # it has ended
+        return "R", 0.0
+    return fields[0], sum(map(int, fields[11:15])) / os.sysconf("SC_CLK_TCK")
