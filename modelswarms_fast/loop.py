@@ -142,7 +142,7 @@ def search(
         testing = time.perf_counter()
         first = read_experts([loaded.sources[start]], dtype=row_dtype, minimum=1)  # its row now belongs to a particle
         for which, row in (("start", first.rows[0]), ("end", read_model(winner, loaded))):
-            scores = evaluator.one(row, "test")
+            scores = evaluator.one(row, "test", engine_config.engines)
             result[which]["test"] = utility_of(scores)
             result["test_standard_error"][which] = standard_error(scores)
         seconds = {"setup": setup_seconds, "update": update_seconds} | spent.seconds

@@ -10,7 +10,7 @@ PACKAGE = Path(__file__).parent.parent / "modelswarms_fast"
 # From the top to the bottom; a room imports only rooms of lower floors.
 FLOORS = [
     {"cli"},
-    {"loop", "bench"},
+    {"loop", "bench", "one_model"},
     {"progress", "evaluate", "particles", "report"},
     {"canary", "tiers"},
     {"engines.group"},

@@ -87,8 +87,8 @@ class Worker:
         that runs in circles computes, but neither answers nor steps: it has SILENT seconds. Looks are counted, and
         not seconds, so that a time in which this process was away is no silence of the other.
         """
-        state, used = _activity(self.process.pid)
-        if not owes or self.heard or state in "RD" or used - self._used > 0.01 * LOOK * self._still:
+        states, used = _activity(self.process.pid)
+        if not owes or self.heard or set(states) & {"R", "D"} or used - self._used > 0.01 * LOOK * self._still:
             self._still, self._used = 0, used
         else:
             self._still += 1
@@ -161,9 +161,16 @@ def _limit(pipe: Connection, seconds: float) -> None:
 
 
 def _activity(pid: int) -> tuple[str, float]:
-    """State of a process by its letter in /proc, and the seconds of processor that all its threads have used."""
+    """Seconds of processor that a process and those that it has started have used, and their states as in /proc."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    except OSError:  # it has ended
-        return "R", 0.0
-    return fields[0], sum(map(int, fields[11:15])) / os.sysconf("SC_CLK_TCK")
+        children = [
+            name for tasks in Path(f"/proc/{pid}/task").glob("*/children") for name in tasks.read_text().split()
+        ]
+    except OSError:  # it has just ended
+        return "", 0.0
+    states, used = fields[0], sum(map(int, fields[11:15])) / os.sysconf("SC_CLK_TCK")
+    for child in children:
+        more, further = _activity(int(child))
+        states, used = states + more, used + further
+    return states, used
