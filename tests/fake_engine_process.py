@@ -5,6 +5,7 @@ What goes wrong does so once, as far as a file in SCRATCH tells; a token above A
 
 import os
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -12,11 +13,11 @@ from contextlib import suppress
 from multiprocessing.connection import Connection
 from pathlib import Path
 
-RIGHT, STOP, LOCK, SPIN, SLOW, KILL, AGAIN = range(1, 8)
+RIGHT, STOP, LOCK, SPIN, SLOW, CHILD, STEPS, KILL, AGAIN = range(1, 10)
 
 
-def fail(what):
-    """Go wrong, unless it was for once and has been."""
+def fail(what, pipe):
+    """Go wrong, unless it was for once and has been; SLOW, CHILD and STEPS only take their time."""
     if what < AGAIN:
         mark = Path(os.environ["SCRATCH"]) / str(what)
         if mark.exists():
@@ -31,7 +32,21 @@ def fail(what):
             lock.acquire()
     elif what == KILL:
         os.kill(os.getpid(), signal.SIGKILL)
-    end = time.monotonic() + {SPIN: 1000, SLOW: float(os.environ["SLOW"])}[what]
+    elif what == SPIN:
+        compute(1000)
+    elif what == SLOW:
+        compute(2.5)
+    elif what == CHILD:
+        subprocess.run([sys.executable, "-c", "import fake_engine_process as fake; fake.compute(2.5)"], check=True)
+    elif what == STEPS:
+        for _ in range(20):
+            compute(0.25)
+            pipe.send(("ended", [], [("step", 0.0, 1.0)]))
+
+
+def compute(seconds):
+    """Use the processor."""
+    end = time.monotonic() + seconds
     while time.monotonic() < end:
         pass
 
@@ -52,13 +67,13 @@ def main(pipe):
             elif name == "choose":
                 first = prompts[arguments[0][0]]
                 if first[0] != RIGHT:
-                    fail(first[0])
+                    fail(first[0], pipe)
                 pipe.send(("answer", ("slots", 3, {"merged": 1.0, "slots": float(len(arguments[0]))})))
             elif name == "submit":
                 key, slot, prompt, _ = arguments
                 tokens = prompts[prompt]
                 if tokens[0] != RIGHT:
-                    fail(tokens[0])
+                    fail(tokens[0], pipe)
                 text = f"{os.environ['OMP_NUM_THREADS']} {way} {held.get(slot)} {len(tokens)}"
                 pipe.send(("ended", [(key, text, 1)], []))
 

@@ -21,7 +21,7 @@ def hurry(monkeypatch, still, silent):
 
 
 @pytest.fixture
-def disturbances(monkeypatch):
+def disturb(monkeypatch):
     """Sends a signal to an engine with requests under way, in these steps of the group; gives the groups' processes."""
     seen = []
 
@@ -50,3 +50,8 @@ def lives(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except OSError:
         return False
+
+
+def pids(group: EngineGroup) -> list[int]:
+    """Of the engines' processes."""
+    return [worker.process.pid for worker in group._workers]

@@ -11,7 +11,7 @@ from pathlib import Path
 import helpers_search
 import pytest
 import torch
-from helpers_group import lives
+from helpers_group import lives, pids
 from helpers_search import told
 
 from modelswarms_fast.config import EngineConfig
@@ -20,6 +20,7 @@ from modelswarms_fast.engines.worker import share
 from modelswarms_fast.errors import InputError
 from modelswarms_fast.experts import read_experts
 from modelswarms_fast.loop import search
+from modelswarms_fast.one_model import evaluate
 from modelswarms_fast.shared import attach, place_of, shared_rows
 
 tiny = helpers_search.tiny
@@ -63,10 +64,6 @@ def of(completions, slots, slot):
     """The part of one slot of completions that were asked for slot by slot."""
     each = len(completions) // slots
     return completions[slot * each : (slot + 1) * each]
-
-
-def pids(group):
-    return [worker.process.pid for worker in group._workers]
 
 
 def test_slots_of_a_group_are_those_of_its_engines(group, experts, prompts, right):
@@ -202,6 +199,16 @@ def test_shared_rows_are_seen_through_their_descriptor_and_leave_nothing():
     assert place_of(torch.zeros(3)) is None
     del rows, seen
     assert set(os.listdir("/proc/self/fd")) <= before
+
+
+@pytest.mark.parametrize("model", ["bob", "base"])
+def test_one_model_by_one_engine_and_by_two(tiny, model):
+    name = tiny["base"] if model == "base" else str(tiny["experts"] / model)
+    names = ("base", "task", "data", "engine", "dtype")
+    alone, together = (evaluate(name, **{key: tiny[key] for key in names}, engines=count) for count in (1, 2))
+    alone.pop("prompts_per_second")
+    assert together.pop("prompts_per_second") > 0
+    assert together == alone
 
 
 @pytest.mark.parametrize("state", ["weights", "mixture"])

@@ -6,25 +6,28 @@ import signal
 import subprocess
 import sys
 import time
+from multiprocessing import Pipe
 from pathlib import Path
 
 import fake_engine_process
+import helpers_group
 import helpers_search
 import pytest
 import torch
-from fake_engine_process import AGAIN, KILL, LOCK, RIGHT, SLOW, SPIN, STOP
-from helpers_group import disturbances, hurry, lives
+from fake_engine_process import AGAIN, CHILD, KILL, LOCK, RIGHT, SLOW, SPIN, STEPS, STOP
+from helpers_evaluate import ScriptedEngine
+from helpers_group import hurry, lives, pids
 from helpers_search import told
 
 from modelswarms_fast import cli
 from modelswarms_fast.config import EngineConfig
-from modelswarms_fast.engines import Request, complete, worker
+from modelswarms_fast.engines import Request, complete, process, worker
 from modelswarms_fast.engines.group import EngineGroup
 from modelswarms_fast.errors import InputError
 from modelswarms_fast.loop import search
 
 tiny = helpers_search.tiny
-disturb = disturbances
+disturb = helpers_group.disturb
 HERE = Path(__file__).parent
 
 
@@ -33,7 +36,6 @@ def fakes(tiny, tmp_path, monkeypatch, caplog):
     """Makes groups of engines that need no model and fail as they are asked to; lines(): what was logged of them."""
     monkeypatch.setattr(worker, "MODULE", (fake_engine_process.__file__,))
     monkeypatch.setenv("SCRATCH", str(tmp_path))
-    monkeypatch.setenv("SLOW", "2.5")
     hurry(monkeypatch, still=1.0, silent=4.0)
     made = []
 
@@ -54,20 +56,34 @@ def ask(group, *prompts):
 
 
 def test_an_engine_that_hangs_is_started_anew_and_a_slow_one_is_not(fakes):
-    group = fakes(5)
-    prompts = [[what] * length for length, what in enumerate([STOP, LOCK, SPIN, SLOW, RIGHT], 3)]
-    slow = group._workers[3].process
-    assert ask(group, *prompts, *prompts) == [3, 4, 5, 6, 7] * 2
+    """Stopped, deadlocked, running in circles; slow itself, by what it has started, and in many steps; and well."""
+    group = fakes(7)
+    behaviours = [STOP, LOCK, SPIN, SLOW, CHILD, STEPS, RIGHT]
+    prompts = [[what] * length for length, what in enumerate(behaviours, 1)]
+    before = pids(group)
+    assert ask(group, *prompts, *prompts) == [1, 2, 3, 4, 5, 6, 7] * 2
     assert sorted(fakes.lines()) == [
-        "Engine 1 of 5 stood still for 1 s and was killed; it is started anew.",
-        "Engine 2 of 5 stood still for 1 s and was killed; it is started anew.",
-        "Engine 3 of 5 ended no step for 4 s and was killed; it is started anew.",
+        "Engine 1 of 7 stood still for 1 s and was killed; it is started anew.",
+        "Engine 2 of 7 stood still for 1 s and was killed; it is started anew.",
+        "Engine 3 of 7 ended no step for 4 s and was killed; it is started anew.",
     ]
-    assert group._workers[3].process is slow
-    with pytest.raises(
-        InputError, match=r"^Engine 1 of 5 stood still for 1 s and was killed after it had been .* 5\.$"
-    ):
+    assert pids(group)[3:] == before[3:]
+    assert not any(map(lives, before[:3]))
+    with pytest.raises(InputError, match=r"^Engine 1 of 7 stood still for 1 s and was killed after .* than 7\.$"):
         ask(group, [STOP + AGAIN])
+
+
+def test_a_step_that_ends_nothing_is_told_of_now_and_then(monkeypatch):
+    mine, theirs = Pipe()
+    monkeypatch.setattr(process, "start_engine", lambda *arguments: ScriptedEngine())
+    served = process.Served(process.Start(Path(), None, EngineConfig(), (), (0, 0, 0, 0)), theirs)
+    monkeypatch.setattr(time, "perf_counter", lambda: 1.5)
+    for end in (1.5, 1.6):
+        served.engine.watch("step", 0, 1.0, end)
+    assert mine.recv() == ("ended", [], [("step", 1.0, 1.5)])
+    assert not mine.poll()
+    served.engine.watch("step", 0, 1.0, 2.6)
+    assert mine.recv() == ("ended", [], [("step", 1.0, 1.6), ("step", 1.0, 2.6)])
 
 
 @pytest.mark.parametrize("answered", [False, True])
@@ -75,7 +91,7 @@ def test_an_engine_that_owes_nothing_may_stand_still(fakes, answered):
     group = fakes(2)
     if answered:
         assert ask(group, [RIGHT], [RIGHT]) == [1, 1]
-    os.kill(group._workers[1].process.pid, signal.SIGSTOP)
+    os.kill(pids(group)[1], signal.SIGSTOP)
     group.submit(0, Request(None, [SLOW]), 4)
     assert [key for key, _ in group.step()] == [0]
     assert not fakes.lines()
@@ -84,7 +100,7 @@ def test_an_engine_that_owes_nothing_may_stand_still(fakes, answered):
 def test_an_engine_that_takes_nothing_in_is_noticed(fakes):
     """More than a pipe holds: the group itself would wait for ever."""
     group = fakes(2)
-    os.kill(group._workers[0].process.pid, signal.SIGSTOP)
+    os.kill(pids(group)[0], signal.SIGSTOP)
     assert ask(group, [RIGHT] * 300_000) == [300_000]
     assert fakes.lines() == ["Engine 1 of 2 took in nothing for 1 s and was killed; it is started anew."]
 

@@ -35,7 +35,7 @@ DEFAULTS = {
     "seed": 4,
 }
 DEFAULTS |= {"dtype": "float32", "row_dtype": "float32", "max_model_len": 256, "canary": "off"}
-disturb = helpers_group.disturbances
+disturb = helpers_group.disturb
 
 
 def even(example, output):
