@@ -13,7 +13,8 @@ from helpers_search import told
 from modelswarms_fast import evaluate, loop
 from modelswarms_fast.base import resolve_base
 from modelswarms_fast.config import EngineConfig
-from modelswarms_fast.engines import Request, start_engine
+from modelswarms_fast.engines import Request, start_engine, worker
+from modelswarms_fast.engines.worker import Worker
 from modelswarms_fast.evaluate import Evaluator
 from modelswarms_fast.experts import read_experts
 from modelswarms_fast.loop import search
@@ -26,15 +27,9 @@ EXAMPLES = Path(__file__).parent.parent / "examples"
 DATA = EXAMPLES / "data" / "skills_mix.json"
 BASE = "smollm2-135m-instruct"
 EXPERTS = [EXAMPLES / "experts" / name for name in ("addition", "reverse", "units")]
-DEFAULTS = {
-    "task": "helpers_search:vowels",
-    "particles": 4,
-    "iterations": 2,
-    "limit_dev": 12,
-    "limit_test": 4,
-    "seed": 4,
-}
-DEFAULTS |= {"dtype": "float32", "row_dtype": "float32", "max_model_len": 256, "canary": "off"}
+DEFAULTS = {"task": "helpers_search:vowels", "particles": 3, "iterations": 2, "seed": 4, "canary": "off"}
+DEFAULTS |= {"limit_dev": 8, "limit_test": 2, "max_tokens": 6, "max_model_len": 256}
+DEFAULTS |= {"dtype": "float32", "row_dtype": "float32"}
 disturb = helpers_group.disturb
 
 
@@ -100,14 +95,21 @@ def test_slots_that_stop_early_with_rows_in_a_file(find, monkeypatch):
 def test_mixtures_by_two_engines_one_of_which_stops(find, disturb, monkeypatch, caplog):
     settings = {"serve": "mixture", "state": "mixture"}
     alone, history = find(**settings)
-    helpers_group.hurry(monkeypatch, still=5.0, silent=1000.0)
+    helpers_group.hurry(monkeypatch, still=3.0, silent=1000.0)
+    give_up = Worker._give_up
+
+    def once(self, why):
+        monkeypatch.setattr(worker, "STILL", 300.0)  # a start has its quiet seconds
+        give_up(self, why)
+
+    monkeypatch.setattr(Worker, "_give_up", once)
     processes = disturb({6}, signal.SIGSTOP)
     with caplog.at_level(logging.WARNING):
         together, found = find(**settings, engines=2)
     assert found == history
     assert together["end"] == alone["end"]
     (line,) = [record.getMessage() for record in caplog.records if "group" in record.name]
-    assert "of 2 stood still for 5 s and was killed; it is started anew" in line
+    assert "of 2 stood still for 3 s and was killed; it is started anew" in line
     assert len(processes) == 3
 
 

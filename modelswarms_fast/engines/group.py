@@ -96,8 +96,7 @@ class EngineGroup:
     def choose(self, prompts: Sequence[list[int]], max_tokens: int) -> None:
         """With serve="auto", have one engine time each way while the others wait; then all serve as it has chosen."""
         numbers = [self._number(prompt) for prompt in prompts]
-        way, slots, self.auto_timings = self._request(0, numbers, "choose", numbers, max_tokens)
-        self.slots = slots * len(self._workers)
+        way, self.auto_timings = self._request(0, numbers, "choose", numbers, max_tokens)
         self.serve_by(way)
 
     def serve_by(self, way: Serve) -> None:
@@ -105,6 +104,7 @@ class EngineGroup:
         self.serve = self._chosen = way
         for worker in self._workers:
             worker.calls.append(("serve_by", way))
+        self.slots = self._request(0, [], "count_slots") * len(self._workers)
 
     def load(self, slot: int, row: torch.Tensor) -> None:
         """Serve the particle whose flat row [D] this is from `slot`; see above for when the row may change."""

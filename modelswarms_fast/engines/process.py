@@ -75,11 +75,15 @@ class Served:
     def choose(self, prompts: list[int], max_tokens: int) -> None:
         """Answer with the fastest way to serve."""
         self.engine.choose([self._prompts[prompt] for prompt in prompts], max_tokens)
-        self._send.send(("answer", (self.engine.serve, self.engine.slots, self.engine.auto_timings)))
+        self._send.send(("answer", (self.engine.serve, self.engine.auto_timings)))
 
     def serve_by(self, way: Serve) -> None:
         """Serve in the way that was chosen."""
         self.engine.serve_by(way)
+
+    def count_slots(self) -> None:
+        """Answer with the slots of the way to serve."""
+        self._send.send(("answer", self.engine.slots))
 
     def restore(self) -> None:
         """Serve the base model again."""

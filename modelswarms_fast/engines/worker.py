@@ -22,7 +22,7 @@ from modelswarms_fast.errors import InputError
 MODULE = ("-m", "modelswarms_fast.engines.process")
 LOOK = 1.0  # seconds between two looks at the processes
 PATIENCE = 10.0  # seconds that a process has to end by itself
-STILL = 300.0  # seconds without computing after which a process that owes an answer hangs
+STILL = 300.0  # seconds of doing nothing after which a process that owes an answer hangs
 SILENT = 3600.0  # seconds without an answer or a step after which it does, whatever it computes
 
 
@@ -42,7 +42,6 @@ class Worker:
         self.knows: set[int] = set()
         """Prompts."""
         self._silent = self._still = 0  # looks in a row
-        self._used = 0.0
         self._hung = ""
         self.pipe, theirs = Pipe()
         _limit(self.pipe, STILL)
@@ -83,16 +82,15 @@ class Worker:
         """Kill a process that owes an answer and hangs; to be called every LOOK seconds.
 
         One that is stopped, or waits for what never comes, uses no processor, while the slowest step does: it hangs
-        if for STILL seconds it used less than a hundredth of one and never was about to run or waiting for a disk. One
-        that runs in circles computes, but neither answers nor steps: it has SILENT seconds. Looks are counted, and
-        not seconds, so that a time in which this process was away is no silence of the other.
+        if in all looks of STILL seconds nothing of it ran, was ready to or waited for a disk. One that runs in circles
+        does, but neither answers nor steps: it has SILENT seconds. Looks are counted, and not seconds, so that a time
+        in which this process was away is no silence of the other.
         """
-        states, used = _activity(self.process.pid)
-        if not owes or self.heard or set(states) & {"R", "D"} or used - self._used > 0.01 * LOOK * self._still:
-            self._still, self._used = 0, used
+        if not owes or self.heard:
+            self._still = self._silent = 0
         else:
-            self._still += 1
-        self._silent = 0 if not owes or self.heard else self._silent + 1
+            self._still = self._still + 1 if _idle(self.process.pid) else 0
+            self._silent += 1
         self.heard = False
         if self._still * LOOK >= STILL:
             self._give_up(f"stood still for {STILL:.0f} s")
@@ -160,17 +158,15 @@ def _limit(pipe: Connection, seconds: float) -> None:
             end.setsockopt(socket.SOL_SOCKET, option, struct.pack("ll", int(whole), int(rest * 1e6)))
 
 
-def _activity(pid: int) -> tuple[str, float]:
-    """Seconds of processor that a process and those that it has started have used, and their states as in /proc."""
+def _idle(pid: int | str) -> bool:
+    """Whether no thread of a process, or of those that it has started, runs, is ready to or waits for a disk."""
     try:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-        children = [
-            name for tasks in Path(f"/proc/{pid}/task").glob("*/children") for name in tasks.read_text().split()
-        ]
-    except OSError:  # it has just ended
-        return "", 0.0
-    states, used = fields[0], sum(map(int, fields[11:15])) / os.sysconf("SC_CLK_TCK")
-    for child in children:
-        more, further = _activity(int(child))
-        states, used = states + more, used + further
-    return states, used
+        for task in Path(f"/proc/{pid}/task").iterdir():
+            if (task / "stat").read_text().rpartition(")")[2].split()[0] in {"R", "D"}:
+                return False
+            children = task / "children"  # some systems do not say
+            if children.exists() and not all(map(_idle, children.read_text().split())):
+                return False
+    except OSError:  # one has just ended
+        return False
+    return True
