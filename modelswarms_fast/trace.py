@@ -51,7 +51,7 @@ class Trace:
         return sum(self._busy.values())
 
     def idle(self, busy: float, seconds: float) -> float:
-        """Share of so many seconds in which an engine, on average, did nothing, if all together were busy for `busy`."""
+        """Share of so many seconds in which an engine did nothing, on average, if all were busy for `busy` together."""
         return 1 - busy / self.engines / max(seconds, 1e-9)
 
     def write(self) -> None:
