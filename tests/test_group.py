@@ -20,6 +20,7 @@ from modelswarms_fast.engines.worker import share
 from modelswarms_fast.errors import InputError
 from modelswarms_fast.experts import read_experts
 from modelswarms_fast.loop import search
+from modelswarms_fast.memory import empty_rows
 from modelswarms_fast.one_model import evaluate
 from modelswarms_fast.shared import attach, place_of, shared_rows
 
@@ -218,3 +219,18 @@ def test_one_engine_and_two_find_the_same(tiny, tmp_path, state):
     assert (tmp_path / "1" / "global_best" / "adapter_model.safetensors").read_bytes() == (
         tmp_path / "2" / "global_best" / "adapter_model.safetensors"
     ).read_bytes()
+
+
+@pytest.mark.parametrize("state", ["weights", "mixture"])
+def test_experts_in_a_file_are_copied_only_to_be_mixed(tiny, experts, prompts, right, tmp_path, state):
+    apart = read_experts(tiny["experts"], place=lambda *shape: empty_rows(*shape, tier="file", folder=tmp_path))
+    group = start_engine(Path(tiny["base"]), apart, replace(CONFIG, state=state))
+    try:
+        assert len(group._experts) == (3 if state == "mixture" else 1)
+        if state == "mixture":
+            group.load_mixture(1, torch.tensor([0.0, 1.0, 0.0], dtype=torch.float64))
+        else:
+            group.load(1, apart.rows[1])
+        assert complete(group, [Request(1, prompt) for prompt in prompts], 8) == right(experts.rows[1])
+    finally:
+        group.close()

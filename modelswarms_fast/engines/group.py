@@ -73,9 +73,11 @@ class EngineGroup:
             copies = count * config.slots if config.serve in ("slots", "auto") else count
             self._copies = shared_rows(copies, experts.layout.size, experts.layout.dtype)
             self._experts = experts.rows
-            if place_of(self._experts) is None:
-                self._experts = shared_rows(len(experts.rows), experts.layout.size, experts.layout.dtype)
-                self._experts.copy_(experts.rows)
+            if place_of(self._experts) is None:  # such as rows in a file
+                self._experts = self._copies[:1]  # stands for experts of which nothing is mixed
+                if config.state == "mixture" or config.serve == "auto":
+                    self._experts = shared_rows(len(experts.rows), experts.layout.size, experts.layout.dtype)
+                    self._experts.copy_(experts.rows)
             descriptor, offset = self._place(self._experts)
             descriptors = tuple({descriptor, self._place(self._copies)[0]})
             rows = (descriptor, offset, len(self._experts), self._experts.stride(0))
