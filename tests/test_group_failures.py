@@ -156,19 +156,6 @@ def test_an_engine_killed_again_and_again_is_one_sentence(tiny, tmp_path, distur
     assert all(process.returncode is not None for process in processes)
 
 
-def test_an_engine_that_stops_changes_nothing(tiny, tmp_path, disturb, caplog, monkeypatch):
-    undisturbed = search(**tiny, out=tmp_path / "1", particles=5)
-    hurry(monkeypatch, still=3.0, silent=1000.0)
-    processes = disturb({3}, signal.SIGSTOP)
-    with caplog.at_level(logging.WARNING):
-        disturbed = search(**tiny, out=tmp_path / "2", particles=5, engines=2)
-    assert told(tmp_path / "1") == told(tmp_path / "2")
-    assert disturbed["end"] == undisturbed["end"]
-    (line,) = [record.getMessage() for record in caplog.records if "group" in record.name]
-    assert "of 2 stood still for 3 s and was killed; it is started anew" in line
-    assert len(processes) == 3
-
-
 def test_engines_end_with_a_driver_that_is_killed(tiny, tmp_path):
     script = tmp_path / "driver.py"  # without the guard that multiprocessing would want
     script.write_text(
