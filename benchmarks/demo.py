@@ -16,9 +16,10 @@ from quality import machine
 from modelswarms_fast.base import resolve_base
 from modelswarms_fast.config import EngineConfig
 from modelswarms_fast.engines import start_engine
-from modelswarms_fast.evaluate import Evaluator, standard_error, utility_of
+from modelswarms_fast.evaluate import Evaluator
 from modelswarms_fast.experts import read_experts
 from modelswarms_fast.journal import write_json
+from modelswarms_fast.scores import standard_error, utility_of
 from modelswarms_fast.utilities import load_utility
 
 EXAMPLES = Path(__file__).parent.parent / "examples"

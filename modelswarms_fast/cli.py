@@ -47,6 +47,7 @@ ServeMode = Annotated[
     ),
 ]
 Slots = Annotated[int, typer.Option(help="Particles that one batch serves with --serve slots (or auto).")]
+Engines = Annotated[int, typer.Option(help="Engines side by side, each on its share of the cores.")]
 TensorParallel = Annotated[int, typer.Option(help="Processes that share one engine's model, each a part of it.")]
 EngineDType = Annotated[DType, typer.Option(help="Of the base model in the engine.")]
 MaxModelLen = Annotated[int, typer.Option(help="Longest prompt plus its completion, in tokens.")]
@@ -87,9 +88,7 @@ def search_command(
     engine: Engine = EngineConfig.engine,
     serve: ServeMode = EngineConfig.serve,
     slots: Slots = EngineConfig.slots,
-    engines: Annotated[int, typer.Option(help="Engines side by side, each on its share of the cores.")] = (
-        EngineConfig.engines
-    ),
+    engines: Engines = EngineConfig.engines,
     tensor_parallel: TensorParallel = EngineConfig.tensor_parallel,
     dtype: EngineDType = EngineConfig.dtype,
     row_dtype: Annotated[DType, typer.Option(help="Of the rows; auto: the experts'.")] = EngineConfig.row_dtype,
@@ -122,12 +121,13 @@ def evaluate_command(
     max_tokens: MaxTokens = None,
     engine: Engine = EngineConfig.engine,
     serve: ServeMode = EngineConfig.serve,
+    engines: Engines = EngineConfig.engines,
     tensor_parallel: TensorParallel = EngineConfig.tensor_parallel,
     dtype: EngineDType = EngineConfig.dtype,
     max_model_len: MaxModelLen = EngineConfig.max_model_len,
 ) -> None:
     """Score one model on a split and print the result as JSON."""
-    from modelswarms_fast.evaluate import evaluate
+    from modelswarms_fast.one_model import evaluate
 
     settings = locals()
     settings.pop("evaluate")

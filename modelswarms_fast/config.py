@@ -166,11 +166,6 @@ class EngineConfig:
             self.engine == "vllm" or self.serve == "merged",
             f"serve is {self.serve!r} but the transformers engine serves one particle at a time; use engine='vllm'.",
         )
-        for name in ("engines", "tensor_parallel"):
-            _check(
-                getattr(self, name) == 1 or self.serve != "auto",
-                f"serve is 'auto' but {name} is {getattr(self, name)}; name the way to serve that is fastest with 1.",
-            )
         _check(
             self.serve != "mixture" or self.state == "mixture",
             "serve is 'mixture' but state='weights' has rows to serve, not mixtures; use state='mixture' or "

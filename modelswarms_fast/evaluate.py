@@ -7,19 +7,15 @@ import math
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 
-from modelswarms_fast.base import resolve_base
 from modelswarms_fast.canary import Canary
-from modelswarms_fast.config import DType, EngineConfig, EngineName, Serve
-from modelswarms_fast.engines import Engine, Request, complete, start_engine
+from modelswarms_fast.engines import Engine, Request, complete
 from modelswarms_fast.errors import InputError
-from modelswarms_fast.experts import read_experts
 from modelswarms_fast.scores import (
     Expectation,
     Limits,
@@ -27,11 +23,9 @@ from modelswarms_fast.scores import (
     Scores,
     Tally,
     digest,
-    standard_error,
-    utility_of,
 )
 from modelswarms_fast.trace import Trace
-from modelswarms_fast.utilities import SPLITS, Utility, load_utility
+from modelswarms_fast.utilities import SPLITS, Utility
 
 # Examples under way in an engine, of all its particles together, even where fewer could decide them: a step costs
 # nearly as much for one sequence as for several, and the transformers engine takes 16 at once. But an example that is
@@ -214,24 +208,41 @@ class Evaluator:
         self._expected[split].learn({particle: tally.scores for particle, tally in found.items()})
         return found
 
-    def one(self, row: torch.Tensor, split: str) -> Scores:
-        """Scores of one row [D] on each example of the split."""
-        return self.rows(_Row(row), [_Row.NUMBER], split)[_Row.NUMBER].known
+    def one(self, row: torch.Tensor, split: str, slots: int = 1) -> Scores:
+        """Scores of one row [D] on each example of the split, served from so many slots at once: several engines have
+        one each."""
+        key, tally = digest(row), Tally(len(self._prompts[split]))
+        self.spent.reused += self._cache.fill(split, key, tally)
+        if not tally.complete:
+            for slot in range(slots):
+                with self.spent.clock("load"):
+                    self.engine.load(slot, row)
+                if self.canary is not None:
+                    self.canary.after_load(slot, row)
+            self._complete(split, tally, range(slots))
+            self._cache.keep(split, key, tally)
+        return tally.known
 
     def base(self, split: str) -> Scores:
         """Scores of the base model on each example of the split."""
         self.engine.restore()
-        order = self._expected[split].longest_first
+        tally = Tally(len(self._prompts[split]))
+        self._complete(split, tally, [None])
+        return tally.known
+
+    def _complete(self, split: str, tally: Tally, slots: Sequence[int | None]) -> None:
+        """Ask the slots in turn for the examples that have no score yet."""
+        order = [example for example in self._expected[split].longest_first if tally.scores[example] is None]
+        prompts = [self._prompts[split][example] for example in order]
         with self.spent.clock("generate"):
-            requests = [Request(None, self._prompts[split][example]) for example in order]
+            requests = [Request(slot, prompt) for slot, prompt in zip(itertools.cycle(slots), prompts)]
             completions = complete(self.engine, requests, self.utility.max_tokens)
         with self.spent.clock("score"):
-            texts = dict(zip(order, (completion.text for completion in completions), strict=True))
-            scores = self.utility.score(split, [texts[example] for example in range(len(texts))])
+            for example, completion in zip(order, completions, strict=True):
+                tally.scores[example] = self.utility.score_one(split, example, completion.text)
         self.spent.evaluations += 1
         self.spent.prompts += len(requests)
         self.spent.tokens += sum(completion.tokens for completion in completions)
-        return scores
 
     def _fill(self, work: _Round) -> list[_Running]:
         """Put particles of the queue into the free slots; returns those whose scores are known and need no slot."""
@@ -306,75 +317,3 @@ class Evaluator:
         if left:
             self.engine.drop(left)
         return done
-
-
-class _Row:
-    """One row that is no particle of a swarm."""
-
-    NUMBER = -1
-
-    def __init__(self, row: torch.Tensor) -> None:
-        self._row = row
-
-    def key(self, particle: int) -> bytes | None:
-        """Of any size: it is a row of a whole evaluation on the test split, not of one in a hundred."""
-        return digest(self._row)
-
-    def load(self, engine: Engine, slot: int, particle: int) -> None:
-        engine.load(slot, self._row)
-
-    def row(self, particle: int) -> torch.Tensor:
-        return self._row
-
-    def prefetch(self, particles: Sequence[int]) -> None:
-        pass
-
-
-def evaluate(
-    model: str,
-    *,
-    base: str,
-    task: str,
-    data: str | Path,
-    split: str = "test",
-    limit: int | None = None,
-    max_tokens: int | None = None,
-    engine: EngineName = EngineConfig.engine,
-    serve: Serve = EngineConfig.serve,
-    tensor_parallel: int = EngineConfig.tensor_parallel,
-    dtype: DType = EngineConfig.dtype,
-    max_model_len: int = EngineConfig.max_model_len,
-) -> dict[str, Any]:
-    """Score one model on a split.
-
-    `model` is an adapter folder, a full checkpoint, or the same string as `base` for the base model; the rest is as in
-    `search`.
-
-    Returns:
-        model, base, task, dataset, split, examples, score, standard_error (of the mean), prompts_per_second.
-
-    Raises:
-        InputError: something given cannot be used; the message names it and the remedy.
-    """
-    if split not in SPLITS:
-        raise InputError(f"split is {split!r}; choose dev or test.")
-    chosen: dict[str, Any] = {"engine": engine, "serve": serve, "tensor_parallel": tensor_parallel, "dtype": dtype}
-    config = EngineConfig(**chosen, slots=1, max_model_len=max_model_len, canary="off")
-    limits: dict[str, Any] = {f"limit_{split}": limit, "max_tokens": max_tokens}
-    utility = load_utility(task, data, **limits)
-    base_folder = resolve_base(base)
-    loaded = None if model == base else read_experts([model], minimum=1)
-    with closing(start_engine(base_folder, loaded, config)) as served:
-        evaluator = Evaluator(served, utility, splits=(split,))
-        scores = evaluator.base(split) if loaded is None else evaluator.one(loaded.rows[0], split)
-    return {
-        "model": model,
-        "base": base,
-        "task": task,
-        "dataset": utility.dataset,
-        "split": split,
-        "examples": len(scores),
-        "score": utility_of(scores),
-        "standard_error": standard_error(scores),
-        "prompts_per_second": evaluator.spent.prompts / sum(evaluator.spent.seconds.values()),
-    }

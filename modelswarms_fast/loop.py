@@ -143,7 +143,7 @@ def search(
         testing = time.perf_counter()
         first = read_experts([loaded.sources[start]], dtype=row_dtype, minimum=1)  # its row now belongs to a particle
         for which, row in (("start", first.rows[0]), ("end", read_model(winner, loaded))):
-            scores = evaluator.one(row, "test")
+            scores = evaluator.one(row, "test", engine_config.engines)
             result[which]["test"] = utility_of(scores)
             result["test_standard_error"][which] = standard_error(scores)
         seconds = {"setup": setup_seconds, "update": update_seconds} | spent.seconds
@@ -215,7 +215,7 @@ def _run(
     mark, busy = began, busy_before  # an iteration begins where the last one was measured, before its line was written
 
     def result(stopped: str) -> tuple[Floats, float, str, float]:
-        return initial, update_seconds, stopped, 1 - (busy - busy_before) / max(mark - began, 1e-9)
+        return initial, update_seconds, stopped, trace.idle(busy - busy_before, mark - began)
 
     while True:
         before = evaluator.spent.copy()
@@ -249,7 +249,7 @@ def _run(
         spent = evaluator.spent.since(before)
         update_seconds += updated
         now, working = time.perf_counter(), trace.busy()
-        total, idle = now - mark, 1 - (working - busy) / max(now - mark, 1e-9)
+        total, idle = now - mark, trace.idle(working - busy, now - mark)
         mark, busy = now, working
         with trace.span("journal"):
             journal.append(

@@ -47,8 +47,12 @@ class Trace:
         return max(len(self._busy), 1)
 
     def busy(self) -> float:
-        """Seconds in loads and steps so far, the mean of the engines that have worked."""
-        return sum(self._busy.values()) / self.engines
+        """Seconds in loads and steps so far, of all engines together."""
+        return sum(self._busy.values())
+
+    def idle(self, busy: float, seconds: float) -> float:
+        """Share of so many seconds in which an engine did nothing, on average, if all were busy for `busy` together."""
+        return 1 - busy / self.engines / max(seconds, 1e-9)
 
     def write(self) -> None:
         """Write all events up to now, if there is a path; the file is whole or as it was. Raises InputError."""

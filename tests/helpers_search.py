@@ -12,6 +12,8 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Split
 from transformers import PreTrainedTokenizerFast
 
+from modelswarms_fast.journal import read_history
+
 SETTINGS: dict[str, Any] = {
     "task": "helpers_search:vowels",
     "engine": "transformers",
@@ -65,3 +67,11 @@ def write_data(path: Path, count: int) -> None:
     words = [f"{a}{b}{c}" for a in "bcdf" for b in "aeiou" for c in "lmnrst"]
     split = {"dev": words[:count], "test": words[count : 2 * count]}
     path.write_text(json.dumps({name: [{"prompt": word} for word in words] for name, words in split.items()}))
+
+
+def told(run: str | Path) -> list[dict[str, Any]]:
+    """What a run found in each iteration, without the seconds it took."""
+    return [
+        {name: value for name, value in line.items() if name not in {"seconds", "engine_idle_share"}}
+        for line in read_history(Path(run) / "history.jsonl")
+    ]

@@ -10,10 +10,11 @@ PACKAGE = Path(__file__).parent.parent / "modelswarms_fast"
 # From the top to the bottom; a room imports only rooms of lower floors.
 FLOORS = [
     {"cli"},
-    {"loop", "bench"},
+    {"loop", "bench", "one_model"},
     {"progress", "evaluate", "particles", "report"},
     {"canary", "tiers"},
     {"engines.group"},
+    {"engines.worker"},
     {"engines.vllm", "engines.transformers", "engines.process", "plots", "trace"},
     {"engines.ranks"},
     {"engines", "engines.vllm_worker", "journal", "shard"},

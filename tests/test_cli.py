@@ -48,8 +48,13 @@ def test_search_then_evaluate(tiny, arguments, tmp_path, monkeypatch, capsys):
     assert result["score"] == pytest.approx(summary["end"]["dev"], abs=1e-12)
     assert result["standard_error"] > 0
 
-    assert run(monkeypatch, "evaluate", tiny["base"], *arguments) == 0
-    assert json.loads(capsys.readouterr().out)["model"] == tiny["base"]
+    results = []
+    for engines in (1, 2):
+        assert run(monkeypatch, "evaluate", tiny["base"], *arguments, "--engines", engines) == 0
+        results.append(json.loads(capsys.readouterr().out))
+        results[-1].pop("prompts_per_second")
+    assert results[0] == results[1]
+    assert results[0]["model"] == tiny["base"]
 
 
 def test_experts_can_be_listed_one_by_one(tiny, arguments, tmp_path, monkeypatch):

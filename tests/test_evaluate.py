@@ -165,6 +165,17 @@ def test_one_row_twice_is_evaluated_once():
     assert evaluator.spent.evaluations == 1
 
 
+def test_one_row_in_several_slots_is_evaluated_once_by_all():
+    engine, source = ScriptedEngine(3), Rows(8)
+    evaluator = Evaluator(engine, utility(PROMPTS))
+    assert evaluator.one(source.row(0), "dev", 2) == expected(source, 0)
+    assert [entry[:2] for entry in engine.log if entry[0] == "load"] == [("load", 0), ("load", 1)]
+    asked = [entry[1:] for entry in engine.log if entry[0] == "submit"]
+    assert [slot for slot, _ in asked] == [0, 1] * 4
+    assert sorted(prompt for _, prompt in asked) == sorted(PROMPTS)
+    assert (evaluator.spent.evaluations, evaluator.spent.prompts) == (1, 8)
+
+
 def test_the_base_model_is_asked_without_a_slot():
     engine = ScriptedEngine(1)
     evaluator = Evaluator(engine, utility(PROMPTS))

@@ -2,34 +2,28 @@
 
 import itertools
 import json
-import logging
 import os
 import shutil
 import signal
-import subprocess
-import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 
 import helpers_search
 import pytest
 import torch
+from helpers_group import lives, pids
+from helpers_search import told
 
-from modelswarms_fast import cli
 from modelswarms_fast.config import EngineConfig
 from modelswarms_fast.engines import Request, complete, share_cores, start_engine
-from modelswarms_fast.engines.group import EngineGroup
 from modelswarms_fast.errors import InputError
-from modelswarms_fast.evaluate import Evaluator
 from modelswarms_fast.experts import read_experts
-from modelswarms_fast.journal import read_history
 from modelswarms_fast.loop import search
+from modelswarms_fast.memory import empty_rows
+from modelswarms_fast.one_model import evaluate
 from modelswarms_fast.shared import attach, place_of, shared_rows
-from modelswarms_fast.utilities import load_utility
 
 tiny = helpers_search.tiny
-HERE = Path(__file__).parent
 CONFIG = EngineConfig(engine="transformers", dtype="float32", engines=2)
 
 
@@ -70,25 +64,6 @@ def of(completions, slots, slot):
     """The part of one slot of completions that were asked for slot by slot."""
     each = len(completions) // slots
     return completions[slot * each : (slot + 1) * each]
-
-
-def told(run):
-    """What a run found, without the seconds it took."""
-    return [
-        {name: value for name, value in line.items() if name not in {"seconds", "engine_idle_share"}}
-        for line in read_history(Path(run) / "history.jsonl")
-    ]
-
-
-def pids(group):
-    return [worker.process.pid for worker in group._workers]
-
-
-def lives(pid):
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False
 
 
 def test_slots_of_a_group_are_those_of_its_engines(group, experts, prompts, right):
@@ -226,6 +201,14 @@ def test_shared_rows_are_seen_through_their_descriptor_and_leave_nothing():
     assert set(os.listdir("/proc/self/fd")) <= before
 
 
+def test_one_model_by_one_engine_and_by_two(tiny):
+    arguments = {name: tiny[name] for name in ("base", "task", "data", "engine", "dtype")}
+    alone, together = (evaluate(str(tiny["experts"] / "bob"), **arguments, engines=count) for count in (1, 2))
+    alone.pop("prompts_per_second")
+    assert together.pop("prompts_per_second") > 0
+    assert together == alone
+
+
 @pytest.mark.parametrize("state", ["weights", "mixture"])
 def test_one_engine_and_two_find_the_same(tiny, tmp_path, state):
     alone = search(**tiny, out=tmp_path / "1", particles=5, state=state)
@@ -237,129 +220,16 @@ def test_one_engine_and_two_find_the_same(tiny, tmp_path, state):
     ).read_bytes()
 
 
-@pytest.fixture
-def killer(monkeypatch):
-    """Kills an engine with requests under way, in these steps of the group; gives the groups' processes."""
-    seen = []
-
-    def plan(steps):
-        real, count = EngineGroup._receive, 0
-
-        def receive(self):
-            nonlocal count
-            seen.extend(worker.process for worker in self._workers if worker.process not in seen)
-            if self._running:
-                count += 1
-                if count in steps:
-                    worker = self._workers[next(iter(self._running.values())).engine]
-                    os.kill(worker.process.pid, signal.SIGKILL)
-            real(self)
-
-        monkeypatch.setattr(EngineGroup, "_receive", receive)
-        return seen
-
-    return plan
-
-
-def test_a_killed_engine_changes_nothing(tiny, tmp_path, killer, caplog):
-    undisturbed = search(**tiny, out=tmp_path / "1", particles=5)
-    processes = killer({3})
-    with caplog.at_level(logging.WARNING):
-        disturbed = search(**tiny, out=tmp_path / "2", particles=5, engines=2)
-    assert told(tmp_path / "1") == told(tmp_path / "2")
-    assert disturbed["end"] == undisturbed["end"]
-    (line,) = [record.getMessage() for record in caplog.records if "group" in record.name]
-    assert "of 2 was killed by SIGKILL; it is started anew" in line
-    assert len(processes) == 3
-    assert all(process.returncode is not None for process in processes)
-
-
-def test_an_engine_killed_again_and_again_is_one_sentence(tiny, tmp_path, killer, monkeypatch, capsys, caplog):
-    processes = killer(set(range(8, 1000)))
-    monkeypatch.chdir(HERE)
-    arguments = ["--base", tiny["base"], "--task", tiny["task"], "--data", tiny["data"], "--out", tmp_path / "run"]
-    options = ["--engine", "transformers", "--dtype", "float32", "--engines", "2", "--particles", "3", "--seed", "5"]
-    command = ["modelswarms-fast", "search", tiny["experts"], *arguments, *options]
-    monkeypatch.setattr(sys, "argv", [str(word) for word in command])
-    with pytest.raises(SystemExit) as ended:
-        cli.main()
-    assert ended.value.code == 2
-    (sentence,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
-    assert "of 2 was killed by SIGKILL after it had been started anew" in sentence
-    assert len(told(tmp_path / "run")) >= 1
-    assert all(process.returncode is not None for process in processes)
-
-
-def test_engines_end_with_a_driver_that_is_killed(tiny, tmp_path):
-    script = tmp_path / "driver.py"  # without the guard that multiprocessing would want
-    script.write_text(
-        "import sys, time\n"
-        "from pathlib import Path\n"
-        "from modelswarms_fast.config import EngineConfig\n"
-        "from modelswarms_fast.engines import Request, start_engine\n"
-        "from modelswarms_fast.experts import read_experts\n"
-        "from modelswarms_fast.shared import shared_rows\n"
-        f"experts = read_experts({str(tiny['experts'])!r}, place=shared_rows)\n"
-        "config = EngineConfig(engine='transformers', dtype='float32', engines=2)\n"
-        f"group = start_engine(Path({tiny['base']!r}), experts, config)\n"
-        "group.load(0, experts.rows[0])\n"
-        "for key in range(1000):\n"
-        "    group.submit(key, Request(0, [key % 60 + 1] * 20), 40)\n"
-        "group._flush()\n"
-        "print(*[worker.process.pid for worker in group._workers], flush=True)\n"
-        "time.sleep(600)\n"
-    )
-    driver = subprocess.Popen([sys.executable, script], stdout=subprocess.PIPE, text=True)
-    workers = [int(pid) for pid in driver.stdout.readline().split()]
-    assert len(workers) == 2
-    assert all(map(lives, workers))
-    driver.kill()
-    driver.wait()
-    driver.stdout.close()
-    end = time.monotonic() + 30
-    while any(map(lives, workers)) and time.monotonic() < end:
-        time.sleep(0.05)
-    assert not any(map(lives, workers))
-
-
-class Rows:
-    """Particles for an evaluator that are these rows."""
-
-    def __init__(self, rows):
-        self.row = rows.__getitem__
-
-    def key(self, particle):
-        return None
-
-    def load(self, engine, slot, particle):
-        engine.load(slot, self.row(particle))
-
-    def prefetch(self, particles):
-        pass
-
-
-def test_two_vllm_engines_score_as_one(tmp_path):
-    """Two processes of one thread each, against one such process: the same particles, the same scores."""
-    pytest.importorskip("vllm")
-    from modelswarms_fast.base import resolve_base
-
-    examples = HERE.parent / "examples"
-    base = resolve_base("smollm2-135m-instruct")
-    experts = read_experts(examples / "experts", place=shared_rows)
-    utility = load_utility("exact_match", examples / "data" / "skills_mix.json", limit_dev=8, limit_test=1)
-    config = EngineConfig(engines=2, max_model_len=512, canary="off")
-    group = start_engine(base, experts, config)
+@pytest.mark.parametrize("state", ["weights", "mixture"])
+def test_experts_in_a_file_are_copied_only_to_be_mixed(tiny, experts, prompts, right, tmp_path, state):
+    apart = read_experts(tiny["experts"], place=lambda *shape: empty_rows(*shape, tier="file", folder=tmp_path))
+    group = start_engine(Path(tiny["base"]), apart, replace(CONFIG, state=state))
     try:
-        tallies = Evaluator(group, utility).rows(Rows(experts.rows), range(4), "dev")
-        together = {particle: tally.known for particle, tally in tallies.items()}
-        probe = Request(0, list(group.tokenizer("Which is larger?")["input_ids"]))
-        group.load(0, experts.rows[0])
-        group.load(1, experts.rows[0])
-        assert group.log_probs(probe) == group.log_probs(probe._replace(slot=1))
-        # Each alone: the other slot is empty.
-        alone = {}
-        for particle in range(4):
-            alone |= {particle: Evaluator(group, utility).one(experts.rows[particle], "dev")}
+        assert len(group._experts) == (3 if state == "mixture" else 1)
+        if state == "mixture":
+            group.load_mixture(1, torch.tensor([0.0, 1.0, 0.0], dtype=torch.float64))
+        else:
+            group.load(1, apart.rows[1])
+        assert complete(group, [Request(1, prompt) for prompt in prompts], 8) == right(experts.rows[1])
     finally:
         group.close()
-    assert together == alone

@@ -14,8 +14,7 @@ import torch
 from helpers_models import make_adapter, make_base
 
 import modelswarms_fast
-from modelswarms_fast import cli, loop
-from modelswarms_fast import evaluate as evaluation
+from modelswarms_fast import cli, loop, one_model
 from modelswarms_fast.engines.transformers import TransformersEngine
 from modelswarms_fast.errors import InputError
 from modelswarms_fast.experts import read_experts
@@ -23,6 +22,7 @@ from modelswarms_fast.journal import read_history
 from modelswarms_fast.loop import search
 from modelswarms_fast.particles import Particles
 from modelswarms_fast.rows import count_rows
+from modelswarms_fast.scores import standard_error
 
 tiny = helpers_search.tiny
 
@@ -69,7 +69,7 @@ def test_search_is_public():
 
 def test_standard_errors_are_those_of_the_mean():
     scores = [1.0, 0.0, 0.0, 1.0, 1.0]
-    assert evaluation.standard_error(scores) == pytest.approx(np.std(scores, ddof=1) / np.sqrt(5))
+    assert standard_error(scores) == pytest.approx(np.std(scores, ddof=1) / np.sqrt(5))
 
 
 def test_bests_in_the_history_are_those_of_its_utilities(run):
@@ -95,7 +95,7 @@ def test_scores_are_those_of_the_exported_files(run):
     """dev and test of the summary are reproduced from global_best/ alone, by `evaluate` in a new engine."""
     arguments, out, summary = run
     for split in ("dev", "test"):
-        result = evaluation.evaluate(
+        result = one_model.evaluate(
             str(out / "global_best"),
             base=arguments["base"],
             task=arguments["task"],
@@ -146,7 +146,7 @@ def test_both_states_give_the_same_utilities(run, tmp_path):
 
 def evaluated(arguments, model, split="test"):
     """The score of a model folder in a new engine."""
-    result = evaluation.evaluate(
+    result = one_model.evaluate(
         str(model),
         base=arguments["base"],
         task=arguments["task"],
@@ -358,7 +358,7 @@ def test_full_checkpoints_as_experts(tiny, tmp_path):
         make_base(tmp_path / "experts" / f"model{seed}", seed=seed)
     summary = search(**tiny | {"experts": tmp_path / "experts"}, out=tmp_path / "run")
     assert (tmp_path / "run" / "global_best" / "model.safetensors").exists()
-    result = evaluation.evaluate(
+    result = one_model.evaluate(
         str(tmp_path / "run" / "global_best"),
         base=tiny["base"],
         task=tiny["task"],

@@ -155,8 +155,18 @@ def test_without_a_path_nothing_is_kept_but_the_busy_time():
     with trace.span("tell"):
         pass
     trace.write()
-    assert trace.busy() == 2.0, "the mean of two engines"
+    assert (trace.engines, trace.busy()) == (2, 4.0)
     assert not trace._events
+
+
+def test_an_engine_that_worked_before_the_second_one_counts_for_its_own_seconds():
+    """As where one engine has timed the ways to serve for both."""
+    trace = Trace()
+    trace.watch("step", 0, 0.0, 10.0)
+    before = trace.busy()
+    trace.watch("step", 0, 10.0, 13.0)
+    trace.watch("step", 1, 10.0, 14.0)
+    assert trace.idle(trace.busy() - before, 5.0) == pytest.approx(1 - 7 / 10)
 
 
 def test_the_loop_hands_the_next_particles_ahead(tiny, tmp_path, monkeypatch):

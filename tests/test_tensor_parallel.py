@@ -69,7 +69,7 @@ def engine(tiny, experts):
 
 @pytest.fixture(params=WAYS)
 def way(request, engine):
-    engine._serve_by(request.param)
+    engine.serve_by(request.param)
     yield engine
     engine.restore()
 
@@ -124,7 +124,7 @@ def test_every_load_is_served_and_taken_back(way, oracle, prompts, experts, in_s
 
 @pytest.mark.parametrize("serve", ["slots", "mixture"])
 def test_particles_and_the_base_share_a_batch(engine, oracle, prompts, experts, serve):
-    engine._serve_by(serve)
+    engine.serve_by(serve)
     coefficients = torch.tensor([[0.9, 0.4, -0.3], [-0.2, 0.5, 0.7]])
     for slot, mixture in enumerate(coefficients):
         engine.load_mixture(slot, mixture)
@@ -147,7 +147,7 @@ def test_full_weights_are_written_in_parts(engine, tiny, experts, prompts):
     changed.copy_(weights.rows[0])
     changed += 0.02 * torch.randn(changed.shape, generator=torch.Generator().manual_seed(3))
     oracle = TransformersEngine(Path(tiny["base"]), weights, dtype="float32", device=torch.device("cpu"))
-    engine._serve_by("merged")
+    engine.serve_by("merged")
     engine._worker.swarm_attach("merged", weights)
     try:
         before = engine.log_probs(Request(None, prompts[0]))
@@ -180,7 +180,7 @@ def test_experts_of_another_base_are_refused_in_the_words_of_one_process(engine,
 
 
 def test_a_row_in_other_memory_is_refused(engine, experts):
-    engine._serve_by("merged")
+    engine.serve_by("merged")
     with pytest.raises(ValueError, match="shared memory"):
         engine.load(0, experts.rows[0].clone())
 
@@ -193,7 +193,7 @@ def test_a_killed_rank_is_one_sentence(engine, experts, prompts):
     segments = [line for line in maps if "cpushm" in line]
     assert segments
     assert all(line.endswith("(deleted)") for line in segments), "nothing may be left of ranks that are killed"
-    engine._serve_by("merged")
+    engine.serve_by("merged")
     engine.load(0, experts.rows[0])
     for key, prompt in enumerate(prompts):
         engine.submit(key, Request(0, prompt), 50)
@@ -245,7 +245,7 @@ def test_a_search_on_two_ranks_finds_what_one_finds(tied, tmp_path, monkeypatch)
 
     monkeypatch.setattr(EngineGroup, "close", close)
     alone = search(**tied, out=tmp_path / "1")
-    together = search(**tied, out=tmp_path / "2", tensor_parallel=2, canary="all")
+    together = search(**tied, out=tmp_path / "2", tensor_parallel=2, serve="auto", canary="all")
     assert told(tmp_path / "1") == told(tmp_path / "2")
     assert alone["end"] == together["end"]
     assert len(ranks) >= 2
@@ -303,8 +303,6 @@ def test_settings_that_contradict_each_other_are_refused():
         EngineConfig(tensor_parallel=0)
     with pytest.raises(InputError, match="transformers engine is one process"):
         EngineConfig(tensor_parallel=2, engine="transformers")
-    with pytest.raises(InputError, match="serve is 'auto' but tensor_parallel is 2"):
-        EngineConfig(tensor_parallel=2, serve="auto")
 
 
 @pytest.mark.parametrize(

@@ -15,10 +15,10 @@ from modelswarms_fast.config import EngineConfig
 from modelswarms_fast.engines import Request, complete, start_engine
 from modelswarms_fast.engines.transformers import TransformersEngine
 from modelswarms_fast.errors import EngineError, InputError
-from modelswarms_fast.evaluate import evaluate
 from modelswarms_fast.experts import export, read_experts
 from modelswarms_fast.journal import read_history
 from modelswarms_fast.loop import search
+from modelswarms_fast.one_model import evaluate
 
 pytest.importorskip("vllm")
 

@@ -60,6 +60,9 @@ class Engine(Protocol):
     def choose(self, prompts: Sequence[list[int]], max_tokens: int) -> None:
         """With serve="auto", take the fastest way to serve; call it before the first load, with the run's prompts."""
 
+    def serve_by(self, way: Serve) -> None:
+        """With serve="auto", serve in this way, before the first load: `choose` of an engine like this one took it."""
+
     def load(self, slot: int, row: torch.Tensor) -> None:
         """Serve a flat row [D] from a slot, in place."""
 

@@ -3,14 +3,9 @@
 from __future__ import annotations
 
 import logging
-import os
-import signal
-import subprocess
-import sys
+import time
 from collections.abc import Iterable, Sequence
-from contextlib import suppress
 from dataclasses import replace
-from multiprocessing import Pipe
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,14 +14,12 @@ import torch
 from transformers import AutoTokenizer
 
 from modelswarms_fast.config import EngineConfig, Serve
-from modelswarms_fast.engines import Completion, Request, Watch, share_cores
+from modelswarms_fast.engines import Completion, Request, Watch
 from modelswarms_fast.engines.process import Start
+from modelswarms_fast.engines.worker import LOOK, Worker
 from modelswarms_fast.errors import InputError
 from modelswarms_fast.experts import Experts
 from modelswarms_fast.shared import place_of, shared_rows
-
-LOOK = 1.0  # seconds between two looks whether a silent process still lives
-PATIENCE = 10.0  # seconds that a process has to end by itself
 
 
 class _Running(NamedTuple):
@@ -37,69 +30,6 @@ class _Running(NamedTuple):
     max_tokens: int
 
 
-class _Worker:
-    """One process, and what it has to be told."""
-
-    def __init__(self, number: int, count: int, start: Start) -> None:
-        self.name = f"Engine {number + 1} of {count}"
-        self.number, self._count, self._start = number, count, start
-        self.restarted = False
-        self.begin()
-
-    def begin(self) -> None:
-        """Start the process; it has been told nothing yet."""
-        self.ready = False
-        self.calls: list[tuple[Any, ...]] = []
-        self.knows: set[int] = set()
-        """Prompts."""
-        self.pipe, theirs = Pipe()
-        cores = share_cores(sorted(os.sched_getaffinity(0)), self.number, self._count)
-        command = [sys.executable, "-P", "-m", "modelswarms_fast.engines.process", str(theirs.fileno())]
-        mine = os.sched_getaffinity(0)
-        try:
-            os.sched_setaffinity(0, cores)  # of this thread alone; the process inherits it
-            self.process = subprocess.Popen(
-                command,
-                env=_environment(self.number, self._count, len(cores), self._start.config.tensor_parallel),
-                pass_fds=(theirs.fileno(), *self._start.descriptors),
-                stdin=subprocess.DEVNULL,
-                stdout=2,  # whatever an engine prints is not this program's output
-                process_group=0,  # out of reach of a terminal's Ctrl-C from its first moment
-            )
-        finally:
-            os.sched_setaffinity(0, mine)
-            theirs.close()
-        self.tell(self._start)
-
-    def tell(self, message: Any) -> None:
-        """Send; a process that has ended is noticed where its answers are waited for."""
-        with suppress(BrokenPipeError, ConnectionResetError):
-            self.pipe.send(message)
-
-    def flush(self) -> None:
-        """Send all calls in one message."""
-        if self.calls:
-            calls, self.calls = self.calls, []
-            self.tell(calls)
-
-    def cause(self) -> str:
-        """How the process ended."""
-        code = self.process.wait()
-        return f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with status {code}"
-
-    def end(self) -> None:
-        """End the process, if it lives."""
-        self.pipe.close()
-        for stop in (None, self.process.terminate, self.process.kill):
-            if stop is not None:
-                stop()
-            try:
-                self.process.wait(PATIENCE)
-                return
-            except subprocess.TimeoutExpired:
-                continue
-
-
 class EngineGroup:
     """K engines with s slots each are one engine with K · s slots, of which each is filled and emptied by itself.
 
@@ -108,7 +38,8 @@ class EngineGroup:
     to its slot have ended or been dropped. Any other row is copied first. Requests to the base model go to the engines
     in turn.
 
-    An engine whose process ends is started anew once, loaded as before, and asked again for what it had not answered.
+    An engine whose process ends, or is killed because it hangs (`Worker.look`), is started anew once, loaded as before,
+    and asked again for what it had not answered.
 
     Raises:
         InputError: as the engines do when they start; or, from any method, an engine ended twice.
@@ -129,30 +60,35 @@ class EngineGroup:
         self._prompts: dict[tuple[int, ...], int] = {}
         self._tokens: list[list[int]] = []
         self._submitted = 0
-        self._asked: tuple[int, tuple[Any, ...]] | None = None
-        self._answer: dict[int, float] | None = None
+        self._asked: tuple[int, Sequence[int], tuple[Any, ...]] | None = None
+        """Engine, prompts that it must know, call."""
+        self._answer: Any = None
+        self._chosen: Serve | None = None
+        self._looked = time.monotonic()
         self._failure: Exception | None = None
         descriptors: tuple[int, ...] = ()
         rows = (0, 0, 0, 0)
         if experts is not None:
             self._layout = experts.layout
             # An engine serves as many rows as it has LoRA slots, otherwise one.
-            copies = count * config.slots if config.serve == "slots" else count
+            copies = count * config.slots if config.serve in ("slots", "auto") else count
             self._copies = shared_rows(copies, experts.layout.size, experts.layout.dtype)
             self._experts = experts.rows
-            if place_of(self._experts) is None:
-                self._experts = shared_rows(len(experts.rows), experts.layout.size, experts.layout.dtype)
-                self._experts.copy_(experts.rows)
+            if place_of(self._experts) is None:  # such as rows in a file
+                self._experts = self._copies[:1]  # stands for experts of which nothing is mixed
+                if config.state == "mixture" or config.serve == "auto":
+                    self._experts = shared_rows(len(experts.rows), experts.layout.size, experts.layout.dtype)
+                    self._experts.copy_(experts.rows)
             descriptor, offset = self._place(self._experts)
             descriptors = tuple({descriptor, self._place(self._copies)[0]})
             rows = (descriptor, offset, len(self._experts), self._experts.stride(0))
             nothing = torch.empty(0)
             experts = replace(experts, rows=nothing, room=nothing)
         start = Start(base, experts, replace(config, engines=1), descriptors, rows)
-        self._workers: list[_Worker] = []
+        self._workers: list[Worker] = []
         try:
             for number in range(count):
-                self._workers.append(_Worker(number, count, start))
+                self._workers.append(Worker(number, count, start))
             self.tokenizer: Any = AutoTokenizer.from_pretrained(base, trust_remote_code=False)
             while not all(worker.ready for worker in self._workers):
                 self._receive()
@@ -161,7 +97,17 @@ class EngineGroup:
             raise
 
     def choose(self, prompts: Sequence[list[int]], max_tokens: int) -> None:
-        """The settings have chosen."""
+        """With serve="auto", have one engine time each way while the others wait; then all serve as it has chosen."""
+        numbers = [self._number(prompt) for prompt in prompts]
+        way, self.auto_timings = self._request(0, numbers, "choose", numbers, max_tokens)
+        self.serve_by(way)
+
+    def serve_by(self, way: Serve) -> None:
+        """Serve in this way, which `choose` has taken."""
+        self.serve = self._chosen = way
+        for worker in self._workers:
+            worker.calls.append(("serve_by", way))
+        self.slots = self._request(0, [], "count_slots") * len(self._workers)
 
     def load(self, slot: int, row: torch.Tensor) -> None:
         """Serve the particle whose flat row [D] this is from `slot`; see above for when the row may change."""
@@ -218,14 +164,11 @@ class EngineGroup:
     def log_probs(self, request: Request, top: int = 20) -> dict[int, float]:
         """Natural log-probabilities of the `top` most likely next tokens, from the engine of the slot."""
         engine = 0 if request.slot is None else self._check_slot(request.slot) % len(self._workers)
-        self._asked = (engine, ("log_probs", self._place_in(request.slot), self._number(request.prompt), top))
-        self._answer = None
-        self._tell_asked()
-        self._flush()
-        while self._answer is None:
-            self._receive()
-        self._asked = None
-        return self._answer
+        prompt = self._number(request.prompt)
+        found: dict[int, float] = self._request(
+            engine, [prompt], "log_probs", self._place_in(request.slot), prompt, top
+        )
+        return found
 
     def close(self) -> None:
         """End the engines' processes and wait for them."""
@@ -249,7 +192,7 @@ class EngineGroup:
             self._tokens.append(list(tokens))
         return number
 
-    def _teach(self, worker: _Worker, prompt: int) -> None:
+    def _teach(self, worker: Worker, prompt: int) -> None:
         if prompt not in worker.knows:
             worker.knows.add(prompt)
             worker.calls.append(("prompt", prompt, self._tokens[prompt]))
@@ -260,10 +203,21 @@ class EngineGroup:
         self._teach(worker, prompt)
         worker.calls.append(("submit", number, self._place_in(slot), prompt, max_tokens))
 
+    def _request(self, engine: int, prompts: Sequence[int], *call: Any) -> Any:
+        """The answer of an engine to a call."""
+        self._asked, self._answer = (engine, prompts, call), None
+        self._tell_asked()
+        self._flush()
+        while self._answer is None:
+            self._receive()
+        self._asked = None
+        return self._answer
+
     def _tell_asked(self) -> None:
         assert self._asked is not None
-        engine, call = self._asked
-        self._teach(self._workers[engine], call[2])
+        engine, prompts, call = self._asked
+        for prompt in prompts:
+            self._teach(self._workers[engine], prompt)
         self._workers[engine].calls.append(call)
 
     def _flush(self) -> None:
@@ -273,25 +227,32 @@ class EngineGroup:
     # answers
 
     def _receive(self) -> None:
-        """Take in what has come, or wait for it; notice processes that have ended."""
+        """Take in what has come, or wait for it; notice processes that have ended or hang."""
         if self._failure is not None:
             raise RuntimeError("an engine of this group has failed; close() it") from self._failure
         pipes = {worker.pipe: worker for worker in self._workers}
         heard = wait(pipes, timeout=LOOK)
         for pipe in heard:
             assert isinstance(pipe, Connection)
+            worker = pipes.pop(pipe)
+            worker.heard = True
             try:
                 message = pipe.recv()
             except (EOFError, OSError):
-                self._ended_early(pipes[pipe])
+                self._ended_early(worker)
             else:
-                self._take(pipes[pipe], *message)
-        if not heard:  # a child of the process may hold its pipe open
-            for worker in self._workers:
-                if worker.process.poll() is not None:
-                    self._ended_early(worker)
+                self._take(worker, *message)
+        if time.monotonic() - self._looked < LOOK:
+            return
+        self._looked = time.monotonic()
+        owing = {running.engine for running in self._running.values()} | ({self._asked[0]} if self._asked else set())
+        for worker in pipes.values():
+            if worker.process.poll() is not None:  # a child of the process may hold its pipe open
+                self._ended_early(worker)
+            else:
+                worker.look(owes=not worker.ready or worker.number in owing)
 
-    def _take(self, worker: _Worker, what: str, *content: Any) -> None:
+    def _take(self, worker: Worker, what: str, *content: Any) -> None:
         if what == "ended":
             completions, seen = content
             for number, text, tokens in completions:
@@ -302,17 +263,17 @@ class EngineGroup:
             for name, start, end in seen:
                 if self.watch is not None:
                     self.watch(name, worker.number, start, end)
-        elif what == "log_probs":
+        elif what == "answer":
             self._answer = content[0]
         elif what == "ready":
-            slots, self.dtype, self.max_model_len = content
+            self.serve, slots, self.dtype, self.max_model_len = content
             self.slots = slots * len(self._workers)
             worker.ready = True
         else:
             self._failure = content[0]
             raise content[0]
 
-    def _ended_early(self, worker: _Worker) -> None:
+    def _ended_early(self, worker: Worker) -> None:
         """Start a process that has ended anew, and say to it what it is to know."""
         worker.end()
         ended = f"{worker.name} {worker.cause()}"
@@ -322,6 +283,8 @@ class EngineGroup:
         logging.getLogger(__name__).warning("%s; it is started anew.", ended)
         worker.restarted = True
         worker.begin()
+        if self._chosen is not None:
+            worker.calls.append(("serve_by", self._chosen))
         for slot, call in self._loaded.items():
             if slot % len(self._workers) == worker.number:
                 worker.calls.append(call)
@@ -350,22 +313,3 @@ class EngineGroup:
         place = place_of(tensor)
         assert place is not None
         return place
-
-
-def _environment(number: int, count: int, cores: int, ranks: int) -> dict[str, str]:
-    """Of an engine's process: its threads, its GPUs, and the modules that this process can import."""
-    threads = max(1, min(cores, int(os.environ.get("OMP_NUM_THREADS", 0)) // count or cores))
-    environment = os.environ | {
-        "OMP_NUM_THREADS": str(threads),
-        "PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path),
-    }
-    if torch.cuda.is_available():
-        visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-        devices = visible.split(",") if visible else [str(index) for index in range(torch.cuda.device_count())]
-        if count * ranks > len(devices):
-            raise InputError(
-                f"engines is {count} and tensor_parallel {ranks} but there are {len(devices)} GPUs; lower them until "
-                "there is a GPU for each."
-            )
-        environment["CUDA_VISIBLE_DEVICES"] = ",".join(devices[number * ranks : (number + 1) * ranks])
-    return environment

@@ -12,6 +12,7 @@ import queue
 import signal
 import sys
 import threading
+import time
 import traceback
 from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
@@ -20,11 +21,13 @@ from typing import Any
 
 import torch
 
-from modelswarms_fast.config import EngineConfig
+from modelswarms_fast.config import EngineConfig, Serve
 from modelswarms_fast.engines import Engine, Request, start_here
 from modelswarms_fast.errors import EngineError, InputError
 from modelswarms_fast.experts import Experts
 from modelswarms_fast.shared import attach
+
+BEAT = 1.0  # seconds after which a step is told of even if no request has ended in it
 
 
 @dataclass(frozen=True)
@@ -53,9 +56,10 @@ class Served:
             rows = memory.as_strided((count, experts.layout.size), (stride, 1))
             experts = replace(experts, rows=rows, room=rows)
         self.engine: Engine = start_here(start.base, experts, start.config)
-        self.engine.watch = lambda what, lane, begin, end: self._seen.append((what, begin, end))
+        self.engine.watch = self._watch
         self.running: set[int] = set()
         self._seen: list[tuple[str, float, float]] = []
+        self._said = 0.0
         self._prompts: dict[int, list[int]] = {}
         self._send = send
 
@@ -67,6 +71,19 @@ class Served:
     def load_mixture(self, slot: int, mixture: list[float]) -> None:
         """Load a mixture of the experts."""
         self.engine.load_mixture(slot, torch.tensor(mixture, dtype=torch.float64))
+
+    def choose(self, prompts: list[int], max_tokens: int) -> None:
+        """Answer with the fastest way to serve."""
+        self.engine.choose([self._prompts[prompt] for prompt in prompts], max_tokens)
+        self._send.send(("answer", (self.engine.serve, self.engine.auto_timings)))
+
+    def serve_by(self, way: Serve) -> None:
+        """Serve in the way that was chosen."""
+        self.engine.serve_by(way)
+
+    def count_slots(self) -> None:
+        """Answer with the slots of the way to serve."""
+        self._send.send(("answer", self.engine.slots))
 
     def restore(self) -> None:
         """Serve the base model again."""
@@ -88,15 +105,23 @@ class Served:
 
     def log_probs(self, slot: int | None, prompt: int, top: int) -> None:
         """Answer with log-probabilities."""
-        self._send.send(("log_probs", self.engine.log_probs(Request(slot, self._prompts[prompt]), top)))
+        self._send.send(("answer", self.engine.log_probs(Request(slot, self._prompts[prompt]), top)))
 
     def step(self) -> None:
         """Work on what runs, and say what ended."""
         ended = self.engine.step()
         if ended:
             self.running.difference_update(key for key, _ in ended)
-            self._send.send(("ended", [(key, *completion) for key, completion in ended], self._seen))
-            self._seen = []
+            self._say([(key, *completion) for key, completion in ended])
+
+    def _watch(self, what: str, lane: int, begin: float, end: float) -> None:
+        self._seen.append((what, begin, end))
+        if end - self._said > BEAT:  # the group is to know that there are steps, though nothing has ended
+            self._say([])
+
+    def _say(self, ended: list[tuple[int, str, int]]) -> None:
+        self._send.send(("ended", ended, self._seen))
+        self._seen, self._said = [], time.perf_counter()
 
 
 def _listen(pipe: Connection, calls: queue.SimpleQueue[list[tuple[Any, ...]]]) -> None:
@@ -132,7 +157,7 @@ def main(descriptor: int) -> None:
     try:
         served = Served(start, pipe)
         engine = served.engine
-        pipe.send(("ready", engine.slots, engine.dtype, engine.max_model_len))
+        pipe.send(("ready", engine.serve, engine.slots, engine.dtype, engine.max_model_len))
         _serve(served, calls)
     except (BrokenPipeError, ConnectionResetError):
         return

@@ -90,6 +90,9 @@ class TransformersEngine:
     def choose(self, prompts: Sequence[list[int]], max_tokens: int) -> None:
         """There is nothing to choose from."""
 
+    def serve_by(self, way: Serve) -> None:
+        """There is one way."""
+
     @torch.no_grad()
     def load(self, slot: int, row: torch.Tensor) -> None:
         """Serve the particle whose flat row [D] this is, in place."""

@@ -141,7 +141,7 @@ class VllmEngine:
             self._worker = self.llm.collective_rpc("swarm_worker")[0]
             self._working = lambda: working("vLLM")
         self._ways = ways if experts is None else self._attach(experts, ways)
-        self._serve_by(self._ways[0])
+        self.serve_by(self._ways[0])
 
     def _attach(self, experts: Experts, ways: Sequence[Serve]) -> tuple[Serve, ...]:
         """The ways that the base model and the experts allow. Raises InputError if there is none."""
@@ -157,7 +157,8 @@ class VllmEngine:
             raise refusals[0]
         return tuple(able)
 
-    def _serve_by(self, way: Serve) -> None:
+    def serve_by(self, way: Serve) -> None:
+        """Serve in this one of the open ways; nothing must be loaded."""
         self.serve: Serve = way
         self.slots = {"merged": 1, "slots": self._slots, "mixture": MIXTURES}[way]
         if self._experts is not None:
@@ -179,11 +180,11 @@ class VllmEngine:
         for way in self._ways:
             seconds = min(self._seconds(way, prompts, count, max_tokens) for _ in range(2))
             self.auto_timings[way] = count / seconds
-        self._serve_by(max(self._ways, key=lambda way: self.auto_timings[way]))
+        self.serve_by(max(self._ways, key=lambda way: self.auto_timings[way]))
 
     def _seconds(self, way: Serve, prompts: Sequence[list[int]], count: int, max_tokens: int) -> float:
         assert self._experts is not None
-        self._serve_by(way)
+        self.serve_by(way)
         start = time.perf_counter()
         particles = -(-count // len(prompts))
         corners = torch.eye(len(self._experts.names))

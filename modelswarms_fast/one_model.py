@@ -1,0 +1,75 @@
+"""The score of one model, without a search."""
+
+from __future__ import annotations
+
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+from modelswarms_fast.base import resolve_base
+from modelswarms_fast.config import DType, EngineConfig, EngineName, Serve
+from modelswarms_fast.engines import start_engine
+from modelswarms_fast.errors import InputError
+from modelswarms_fast.evaluate import Evaluator
+from modelswarms_fast.experts import read_experts
+from modelswarms_fast.scores import standard_error, utility_of
+from modelswarms_fast.utilities import SPLITS, load_utility
+
+
+def evaluate(
+    model: str,
+    *,
+    base: str,
+    task: str,
+    data: str | Path,
+    split: str = "test",
+    limit: int | None = None,
+    max_tokens: int | None = None,
+    engine: EngineName = EngineConfig.engine,
+    serve: Serve = EngineConfig.serve,
+    engines: int = EngineConfig.engines,
+    tensor_parallel: int = EngineConfig.tensor_parallel,
+    dtype: DType = EngineConfig.dtype,
+    max_model_len: int = EngineConfig.max_model_len,
+) -> dict[str, Any]:
+    """Score one model on a split.
+
+    `model` is an adapter folder, a full checkpoint, or the same string as `base` for the base model; the rest is as in
+    `search`; several engines share the examples.
+
+    Returns:
+        model, base, task, dataset, split, examples, score, standard_error (of the mean), prompts_per_second.
+
+    Raises:
+        InputError: something given cannot be used; the message names it and the remedy.
+    """
+    if split not in SPLITS:
+        raise InputError(f"split is {split!r}; choose dev or test.")
+    config = EngineConfig(
+        engine=engine,
+        serve=serve,
+        engines=engines,
+        tensor_parallel=tensor_parallel,
+        dtype=dtype,
+        slots=1,
+        max_model_len=max_model_len,
+        canary="off",
+    )
+    limits: dict[str, Any] = {f"limit_{split}": limit, "max_tokens": max_tokens}
+    utility = load_utility(task, data, **limits)
+    base_folder = resolve_base(base)
+    loaded = None if model == base else read_experts([model], minimum=1)
+    with closing(start_engine(base_folder, loaded, config)) as served:
+        evaluator = Evaluator(served, utility, splits=(split,))
+        scores = evaluator.base(split) if loaded is None else evaluator.one(loaded.rows[0], split, engines)
+    return {
+        "model": model,
+        "base": base,
+        "task": task,
+        "dataset": utility.dataset,
+        "split": split,
+        "examples": len(scores),
+        "score": utility_of(scores),
+        "standard_error": standard_error(scores),
+        "prompts_per_second": evaluator.spent.prompts / sum(evaluator.spent.seconds.values()),
+    }
