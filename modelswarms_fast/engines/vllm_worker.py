@@ -1,7 +1,7 @@
 """Inside the vLLM worker: writes particles into the live model. The only file that touches vLLM internals.
 
 vLLM imports this module (as `worker_extension_cls`) before it builds the model, which is when the changes to
-its CPU build below have to be made. Tested with vLLM 0.32 on a CPU.
+its CPU build below have to be made. Which versions were read and run: docs/engine.md.
 """
 
 from __future__ import annotations
@@ -90,6 +90,11 @@ class Way(NamedTuple):
     """It begins or ends to be the way of the engine."""
 
 
+def _as_loaded(weight: torch.Tensor) -> bool:
+    """Neither moved into a packed copy, which leaves an empty tensor (zentorch), nor quantized."""
+    return weight.numel() > 0 and weight.dtype in (torch.float32, torch.bfloat16, torch.float16)
+
+
 class SwarmWorker:
     """Mixed into vLLM's worker, in the process of the engine, which gets it by `LLM.collective_rpc("swarm_worker")`."""
 
@@ -103,8 +108,13 @@ class SwarmWorker:
         """Resolve every tensor of the layout to its place in the live model, once for each way of serving.
 
         Raises:
-            InputError: a tensor has no place in this base model, or another shape there.
+            InputError: a tensor has no place in this base model, or another shape there, or vLLM would not see changes.
         """
+        if self.model_runner.model_config.use_mla and any("kv_b_proj" in spec.name for spec in experts.layout.specs):
+            raise InputError(
+                "The experts change kv_b_proj, of which vLLM uses a copy made when it loads the model (MLA); "
+                "use engine='transformers'."
+            )
         self._swarm_experts = experts
         if not hasattr(self, "_swarm_ways"):
             self._swarm_ways: dict[str, Way] = {}
@@ -155,6 +165,11 @@ class SwarmWorker:
         specs = self._swarm_experts.layout.specs
         places_of = [self._place(places, spec.name, spec.shape) for spec in specs]
         covered = {live.data_ptr() for live in places_of}  # a tied head lies where the embeddings do
+        if len(covered) < len(specs):
+            raise InputError(
+                "The experts have a head of their own, but the base model's lies in its embeddings (tied); save the "
+                "experts without lm_head.weight, or untie the base model."
+            )
         for name, weight in places.items():
             if weight.data_ptr() not in covered:
                 raise InputError(
@@ -195,7 +210,8 @@ class SwarmWorker:
                 places[f"{path}.{kind}"] = parameter.data
                 continue
             sizes = model.get_submodule(name.rpartition(".")[0]).output_partition_sizes
-            for part, view in zip(parts, parameter.data.split(sizes), strict=True):
+            views = parameter.data.split(sizes) if _as_loaded(parameter) else [parameter.data] * len(parts)
+            for part, view in zip(parts, views, strict=True):
                 places[f"{parent}.{part}.{kind}"] = view
         if hasattr(model, "lm_head") and "lm_head.weight" not in places and "model.embed_tokens.weight" in places:
             places["lm_head.weight"] = places["model.embed_tokens.weight"]  # tied
@@ -205,6 +221,11 @@ class SwarmWorker:
         if name not in places:
             raise InputError(f"The experts adapt {name}, which the base model does not have; use the base they share.")
         live = places[name]
+        if not _as_loaded(live):
+            raise InputError(
+                f"vLLM keeps {name} packed or quantized, where it cannot be written in place; use a base model that is "
+                "not quantized, without zentorch, or engine='transformers'."
+            )
         if "embed_tokens" in name or "lm_head" in name:
             live = live[: self.model_runner.model_config.hf_config.vocab_size]  # vLLM pads the vocabulary
         if tuple(live.shape) != shape:
@@ -262,7 +283,7 @@ class SwarmWorker:
         """A forward hook on each adapted module, told by the model runner whose tokens a step has."""
         runner = self.model_runner
         if not hasattr(runner, "_prepare_inputs"):
-            raise InputError("This vLLM lays out its batches elsewhere than the tested one; use serve='merged'.")
+            raise InputError(f"vLLM {vllm.__version__} lays out its batches in another way; use serve='merged'.")
         server = MixtureServer(self._swarm_experts, self._linear_places(), runner.device, runner.model_config.dtype)
         plain = type(runner)._prepare_inputs
 
