@@ -3,6 +3,9 @@
 python benchmarks/fresh.py ours|plain start|iteration. `plain` is vLLM alone, in this process as ours is (with worker
 processes it starts more slowly), with the settings that its CPU build needs. `start` ends with the first prompt;
 `iteration` goes on with one particle after the other, or with the base model as often. Prints the peak in bytes.
+
+python benchmarks/fresh.py search first|off [FOLDER]: a short search with that canary, over the example experts or those
+in a folder.
 """
 
 from __future__ import annotations
@@ -58,7 +61,35 @@ def plain(iteration: bool) -> None:
             llm.generate(utility_of_benchmark(PROMPTS).prompts["dev"], settings, use_tqdm=False)
 
 
+def searched(canary: str, experts: str | None) -> None:
+    """A search of one iteration."""
+    from tempfile import TemporaryDirectory
+
+    from engines import DATA, EXAMPLES
+
+    from modelswarms_fast.base import PACKAGED
+    from modelswarms_fast.loop import search
+
+    with TemporaryDirectory() as out:
+        search(
+            experts or EXAMPLES / "experts",
+            base=PACKAGED,
+            task="exact_match",
+            data=DATA,
+            out=out,
+            canary=canary,
+            iterations=1,
+            limit_dev=6,
+            limit_test=4,
+            max_model_len=256,
+            overwrite=True,
+        )
+
+
 if __name__ == "__main__":
-    {"ours": ours, "plain": plain}[sys.argv[1]](sys.argv[2] == "iteration")
+    if sys.argv[1] == "search":
+        searched(sys.argv[2], sys.argv[3] if len(sys.argv) > 3 else None)
+    else:
+        {"ours": ours, "plain": plain}[sys.argv[1]](sys.argv[2] == "iteration")
     print(peak_bytes(), flush=True)
     os._exit(0)  # what an engine does on its way out is not asked for

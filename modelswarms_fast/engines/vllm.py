@@ -56,7 +56,7 @@ class VllmEngine:
         os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
         os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
         try:
-            from vllm import LLM
+            from vllm import LLM, envs
             from vllm.platforms import current_platform
         except ImportError as error:
             raise InputError(
@@ -72,6 +72,7 @@ class VllmEngine:
                 ways += ("slots", "mixture") if state == "mixture" else ("slots",)
         if "mixture" in ways:
             os.environ["VLLM_USE_V2_MODEL_RUNNER"] = "0"  # the runner that says whose tokens a step has
+            envs.disable_envs_cache()  # an engine before this one has frozen what vLLM reads of the environment
         on_cpu = current_platform.is_cpu()
         settings: dict[str, Any] = {}
         if on_cpu:

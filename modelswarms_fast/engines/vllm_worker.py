@@ -1,7 +1,7 @@
 """Inside the vLLM worker: writes particles into the live model. The only file that touches vLLM internals.
 
 vLLM imports this module (as `worker_extension_cls`) before it builds the model, which is when the changes to
-its CPU build below have to be made. Tested with vLLM 0.32 on a CPU.
+its CPU build below have to be made. Which versions were read and run: docs/engine.md.
 """
 
 from __future__ import annotations
@@ -110,6 +110,11 @@ class Shard(NamedTuple):
     """Row and column of it at which the part begins; None: all of it."""
 
 
+def _as_loaded(weight: torch.Tensor) -> bool:
+    """Neither moved into a packed copy, which leaves an empty tensor (zentorch), nor quantized."""
+    return weight.numel() > 0 and weight.dtype in (torch.float32, torch.bfloat16, torch.float16)
+
+
 class SwarmWorker:
     """Mixed into vLLM's worker.
 
@@ -153,10 +158,15 @@ class SwarmWorker:
         `rows` are those of the experts, where they are not in `experts`.
 
         Raises:
-            InputError: a tensor has no place in this base model, or another shape there.
+            InputError: a tensor has no place in this base model, or another shape there, or vLLM would not see changes.
         """
         if rows is not None:
             experts = replace(experts, rows=rows, room=rows)
+        if self.model_runner.model_config.use_mla and any("kv_b_proj" in spec.name for spec in experts.layout.specs):
+            raise InputError(
+                "The experts change kv_b_proj, of which vLLM uses a copy made when it loads the model (MLA); "
+                "use engine='transformers'."
+            )
         self._swarm_experts = experts
         if not hasattr(self, "_swarm_ways"):
             self._swarm_ways: dict[str, Way] = {}
@@ -208,6 +218,11 @@ class SwarmWorker:
         specs = self._swarm_experts.layout.specs
         shards = [self._place(places, spec.name, spec.shape) for spec in specs]
         covered = {shard.live.data_ptr() for shard in shards}  # a tied head lies where the embeddings do
+        if len(covered) < len(specs):
+            raise InputError(
+                "The experts have a head of their own, but the base model's lies in its embeddings (tied); save the "
+                "experts without lm_head.weight, or untie the base model."
+            )
         for name, place in places.items():
             if place.live.data_ptr() not in covered:
                 raise InputError(
@@ -252,7 +267,9 @@ class SwarmWorker:
                     raise InputError(f"{name} holds several layers in one and cannot be cut; use tensor_parallel=1.")
                 places[f"{path}.{kind}"] = _shard(owner, 0, parameter.data)
                 continue
-            views = parameter.data.split(owner.output_partition_sizes)
+            views = [parameter.data] * len(parts)
+            if _as_loaded(parameter):
+                views = list(parameter.data.split(owner.output_partition_sizes))
             for index, (part, view) in enumerate(zip(parts, views, strict=True)):
                 places[f"{parent}.{part}.{kind}"] = _shard(owner, index, view)
         if hasattr(model, "lm_head") and "lm_head.weight" not in places and "model.embed_tokens.weight" in places:
@@ -262,6 +279,11 @@ class SwarmWorker:
     def _place(self, places: dict[str, Shard], name: str, shape: tuple[int, ...]) -> Shard:
         if name not in places:
             raise InputError(f"The experts adapt {name}, which the base model does not have; use the base they share.")
+        if not _as_loaded(places[name].live):
+            raise InputError(
+                f"vLLM keeps {name} packed or quantized, where it cannot be written in place; use a base model that is "
+                "not quantized, without zentorch, or engine='transformers'."
+            )
         whole = places[name].shape
         if whole != shape:
             raise InputError(
@@ -321,7 +343,7 @@ class SwarmWorker:
         """A forward hook on each adapted module, told by the model runner whose tokens a step has."""
         runner = self.model_runner
         if not hasattr(runner, "_prepare_inputs"):
-            raise InputError("This vLLM lays out its batches elsewhere than the tested one; use serve='merged'.")
+            raise InputError(f"vLLM {vllm.__version__} lays out its batches in another way; use serve='merged'.")
         server = MixtureServer(self._swarm_experts, self._linear_places(), runner.device, runner.model_config.dtype)
         plain = type(runner)._prepare_inputs
 
