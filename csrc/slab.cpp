@@ -29,10 +29,14 @@ std::string in_all(const std::string& what, std::size_t bytes) {
   throw std::system_error(error, std::generic_category(), sentence);
 }
 
+// Where in the file the part begins that follows so many bytes in memory: after a hole of less than a huge
+// page, so that huge pages of the file lie at huge pages of the mapping.
+std::size_t offset_of(std::size_t near) { return near % kHugePage; }
+
 // Room on the disk for all of it: without, a write to the mapping would kill the process.
-int reserve(int descriptor, std::size_t bytes) {
+int reserve(int descriptor, std::size_t bytes, std::size_t from = 0) {
   int error;
-  do error = posix_fallocate(descriptor, 0, static_cast<off_t>(bytes));
+  do error = posix_fallocate(descriptor, static_cast<off_t>(from), static_cast<off_t>(bytes));
   while (error == EINTR);
   return error;
 }
@@ -49,11 +53,13 @@ void Slab::map(int flags, const std::string& what, std::size_t near) {
   const auto start = reinterpret_cast<std::uintptr_t>(reserved);
   const std::size_t before = spare ? (kHugePage - start % kHugePage) % kHugePage : 0;
   address_ = static_cast<char*>(reserved) + before;
-  const auto part = [](char* from, std::size_t bytes, int how, int descriptor) {
-    return !bytes || mmap(from, bytes, PROT_READ | PROT_WRITE, how | MAP_FIXED, descriptor, 0) != MAP_FAILED;
+  const auto part = [](char* at, std::size_t bytes, int how, int descriptor, std::size_t from) {
+    const auto offset = static_cast<off_t>(from);
+    return !bytes ||
+           mmap(at, bytes, PROT_READ | PROT_WRITE, how | MAP_FIXED, descriptor, offset) != MAP_FAILED;
   };
-  if (!part(address(), near, MAP_PRIVATE | MAP_ANONYMOUS, -1) ||
-      !part(address() + near, bytes_ - near, flags, descriptor_)) {
+  if (!part(address(), near, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0) ||
+      !part(address() + near, bytes_ - near, flags, descriptor_, offset_of(near))) {
     munmap(reserved, bytes_ + spare);
     throw OutOfMemory(in_all(what, bytes_) + " do not fit into memory.");
   }
@@ -115,7 +121,7 @@ Slab::Shared Slab::file(const std::string& folder, std::size_t bytes, const std:
   slab->descriptor_ = mkostemp(path.data(), O_CLOEXEC);
   if (slab->descriptor_ < 0) fail(errno, in_all(what, bytes) + " get no file in " + folder);
   unlink(path.data());
-  if (const int error = reserve(slab->descriptor_, bytes - near))
+  if (const int error = reserve(slab->descriptor_, bytes - near, offset_of(near)))
     fail(error, (near ? what + ", " + std::to_string(bytes - near) + " bytes of them in a file,"
                       : in_all(what, bytes)) +
                     " have no room in " + folder);

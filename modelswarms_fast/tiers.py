@@ -1,4 +1,4 @@
-"""Rows of a slow tier (a file, or the host beside a GPU) in the memory of a fast one, as many as fit."""
+"""Rows of slower tiers (a file, or host and file beside a GPU) in the memory of a fast one, as many as fit."""
 
 from __future__ import annotations
 
