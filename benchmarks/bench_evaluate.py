@@ -238,7 +238,7 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         to = folder / f"expert-{number}"
         to.mkdir()
         shutil.copy(base / "config.json", to)
-        save_file({name: tensor * (1 + number / 1024) for name, tensor in weights.items()}, to / "model.safetensors")
+        save_file({name: tensor * (1 + number / 128) for name, tensor in weights.items()}, to / "model.safetensors")
     yield folder
     shutil.rmtree(folder)
 
