@@ -14,16 +14,21 @@ has (measure.py):
     overhead_seconds                    row "driver": of an iteration of 100 particles, everything but load, generate
                                         and score, with a fake engine that answers at once
     beyond_bytes                        row "start": peak memory of a process less that of vLLM alone and of the rows
+    checkpoints_bytes                   rows "whole checkpoints": peak memory of a whole search over ten of them less
+                                        that of vLLM alone; unmapped: without pages of files, which the system may drop
 """
 
 from __future__ import annotations
 
+import functools
 import json
+import shutil
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -40,8 +45,10 @@ from iterations import (
     utility_of_benchmark,
 )
 from measure import CORES, Measure
+from safetensors.torch import load_file, save_file
 
 from modelswarms_fast import loop
+from modelswarms_fast.base import PACKAGED, resolve_base
 from modelswarms_fast.config import EngineConfig
 from modelswarms_fast.engines import Completion, Request
 from modelswarms_fast.evaluate import Evaluator
@@ -207,24 +214,65 @@ def test_driver(measure: Measure) -> None:
     measure.benchmark.extra_info.update({"seconds": each, "overhead_seconds": each - beside, "phases": phases})
 
 
+def fresh(*arguments: str) -> list[int]:
+    """Peaks of a process of its own: without pages of files, and with them."""
+    command = [sys.executable, str(Path(__file__).with_name("fresh.py")), *arguments]
+    ended = subprocess.run(command, capture_output=True, text=True, check=False)
+    if ended.returncode != 0:
+        raise RuntimeError(f"fresh.py {' '.join(arguments)} failed: {ended.stderr[-2000:]}")
+    return [int(line) for line in ended.stdout.splitlines()[-2:]]
+
+
+@functools.cache
+def plain_iteration() -> list[int]:
+    """Peaks of vLLM alone."""
+    return fresh("plain", "iteration")
+
+
+@pytest.fixture(scope="module")
+def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Ten whole checkpoints, 2.7 GB: the base model with every weight moved a little, by another number each."""
+    folder, base = tmp_path_factory.mktemp("checkpoints"), resolve_base(PACKAGED)
+    weights = load_file(base / "model.safetensors")
+    for number in range(PARTICLES):
+        to = folder / f"expert-{number}"
+        to.mkdir()
+        shutil.copy(base / "config.json", to)
+        save_file({name: tensor * (1 + number / 128) for name, tensor in weights.items()}, to / "model.safetensors")
+    yield folder
+    shutil.rmtree(folder)
+
+
+@pytest.mark.usefixtures("full")
+@pytest.mark.parametrize(("state", "host_memory"), [("mixture", "none"), ("mixture", "1GB"), ("weights", "2GB")])
+def test_checkpoints(measure: Measure, checkpoints: Path, state: str, host_memory: str) -> None:
+    """The memory of a search over full weights, from its start to the winner's test."""
+    peaks: list[list[int]] = []
+    name = f"whole checkpoints, state {state}" + ("" if host_memory == "none" else f", host_memory {host_memory}")
+    measure.row(
+        name, lambda: peaks.append(fresh("search", str(checkpoints), state, host_memory)), rounds=1, warmup=False,
+        memory=False, serve="merged", state=state, host_memory=host_memory, particles=PARTICLES, experts=PARTICLES,
+        prompts=16 * PARTICLES, threads=CORES,
+    )  # fmt: skip
+    plain = plain_iteration()
+    measure.benchmark.extra_info.update(
+        {
+            "peak_bytes": {"ours": peaks[0][1], "plain": plain[1]},
+            "unmapped_peak_bytes": {"ours": peaks[0][0], "plain": plain[0]},
+            "checkpoints_bytes": peaks[0][1] - plain[1],
+            "unmapped_checkpoints_bytes": peaks[0][0] - plain[0],
+        }
+    )
+
+
 def test_start(measure: Measure) -> None:
     """From nothing to the first evaluated prompt, in fresh processes; then the memory of an iteration."""
-    peaks: dict[str, int] = {}
-
-    def fresh(whose: str, until: str) -> int:
-        command = [sys.executable, str(Path(__file__).with_name("fresh.py")), whose, until]
-        ended = subprocess.run(command, capture_output=True, text=True, check=False)
-        if ended.returncode != 0:
-            raise RuntimeError(f"fresh.py {whose} failed: {ended.stderr[-2000:]}")
-        return int(ended.stdout.splitlines()[-1])
-
     measure.row(
         "start to the first prompt", lambda: fresh("ours", "start"),
         baselines={"vLLM alone": lambda: fresh("plain", "start")},
         rounds=1 if measure.quick else 2, warmup=False, memory=False, serve="merged", threads=CORES,
     )  # fmt: skip
-    for whose in ("plain", "ours"):
-        peaks[whose] = fresh(whose, "iteration")
+    peaks = {"plain": plain_iteration()[1], "ours": fresh("ours", "iteration")[1]}
     rows_bytes = count_rows(PARTICLES) * experts().layout.nbytes
     measure.benchmark.extra_info.update(
         {

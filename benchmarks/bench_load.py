@@ -1,19 +1,31 @@
 """Loading a particle into a running engine, against vLLM's own add_lora from a file and a copy of as many bytes.
 
 Besides what every row has (measure.py): serve, kind ("lora" or "full"), row_bytes (what a load brings in; 0 for a
-mixture). Of the copies, `torch copy_` is torch's own and `copy, ...` a loop of this package on all threads; the fastest
-of them is the bound. `base weights` copies are of the weights that a merge reads and writes.
+mixture). Row "from a file, fetched ahead": `seconds` are of a load of a row that the disk has and the page cache has
+not, and which is fetched while the engine completes prompts; `turn_seconds` are of prompts and load together, ours
+and of each baseline. Of the copies, `torch copy_` is torch's own and `copy, ...` a loop of this package on all
+threads; the fastest of them is the bound. `base weights` copies are of the weights that a merge reads and writes.
 """
 
 from __future__ import annotations
 
 import itertools
+import statistics
+import time
+from contextlib import closing
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from cold import evict
 from engines import EXAMPLES, SERVES, SLOTS, engine, experts, full_weights, plain_vllm
+from iterations import utility_of_benchmark
 from measure import CORES, Call, Measure, mix_limit, random_rows
+
+from modelswarms_fast.engines import Request, complete
+from modelswarms_fast.memory import empty_rows
+from modelswarms_fast.tiers import TierCache
 
 pytest.importorskip("vllm")
 
@@ -82,6 +94,60 @@ def test_load_full_weights(measure: Measure) -> None:
     name = f"merged, full weights, D={row.numel():,}"
     measure_load(measure, name, server, lambda: server.load(0, row), copies("row", row_bytes, server.device),
                  serve="merged", kind="full", slots=1, size=row.numel(), row_bytes=row_bytes)  # fmt: skip
+
+
+@pytest.mark.usefixtures("full")
+def test_load_ahead(measure: Measure, tmp_path: Path) -> None:
+    """A row that lies in a file, as a search loads it: the cache fetches it while the engine generates."""
+    server, only = full_weights()
+    row = only.rows[0]
+    rows = empty_rows(4, row.numel(), row.dtype, tier="file", folder=tmp_path)
+    for one in rows:
+        one.copy_(row)
+    numbers = itertools.cycle(range(len(rows)))
+    prompts = utility_of_benchmark(16).prompts["dev"]
+    requests = [Request(0, list(ids)) for ids in server.tokenizer(prompts)["input_ids"]]
+    server.load(0, row)
+    loads: dict[str, list[float]] = {}
+    turns: dict[str, list[float]] = {}
+
+    def turn(how: str) -> None:
+        number = next(numbers)
+        cache.invalidate(range(len(rows)))
+        evict()
+        start = time.perf_counter()
+        if how == "ours":
+            cache.prefetch([number])
+        complete(server, requests, 10)
+        generated = time.perf_counter()
+        if how == "straight from the file":
+            server.load(0, rows[number])
+        else:
+            view = cache.get(number)
+            server.load(0, view)
+            cache.release(view)
+        end = time.perf_counter()
+        loads.setdefault(how, []).append(end - generated)
+        turns.setdefault(how, []).append(end - start)
+
+    others = ("straight from the file", "not fetched ahead")
+    with closing(TierCache(rows, 3)) as cache:
+        measure.row(
+            f"from a file, fetched ahead, D={row.numel():,}", lambda: turn("ours"),
+            baselines={how: lambda how=how: turn(how) for how in others}, rounds=7, warmup=False, memory=False,
+            serve="merged", kind="file", slots=1, size=row.numel(), row_bytes=row.nbytes, dtype="bfloat16",
+            prompts=len(requests), threads=CORES,
+        )  # fmt: skip
+    seconds = {how: statistics.median(times) for how, times in loads.items()}
+    measure.benchmark.extra_info.update(
+        {
+            "seconds": seconds["ours"],
+            "spread": (max(loads["ours"]) - min(loads["ours"])) / seconds["ours"],
+            "baselines": {how: {"seconds": seconds[how], "ratio": seconds[how] / seconds["ours"]} for how in others},
+            "turn_seconds": {how: statistics.median(times) for how, times in turns.items()},
+        }
+    )
+    server.restore()
 
 
 def measure_load(measure: Measure, row: str, server: Any, load: Call, baselines: dict[str, Call], **facts: Any) -> None:

@@ -2,17 +2,29 @@
 
 from __future__ import annotations
 
+import statistics
+import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
-from bench_rows import PARTICLES, rows_moved, tables
+from bench_rows import PARTICLES, make_experts, rows_moved, tables
+from cold import evict
 from measure import CORES, CPU, GPU, Call, Measure, random_rows, shares, short
 from torch import Tensor
 
+from modelswarms_fast.config import EngineConfig, SwarmConfig
+from modelswarms_fast.memory import row_stride
+from modelswarms_fast.memory_plan import LEAST_ROWS, MemoryPlan, plan_memory
 from modelswarms_fast.ops import swarm_update_rows_
+from modelswarms_fast.particles import Particles
 from modelswarms_fast.stream import file_rows, stream_update_rows_
+from modelswarms_fast.swarm import Swarm
 
 LARGE, LARGE_QUICK, GPU_SIZE = 8_000_000, 2_000_000, 50_000_000
 DTYPES = (torch.bfloat16, torch.float32)
@@ -94,6 +106,88 @@ def test_cpu(measure: Measure, tmp_path: Path, dtype: torch.dtype, source: str) 
         source=source,
         threads=CORES,
     )
+
+
+@pytest.mark.parametrize("fit", [24, 16])
+def test_budget(measure: Measure, tmp_path: Path, fit: int) -> None:
+    """An iteration's update and loads, and the disk has what was written, of a swarm of which only so many rows fit.
+
+    Between two calls memory lets go of the file, as it does when there is no room for it.
+    """
+    size = LARGE_QUICK if measure.quick else LARGE
+    row = row_stride(size, torch.bfloat16) * torch.bfloat16.itemsize
+
+    def planned(rows: int | None) -> MemoryPlan:
+        config = EngineConfig(host_memory=None if rows is None else f"{rows * row} bytes", spill=str(tmp_path))
+        shape = {"particles": PARTICLES, "experts": PARTICLES, "size": size, "dtype": torch.bfloat16}
+        return plan_memory(config, **shape, device=CPU, out=tmp_path)
+
+    plan, least = planned(fit), planned(LEAST_ROWS)
+    plans = {
+        "ours": plan,
+        "all rows in a file, copies in memory": replace(least, cache_rows=min(fit, 2 * PARTICLES + 2)),
+        "all rows in memory": planned(None),
+    }
+    phases: dict[str, list[dict[str, float]]] = {}
+    with ExitStack() as stack:
+        calls = {}
+        for name, one in plans.items():
+            phases[name] = []
+            calls[name] = Iterations(one, size, phases[name])
+            stack.callback(calls[name].particles.close)
+        names = [name for name in plans if name != "ours"]
+        measure.row(
+            f"bfloat16, {fit} of {plan.rows} rows in memory, the disk cold, P={PARTICLES} D={size:,}",
+            calls["ours"],
+            baselines={name: calls[name] for name in names},
+            memory=False,
+            rounds=5,
+            dtype="bfloat16",
+            particles=PARTICLES,
+            size=size,
+            source="memory and file",
+            tiers=plan.tiers,
+            held=plan.bytes,
+            moved=plan.moved,
+            threads=CORES,
+        )
+    medians = {
+        name: {phase: statistics.median(one[phase] for one in found) for phase in found[0]}
+        for name, found in phases.items()
+    }
+    measure.benchmark.extra_info.update({"phases": medians.pop("ours"), "phases_of_baselines": medians})
+
+
+class Iterations:
+    """Of a swarm where a plan puts its rows: a call is one iteration without an engine, and notes its phases."""
+
+    def __init__(self, plan: MemoryPlan, size: int, phases: list[dict[str, float]]) -> None:
+        room = plan.place(size, torch.bfloat16)
+        experts = make_experts(PARTICLES, size, PARTICLES)
+        room[:PARTICLES].copy_(random_rows(PARTICLES, size, torch.bfloat16))
+        self.swarm = Swarm(SwarmConfig(particles=PARTICLES, iterations=10**6, patience=10**6), PARTICLES)
+        found = replace(experts, rows=room[:PARTICLES], room=room)
+        self.particles = Particles(found, self.swarm, EngineConfig(), CPU, plan)
+        self.phases, self.draw = phases, np.random.default_rng(0)
+        self.slot = random_rows(1, size, torch.bfloat16)[0]
+        self.particles.promote(self.swarm.tell(self.draw.random(PARTICLES)))
+        self.particles.start(self.swarm)
+
+    def __call__(self) -> None:
+        """The next one."""
+        times = [time.perf_counter()]
+        self.particles.update(self.swarm.plan())
+        times.append(time.perf_counter())
+        for particle in range(PARTICLES):
+            row = self.particles.row(particle)
+            self.particles.prefetch([particle + 1] if particle + 1 < PARTICLES else [])
+            self.slot.copy_(row)  # the engine's part
+        times.append(time.perf_counter())
+        evict()
+        times.append(time.perf_counter())
+        spans = [end - start for start, end in pairwise(times)]
+        self.phases.append(dict(zip(("update", "load", "write back"), spans, strict=True)))
+        self.particles.promote(self.swarm.tell(self.draw.random(PARTICLES)))
 
 
 @pytest.mark.gpu

@@ -1,17 +1,21 @@
 """In a fresh process: an engine up to its first evaluated prompt, and what memory an iteration takes at its peak.
 
-python benchmarks/fresh.py ours|plain start|iteration. `plain` is vLLM alone, in this process as ours is (with worker
-processes it starts more slowly), with the settings that its CPU build needs. `start` ends with the first prompt;
-`iteration` goes on with one particle after the other, or with the base model as often. Prints the peak in bytes.
+    python benchmarks/fresh.py ours|plain start|iteration
+    python benchmarks/fresh.py search FOLDER STATE HOST_MEMORY|none [CANARY]
 
-python benchmarks/fresh.py search first|off [FOLDER]: a short search with that canary, over the example experts or those
-in a folder.
+`plain` is vLLM alone, in this process as ours is (with worker processes it starts more slowly), with the settings that
+its CPU build needs. `start` ends with the first prompt; `iteration` goes on with one particle after the other, or with
+the base model as often. `search` is a whole search over the experts in a folder, without a canary unless one is named. The last
+line printed is the peak in bytes; the line before it, but for `start`, the peak without pages of files, looked at every
+hundredth of a second.
 """
 
 from __future__ import annotations
 
 import os
 import sys
+import threading
+import time
 from pathlib import Path
 
 PROMPTS = 20
@@ -21,6 +25,41 @@ def peak_bytes() -> int:
     """Resident memory of this process at its peak."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:"))
+
+
+def search(experts: str, state: str, host_memory: str, canary: str = "off") -> None:
+    """All of it: reading, two evaluations of every particle, the export of the winner and its test."""
+    import tempfile
+
+    from engines import DATA, MAX_MODEL_LEN
+
+    import modelswarms_fast
+    from modelswarms_fast.base import PACKAGED
+
+    budget = None if host_memory == "none" else host_memory
+    found = sorted(str(path) for path in Path(experts).iterdir() if path.is_dir())
+    with tempfile.TemporaryDirectory(dir=experts) as folder:
+        modelswarms_fast.search(
+            found, base=PACKAGED, task="exact_match", data=DATA,
+            out=Path(folder, "run"), limit_dev=8, limit_test=4, iterations=1, state=state, host_memory=budget,
+            canary=canary, max_model_len=MAX_MODEL_LEN, progress=True,
+        )  # fmt: skip
+
+
+class Watcher(threading.Thread):
+    """The peak of the memory of this process that is no page of a file."""
+
+    def __init__(self) -> None:
+        super().__init__(daemon=True)
+        self.peak = 0
+
+    def run(self) -> None:
+        """Until the process ends."""
+        while True:
+            lines = Path("/proc/self/status").read_text().splitlines()
+            now = sum(int(line.split()[1]) * 1024 for line in lines if line.startswith(("RssAnon:", "RssShmem:")))
+            self.peak = max(self.peak, now)
+            time.sleep(0.01)
 
 
 def ours(iteration: bool) -> None:
@@ -61,35 +100,14 @@ def plain(iteration: bool) -> None:
             llm.generate(utility_of_benchmark(PROMPTS).prompts["dev"], settings, use_tqdm=False)
 
 
-def searched(canary: str, experts: str | None) -> None:
-    """A search of one iteration."""
-    from tempfile import TemporaryDirectory
-
-    from engines import DATA, EXAMPLES
-
-    from modelswarms_fast.base import PACKAGED
-    from modelswarms_fast.loop import search
-
-    with TemporaryDirectory() as out:
-        search(
-            experts or EXAMPLES / "experts",
-            base=PACKAGED,
-            task="exact_match",
-            data=DATA,
-            out=out,
-            canary=canary,
-            iterations=1,
-            limit_dev=6,
-            limit_test=4,
-            max_model_len=256,
-            overwrite=True,
-        )
-
-
 if __name__ == "__main__":
+    watcher = Watcher()
+    if sys.argv[2] != "start":
+        watcher.start()
     if sys.argv[1] == "search":
-        searched(sys.argv[2], sys.argv[3] if len(sys.argv) > 3 else None)
+        search(*sys.argv[2:])
     else:
         {"ours": ours, "plain": plain}[sys.argv[1]](sys.argv[2] == "iteration")
+    print(watcher.peak)
     print(peak_bytes(), flush=True)
     os._exit(0)  # what an engine does on its way out is not asked for

@@ -281,6 +281,19 @@ def evaluate_targets() -> Iterator[Target]:
         bytes_text,
     )
     yield Target(
+        "memory of a search over ten whole checkpoints beyond vLLM alone, without pages of a file of rows",
+        4e9,
+        False,
+        lambda run: {
+            f"{row['state']}, host_memory {row['host_memory']}": row[
+                "checkpoints_bytes" if row["host_memory"] == "none" else "unmapped_checkpoints_bytes"
+            ]
+            for row in run.find("evaluate")
+            if "checkpoints_bytes" in row
+        },
+        bytes_text,
+    )
+    yield Target(
         "start of the engine to the first prompt, of vLLM's alone",
         1.2,
         False,

@@ -104,9 +104,18 @@ void load_mixture(const Plan& plan, Address experts, Int stride, Int count, Addr
   plan.load_mixture({at(experts), stride, count, at(mixture)});
 }
 
-Slab::Shared new_slab(const RowShape& shape, const std::string& tier, const std::string& folder) {
+Slab::Shared new_slab(const RowShape& shape, const std::string& tier, const std::string& folder,
+                      Int spilled) {
   shape.check();
+  if (spilled < 0 || spilled > shape.rows)
+    throw std::invalid_argument(std::to_string(spilled) + " of " + shape.in_words() + " cannot be in a file");
+  if (spilled && tier != "host" && tier != "pinned")
+    throw std::invalid_argument("rows of tier '" + tier + "' cannot be partly in a file");
   const py::gil_scoped_release no_gil;
+  if (spilled) {
+    const auto near = static_cast<std::size_t>((shape.rows - spilled) * shape.stride);
+    return Slab::file(folder, shape.bytes(), shape.in_words(), near, tier == "pinned");
+  }
   if (tier == "host") return Slab::host(shape.bytes(), shape.in_words());
   if (tier == "pinned") return Slab::pinned(shape.bytes(), shape.in_words());
   if (tier == "shared") return Slab::shared(shape.bytes(), shape.in_words());
@@ -115,9 +124,9 @@ Slab::Shared new_slab(const RowShape& shape, const std::string& tier, const std:
 }
 
 std::unique_ptr<Arena> new_arena(Int rows, Int used, Int stride, const std::string& tier,
-                                 const std::string& folder) {
+                                 const std::string& folder, Int spilled) {
   const RowShape shape{rows, used, stride};
-  return std::make_unique<Arena>(shape, new_slab(shape, tier, folder));
+  return std::make_unique<Arena>(shape, new_slab(shape, tier, folder, spilled));
 }
 
 template <class Place>  // a descriptor or a path
@@ -171,7 +180,7 @@ void bind_arena(py::module_& m) {
       });
   py::class_<Arena>(m, "Arena")
       .def(py::init(&new_arena), py::arg("rows"), py::arg("row_bytes"), py::arg("stride_bytes"),
-           py::arg("tier") = "host", py::arg("folder") = ".")
+           py::arg("tier") = "host", py::arg("folder") = ".", py::arg("spilled") = 0)
       .def_static("attach", &attached_arena<int>)
       .def_static("attach", &attached_arena<std::string>)
       .def_static("given", &given_arena)

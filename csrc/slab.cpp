@@ -19,6 +19,8 @@ namespace {
 
 constexpr std::size_t kHugePage = 2 * 1024 * 1024;
 
+std::size_t page_bytes() { return static_cast<std::size_t>(sysconf(_SC_PAGESIZE)); }
+
 std::string in_all(const std::string& what, std::size_t bytes) {
   return what + ", " + std::to_string(bytes) + " bytes in all,";
 }
@@ -27,10 +29,14 @@ std::string in_all(const std::string& what, std::size_t bytes) {
   throw std::system_error(error, std::generic_category(), sentence);
 }
 
+// Where in the file the part begins that follows so many bytes in memory: after a hole of less than a huge
+// page, so that huge pages of the file lie at huge pages of the mapping.
+std::size_t offset_of(std::size_t near) { return near % kHugePage; }
+
 // Room on the disk for all of it: without, a write to the mapping would kill the process.
-int reserve(int descriptor, std::size_t bytes) {
+int reserve(int descriptor, std::size_t bytes, std::size_t from = 0) {
   int error;
-  do error = posix_fallocate(descriptor, 0, static_cast<off_t>(bytes));
+  do error = posix_fallocate(descriptor, static_cast<off_t>(from), static_cast<off_t>(bytes));
   while (error == EINTR);
   return error;
 }
@@ -38,7 +44,7 @@ int reserve(int descriptor, std::size_t bytes) {
 }  // namespace
 
 // At a multiple of a huge page: there a whole one fits from the first row on.
-void Slab::map(int flags, const std::string& what) {
+void Slab::map(int flags, const std::string& what, std::size_t near) {
   const std::size_t spare = bytes_ >= kHugePage ? kHugePage : 0;
   if (bytes_ > SIZE_MAX / 2) throw OutOfMemory(in_all(what, bytes_) + " are more than there can be.");
   void* reserved =
@@ -47,12 +53,18 @@ void Slab::map(int flags, const std::string& what) {
   const auto start = reinterpret_cast<std::uintptr_t>(reserved);
   const std::size_t before = spare ? (kHugePage - start % kHugePage) % kHugePage : 0;
   address_ = static_cast<char*>(reserved) + before;
-  if (mmap(address_, bytes_, PROT_READ | PROT_WRITE, flags | MAP_FIXED, descriptor_, 0) == MAP_FAILED) {
+  const auto part = [](char* at, std::size_t bytes, int how, int descriptor, std::size_t from) {
+    const auto offset = static_cast<off_t>(from);
+    return !bytes ||
+           mmap(at, bytes, PROT_READ | PROT_WRITE, how | MAP_FIXED, descriptor, offset) != MAP_FAILED;
+  };
+  if (!part(address(), near, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0) ||
+      !part(address() + near, bytes_ - near, flags, descriptor_, offset_of(near))) {
     munmap(reserved, bytes_ + spare);
     throw OutOfMemory(in_all(what, bytes_) + " do not fit into memory.");
   }
   mapped_ = true;
-  const std::size_t page = static_cast<std::size_t>(sysconf(_SC_PAGESIZE));
+  const std::size_t page = page_bytes();
   const std::size_t whole = (bytes_ + page - 1) / page * page;
   if (before) munmap(reserved, before);
   if (bytes_ + spare > before + whole) munmap(address() + whole, bytes_ + spare - before - whole);
@@ -68,18 +80,22 @@ Slab::Shared Slab::host(std::size_t bytes, const std::string& what) {
   return slab;
 }
 
-Slab::Shared Slab::pinned(std::size_t bytes, const std::string& what) {
+void Slab::pin(std::size_t bytes, const std::string& what) {
 #ifdef MODELSWARMS_CUDA
-  Shared slab = host(bytes, what);
-  const int error = modelswarms_pin_host(slab->address_, bytes);
+  const int error = modelswarms_pin_host(address_, bytes);
   if (error != 0)
     throw std::runtime_error(in_all(what, bytes) +
                              " cannot be page-locked: " + modelswarms_cuda_error(error));
-  slab->pinned_ = true;
-  return slab;
+  pinned_ = true;
 #else
   throw std::runtime_error(in_all(what, bytes) + " cannot be page-locked: the extension has no CUDA.");
 #endif
+}
+
+Slab::Shared Slab::pinned(std::size_t bytes, const std::string& what) {
+  Shared slab = host(bytes, what);
+  slab->pin(bytes, what);
+  return slab;
 }
 
 Slab::Shared Slab::shared(std::size_t bytes, const std::string& what) {
@@ -95,17 +111,22 @@ Slab::Shared Slab::shared(std::size_t bytes, const std::string& what) {
   return slab;
 }
 
-Slab::Shared Slab::file(const std::string& folder, std::size_t bytes, const std::string& what) {
+Slab::Shared Slab::file(const std::string& folder, std::size_t bytes, const std::string& what,
+                        std::size_t near, bool pin) {
   Shared slab(new Slab);
   slab->bytes_ = bytes;
+  near -= near % page_bytes();
   const std::string pattern = folder + "/modelswarms_fast_rows_XXXXXX";
   std::vector<char> path(pattern.c_str(), pattern.c_str() + pattern.size() + 1);
   slab->descriptor_ = mkostemp(path.data(), O_CLOEXEC);
   if (slab->descriptor_ < 0) fail(errno, in_all(what, bytes) + " get no file in " + folder);
   unlink(path.data());
-  if (const int error = reserve(slab->descriptor_, bytes))
-    fail(error, in_all(what, bytes) + " have no room in " + folder);
-  slab->map(MAP_SHARED, what);
+  if (const int error = reserve(slab->descriptor_, bytes - near, offset_of(near)))
+    fail(error, (near ? what + ", " + std::to_string(bytes - near) + " bytes of them in a file,"
+                      : in_all(what, bytes)) +
+                    " have no room in " + folder);
+  slab->map(MAP_SHARED, what, near);
+  if (pin && near) slab->pin(near, what);
   return slab;
 }
 

@@ -39,7 +39,10 @@ class Slab {
   static Shared shared(std::size_t bytes, const std::string& what);
   // A file in a folder with its room on the disk; it loses its name at once, so that no end of the process
   // leaves it behind. Throws std::system_error: a full disk does here, and not where rows are written.
-  static Shared file(const std::string& folder, std::size_t bytes, const std::string& what);
+  // The first `near` bytes, rounded down to whole pages, lie in memory instead, page-locked if `pin`, and the
+  // file has only the rest. Throws std::system_error, OutOfMemory, or std::runtime_error as `pinned` does.
+  static Shared file(const std::string& folder, std::size_t bytes, const std::string& what,
+                     std::size_t near = 0, bool pin = false);
   // Another's memory file or file, by descriptor (which stays the caller's) or by path. Throws
   // std::system_error, or std::invalid_argument if it has another size.
   static Shared attach(int descriptor, std::size_t bytes, const std::string& what);
@@ -54,12 +57,14 @@ class Slab {
   char* address() const { return static_cast<char*>(address_); }
   std::size_t bytes() const { return bytes_; }
   Device device() const { return device_; }
-  // Of a shared or attached slab or a file, -1 of others.
+  // Of a shared or attached slab or a file, also where that is only a part of the slab; -1 of others.
   int descriptor() const { return descriptor_; }
 
  private:
   Slab() = default;
-  void map(int flags, const std::string& what);
+  // The first `near` bytes anonymous, the rest with these flags from the descriptor.
+  void map(int flags, const std::string& what, std::size_t near = 0);
+  void pin(std::size_t bytes, const std::string& what);
 
   void* address_ = nullptr;
   std::size_t bytes_ = 0;

@@ -29,7 +29,15 @@ class Arena:
     """Of a shared or attached arena or a file, -1 of others."""
     free: int
     """Rows that nobody holds."""
-    def __init__(self, rows: int, row_bytes: int, stride_bytes: int, tier: str = "host", folder: str = ".") -> None: ...
+    def __init__(
+        self,
+        rows: int,
+        row_bytes: int,
+        stride_bytes: int,
+        tier: str = "host",
+        folder: str = ".",
+        spilled: int = 0,
+    ) -> None: ...
     @staticmethod
     def attach(place: int | str, rows: int, row_bytes: int, stride_bytes: int) -> Arena: ...
     @staticmethod

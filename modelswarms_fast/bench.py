@@ -99,6 +99,9 @@ def cells(row: Mapping[str, Any]) -> dict[str, str]:
         texts["idle"] = f"{row['idle_share']:.1%}"
     if "beyond_bytes" in row:
         texts["beyond engine and rows"] = bytes_text(row["beyond_bytes"])
+    if "unmapped_checkpoints_bytes" in row:
+        texts["beyond engine"] = bytes_text(row["checkpoints_bytes"])
+        texts["without files"] = bytes_text(row["unmapped_checkpoints_bytes"])
     if "GFLOP/s" in row:
         texts["GFLOP/s"] = f"{row['GFLOP/s']:.0f}"
     texts |= {name: seconds_text(seconds) for name, seconds in row.get("phases", {}).items()}

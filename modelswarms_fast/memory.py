@@ -34,6 +34,7 @@ def empty_rows(
     *,
     tier: Tier = "host",
     folder: str | os.PathLike[str] = ".",
+    spilled: int = 0,
 ) -> torch.Tensor:
     """Rows [count, size] to be written, `row_stride` apart; the memory goes with the last tensor that shows it.
 
@@ -42,6 +43,7 @@ def empty_rows(
         device: anything but a CPU has one tier, its own memory.
         tier: of a CPU: `host`, in huge pages if the system has any; `pinned`, which a GPU copies by itself; `shared`,
             which other processes map; `file`, mapped from a file without a name in `folder`.
+        spilled: of the tiers `host` and `pinned`, so many of the last rows lie in such a file all the same.
 
     Raises:
         MemoryError, RuntimeError: there is not enough memory, or none of this kind.
@@ -54,9 +56,10 @@ def empty_rows(
         return torch.empty((count, stride), dtype=dtype)[:, :size]
     if _C is not None:
         used, apart = size * dtype.itemsize, stride * dtype.itemsize
-        return arena_rows(_C.Arena(count, used, apart, tier, os.fspath(folder)), dtype)
-    if tier != "host":
-        raise RuntimeError(f"rows of tier {tier!r} need the extension modelswarms_fast._C, which is not built")
+        return arena_rows(_C.Arena(count, used, apart, tier, os.fspath(folder), spilled), dtype)
+    if tier != "host" or spilled:
+        name = "file" if spilled else tier
+        raise RuntimeError(f"rows of tier {name!r} need the extension modelswarms_fast._C, which is not built")
     memory = torch.empty(count * stride * dtype.itemsize + ALIGNMENT, dtype=torch.uint8)
     start = -memory.data_ptr() % ALIGNMENT
     return memory[start : start + count * stride * dtype.itemsize].view(dtype).view(count, stride)[:, :size]

@@ -42,7 +42,8 @@ class Particles:
     ) -> None:
         """Rows are kept on `device`; mixtures, a few numbers each, on the CPU.
 
-        Where the plan has a cache, rows stay in the experts' room, a slower tier, and come to `device` to be served.
+        Where the plan has a cache, rows stay in the experts' room, on slower tiers, and those that the plan does not
+        have served from there come to `device` to be served.
 
         In state="weights" the experts' own rows become the first particles', if they lie on `device` and have the
         room of the swarm: `experts.rows` [n, D] then are valid until the first update.
@@ -56,6 +57,7 @@ class Particles:
             mixtures = torch.empty((count_rows(count), len(experts.names)), dtype=torch.float64)
             self._mixtures = Shard(self._identity, self._positions, mixtures)
         cached = 0 if plan is None else plan.cache_rows
+        self._in_place = 0 if plan is None else plan.served_in_place
         self._experts = experts.rows if cached else experts.rows.to(device)
         self._weights: Shard | None = None
         if config.state == "weights":
@@ -93,12 +95,12 @@ class Particles:
             if shard is not None:
                 shard.promote(told)
         if self._cache is not None and self._weights is not None:
-            self._cache.pin([self._weights.table.g])
+            self._cache.pin(self._copied([self._weights.table.g]))
 
     def prefetch(self, particles: Sequence[int]) -> None:
         """Begin to bring these particles' rows to where they are served, if they are not; returns at once."""
         if self._cache is not None and self._weights is not None:
-            self._cache.prefetch(self._weights.table.x[list(particles)].tolist())
+            self._cache.prefetch(self._copied(self._weights.table.x[list(particles)].tolist()))
 
     def close(self) -> None:
         """End the thread that fetches rows ahead."""
@@ -137,13 +139,17 @@ class Particles:
 
     def _serve(self, row: int) -> torch.Tensor:
         assert self._weights is not None
-        if self._cache is None:
+        if self._cache is None or not self._copied([row]):
             return self._weights.rows[row]
         if self._served is not None:
             self._cache.release(self._served)
             self._served = None
         self._served = self._cache.get(row)
         return self._served
+
+    def _copied(self, rows: Sequence[int]) -> list[int]:
+        """Those of the rows that are served from a copy."""
+        return [row for row in rows if row >= self._in_place]
 
     def _mixture(self, particle: int) -> torch.Tensor:
         assert self._mixtures is not None

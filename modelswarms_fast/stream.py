@@ -57,8 +57,8 @@ def stream_update_rows_(
 
     Args:
         rows: [R, D] in the memory of the host. For a CUDA device they should be pinned; others, such as
-            ``file_rows``, are allowed, but CUDA copies such memory while the host waits, and little overlaps.
-        device: where the update is computed, a CUDA device or the CPU (the default), where two threads copy.
+            ``file_rows``, are allowed, but CUDA copies them more slowly.
+        device: where the update is computed, a CUDA device or the CPU (the default). Two threads copy.
         block_columns: columns of a block, a multiple of 4. Default: 1 MiB of each row.
         table, global_best, global_worst, coefficients, step_length, rounding, randomness, seed, iteration,
             first_column, backend: as in ``swarm_update_rows_``; table and coefficients on the CPU.
@@ -113,7 +113,7 @@ def stream_update_rows_(
         _copy([(outer[row], inner[slots[row]]) for row in written])
 
     count = math.ceil(size / columns)
-    with closing(open_lane(target)) as incoming, closing(open_lane(target)) as outgoing:
+    with closing(Lane(target)) as incoming, closing(Lane(target)) as outgoing:
         wait_for_block = incoming.start(partial(come, 0))
         going: deque[Wait] = deque()
         for number in range(count):
@@ -179,47 +179,43 @@ def file_rows(path: str | os.PathLike[str], count: int, size: int, dtype: torch.
     return torch.frombuffer(mapped, dtype=dtype).view(count, pitch)[:, :size]
 
 
-class _Worker:
-    """Copies in a thread of its own; torch lets go of the interpreter's lock meanwhile."""
+class Lane:
+    """Copies to or from a device, in a thread and, of a GPU, on a stream of its own, beside everything else.
 
-    def __init__(self) -> None:
-        self._thread = ThreadPoolExecutor(1)
-
-    def start(self, work: Callable[[], None]) -> Wait:
-        """Begin; what is returned waits for the end and raises what the work raised."""
-        return self._thread.submit(work).result
-
-    def close(self) -> None:
-        """Drop what has not begun, and end the thread."""
-        self._thread.shutdown(cancel_futures=True)
-
-
-class _Stream:
-    """Copies on a CUDA stream of its own. The work only queues them; the host waits in `close`."""
+    The thread also waits for a disk, and for CUDA where it copies memory that is not page-locked: whoever starts a
+    copy never does.
+    """
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
-        self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
+        self._thread = ThreadPoolExecutor(1)
 
     def start(self, work: Callable[[], None]) -> Wait:
-        """Begin after all that the current stream has been given; what is returned makes that stream wait."""
-        self._stream.wait_stream(torch.cuda.current_stream(self._device))
-        with torch.cuda.stream(self._stream):
-            work()
-        done = self._stream.record_event()
-        return lambda: torch.cuda.current_stream(self._device).wait_event(done)
+        """Begin, after all that the current stream has been given; the work lets go of the interpreter's lock.
+
+        What is returned waits for the end, on a GPU by making the current stream wait, and raises what the work raised.
+        """
+        stream, device = self._stream, self._device
+        if stream is None:
+            return self._thread.submit(work).result
+        before = torch.cuda.current_stream(device).record_event()
+
+        def queue() -> torch.cuda.Event:
+            stream.wait_event(before)
+            with torch.cuda.stream(stream):
+                work()
+            done: torch.cuda.Event = stream.record_event()
+            return done
+
+        queued = self._thread.submit(queue)
+        return lambda: torch.cuda.current_stream(device).wait_event(queued.result())
 
     def close(self) -> None:
-        """Wait on the host until nothing uses the buffers any more and everything is written."""
-        self._stream.synchronize()
-
-
-Lane = _Worker | _Stream
-
-
-def open_lane(device: torch.device) -> Lane:
-    """Where copies to or from a device go on beside everything else; to be closed."""
-    return _Stream(device) if device.type == "cuda" else _Worker()
+        """Drop what has not begun, end the thread, and wait until nothing is copied any more."""
+        self._thread.shutdown(cancel_futures=True)
+        if self._stream is not None:
+            self._stream.synchronize()
 
 
 def _copy(pairs: Sequence[tuple[Tensor, Tensor]]) -> None:

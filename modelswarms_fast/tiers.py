@@ -1,4 +1,4 @@
-"""Rows of a slow tier (a file, or the host beside a GPU) in the memory of a fast one, as many as fit."""
+"""Rows of slower tiers (a file, or host and file beside a GPU) in the memory of a fast one, as many as fit."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from modelswarms_fast.extension import _C
 from modelswarms_fast.memory import empty_rows
-from modelswarms_fast.stream import Wait, open_lane
+from modelswarms_fast.stream import Lane, Wait
 
 
 @dataclass(eq=False)
@@ -34,7 +34,7 @@ class TierCache:
     """
 
     def __init__(self, slow: Tensor, capacity: int, device: torch.device | str = "cpu") -> None:
-        """slow [R, D]; `capacity` rows are allocated on `device`. Copies that run ahead get a thread or a CUDA stream.
+        """slow [R, D]; `capacity` rows are allocated on `device`. Copies that run ahead do so on a `Lane`.
 
         Raises MemoryError or RuntimeError where there is not enough memory.
         """
@@ -47,7 +47,7 @@ class TierCache:
         self._lock = threading.Lock()
         self._entries: dict[int, _Entry] = {}  # by row; the least recently used first
         self._pinned: frozenset[int] = frozenset()
-        self._lane = open_lane(self._device)
+        self._lane = Lane(self._device)
 
     def get(self, row: int) -> Tensor:
         """[D] a row on the fast tier, the caller's until `release`; loaded if it is not there.

@@ -2,6 +2,7 @@
 
 import random
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -181,3 +182,15 @@ def assert_close(actual: Tensor, exact: np.ndarray, scale: float) -> None:
 
 def available(backend: str) -> bool:
     return backend in ops.available_backends()
+
+
+def held_bytes(rows):
+    """Bytes of the rows, gaps included, that lie in memory and in a file: what the system says of their addresses."""
+    start = rows.data_ptr()
+    end = start + len(rows) * rows.stride(0) * rows.element_size()
+    found = {"memory": 0, "file": 0}
+    for line in Path("/proc/self/maps").read_text().splitlines():
+        addresses, _, _, _, inode, *_ = line.split()
+        first, last = (int(address, 16) for address in addresses.split("-"))
+        found["file" if inode != "0" else "memory"] += max(0, min(last, end) - max(first, start))
+    return found

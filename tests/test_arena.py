@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import gc
+import mmap
 import os
 import random
 import resource
@@ -10,19 +11,24 @@ import subprocess
 import sys
 import threading
 import weakref
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from helpers_rows import held_bytes
 
 from modelswarms_fast import _C
 from modelswarms_fast.memory import arena_rows, empty_rows, row_stride
 
 TIERS = ["host", "shared", "file"]
+WITH_SPLIT = [*TIERS, "split"]  # the first rows in memory, the others in a file
 SHAPE = (4, 1000, 1088)  # 1088 = 17 * 64
 
 
 def arena_of(tier, tmp_path, shape=SHAPE):
+    if tier == "split":
+        return _C.Arena(*shape, "host", str(tmp_path), shape[0] // 2)
     return _C.Arena(*shape, tier, str(tmp_path))
 
 
@@ -30,7 +36,7 @@ def as_array(view):
     return np.asarray(memoryview(view))
 
 
-@pytest.mark.parametrize("tier", TIERS)
+@pytest.mark.parametrize("tier", WITH_SPLIT)
 def test_rows_are_apart_at_addresses_that_never_move(tier, tmp_path):
     arena = arena_of(tier, tmp_path)
     assert (arena.rows, arena.row_bytes, arena.stride_bytes, arena.free) == (*SHAPE, 4)
@@ -49,7 +55,7 @@ def test_rows_are_apart_at_addresses_that_never_move(tier, tmp_path):
     assert as_array(arena.row(2)).ctypes.data == places[2]
 
 
-@pytest.mark.parametrize("tier", TIERS)
+@pytest.mark.parametrize("tier", WITH_SPLIT)
 def test_views_keep_the_memory(tier, tmp_path):
     arena = arena_of(tier, tmp_path, (3, 1 << 20, (1 << 20) + 64))
     row = arena.acquire()
@@ -76,7 +82,7 @@ def mapped():
         return sum("modelswarms_fast" in line for line in maps)
 
 
-@pytest.mark.parametrize("tier", ["shared", "file"])
+@pytest.mark.parametrize("tier", ["shared", "file", "split"])
 def test_the_last_view_takes_the_memory_along_and_no_file_is_left(tier, tmp_path):
     gc.collect()
     before, descriptors = mapped(), len(os.listdir("/proc/self/fd"))
@@ -162,10 +168,60 @@ def test_a_full_disk_is_an_exception_when_the_arena_is_made(tmp_path):
     try:
         with pytest.raises(OSError, match="4 rows of 1048576 bytes, 4194560 bytes in all, have no room in") as error:
             arena_of("file", tmp_path, (4, 1 << 20, (1 << 20) + 64))
+        part = "4 rows of 1048576 bytes, 2097408 bytes of them in a file, have no room in"
+        with pytest.raises(OSError, match=part):
+            arena_of("split", tmp_path, (4, 1 << 20, (1 << 20) + 64))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert error.value.errno == errno.EFBIG
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("rows", "size", "spilled"), [(9, 5000, 4), (9, 5000, 1), (5, 1 << 20, 3), (4, 100, 2), (3, 100, 3)]
+)
+def test_the_last_rows_lie_in_a_file(rows, size, spilled, tmp_path):
+    """To the page; and nothing tells where one ends and the other begins."""
+    made = empty_rows(rows, size, torch.float32, folder=tmp_path, spilled=spilled)
+    apart = row_stride(size, torch.float32) * 4
+    found = held_bytes(made)
+    assert 0 <= found["file"] - spilled * apart < mmap.PAGESIZE
+    assert found["memory"] + found["file"] == rows * apart
+    assert not list(tmp_path.iterdir())
+    values = torch.randn(rows, size)
+    made.copy_(values)
+    assert torch.equal(made, values)
+    view = made[-1]
+    del made
+    gc.collect()
+    assert torch.equal(view, values[-1])
+
+
+def test_huge_pages_of_the_file_lie_at_huge_pages_of_the_mapping(tmp_path):
+    """Else an update of rows that the disk has takes five times as long; and what is left out takes no room there."""
+    size, huge = (1 << 20) + 123456, 1 << 21
+    made = empty_rows(7, size, torch.bfloat16, folder=tmp_path, spilled=3)
+    for line in Path("/proc/self/maps").read_text().splitlines():
+        addresses, _, offset, _, _, *name = line.split()
+        if name and "modelswarms_fast_rows" in name[0]:
+            assert (int(addresses.split("-")[0], 16) - int(offset, 16)) % huge == 0
+            first = int(addresses.split("-")[0], 16)
+            assert made[4].data_ptr() - mmap.PAGESIZE < first <= made[4].data_ptr()
+            break
+    else:
+        pytest.fail("no file is mapped")
+    files = [os.fstat(int(name)) for name in os.listdir("/proc/self/fd") if os.path.exists(f"/proc/self/fd/{name}")]
+    taken = sum(file.st_blocks * 512 for file in files if file.st_nlink == 0 and file.st_size > huge)
+    assert 0 <= taken - 3 * row_stride(size, torch.bfloat16) * 2 < 8 * mmap.PAGESIZE
+
+
+def test_rows_that_cannot_be_partly_in_a_file(tmp_path):
+    for spilled in (-1, 5):
+        with pytest.raises(ValueError, match=f"^{spilled} of 4 rows of 1000 bytes cannot be in a file"):
+            _C.Arena(*SHAPE, "host", str(tmp_path), spilled)
+    for tier in ("shared", "file", "disk"):
+        with pytest.raises(ValueError, match=f"rows of tier '{tier}' cannot be partly in a file"):
+            _C.Arena(*SHAPE, tier, str(tmp_path), 1)
 
 
 def test_a_folder_that_is_not_there(tmp_path):
@@ -277,7 +333,7 @@ def test_a_copy_is_not_what_views_are_for():
         _C.Arena(*SHAPE).all().__dlpack__(copy=True)
 
 
-@pytest.mark.parametrize("tier", TIERS)
+@pytest.mark.parametrize("tier", WITH_SPLIT)
 def test_threads_share_rows_without_losing_any(tier, tmp_path):
     """Each thread fills what it holds and finds it so: nobody else was given the row."""
     arena = arena_of(tier, tmp_path, (7, 1000, 1088))

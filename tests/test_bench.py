@@ -476,6 +476,8 @@ def test_targets_of_loads_iterations_and_starts(tmp_path):
         row("evaluate", serve="mixture", particles=1000, stop_early=False, idle_share=0.5),
         row("evaluate", overhead_seconds=0.002) | {"row": "driver, 100 particles, fake engine"},
         row("evaluate", beyond_bytes=-5e6, baselines={"vLLM alone": of_base(1.0, 0.8)}) | {"row": "start to the first"},
+        row("evaluate", state="mixture", host_memory="none", checkpoints_bytes=3e9, unmapped_checkpoints_bytes=1e9),
+        row("evaluate", state="weights", host_memory="2GB", checkpoints_bytes=9e9, unmapped_checkpoints_bytes=5e9),
         row("search", published=True, stop_early=True, baselines=papers),
     )
     text = write(tmp_path, run)
@@ -496,6 +498,8 @@ def test_targets_of_loads_iterations_and_starts(tmp_path):
     against = "float16, stop_early 30x met<br>bfloat16, stop_early **6x missed**"
     assert cells["a whole iteration against the published code on this CPU"] == f"≥ 20x {against}"
     assert cells["memory beyond vLLM alone and the rows"] == "≤ 200 MB -5 MB met"
+    beyond = "memory of a search over ten whole checkpoints beyond vLLM alone, without pages of a file of rows"
+    assert cells[beyond] == ("≤ 4 GB mixture, host_memory none 3 GB met<br>weights, host_memory 2GB **5 GB missed**")
     assert cells["start of the engine to the first prompt, of vLLM's alone"] == "≤ 1.20 **1.25 missed**"
 
 

@@ -5,13 +5,12 @@ import os
 import random
 import resource
 import threading
-from collections import deque
-from contextlib import contextmanager
 from itertools import permutations
 
 import pytest
 import torch
 from helpers_rows import DTYPES, GPU, HALF_TYPES, NEEDS_GPU, assert_same, random_rows, select, skip_float64
+from helpers_streams import Streams, at_random, by_priority
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -191,63 +190,6 @@ def test_copies_in_both_directions_while_a_block_is_computed(monkeypatch):
     assert_same(streamed(rows, table, 2, 3, "cpp", 16), expected)
 
 
-class Streams:
-    """Three CUDA streams without a GPU: work is only queued, and runs in any order that the events allow."""
-
-    def __init__(self, order):
-        self.order = order
-        self.all = []
-        self.main = self.active = self.stream()
-
-    def stream(self, device=None):
-        self.all.append(FakeStream(self))
-        return self.all[-1]
-
-    @contextmanager
-    def using(self, chosen):
-        before, self.active = self.active, chosen
-        yield
-        self.active = before
-
-    def step(self):
-        ready = [one for one in self.all if one.queue and not (one.queue[0][0] == "wait" and not one.queue[0][1][0])]
-        kind, what = self.order(ready, self.all).queue.popleft()
-        if kind == "run":
-            what()
-        elif kind == "set":
-            what[0] = True
-
-
-class FakeStream:
-    def __init__(self, streams):
-        self.streams, self.queue = streams, deque()
-
-    def record_event(self):
-        event = [False]
-        self.queue.append(("set", event))
-        return event
-
-    def wait_event(self, event):
-        self.queue.append(("wait", event))
-
-    def wait_stream(self, other):
-        self.wait_event(other.record_event())
-
-    def synchronize(self):
-        while self.queue:
-            self.streams.step()
-
-
-def by_priority(priority):
-    """Whichever of the streams that can go on comes first."""
-    return lambda ready, streams: min(ready, key=lambda one: priority.index(streams.index(one)))
-
-
-def at_random(seed):
-    draw = random.Random(seed)
-    return lambda ready, streams: draw.choice(ready)
-
-
 # Of the stream that computes, the one that comes and the one that goes.
 ORDERS = [by_priority(priority) for priority in permutations(range(3))] + [at_random(seed) for seed in range(10)]
 
@@ -256,11 +198,9 @@ ORDERS = [by_priority(priority) for priority in permutations(range(3))] + [at_ra
 def test_any_order_that_the_events_of_streams_allow_gives_the_same_bits(order, monkeypatch):
     """The waiting between streams, without a GPU; whether CUDA keeps to it only a GPU can say."""
     streams = Streams(order)
-    copy, update = stream._copy, stream.swarm_update_rows_
-    monkeypatch.setattr(torch.cuda, "Stream", streams.stream)
-    monkeypatch.setattr(torch.cuda, "stream", streams.using)
-    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: streams.main)
-    monkeypatch.setattr(stream, "open_lane", stream._Stream)
+    copy, update, lane = stream._copy, stream.swarm_update_rows_, stream.Lane
+    streams.stand_in(monkeypatch)
+    monkeypatch.setattr(stream, "Lane", lambda device: lane(torch.device("cuda")))
     monkeypatch.setattr(stream, "_copy", lambda pairs: streams.active.queue.append(("run", lambda: copy(pairs))))
 
     def queued(*arguments, **options):

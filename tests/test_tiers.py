@@ -3,12 +3,18 @@
 import random
 import threading
 from collections import Counter
+from contextlib import closing
+from functools import partial
 
 import pytest
 import torch
 from helpers_rows import assert_same, random_rows
+from helpers_streams import Streams, at_random, by_priority
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from modelswarms_fast.memory import empty_rows
+from modelswarms_fast.stream import Lane
 from modelswarms_fast.tiers import TierCache
 
 
@@ -82,6 +88,121 @@ def test_random_use_against_a_dictionary(seed, make_cache, tmp_path):
             assert_same(view, expected)  # what is held keeps its value, though its row was written
     for _, view, _ in held:
         cache.release(view)
+
+
+class Model:
+    """What the cache has to do, in the plainest words: rows in the order of use, and the rows that are held."""
+
+    def __init__(self, capacity):
+        self.capacity, self.order, self.pinned, self.held, self.orphans = capacity, [], set(), Counter(), 0
+
+    def make_room(self, spared=()):
+        if len(self.order) + self.orphans < self.capacity:
+            return True
+        for row in self.order:
+            if row not in self.pinned and row not in spared and not self.held[row]:
+                self.order.remove(row)
+                return True
+        return False
+
+    def use(self, row, spared=()):
+        """Whether the row is there now, the last in the order."""
+        if row in self.order:
+            self.order.remove(row)
+        elif not self.make_room(spared):
+            return False
+        self.order.append(row)
+        return True
+
+    def invalidate(self, row):
+        if row in self.order:
+            self.order.remove(row)
+            self.orphans += self.held.pop(row, 0) > 0
+
+
+ROWS = st.integers(0, 8)
+ACTIONS = st.one_of(
+    st.tuples(st.just("get"), ROWS),
+    st.tuples(st.just("hold"), ROWS),
+    st.tuples(st.just("release"), st.integers(0, 3)),
+    st.tuples(st.just("prefetch"), st.lists(ROWS, max_size=5)),
+    st.tuples(st.just("pin"), st.sets(ROWS, max_size=3)),
+    st.tuples(st.just("invalidate"), ROWS),
+)
+
+
+@settings(max_examples=150, deadline=None)
+@given(capacity=st.integers(1, 5), actions=st.lists(ACTIONS, min_size=10, max_size=80))
+def test_eviction_against_a_plain_model(capacity, actions):
+    """After each step the same rows are there, in the same order of use, and no pinned row has left that was there."""
+    rows = random_rows(9, 20, torch.float32, 0)
+    cache, model, held = TierCache(rows, capacity), Model(capacity), []  # held: row, view, whether it was invalidated
+    with closing(cache):
+        for action, what in actions:
+            kept = model.pinned.intersection(model.order) - ({what} if action == "invalidate" else set())
+            if action in ("get", "hold"):
+                if model.use(what):
+                    view = cache.get(what)
+                    assert_same(view, rows[what])
+                    if action == "get":
+                        cache.release(view)
+                    else:
+                        held.append([what, view, False])
+                        model.held[what] += 1
+                else:
+                    with pytest.raises(MemoryError, match=f"^Row {what} of"):
+                        cache.get(what)
+            elif action == "release" and held:
+                row, view, orphaned = held.pop(what % len(held))
+                cache.release(view)
+                if not orphaned:
+                    model.held[row] -= 1
+                elif not any(other.data_ptr() == view.data_ptr() for _, other, _ in held):
+                    model.orphans -= 1
+            elif action == "prefetch":
+                cache.prefetch(what)
+                for row in what:
+                    if not model.use(row, what):
+                        break
+            elif action == "pin":
+                cache.pin(what)
+                model.pinned = what
+            elif action == "invalidate":
+                cache.invalidate([what])
+                model.invalidate(what)
+                held = [[row, view, orphaned or row == what] for row, view, orphaned in held]
+            assert list(cache._entries) == model.order
+            assert kept <= set(cache._entries)
+            assert cache._arena.free == capacity - len(model.order) - model.orphans
+
+
+@pytest.mark.parametrize("order", [by_priority((0, 1)), by_priority((1, 0)), *map(at_random, range(10))])
+def test_a_row_is_there_when_the_stream_that_asked_gets_to_it(order, monkeypatch, tmp_path):
+    """Rows of memory and file, copies on a stream beside the one that computes; whether CUDA does so, a GPU says."""
+    streams = Streams(order)
+    rows = empty_rows(8, 3000, torch.float32, folder=tmp_path, spilled=3)
+    rows.copy_(random_rows(8, 3000, torch.float32, 0))
+    truth, wrong = rows.clone(), []
+    with monkeypatch.context() as patch:
+        streams.stand_in(patch)
+        cache = TierCache(rows, 3)
+        cache._lane = Lane(torch.device("cuda"))
+        copy, draw = cache._copy, random.Random(0)
+        cache._copy = lambda place, row: streams.active.queue.append(("run", lambda: copy(place, row)))
+
+        def compare(row, view):
+            if not torch.equal(view, truth[row]):
+                wrong.append(row)
+
+        for _ in range(40):
+            cache.prefetch(draw.sample(range(8), 2))
+            row = draw.randrange(8)
+            view = cache.get(row)
+            streams.main.queue.append(("run", partial(compare, row, view)))
+            cache.release(view)
+        cache.close()
+        streams.main.synchronize()
+    assert not wrong
 
 
 def test_threads_share_a_cache(make_cache):
