@@ -269,8 +269,8 @@ def evaluate_targets() -> Iterator[Target]:
         20,
         True,
         lambda run: {
-            name.rpartition(" ")[2]: one["ratio"]
-            for row in run.find("search", published=True)
+            name.rpartition(" ")[2] + (", 2 engines" if row.get("engines") == 2 else ""): one["ratio"]
+            for row in run.find("search", published=True, stop_early=False)
             for name, one in row["baselines"].items()
         },
         "{:.3g}x".format,
