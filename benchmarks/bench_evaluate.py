@@ -1,15 +1,15 @@
 """Evaluation of a whole swarm against the plain base model, and what it costs beside the engine.
 
-Most rows hold one iteration of the loop of a search (iterations.py), measured beside the plain base model on the merged
-engine: the same prompts, as many new tokens each, its prefix cache emptied for every particle. Besides what every row
-has (measure.py):
+Most rows hold one iteration of the loop of a search (iterations.py), measured beside the plain base model on an engine
+of the same settings (base_model.py): the same prompts, as many new tokens each, a pass for each particle without the
+cached prefixes of the one before. The two take turns at every step. Besides what every row has (measure.py):
 
     serve, state, particles, prompts    what was evaluated; prompts are those of all particles
     prompts/s                           prompts of a full evaluation / seconds of the iteration
     share_of_base                       prompts/s over those of the base model in the same row
     idle_share                          of the iteration, the part in which the engine made no step
     phases                              seconds of update, load, generate and score
-    stop_early                          whether examples that could decide nothing were dropped
+    stop_early                          whether examples that could decide nothing were dropped (bench_search.py)
     evaluated_prompts, tokens           what was generated for
     overhead_seconds                    row "driver": of an iteration of 100 particles, everything but load, generate
                                         and score, with a fake engine that answers at once
@@ -23,7 +23,6 @@ from __future__ import annotations
 import functools
 import json
 import shutil
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -34,22 +33,14 @@ from typing import Any
 
 import pytest
 import torch
+from base_model import BaseModel, llm_beside
 from engines import PARTICLES, SERVES, config, engine, experts
-from iterations import (
-    Iteration,
-    base_model,
-    fresh_experts,
-    fresh_swarm,
-    iterate,
-    known,
-    utility_of_benchmark,
-)
+from iterations import Iteration, fresh_experts, fresh_swarm, initial_passes, iterate, utility_of_benchmark
 from measure import CORES, Measure
 from safetensors.torch import load_file, save_file
 
 from modelswarms_fast import loop
 from modelswarms_fast.base import PACKAGED, resolve_base
-from modelswarms_fast.config import EngineConfig
 from modelswarms_fast.engines import Completion, Request
 from modelswarms_fast.evaluate import Evaluator
 from modelswarms_fast.journal import open_run
@@ -70,11 +61,43 @@ def prompts_of(measure: Measure) -> int:
 
 @pytest.mark.parametrize("serve", SERVES)
 def test_serve(measure: Measure, serve: str) -> None:
-    """Ten particles."""
-    measure_iteration(measure, f"{serve}, {PARTICLES} particles", serve, PARTICLES, prompts_of(measure))
+    """Ten particles beside the base model."""
+    server, prompts = engine(serve), prompts_of(measure)
+    passes, found = initial_passes(PARTICLES, prompts), list[Iteration]()
+    base = BaseModel(llm_beside(serve), passes)
+
+    def ours() -> None:
+        found.append(iterate(server, serve, prompts=prompts, base=base))
+
+    measure.row(
+        f"{serve}, {PARTICLES} particles", ours, rounds=1, warmup=False, memory=False, serve=serve,
+        state=config(serve).state, particles=PARTICLES, prompts=PARTICLES * prompts, stop_early=False, threads=CORES,
+    )  # fmt: skip
+    (one,) = found
+    share = base.seconds / one.seconds
+    measure.benchmark.extra_info.update(
+        facts_of(one, PARTICLES * prompts)
+        | {
+            "baselines": {"base model": {"seconds": base.seconds, "ratio": share}},
+            "share_of_base": share,
+            "base_tokens": base.tokens,
+        }
+    )
+    server.restore()
 
 
-@pytest.mark.skipif("mixture" not in SERVES, reason="no engine serves mixtures")
+def facts_of(one: Iteration, prompts: int) -> dict[str, Any]:
+    """Of an iteration with so many prompts in a full evaluation, the base model's seconds taken off."""
+    return {
+        "seconds": one.seconds,
+        "prompts/s": prompts / one.seconds,
+        "idle_share": one.idle_share,
+        "evaluated_prompts": one.prompts,
+        "tokens": one.tokens,
+        "phases": one.phases,
+    }
+
+
 def test_many_in_one_batch(measure: Measure) -> None:
     """A thousand particles as mixtures, two prompts each (with --quick a hundred); no base model beside them."""
     particles, prompts = MANY // 10 if measure.quick else MANY, 2
@@ -87,66 +110,7 @@ def test_many_in_one_batch(measure: Measure) -> None:
         f"mixture, {particles:,} particles", ours, rounds=1, warmup=False, memory=False, serve="mixture",
         state="mixture", particles=particles, prompts=particles * prompts, stop_early=False, threads=CORES,
     )  # fmt: skip
-    one = found[-1]
-    measure.benchmark.extra_info.update(
-        {
-            "seconds": one.seconds,
-            "prompts/s": particles * prompts / one.seconds,
-            "idle_share": one.idle_share,
-            "evaluated_prompts": one.prompts,
-            "tokens": one.tokens,
-            "phases": one.phases,
-        }
-    )
-    server.restore()
-
-
-@pytest.mark.skipif("stop_early" not in EngineConfig.__dataclass_fields__, reason="no early stopping")
-def test_stop_early(measure: Measure) -> None:
-    """The iteration after the first evaluation, whose scores are known; every prompt counts that a full one has."""
-    measure_iteration(
-        measure, f"merged, stop_early, {PARTICLES} particles", "merged", PARTICLES, prompts_of(measure), stop_early=True
-    )
-
-
-def measure_iteration(
-    measure: Measure, row: str, serve: str, particles: int, prompts: int, *, stop_early: bool = False
-) -> None:
-    """A row of an iteration beside the base model."""
-    server, work = engine(serve), known(particles, prompts)
-    found: list[Iteration] = []
-    since, settings = (work, {"stop_early": True}) if stop_early else (None, {})
-    chosen = config(serve, **settings)
-
-    def ours() -> float:
-        found.append(iterate(server, serve, prompts=prompts, particles=particles, since=since, **settings))
-        return found[-1].seconds
-
-    def base() -> None:
-        base_model(work, prompts)
-
-    # What the iteration itself says it took: reading the experts again is no part of it.
-    info = measure.row(
-        row, ours, baselines={"base model": base}, rounds=1, warmup=False, memory=False,
-        serve=serve, state=chosen.state, particles=particles, prompts=particles * prompts, stop_early=stop_early,
-        threads=CORES,
-    )  # fmt: skip
-    seconds, middle = statistics.median(one.seconds for one in found), found[-1]
-    of_base = info["baselines"]["base model"]
-    of_base["ratio"] = of_base["seconds"] / seconds
-    measure.benchmark.extra_info.update(
-        {
-            "seconds": seconds,
-            "baselines": info["baselines"],
-            "prompts/s": particles * prompts / seconds,
-            "share_of_base": of_base["ratio"],
-            "idle_share": middle.idle_share,
-            "evaluated_prompts": middle.prompts,
-            "tokens": middle.tokens,
-            "base_tokens": sum(map(sum, work.tokens.values())),
-            "phases": middle.phases,
-        }
-    )
+    measure.benchmark.extra_info.update(facts_of(found[-1], particles * prompts))
     server.restore()
 
 
@@ -192,8 +156,7 @@ def test_driver(measure: Measure) -> None:
     wall: list[float] = []
 
     def run() -> None:
-        swarm = fresh_swarm(DRIVEN, iterations)
-        swarm.config.__dict__["patience"] = iterations + 1  # every move scores the same, and none is the last
+        swarm = fresh_swarm(DRIVEN, iterations, patience=iterations + 1)  # all moves score alike, none is the last
         rows = Particles(fresh_experts(0), swarm, config("merged", state="mixture"), torch.device("cpu"))
         evaluator = Evaluator(FakeEngine(DRIVEN), utility_of_benchmark(4), splits=("dev",))  # type: ignore[arg-type]
         with tempfile.TemporaryDirectory() as folder:

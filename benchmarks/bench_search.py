@@ -1,80 +1,122 @@
-"""Whole searches with the seconds of each phase, and one iteration against the published code's.
+"""Searches with the seconds of each phase, what early stopping saves, and an iteration against the published code's.
 
 Besides what every row has (measure.py): serve, state, engines, stop_early, particles, iterations, prompts, tokens,
 prompts_per_second and phases of a search's summary (`total` has the engine's start, `setup`, and the tests in it).
 
+Rows of early stopping (early.py) have the moves of a search in them, beside the base model:
+
+    task                               a skill, whose expert scores high from the start, or the mix of four
+    share_of_base                      prompts of a full evaluation a second, over those of the base model
+    evaluated_share                    of the examples of a full evaluation, those that were evaluated
+    least_share                        and those that no exact order could have left out
+    same_moves                         moves whose decisions were those of the full search, until the first that was not
+    full_seconds                       of the moves of the full search, which ran before
+    personal_bests, each_move          before each move, and of it
+
 Rows of an iteration against the published code (--model-swarm) have the fact `published` and two baselines: in float16,
-which it asks for, and in bfloat16, in which ours runs; without float16 arithmetic a CPU is faster in it. Besides
-seconds and ratio these say measured_particles (so many were measured; the seconds are scaled to all) and, of one
-particle, the seconds of update and evaluate, and of the pauses that were left out (sleep).
+which it asks for, and in bfloat16, in which ours runs; without float16 arithmetic a CPU is faster in it. Each round
+measures another one of its particles in both, and then ours. Besides seconds and ratio these say measured_particles
+(the seconds are their median, times the particles) and, of a particle, the median seconds of update and evaluate, and
+of the pauses that were left out (sleep).
 """
 
 from __future__ import annotations
 
 import functools
+import statistics
 import tempfile
 from pathlib import Path
 from typing import Any
 
 import pytest
-from engines import DATA, EXAMPLES, MAX_MODEL_LEN, SERVES, engine, experts, write_data
-from iterations import Iteration, iterate, known
+from early import stopped_early
+from engines import DATA, EXAMPLES, MAX_MODEL_LEN, PARTICLES, SERVES, config, engine, experts, write_data
+from iterations import iterate, utility_of_benchmark
 from measure import CORES, Measure
 from published import published_iteration
 
 from modelswarms_fast import search
 from modelswarms_fast.base import PACKAGED, resolve_base
-from modelswarms_fast.config import EngineConfig
+from modelswarms_fast.engines import start_engine
 
 pytest.importorskip("vllm")
-SETTINGS = EngineConfig.__dataclass_fields__
 
 
 @functools.cache
-def published(clone: Path, prompts: int, measured: int) -> dict[str, dict[str, Any]]:
-    """An iteration of the published code in both dtypes, by the name of the baseline."""
+def published(clone: Path, prompts: int, particle: int, dtype: str) -> dict[str, Any]:
+    """A particle's iteration by the published code, measured once."""
     folders = [EXAMPLES / "experts" / name for name in experts().names]
     with tempfile.TemporaryDirectory() as folder:
         data = write_data(Path(folder, "data.json"), prompts)
-        base = resolve_base(PACKAGED)
-        return {
-            f"published code, {dtype or 'float16'}": published_iteration(
-                clone, folders, base, data, measured=measured, dtype=dtype
-            )
-            for dtype in ("", "bfloat16")
-        }
+        return published_iteration(clone, folders, resolve_base(PACKAGED), data, measured=[particle], dtype=dtype)
 
 
-@pytest.mark.parametrize("stop_early", [False, True])
-def test_published(measure: Measure, model_swarm: Path, stop_early: bool) -> None:
+@pytest.mark.parametrize("engines", [1, 2])
+def test_published(measure: Measure, model_swarm: Path, engines: int) -> None:
     """One iteration of eight particles, one an expert, the same prompts and the same limit of new tokens.
+
+    On a CPU, two engines on half the cores each are faster than one on all.
 
     It comes first: vLLM's groups of processes, which engines in one process share, end with the engine of a search.
     """
-    if stop_early and "stop_early" not in SETTINGS:
-        pytest.skip("no early stopping")
-    prompts, particles = 20 if measure.quick else 200, len(experts().names)
-    server, found = engine("merged"), list[Iteration]()
-    since = known(particles, prompts) if stop_early else None
-    settings = {"stop_early": True} if stop_early else {}
-    theirs = published(model_swarm, prompts, 1)
+    particles, (prompts, rounds) = len(experts().names), (20, 1) if measure.quick else (200, 3)
+    server, ours, theirs = engine("merged"), list[Any](), dict[str, list[dict[str, Any]]]()
+    if engines > 1:
+        server = start_engine(resolve_base(PACKAGED), experts(), config("merged", engines=engines))
 
-    def ours() -> None:
-        found.append(iterate(server, "merged", prompts=prompts, particles=particles, since=since, **settings))
+    def run(dtype: str) -> None:
+        found = theirs.setdefault(dtype or "float16", [])
+        found.append(published(model_swarm, prompts, len(found), dtype))
 
     measure.row(
-        f"iteration{', stop_early' if stop_early else ''}, {particles} particles", ours, rounds=2, warmup=False,
-        memory=False, serve="merged", state="weights", particles=particles, prompts=particles * prompts,
-        stop_early=stop_early, published=True, threads=CORES,
+        f"iteration, {particles} particles" + (f", {engines} engines" if engines > 1 else ""),
+        lambda: ours.append(iterate(server, "merged", prompts=prompts, particles=particles)),
+        baselines={"float16": lambda: run(""), "bfloat16": lambda: run("bfloat16")},
+        rounds=rounds, warmup=False, memory=False, serve="merged", state="weights", particles=particles,
+        prompts=particles * prompts, engines=engines, stop_early=False, published=True, threads=CORES,
     )  # fmt: skip
-    seconds = sum(one.seconds for one in found) / len(found)
-    measure.benchmark.extra_info.update(
-        {
-            "seconds": seconds,
-            "baselines": {name: one | {"ratio": one["seconds"] / seconds} for name, one in theirs.items()},
-            "phases": found[-1].phases,
+    seconds = statistics.median(one.seconds for one in ours)
+    baselines: dict[str, dict[str, Any]] = {}
+    for dtype, found in theirs.items():
+        median = {
+            name: statistics.median(one[name] for one in found) for name in ("seconds", "update", "evaluate", "sleep")
         }
-    )
+        baselines[f"published code, {dtype}"] = {
+            **median,
+            "ratio": median["seconds"] / seconds,
+            "measured_particles": len(found),
+            "particle_seconds": [one["update"] + one["evaluate"] for one in found],
+            "dtype": found[0]["dtype"],
+        }
+    facts = {"seconds": seconds, "baselines": baselines, "phases": ours[-1].phases}
+    facts["dtype"] = str(server.dtype).removeprefix("torch.")
+    measure.benchmark.extra_info.update(facts)
+    server.restore()
+    if engines > 1:
+        server.close()
+
+
+FULL = pytest.mark.usefixtures("full")
+
+
+@pytest.mark.parametrize(
+    ("serve", "domain"),
+    [("merged", "addition"), pytest.param("mixture", "addition", marks=FULL), pytest.param("merged", None, marks=FULL)],
+)
+def test_stop_early(measure: Measure, serve: str, domain: str | None) -> None:
+    """The moves of a search, with and without; before the searches, for the same reason."""
+    task, (prompts, moves) = domain or "mix", (12, 2) if measure.quick else (100, 6)
+    found: dict[str, Any] = {}
+    server = engine(serve)
+
+    def run() -> None:
+        found.update(stopped_early(server, serve, utility_of_benchmark(prompts, domain), moves))
+
+    measure.row(
+        f"{task}, {serve}, stop_early, {PARTICLES} particles", run, rounds=1, warmup=False, memory=False, serve=serve,
+        state=config(serve).state, task=task, particles=PARTICLES, iterations=moves, stop_early=True, threads=CORES,
+    )  # fmt: skip
+    measure.benchmark.extra_info.update(found)
     server.restore()
 
 
@@ -94,13 +136,7 @@ def test_serve(measure: Measure, tmp_path: Path, serve: str) -> None:
     measure_search(measure, tmp_path, f"{serve}, state {state}", serve=serve, state=state)
 
 
-@pytest.mark.skipif("stop_early" not in SETTINGS, reason="no early stopping")
-def test_stop_early(measure: Measure, tmp_path: Path) -> None:
-    measure_search(measure, tmp_path, "merged, stop_early", stop_early=True)
-
-
 @pytest.mark.usefixtures("full")
-@pytest.mark.skipif("engines" not in SETTINGS, reason="one engine only")
 def test_engines(measure: Measure, tmp_path: Path) -> None:
     """Two engines share the cores that one has in the other rows."""
     measure_search(measure, tmp_path, "merged, 2 engines", engines=2)

@@ -77,10 +77,13 @@ def plain_vllm() -> Any:
     )
 
 
-def write_data(file: Path, prompts: int) -> Path:
-    """An evaluation file whose dev split has so many of the example prompts; more than the examples' own dev has."""
+def write_data(file: Path, prompts: int, domain: str | None = None) -> Path:
+    """An evaluation file whose dev split has so many of the example prompts, of one skill or of all that are mixed.
+
+    More than the examples' own dev has, of both splits together.
+    """
     content = json.loads(DATA.read_text())
-    everything = content["dev"] + content["test"]
+    found = [one for one in content["dev"] + content["test"] if domain in (None, one["domain"])]
     file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps({"dataset": DATASET, "dev": everything[:prompts], "test": everything[-4:]}))
+    file.write_text(json.dumps({"dataset": DATASET, "dev": found[:prompts], "test": found[-4:]}))
     return file

@@ -5,9 +5,9 @@
 
 `plain` is vLLM alone, in this process as ours is (with worker processes it starts more slowly), with the settings that
 its CPU build needs. `start` ends with the first prompt; `iteration` goes on with one particle after the other, or with
-the base model as often. `search` is a whole search over the experts in a folder, without a canary unless one is named. The last
-line printed is the peak in bytes; the line before it, but for `start`, the peak without pages of files, looked at every
-hundredth of a second.
+the base model as often. `search` is a whole search over the experts in a folder, without a canary unless one is named.
+The last line printed is the peak in bytes; the line before it, but for `start`, the peak without pages of files,
+looked at every hundredth of a second.
 """
 
 from __future__ import annotations

@@ -1,34 +1,36 @@
-"""Whole iterations of a search on an engine that runs: the loop of `search` itself, without its start and its tests."""
+"""Iterations of a search on an engine that runs: the loop of `search` itself, without its start and its tests."""
 
 from __future__ import annotations
 
 import functools
 import json
-import math
 import tempfile
 import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from base_model import BaseModel, Pass, beside
 from engines import EXAMPLES, PARTICLES, config, engine, write_data
 
 from modelswarms_fast import loop
 from modelswarms_fast.config import SwarmConfig
-from modelswarms_fast.engines import Request, complete
 from modelswarms_fast.evaluate import Evaluator
 from modelswarms_fast.experts import read_experts
 from modelswarms_fast.journal import open_run
 from modelswarms_fast.memory import empty_rows
 from modelswarms_fast.particles import Particles
-from modelswarms_fast.progress import Progress
 from modelswarms_fast.rows import count_rows
-from modelswarms_fast.scores import Tally
+from modelswarms_fast.scores import Limits, Tally
 from modelswarms_fast.swarm import Swarm
 from modelswarms_fast.utilities import Utility, load_utility
 
 SEED = 1
+# What a line of the history says of what was decided.
+DECISIONS = ("evaluated", "restarts", "improved", "global_best", "global_worst")
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,11 @@ class Iteration:
     busy: float
     prompts: int
     tokens: int
+    decisions: dict[str, Any]
+    scores: dict[int, list[float | None]]
+    """By particle; None where an example was left out."""
+    limits: dict[int, Limits]
+    """What each utility was compared with; none of them where the particles start."""
 
     @property
     def idle_share(self) -> float:
@@ -47,53 +54,98 @@ class Iteration:
         return 1 - self.busy / self.seconds
 
 
-@dataclass(frozen=True)
-class Known:
-    """Scores [P][N] of the initial particles, and how many tokens each of their completions has."""
+class NotingEvaluator(Evaluator):
+    """Keeps all scores and limits. Those of the initial particles may be known."""
 
-    scores: dict[int, list[float]]
-    tokens: dict[int, list[int]]
+    known: Mapping[int, Sequence[float | None]] | None = None
 
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.rounds: list[dict[int, Tally]] = []
 
-@functools.cache
-def utility_of_benchmark(prompts: int) -> Utility:
-    """So many of the example prompts."""
-    with tempfile.TemporaryDirectory() as folder:
-        return load_utility("exact_match", write_data(Path(folder, "data.json"), prompts))
-
-
-class HeadStart(Evaluator):
-    """Knows the scores of the initial particles, so that the first iteration begins at once."""
-
-    known: Known | None = None
-
-    def rows(self, *args: Any, **kwargs: Any) -> Any:
+    def rows(self, *args: Any, **kwargs: Any) -> dict[int, Tally]:
         """What is known, once; then what the engine says."""
-        if self.known is not None:
-            tallies = {}
-            for particle, scores in self.known.scores.items():
-                tallies[particle] = Tally(len(scores))
-                tallies[particle].scores = list(scores)
-            self.known = None
-            self._expected["dev"].learn({particle: tally.scores for particle, tally in tallies.items()})
-            return tallies
-        return super().rows(*args, **kwargs)
+        if not self.rounds and self.known is not None:
+            tallies = {particle: Tally(len(scores)) for particle, scores in self.known.items()}
+            for particle, tally in tallies.items():
+                tally.scores = list(self.known[particle])
+            self._expected["dev"].learn(self.known)
+        else:
+            tallies = super().rows(*args, **kwargs)
+        self.rounds.append(tallies)
+        return tallies
+
+
+class Bar:
+    """In the place of the bar of a search: notes how long the base model has worked by the end of each iteration."""
+
+    asked = False
+
+    def __init__(self, base: BaseModel | None) -> None:
+        self._base = base
+        self.others = [0.0]
+
+    def particle(self, prompts: int) -> None:
+        """Nothing to do."""
+
+    def iteration(self, *numbers: float) -> None:
+        """One has ended."""
+        self.others.append(0.0 if self._base is None else self._base.seconds)
 
 
 @functools.cache
-def known(particles: int, prompts: int) -> Known:
-    """Of the initial particles, by the merged engine."""
-    server, utility = engine("merged"), utility_of_benchmark(prompts)
-    moved = Particles(fresh_experts(0), fresh_swarm(particles, 0), config("merged", state="mixture"), server.device)
-    tokenized = [list(ids) for ids in server.tokenizer(utility.prompts["dev"])["input_ids"]]
-    scores, tokens = {}, {}
-    for particle in range(particles):
-        server.load(0, moved.row(particle))
-        completions = complete(server, [Request(0, prompt) for prompt in tokenized], utility.max_tokens)
-        scores[particle] = utility.score("dev", [completion.text for completion in completions])
-        tokens[particle] = [completion.tokens for completion in completions]
+def utility_of_benchmark(prompts: int, domain: str | None = None) -> Utility:
+    """So many of the example prompts, of one skill or mixed."""
+    with tempfile.TemporaryDirectory() as folder:
+        return load_utility("exact_match", write_data(Path(folder, "data.json"), prompts, domain))
+
+
+@contextmanager
+def noted(server: Any) -> Iterator[list[Pass]]:
+    """What an engine is asked for: a pass for each load, its prompts with as many tokens as each was answered with."""
+    passes: list[Any] = []
+    of_slot: dict[int, list[Any]] = {}
+    asked: dict[int, tuple[list[Any], int]] = {}
+    own = {name: getattr(server, name) for name in ("load", "load_mixture", "submit", "step")}
+
+    def loading(name: str) -> Any:
+        def load(slot: int, values: torch.Tensor) -> None:
+            own[name](slot, values)
+            of_slot[slot] = []
+            passes.append(of_slot[slot])
+
+        return load
+
+    def submit(key: int, request: Any, max_tokens: int) -> None:
+        own["submit"](key, request, max_tokens)
+        asked[key] = of_slot[request.slot], len(of_slot[request.slot])
+        of_slot[request.slot].append((request.prompt, max_tokens))
+
+    def step() -> Any:
+        ended = own["step"]()
+        for key, completion in ended:
+            one, index = asked.pop(key)
+            one[index] = one[index][0], completion.tokens
+        return ended
+
+    replaced = {"load": loading("load"), "load_mixture": loading("load_mixture"), "submit": submit, "step": step}
+    for name, method in replaced.items():
+        setattr(server, name, method)
+    try:
+        yield passes
+    finally:
+        for name in replaced:
+            delattr(server, name)
+
+
+@functools.cache
+def initial_passes(particles: int, prompts: int) -> Sequence[Pass]:
+    """What the initial particles are asked, and how long their answers are, by the merged engine."""
+    server = engine("merged")
+    with noted(server) as passes:
+        iterate(server, "merged", prompts=prompts, particles=particles)
     server.restore()
-    return Known(scores, tokens)
+    return passes
 
 
 def fresh_experts(particles: int) -> Any:
@@ -105,67 +157,87 @@ def fresh_experts(particles: int) -> Any:
     return read_experts(EXAMPLES / "experts", place=place)
 
 
-def fresh_swarm(particles: int, iterations: int) -> Swarm:
+def fresh_swarm(particles: int, iterations: int, **settings: Any) -> Swarm:
     """A swarm that has not begun."""
     count = sum(path.is_dir() for path in (EXAMPLES / "experts").iterdir())
-    return Swarm(SwarmConfig(particles=particles, iterations=iterations, seed=SEED), count)
+    return Swarm(SwarmConfig(particles=particles, iterations=iterations, seed=SEED, **settings), count)
 
 
 def iterate(
-    server: Any, serve: str, *, prompts: int, particles: int = PARTICLES, since: Known | None = None, **settings: Any
+    server: Any, serve: str, *, prompts: int, particles: int = PARTICLES, base: BaseModel | None = None
 ) -> Iteration:
-    """One iteration of the loop on a running engine, its update and its line in the journal included.
+    """One iteration of the loop on a running engine: the particles are evaluated where they start, and moved once."""
+    swarm, rows, ran = _loop(server, serve, utility_of_benchmark(prompts), particles, 0, base=base)
+    plan, one = swarm.plan(), ran[-1]
+    start = time.perf_counter()
+    rows.update(plan)
+    seconds = time.perf_counter() - start
+    return Iteration(**(vars(one) | {"seconds": one.seconds + seconds, "phases": one.phases | {"update": seconds}}))
 
-    The particles are evaluated where they start, or, with what is known of that, where their first move brings them.
-    """
-    chosen = config(serve, **settings)
-    swarm = fresh_swarm(particles, 0 if since is None else 1)
+
+def search_moves(
+    server: Any,
+    serve: str,
+    utility: Utility,
+    moves: int,
+    *,
+    particles: int = PARTICLES,
+    stop_early: bool = False,
+    known: Mapping[int, Sequence[float | None]] | None = None,
+    base: BaseModel | None = None,
+    pace: float = 1.0,
+) -> list[Iteration]:
+    """The evaluation of the initial particles (or what is known of it), and the iterations of so many moves."""
+    settings = {"stop_early": stop_early, "known": known, "base": base, "pace": pace}
+    return _loop(server, serve, utility, particles, moves, **settings)[-1]
+
+
+def _loop(
+    server: Any,
+    serve: str,
+    utility: Utility,
+    particles: int,
+    moves: int,
+    *,
+    stop_early: bool = False,
+    known: Mapping[int, Sequence[float | None]] | None = None,
+    base: BaseModel | None = None,
+    pace: float = 1.0,
+) -> tuple[Swarm, Particles, list[Iteration]]:
+    chosen = config(serve, stop_early=stop_early)
+    swarm = fresh_swarm(particles, moves)
     rows = Particles(fresh_experts(particles if chosen.state == "weights" else 0), swarm, chosen, server.device)
-    evaluator = HeadStart(server, utility_of_benchmark(prompts), splits=("dev",))
-    evaluator.known = since
-    steps: list[tuple[float, float]] = []
+    evaluator, bar = NotingEvaluator(server, utility, splits=("dev",)), Bar(base)
+    evaluator.known = known
+    limits: list[dict[int, Limits]] = []
+    plan = swarm.plan
 
-    def watch(what: str, lane: int, start: float, end: float) -> None:
-        evaluator.trace.watch(what, lane, start, end)
-        if what == "step":
-            steps.append((start, end))
+    def planned() -> Any:
+        limits.append(loop._limits(swarm, utility))
+        return plan()
 
-    server.watch = watch
+    swarm.plan = planned  # type: ignore[method-assign]
     with tempfile.TemporaryDirectory() as folder:
-        with open_run(Path(folder, "run"), {}) as journal, Progress(False, 1, particles) as bar:
-            loop._run(swarm, rows, evaluator, journal, bar, stop_early=chosen.stop_early)
-        line = json.loads(Path(folder, "run", "history.jsonl").read_text().splitlines()[-1])
-    server.watch = None
-    phases = dict(line["seconds"])
-    seconds = phases.pop("total")
-    if since is None:
-        plan = swarm.plan()
-        start = time.perf_counter()
-        rows.update(plan)
-        phases["update"] = time.perf_counter() - start
-        seconds += phases["update"]
-    return Iteration(seconds, phases, covered(steps), line["prompts"], line["tokens"])
-
-
-def covered(spans: list[tuple[float, float]]) -> float:
-    """Seconds in which at least one of the spans ran."""
-    total, end = 0.0, -math.inf
-    for first, last in sorted(spans):
-        total += max(0.0, last - max(first, end))
-        end = max(end, last)
-    return total
-
-
-def base_model(work: Known, prompts: int) -> None:
-    """The plain base model on the merged engine: the same prompts and numbers of tokens, prefixes anew a particle."""
-    from vllm import SamplingParams
-
-    server, utility = engine("merged"), utility_of_benchmark(prompts)
-    server.restore()
-    tokenized = [{"prompt_token_ids": list(ids)} for ids in server.tokenizer(utility.prompts["dev"])["input_ids"]]
-    for counts in work.tokens.values():
-        server.llm.reset_prefix_cache()
-        lengths = [
-            SamplingParams(temperature=0.0, max_tokens=count, ignore_eos=True, detokenize=False) for count in counts
-        ]
-        server.llm.generate(tokenized, lengths, use_tqdm=False)
+        with open_run(Path(folder, "run"), {}) as journal, beside(server, base, pace):
+            loop._run(swarm, rows, evaluator, journal, bar, stop_early=stop_early)  # type: ignore[arg-type]
+        lines = [json.loads(line) for line in Path(folder, "run", "history.jsonl").read_text().splitlines()]
+    server.watch, swarm.plan = None, plan  # type: ignore[method-assign]
+    ran = []
+    for index, line in enumerate(lines):
+        other = bar.others[index + 1] - bar.others[index]
+        phases = dict(line["seconds"])
+        total = phases.pop("total")
+        phases["generate"] -= other
+        ran.append(
+            Iteration(
+                seconds=total - other,
+                phases=phases,
+                busy=(1 - line["engine_idle_share"]) * total,
+                prompts=line["prompts"],
+                tokens=line["tokens"],
+                decisions={name: line[name] for name in DECISIONS},
+                scores={particle: tally.scores for particle, tally in evaluator.rounds[index].items()},
+                limits=limits[index - 1] if index else {},
+            )
+        )
+    return swarm, rows, ran

@@ -221,10 +221,10 @@ def evaluate_targets() -> Iterator[Target]:
     def whole(fact: str, **facts: Any) -> Callable[[Run], dict[str, float]]:
         return lambda run: {row["serve"]: row[fact] for row in run.find("evaluate", **facts) if fact in row}
 
-    def named(row: str, value: Callable[[Row], float]) -> Callable[[Run], dict[str, float]]:
+    def worst(fact: str, value: Callable[[Row], float] | None = None) -> Callable[[Run], dict[str, float]]:
         def values(run: Run) -> dict[str, float]:
-            found = [one for one in run.find("evaluate") if one["row"].startswith(row)]
-            return {"": value(found[0])} if found else {}
+            found = [value(row) if value else float(row[fact]) for row in run.find("evaluate") if fact in row]
+            return {"": max(found)} if found else {}
 
         return values
 
@@ -243,10 +243,12 @@ def evaluate_targets() -> Iterator[Target]:
         "{:,.0f}".format,
     )
     yield Target(
-        "a whole iteration with `stop_early`, prompts of a full evaluation a second, of the plain base model's",
+        "moves with `stop_early`, prompts of a full evaluation a second, of the plain base model's",
         1.3,
         True,
-        whole(share, particles=10, stop_early=True),
+        lambda run: {
+            f"{row['task']}, {row['serve']}": row[share] for row in run.find("search", stop_early=True) if share in row
+        },
     )
     yield Target(
         "idle share of the engine in an iteration",
@@ -259,7 +261,7 @@ def evaluate_targets() -> Iterator[Target]:
         "driver of 100 particles, an iteration beside the engine's part",
         5e-3,
         False,
-        named("driver", lambda row: row["overhead_seconds"]),
+        worst("overhead_seconds"),
         seconds_text,
     )
     yield Target(
@@ -267,8 +269,8 @@ def evaluate_targets() -> Iterator[Target]:
         20,
         True,
         lambda run: {
-            f"{name.rpartition(' ')[2]}{', stop_early' if row['stop_early'] else ''}": one["ratio"]
-            for row in run.find("search", published=True)
+            name.rpartition(" ")[2] + (", 2 engines" if row.get("engines") == 2 else ""): one["ratio"]
+            for row in run.find("search", published=True, stop_early=False)
             for name, one in row["baselines"].items()
         },
         "{:.3g}x".format,
@@ -277,7 +279,7 @@ def evaluate_targets() -> Iterator[Target]:
         "memory beyond vLLM alone and the rows",
         200e6,
         False,
-        named("start", lambda row: row["beyond_bytes"]),
+        worst("beyond_bytes"),
         bytes_text,
     )
     yield Target(
@@ -297,5 +299,5 @@ def evaluate_targets() -> Iterator[Target]:
         "start of the engine to the first prompt, of vLLM's alone",
         1.2,
         False,
-        named("start", lambda row: 1 / ratio("vLLM alone")(row)),
+        worst("beyond_bytes", lambda row: 1 / ratio("vLLM alone")(row)),
     )

@@ -97,17 +97,17 @@ class Published:
 
 
 def published_iteration(
-    clone: Path, experts: Sequence[Path], base: Path, data: Path, *, measured: int, dtype: str = ""
+    clone: Path, experts: Sequence[Path], base: Path, data: Path, *, measured: Sequence[int], dtype: str = ""
 ) -> dict[str, Any]:
     """One iteration of the published code, one particle an expert, in a copy of the clone on tmpfs.
 
-    Only `measured` of the particles are moved and evaluated; the rest of the iteration is taken to be as fast. Its
+    Only the particles `measured` are moved and evaluated; the rest of the iteration is taken to be as fast. Its
     process pools, which it starts anew twice an iteration, and its pauses are not in the time. dtype: of the model
     instead of the float16 that it asks for.
 
     Returns:
-        seconds (of all particles), measured_particles, update, evaluate and sleep (median seconds of a particle; sleep
-        is left out of the others), utilities, dtype.
+        seconds (of all particles, by the median), measured_particles, update, evaluate and sleep (median seconds of a
+        particle; sleep is left out of the others), utilities, dtype.
     """
     script = Path(__file__).with_name("published_search.py")
     with tempfile.TemporaryDirectory(dir=TMPFS if TMPFS.is_dir() else None) as folder:
@@ -117,7 +117,7 @@ def published_iteration(
         (copy / "search").mkdir(exist_ok=True)
         shutil.copy(data, copy / "data" / "eval" / f"{DATASET}.json")
         spec = {"experts": [str(path.absolute()) for path in experts], "base": str(base), "dataset": DATASET}
-        (copy / "spec.json").write_text(json.dumps(spec | {"measured": measured, "dtype": dtype}))
+        (copy / "spec.json").write_text(json.dumps(spec | {"measured": list(measured), "dtype": dtype}))
         ended = subprocess.run(
             [sys.executable, str(script), "spec.json"],
             cwd=copy,
@@ -130,9 +130,9 @@ def published_iteration(
         raise RuntimeError(f"the published code failed: {ended.stderr[-2000:]}")
     found = [json.loads(line) for line in ended.stdout.splitlines() if line.startswith("{")]
     median = {name: statistics.median(line[name] for line in found) for name in ("update", "evaluate", "sleep")}
-    seconds = sum(line["update"] + line["evaluate"] for line in found) * len(experts) / measured
+    seconds = statistics.median(line["update"] + line["evaluate"] for line in found) * len(experts)
     utilities = [line["utility"] for line in found]
-    return {"seconds": seconds, "measured_particles": measured, **median} | {
+    return {"seconds": seconds, "measured_particles": len(found), **median} | {
         "utilities": utilities,
         "dtype": found[0]["dtype"],
     }

@@ -4,8 +4,8 @@ python published_search.py SPEC, in the folder of the copy. Its functions are ca
 of it is here. Around them: packages that are missing and not used on this path are stood in for by objects that raise
 when they are used, "cuda:N" means the CPU, and its pauses (`time.sleep`) are counted and left out.
 
-SPEC is JSON: experts (folders, one a particle), base (folder), dataset (name of a file in data/eval), measured (how
-many of the particles to move and evaluate), dtype ("" for what the code asks for). One JSON line a measured particle
+SPEC is JSON: experts (folders, one a particle), base (folder), dataset (name of a file in data/eval), measured (the
+numbers of the particles to move and evaluate), dtype ("" for what the code asks for). One JSON line a measured particle
 goes to standard output: update, evaluate and sleep in seconds (sleep is what was left out), utility, dtype.
 """
 
@@ -118,12 +118,12 @@ def main(spec: dict[str, Any]) -> None:
     slept = count_sleeps()
     folder = start(spec["experts"], search.lora_merge)
     updates = []
-    for index in range(spec["measured"]):
+    for index in spec["measured"]:
         before = time.perf_counter()
         # The defaults of its command line: randomness, inertia, three coefficients, fast merge, step length, repel.
         search.particle_update(index, 0, NAME, 1, 0.4, 0.3, 0.3, 0.3, 1, 1.0, 1, False)
         updates.append(time.perf_counter() - before)
-    for index, update in enumerate(updates):
+    for index, update in zip(spec["measured"], updates, strict=True):
         slept.clear()
         before = time.perf_counter()
         utility = evaluation.evaluate(

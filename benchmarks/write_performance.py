@@ -96,6 +96,14 @@ def reasons(run: Run) -> Iterator[tuple[str, str]]:
         "growth: how far the limit loop, always the same, went up and down meanwhile",
         "<br>".join(f"{row['against']} {row['limit_spread']:.0%}" for row in run.find("growth")) or "—",
     )
+    early = [row for row in run.find("search", stop_early=True) if "least_share" in row]
+    yield (
+        "`stop_early`: share of the examples that was evaluated, and the least in any exact order",
+        "<br>".join(
+            f"{row['task']}, {row['serve']} {row['evaluated_share']:.2f}, {row['least_share']:.2f}" for row in early
+        )
+        or "—",
+    )
 
 
 def reason_table(runs: Sequence[Run]) -> list[str]:

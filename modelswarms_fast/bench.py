@@ -95,6 +95,8 @@ def cells(row: Mapping[str, Any]) -> dict[str, str]:
         texts["prompts/s"] = f"{row['prompts/s']:.1f}"
     if "share_of_base" in row:
         texts["share of base"] = f"{row['share_of_base']:.2f}"
+    if "least_share" in row:
+        texts |= {"evaluated": f"{row['evaluated_share']:.2f}", "at least": f"{row['least_share']:.2f}"}
     if "idle_share" in row:
         texts["idle"] = f"{row['idle_share']:.1%}"
     if "beyond_bytes" in row:

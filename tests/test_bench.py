@@ -312,6 +312,12 @@ def test_a_benchmark_that_fails(clone):
 
 
 def test_cells_of_a_row():
+    assert bench.cells(row(evaluated_share=0.9, least_share=0.8)) == {
+        "threads": "2",
+        "time": "500 ms",
+        "evaluated": "0.90",
+        "at least": "0.80",
+    }
     full = row(
         **{"GB/s": 20.0, "limit": {"a": 25.0, "b": 40.0}, "share_of_limit": 0.5},
         baselines={"torch eager": {"seconds": 6.0, "ratio": 12.0}},
@@ -405,7 +411,7 @@ def clone_with_an_iteration(tmp_path):
 
 def test_an_iteration_of_the_published_code_is_scaled_and_does_not_sleep(tmp_path):
     clone, experts, data = clone_with_an_iteration(tmp_path)
-    found = published.published_iteration(clone, experts, Path("the base"), data, measured=1)
+    found = published.published_iteration(clone, experts, Path("the base"), data, measured=[2])
     assert (found["measured_particles"], found["sleep"], found["utilities"]) == (1, 1000, [4])
     assert found["dtype"] == "float16"
     assert found["seconds"] == pytest.approx(3 * (found["update"] + found["evaluate"]))
@@ -416,7 +422,7 @@ def test_a_missing_package_that_is_used_after_all_is_an_error(tmp_path):
     clone, experts, data = clone_with_an_iteration(tmp_path)
     (clone / "log").touch()
     with pytest.raises(RuntimeError, match=r"used wandb\.log, which is not installed"):
-        published.published_iteration(clone, experts, Path("the base"), data, measured=1)
+        published.published_iteration(clone, experts, Path("the base"), data, measured=[0])
 
 
 # the document
@@ -472,13 +478,15 @@ def test_targets_of_loads_iterations_and_starts(tmp_path):
         row("load", serve="merged", kind="full", row_bytes=8, baselines={"row, torch copy_": of_base(0.5, 0.5)}),
         row("load", serve="mixture", kind="lora", row_bytes=0, baselines=adds),
         row("evaluate", stop_early=False, **whole),
-        row("evaluate", stop_early=True, **(whole | {"share_of_base": 1.2})),
+        row("search", serve="merged", task="mix", stop_early=True, share_of_base=1.2),
+        row("search", serve="merged", stop_early=True),
         row("evaluate", serve="mixture", particles=1000, stop_early=False, idle_share=0.5),
-        row("evaluate", overhead_seconds=0.002) | {"row": "driver, 100 particles, fake engine"},
-        row("evaluate", beyond_bytes=-5e6, baselines={"vLLM alone": of_base(1.0, 0.8)}) | {"row": "start to the first"},
+        row("evaluate", overhead_seconds=0.002),
+        row("evaluate", overhead_seconds=0.001),
+        row("evaluate", beyond_bytes=-5e6, baselines={"vLLM alone": of_base(1.0, 0.8)}),
         row("evaluate", state="mixture", host_memory="none", checkpoints_bytes=3e9, unmapped_checkpoints_bytes=1e9),
         row("evaluate", state="weights", host_memory="2GB", checkpoints_bytes=9e9, unmapped_checkpoints_bytes=5e9),
-        row("search", published=True, stop_early=True, baselines=papers),
+        row("search", published=True, stop_early=False, engines=2, baselines=papers),
     )
     text = write(tmp_path, run)
     table = {line.split(" | ")[0]: line.split(" | ")[1:] for line in text.splitlines() if line.startswith("| ")}
@@ -490,12 +498,12 @@ def test_targets_of_loads_iterations_and_starts(tmp_path):
     assert cells["load of a mixture, bytes of weights"] == "≤ 0 B lora 0 B met"
     whole_name = "a whole iteration, 10 particles, prompts a second of the plain base model's"
     assert cells[whole_name] == "≥ 0.95 merged 0.97 met"
-    early = "a whole iteration with `stop_early`, prompts of a full evaluation a second, of the plain base model's"
-    assert cells[early] == "≥ 1.30 merged **1.20 missed**"
+    moves = "moves with `stop_early`, prompts of a full evaluation a second, of the plain base model's"
+    assert cells[moves] == "≥ 1.30 mix, merged **1.20 missed**"
     assert cells["particles in one batch of mixtures"] == "≥ 1,000 1,000 met"
     assert cells["idle share of the engine in an iteration"] == "≤ 3.0% merged 2.0% met"
     assert cells["driver of 100 particles, an iteration beside the engine's part"] == "≤ 5 ms 2 ms met"
-    against = "float16, stop_early 30x met<br>bfloat16, stop_early **6x missed**"
+    against = "float16, 2 engines 30x met<br>bfloat16, 2 engines **6x missed**"
     assert cells["a whole iteration against the published code on this CPU"] == f"≥ 20x {against}"
     assert cells["memory beyond vLLM alone and the rows"] == "≤ 200 MB -5 MB met"
     beyond = "memory of a search over ten whole checkpoints beyond vLLM alone, without pages of a file of rows"
@@ -534,14 +542,15 @@ def test_reasons_of_what_was_missed():
     ]
     roof = row("mix", dtype="float32", registers=True, threads=1, **{"GFLOP/s": 100.0})
     growth = row("growth", against="D", limit_spread=0.125)
-    run = write_performance.Run("run", results(update, mix, *cached, roof, growth))
+    stopped = row("search", task="mix", serve="merged", stop_early=True, evaluated_share=0.9, least_share=0.8)
+    run = write_performance.Run("run", results(update, mix, *cached, roof, growth, stopped))
     # 32 GB/s of ours are 1.25 times torch.compile's 25.6, which are 0.64 of 40; 400 operations for 480 bytes.
     assert [text for _, text in write_performance.reasons(run)] == [
         "bfloat16 55", "bfloat16 40", "bfloat16 30%, threads 1", "bfloat16 0.64, threads 1", "bfloat16 2, threads 1",
         "float32 100, threads 1",
-        "bfloat16 17, threads 1", "D 12%",
+        "bfloat16 17, threads 1", "D 12%", "mix, merged 0.90, 0.80",
     ]  # fmt: skip
-    assert [text for _, text in write_performance.reasons(write_performance.Run("none", results()))] == ["—"] * 8
+    assert [text for _, text in write_performance.reasons(write_performance.Run("none", results()))] == ["—"] * 9
 
 
 def test_operations_of_the_roofline():
