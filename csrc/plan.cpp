@@ -33,11 +33,12 @@ std::vector<std::int64_t> starts_of(const std::vector<Part>& parts) {
   return starts;
 }
 
-// work(part, begin, end) for rows of parts, shared out so that every thread has as many elements.
+// work(part, begin, end) for rows of parts, shared out so that every thread has as many elements. `serial`:
+// see for_sections().
 template <class Part, class Work>
 void for_rows_of_parts(const std::vector<Part>& parts, const std::vector<std::int64_t>& starts,
-                       std::int64_t itemsize, const Work& work) {
-  for_sections(starts.back(), starts.back() * itemsize, [&](std::int64_t begin, std::int64_t end) {
+                       std::int64_t itemsize, std::int64_t serial, const Work& work) {
+  const auto section = [&](std::int64_t begin, std::int64_t end) {
     // A row belongs to the thread in whose section it begins.
     auto start = std::upper_bound(starts.begin(), starts.end(), begin) - 1;
     for (auto i = start - starts.begin(); i < static_cast<std::ptrdiff_t>(parts.size()); ++i) {
@@ -50,7 +51,9 @@ void for_rows_of_parts(const std::vector<Part>& parts, const std::vector<std::in
                          last = row_at(std::min(end, starts[i + 1]));
       if (first < last) work(parts[i], first, last);
     }
-  });
+    end_streaming();
+  };
+  for_sections(starts.back(), starts.back() * itemsize, section, serial);
 }
 
 }  // namespace
@@ -67,7 +70,7 @@ CopyPlan::CopyPlan(std::vector<CopyPart> parts, DType dtype)
 void CopyPlan::load(const void* row) const {
   const CopyRows rows = MS_PICK(load_rows_of)(dtype_);
   for_rows_of_parts(
-      parts_, starts_, itemsize(dtype_),
+      parts_, starts_, itemsize(dtype_), kSerialCopyBytes,
       [&](const CopyPart& part, std::int64_t begin, std::int64_t end) { rows(part, row, begin, end); });
 }
 
@@ -75,7 +78,7 @@ void CopyPlan::load_mixture(const RowMixture& row) const {
   MS_CHECK(row.count > 0, "a mixture of no experts is no row");
   const CopyMixedRows rows = MS_PICK(load_mixed_rows_of)(dtype_);
   for_rows_of_parts(
-      parts_, starts_, itemsize(dtype_),
+      parts_, starts_, itemsize(dtype_), kSerialBytes,
       [&](const CopyPart& part, std::int64_t begin, std::int64_t end) { rows(part, row, begin, end); });
 }
 
@@ -84,7 +87,7 @@ void CopyPlan::store(void* row) const {
     MS_CHECK(part.scaling != 0.0, "a place of scaling 0 holds nothing of the row");
   const CopyRows rows = MS_PICK(store_rows_of)(dtype_);
   for_rows_of_parts(
-      parts_, starts_, itemsize(dtype_),
+      parts_, starts_, itemsize(dtype_), kSerialCopyBytes,
       [&](const CopyPart& part, std::int64_t begin, std::int64_t end) { rows(part, row, begin, end); });
 }
 
@@ -102,7 +105,7 @@ MergePlan::MergePlan(std::vector<MergePart> parts, DType dtype)
 void MergePlan::load(const void* row) const {
   const MergeRows rows = MS_PICK(merge_rows_of)(dtype_);
   for_rows_of_parts(
-      parts_, starts_, itemsize(dtype_),
+      parts_, starts_, itemsize(dtype_), kSerialBytes,
       [&](const MergePart& part, std::int64_t begin, std::int64_t end) { rows(part, row, begin, end); });
 }
 
@@ -114,7 +117,7 @@ void MergePlan::load_mixture(const RowMixture& row) const {
   std::int64_t largest = 0;
   for (const MergePart& part : parts_) largest = std::max(largest, part.rank * part.columns * item);
   const std::unique_ptr<char[]> room(new char[static_cast<std::size_t>(largest * omp_get_max_threads())]);
-  for_rows_of_parts(parts_, starts_, item, [&](const MergePart& part, std::int64_t begin, std::int64_t end) {
+  for_rows_of_parts(parts_, starts_, item, kSerialBytes, [&](const MergePart& part, std::int64_t begin, std::int64_t end) {
     rows(part, row, room.get() + omp_get_thread_num() * largest, begin, end);
   });
 }
