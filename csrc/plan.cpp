@@ -64,6 +64,7 @@ CopyPlan::CopyPlan(std::vector<CopyPart> parts, DType dtype)
     MS_CHECK(part.offset >= 0 && part.rows > 0 && part.columns > 0 && part.stride >= part.columns,
              "a part of a copy plan has no elements, or rows that overlap");
     MS_CHECK(part.place != nullptr, "a part of a copy plan has no place");
+    end_ = std::max(end_, part.offset + part.rows * part.columns);
   }
 }
 
@@ -99,6 +100,7 @@ MergePlan::MergePlan(std::vector<MergePart> parts, DType dtype)
              "a part of a merge plan has no elements, or rows that overlap");
     MS_CHECK(part.rank <= kMaxRank, "a part of a merge plan has a rank above 512");
     MS_CHECK(part.base != nullptr && part.live != nullptr, "a part of a merge plan has no place");
+    end_ = std::max({end_, part.a + part.rank * part.columns, part.b + part.rows * part.rank});
   }
 }
 
@@ -117,9 +119,10 @@ void MergePlan::load_mixture(const RowMixture& row) const {
   std::int64_t largest = 0;
   for (const MergePart& part : parts_) largest = std::max(largest, part.rank * part.columns * item);
   const std::unique_ptr<char[]> room(new char[static_cast<std::size_t>(largest * omp_get_max_threads())]);
-  for_rows_of_parts(parts_, starts_, item, kSerialBytes, [&](const MergePart& part, std::int64_t begin, std::int64_t end) {
-    rows(part, row, room.get() + omp_get_thread_num() * largest, begin, end);
-  });
+  for_rows_of_parts(parts_, starts_, item, kSerialBytes,
+                    [&](const MergePart& part, std::int64_t begin, std::int64_t end) {
+                      rows(part, row, room.get() + omp_get_thread_num() * largest, begin, end);
+                    });
 }
 
 }  // namespace modelswarms

@@ -20,6 +20,7 @@ from modelswarms_fast.engines.mixture import MixtureServer, Place
 from modelswarms_fast.errors import InputError
 from modelswarms_fast.experts import Experts, LoraModule
 from modelswarms_fast.layout import TensorSpec
+from modelswarms_fast.memory import empty_rows
 from modelswarms_fast.plans import CopyPlan, CopyTarget, MergePlan, MergeTarget
 
 
@@ -31,6 +32,11 @@ class GroupedPunicaWrapper(PunicaWrapperCPU):  # type: ignore[misc]
     """
 
     _groups: list[tuple[int, slice | torch.Tensor]]
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.scalings: dict[torch.Tensor, float] = {}
+        """Of each stacked B that holds it unscaled, as a row has it."""
 
     def update_metadata(self, *args: Any, **kwargs: Any) -> None:
         """Group the tokens of a step by slot, once for all layers."""
@@ -56,7 +62,7 @@ class GroupedPunicaWrapper(PunicaWrapperCPU):  # type: ignore[misc]
         output_slices: tuple[int, ...],
         **kwargs: Any,
     ) -> None:
-        """y += scale · (x Aᵀ) Bᵀ, slice by slice.
+        """y += scale · scaling · (x Aᵀ) Bᵀ, slice by slice.
 
         x [tokens, in], y [tokens, out], A [S, 1, rank, in], B [S, 1, out, rank].
         """
@@ -66,10 +72,11 @@ class GroupedPunicaWrapper(PunicaWrapperCPU):  # type: ignore[misc]
             start = 0
             for a, b, size in zip(lora_a_stacked, lora_b_stacked, output_slices, strict=True):
                 low = inputs @ a[slot, 0].t()
+                factor = scale * self.scalings.get(b, 1.0)
                 if isinstance(tokens, slice):
-                    y[tokens, start : start + size].addmm_(low, b[slot, 0].t(), alpha=scale)
+                    y[tokens, start : start + size].addmm_(low, b[slot, 0].t(), alpha=factor)
                 else:
-                    y[tokens, start : start + size] += scale * (low @ b[slot, 0].t())
+                    y[tokens, start : start + size] += factor * (low @ b[slot, 0].t())
                 start += size
 
 
@@ -231,30 +238,52 @@ class SwarmWorker:
         if manager.lora_index_to_id != [slot + 1 for slot in range(manager.lora_slots)]:
             raise RuntimeError(f"vLLM placed its adapters as {manager.lora_index_to_id}")
 
-        places: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
-        for name, module in manager.modules.items():
+        places: dict[str, tuple[Any, int]] = {}
+        """Of each module, the layer that it is a part of, and which part."""
+        for name, layer in manager.modules.items():
             parent, _, leaf = name.rpartition(".")
             parts = manager.packed_modules_mapping.get(leaf) or [leaf]
-            if len(parts) == len(module.lora_a_stacked):
-                for index, part in enumerate(parts):
-                    places[f"{parent}.{part}"] = (module.lora_a_stacked[index], module.lora_b_stacked[index])
-        stacks = []
+            if len(parts) == len(layer.lora_a_stacked):
+                places |= {f"{parent}.{part}": (layer, index) for index, part in enumerate(parts)}
         for module in modules:
             if module.name not in places:
                 raise InputError(f"The base model has no LoRA slot for {module.name}; use serve='merged'.")
-            a, b = places[module.name]
+            layer, index = places[module.name]
+            a, b = layer.lora_a_stacked[index], layer.lora_b_stacked[index]
             if a.shape[3] != self._spec(module.a).shape[1] or b.shape[2] != self._spec(module.b).shape[0]:
                 raise InputError(f"{module.a} does not fit {module.name} of the base model; use the base they share.")
-            stacks.append((a, b, module))
+        fill = self._slots_that_are_rows if current_platform.is_cpu() else self._slots_that_are_stacked
+        return self._way(fill(manager.lora_slots, [(module, *places[module.name]) for module in modules]))
+
+    def _slots_that_are_rows(self, count: int, modules: Sequence[tuple[LoraModule, Any, int]]) -> list[CopyPlan]:
+        """Each slot is a row, and what vLLM takes for its stacked A and B are views of it: a load is one plain copy.
+
+        The scaling, which vLLM keeps in B, is left to GroupedPunicaWrapper, and ranks are not padded.
+        """
+        layout, dtype = self._swarm_experts.layout, modules[0][1].lora_a_stacked[0].dtype
+        slots = empty_rows(count, layout.size, dtype).zero_()
+        for module, layer, index in modules:
+            stacked = []
+            for spec in (self._spec(module.a), self._spec(module.b)):
+                stacked.append(slots[:, spec.offset : spec.end].view(count, 1, *spec.shape))
+            a, b = stacked
+            layer.lora_a_stacked = (*layer.lora_a_stacked[:index], a, *layer.lora_a_stacked[index + 1 :])
+            layer.lora_b_stacked = (*layer.lora_b_stacked[:index], b, *layer.lora_b_stacked[index + 1 :])
+            layer.punica_wrapper.scalings[b] = module.scaling
+        line = TensorSpec("row", 0, (layout.size // layout.step, layout.step))
+        return [CopyPlan([CopyTarget(line, slot.view(line.shape))]) for slot in slots]
+
+    def _slots_that_are_stacked(self, count: int, modules: Sequence[tuple[LoraModule, Any, int]]) -> list[CopyPlan]:
+        """The stacked tensors that vLLM made, as its GPU kernels want them contiguous. vLLM keeps the scaling in B."""
         plans = []
-        for slot in range(manager.lora_slots):
+        for slot in range(count):
             targets = []
-            for a, b, module in stacks:
-                targets.append(CopyTarget(self._spec(module.a), a[slot, 0, : module.rank]))
-                # vLLM keeps the scaling in B.
-                targets.append(CopyTarget(self._spec(module.b), b[slot, 0, :, : module.rank], module.scaling))
+            for module, layer, index in modules:
+                a, b = layer.lora_a_stacked[index][slot, 0], layer.lora_b_stacked[index][slot, 0]
+                targets.append(CopyTarget(self._spec(module.a), a[: module.rank]))
+                targets.append(CopyTarget(self._spec(module.b), b[:, : module.rank], module.scaling))
             plans.append(CopyPlan(targets))
-        return self._way(plans)
+        return plans
 
     # mixtures
 
