@@ -1,10 +1,14 @@
 """Loading a particle into a running engine, against vLLM's own add_lora from a file and a copy of as many bytes.
 
+Before every call, ours or not, memory larger than the caches is read, as an engine's steps between two loads do.
+
 Besides what every row has (measure.py): serve, kind ("lora" or "full"), row_bytes (what a load brings in; 0 for a
 mixture). Row "from a file, fetched ahead": `seconds` are of a load of a row that the disk has and the page cache has
-not, and which is fetched while the engine completes prompts; `turn_seconds` are of prompts and load together, ours
-and of each baseline. Of the copies, `torch copy_` is torch's own and `copy, ...` a loop of this package on all
-threads; the fastest of them is the bound. `base weights` copies are of the weights that a merge reads and writes.
+not, and which is fetched while the engine completes prompts; `turn_seconds` are of prompts and load together, ours and
+of each baseline. Of the copies, `torch copy_` is torch's own, `memcpy` the C library's and `past the caches` a loop of
+stores that do not read what they overwrite, each on all threads and on one; the fastest of them is the bound. `base
+weights` copies are of the weights that a merge reads and writes. A row "... mixed" loads a mixture of all experts;
+`mix` loops read as many rows and write one.
 """
 
 from __future__ import annotations
@@ -16,12 +20,13 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from cold import evict
 from engines import EXAMPLES, SERVES, SLOTS, engine, experts, full_weights, plain_vllm
 from iterations import utility_of_benchmark
-from measure import CORES, Call, Measure, mix_limit, random_rows
+from measure import CORES, Call, Measure, copies, mix_limit
 
 from modelswarms_fast.engines import Request, complete
 from modelswarms_fast.memory import empty_rows
@@ -29,19 +34,18 @@ from modelswarms_fast.tiers import TierCache
 
 pytest.importorskip("vllm")
 
+OTHER_MEMORY = np.zeros(1 << 24, np.int64)
+"""128 MiB, more than the caches hold."""
 
-def copies(what: str, row_bytes: int, device: torch.device, places: int = 1) -> dict[str, Call]:
-    """Copies of as many bytes from one of several places to another in turn, by name."""
-    pairs = itertools.cycle([random_rows(2, row_bytes // 4, torch.float32, device).unbind() for _ in range(places)])
 
-    def copy() -> None:
-        source, target = next(pairs)
-        target.copy_(source)
+def empty_caches() -> None:
+    """On one thread, so that no other spins when it is over."""
+    OTHER_MEMORY.max()
 
-    loops = [mix_limit(1, 1, row_bytes, device) for _ in range(places)]
-    turns = {name: itertools.cycle([loop[name][1] for loop in loops]) for name in loops[0]}
-    calls: dict[str, Call] = {f"{what}, copy, {name}": lambda turn=turn: next(turn)() for name, turn in turns.items()}
-    return {f"{what}, torch copy_": copy} | calls
+
+def named(what: str, calls: dict[str, Call]) -> dict[str, Call]:
+    """Copies of what."""
+    return {f"{what}, {name}": call for name, call in calls.items()}
 
 
 def adapted_bytes() -> int:
@@ -77,12 +81,25 @@ def test_load(measure: Measure, serve: str) -> None:
     baselines: dict[str, Call] = {"add_lora from a file": add_lora}
     row_bytes = rows.shape[1] * rows.element_size()
     if serve != "mixture":
-        baselines |= copies("row", row_bytes, server.device, len(rows))
+        baselines |= named("row", copies(row_bytes, server.device))
     if serve == "merged":
-        baselines |= copies("base weights", adapted_bytes(), server.device)
+        baselines |= named("base weights", copies(adapted_bytes(), server.device))
     measure_load(measure, f"{serve}, D={rows.shape[1]:,}", server, load, baselines, serve=serve, kind="lora",
                  slots=SLOTS if serve == "slots" else 1, size=rows.shape[1],
                  row_bytes=0 if serve == "mixture" else row_bytes)  # fmt: skip
+
+
+@pytest.mark.parametrize("serve", ["merged", "slots"])
+def test_load_mixed(measure: Measure, serve: str) -> None:
+    """A mixture of the resident experts where a row would be loaded."""
+    rows, server = experts().rows, engine(serve)
+    mixture, slots = torch.linspace(-0.2, 0.5, len(rows)), itertools.cycle(range(server.slots))
+    row_bytes = rows.shape[1] * rows.element_size()
+    loops = {f"mix, {name}": call for name, (_, call) in mix_limit(1, len(rows), row_bytes, server.device).items()}
+    baselines = loops if serve == "slots" else named("base weights", copies(adapted_bytes(), server.device)) | loops
+    measure_load(measure, f"{serve}, mixed, D={rows.shape[1]:,}", server,
+                 lambda: server.load_mixture(next(slots), mixture), baselines, serve=f"{serve}, mixed", kind="lora",
+                 slots=server.slots, size=rows.shape[1], row_bytes=len(rows) * row_bytes)  # fmt: skip
 
 
 @pytest.mark.usefixtures("full")
@@ -92,7 +109,7 @@ def test_load_full_weights(measure: Measure) -> None:
     row = only.rows[0]
     row_bytes = row.numel() * row.element_size()
     name = f"merged, full weights, D={row.numel():,}"
-    measure_load(measure, name, server, lambda: server.load(0, row), copies("row", row_bytes, server.device),
+    measure_load(measure, name, server, lambda: server.load(0, row), named("row", copies(row_bytes, server.device)),
                  serve="merged", kind="full", slots=1, size=row.numel(), row_bytes=row_bytes)  # fmt: skip
 
 
@@ -153,6 +170,6 @@ def test_load_ahead(measure: Measure, tmp_path: Path) -> None:
 def measure_load(measure: Measure, row: str, server: Any, load: Call, baselines: dict[str, Call], **facts: Any) -> None:
     """A row of this group."""
     rounds = 2 * measure.rounds
-    measure.row(row, load, baselines=baselines, rounds=rounds, memory=False, device=server.device,
+    measure.row(row, load, baselines=baselines, rounds=rounds, memory=False, device=server.device, before=empty_caches,
                 dtype="bfloat16", threads=CORES, **facts)  # fmt: skip
     server.restore()

@@ -161,11 +161,13 @@ class Measure:
         rounds: int | None = None,
         warmup: bool = True,
         memory: bool = True,
+        before: Call | None = None,
         **facts: Any,
     ) -> dict[str, Any]:
         """Measure and note everything; returns the row's extra_info.
 
         limit: by name, the bytes that a loop moves and the loop. baselines: by name, calls that do the same work.
+        before: called before each timed call, ours or not, outside of the clock.
         warmup=False and memory=False: no call beside the timed ones, for what takes seconds.
         """
         limit, baselines = dict(limit or {}), dict(baselines or {})
@@ -176,14 +178,19 @@ class Measure:
         slow = {name for name, seconds in first.items() if seconds * calls > SLOW_SECONDS}
         turn = itertools.count()
 
+        def settle() -> None:
+            time.sleep(PAUSE_SECONDS)
+            if before is not None:
+                before()
+
         def others_first() -> None:
             """Baselines, then the limit, and then ours at once: the machine's mood changes within a second."""
             now = next(turn)
             for name in (*baselines, *limit):
                 if name not in slow or now % 5 == 0:
-                    time.sleep(PAUSE_SECONDS)
+                    settle()
                     others[name].append(clock(everything[name], calls, device))
-            time.sleep(PAUSE_SECONDS)
+            settle()
 
         # Ours is timed by the same clock as the rest; pytest-benchmark's own statistics are of all calls at once.
         self.benchmark.pedantic(
@@ -251,6 +258,24 @@ def mix_limit(particles: int, count: int, row_bytes: int, device: torch.device =
         return (particles + count) * words * WORD, call
 
     return {"plain stores": loop(False), "past the caches": loop(True)}
+
+
+def copies(row_bytes: int, device: torch.device = CPU) -> dict[str, Call]:
+    """Copies of so many bytes from one place to another: what may be called a memcpy, and the fastest of it."""
+    words = max(row_bytes // WORD // 8 * 8, 8)
+    source, target = empty_rows(2, words, torch.int64, device).zero_()
+    calls: dict[str, Call] = {"torch copy_": lambda: target.copy_(source)}
+    if device.type == "cuda":
+        return calls
+    addresses = target.data_ptr(), source.data_ptr(), words * WORD
+    for count in THREADS:
+        for stream, name in enumerate(("memcpy", "past the caches")):
+
+            def call(count: int = count, stream: bool = bool(stream)) -> None:
+                _C.limit_copy(*addresses, count, stream)
+
+            calls[name if count == CORES else f"{name}, one thread"] = call
+    return calls
 
 
 def _device_copy(bytes_moved: int, device: torch.device) -> tuple[int, Call]:

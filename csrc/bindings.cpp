@@ -99,6 +99,18 @@ MergePlan merge_plan(const std::vector<MergeTuple>& parts, int dtype) {
   return {std::move(given), static_cast<DType>(dtype)};
 }
 
+// Whether it was done: false leaves everything as it is, for Python to convert the row or to say why.
+template <class Plan>
+bool load_tensor(const Plan& plan, py::handle row) {
+  TensorRows tensor;
+  DType dtype{};
+  if (!tensor.read(row.ptr(), 1) || !tensor.dtype(dtype)) return false;
+  if (dtype != plan.dtype() || tensor.size < plan.end()) return false;
+  const py::gil_scoped_release no_gil;
+  plan.load(tensor.data);
+  return true;
+}
+
 template <class Plan>
 void load_mixture(const Plan& plan, Address experts, Int stride, Int count, Address mixture) {
   plan.load_mixture({at(experts), stride, count, at(mixture)});
@@ -216,6 +228,10 @@ void limit_mix_cpu(Address out, Int out_stride, Address in, Int in_stride, Int w
       {at<std::uint64_t>(out), out_stride, at<std::uint64_t>(in), in_stride, writes, reads, words, stream});
 }
 
+void limit_copy_cpu(Address out, Address in, Int bytes, int threads, bool stream) {
+  limit_copy(at<char>(out), at<char>(in), bytes, threads, stream);
+}
+
 #ifdef MODELSWARMS_CUDA
 void throw_on(int code) {
   if (code != 0) throw std::runtime_error(std::string("CUDA: ") + modelswarms_cuda_error(code));
@@ -260,17 +276,20 @@ PYBIND11_MODULE(_C, m) {
       .def(py::init(&copy_plan))
       .def(
           "load", [](const CopyPlan& plan, Address row) { plan.load(at(row)); }, NoGil())
+      .def("load_tensor", &load_tensor<CopyPlan>)
       .def("load_mixture", &load_mixture<CopyPlan>, NoGil())
       .def("store", [](const CopyPlan& plan, Address row) { plan.store(at(row)); }, NoGil());
   py::class_<MergePlan>(m, "MergePlan")
       .def(py::init(&merge_plan))
       .def(
           "load", [](const MergePlan& plan, Address row) { plan.load(at(row)); }, NoGil())
+      .def("load_tensor", &load_tensor<MergePlan>)
       .def("load_mixture", &load_mixture<MergePlan>, NoGil());
 
   // What memory and arithmetic allow, for benchmarks/.
   m.def("limit_update", &limit_update_cpu, NoGil());
   m.def("limit_mix", &limit_mix_cpu, NoGil());
+  m.def("limit_copy", &limit_copy_cpu, NoGil());
   m.def("limit_arithmetic", &limit_arithmetic, NoGil());
 
   bind_arena(m);

@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <cstring>
 
 #include "bits.h"
 
@@ -36,19 +37,47 @@ inline void end_streaming() {
 #endif
 }
 
+// A copy is done by one thread up to here: both would wait for the same memory, and a second one has to wake.
+// Measured in docs/log.md.
+constexpr std::int64_t kSerialCopyBytes = 1024 * 1024;
+
+// So much is copied past the caches, less with memcpy.
+constexpr std::int64_t kStreamPiece = 4096;
+
+// memcpy, past the caches where that is worth it. Whoever calls it ends with end_streaming().
+inline void copy_streaming(char* out, const char* in, std::int64_t bytes) {
+#if defined(__x86_64__)
+  if (bytes >= kStreamPiece) {
+    const auto head = static_cast<std::int64_t>(-reinterpret_cast<std::uintptr_t>(out) % 64);
+    std::memcpy(out, in, static_cast<std::size_t>(head));
+    out += head, in += head, bytes -= head;
+    for (; bytes >= 64; out += 64, in += 64, bytes -= 64) {
+      const auto* from = reinterpret_cast<const __m128i*>(in);
+      auto* to = reinterpret_cast<__m128i*>(out);
+      const __m128i a = _mm_loadu_si128(from), b = _mm_loadu_si128(from + 1), c = _mm_loadu_si128(from + 2),
+                    d = _mm_loadu_si128(from + 3);
+      _mm_stream_si128(to, a), _mm_stream_si128(to + 1, b), _mm_stream_si128(to + 2, c);
+      _mm_stream_si128(to + 3, d);
+    }
+  }
+#endif
+  std::memcpy(out, in, static_cast<std::size_t>(bytes));
+}
+
 // Rows that all start at a multiple of the widest register, as a store past the caches asks for.
 inline bool aligned(const void* rows, std::int64_t stride_bytes) {
   return reinterpret_cast<std::uintptr_t>(rows) % 64 == 0 && stride_bytes % 64 == 0;
 }
 
 // section(begin, end) for consecutive columns, one for each thread; sections never share a column or a line,
-// so the threads' count changes no bit.
+// so the threads' count changes no bit. One thread does fewer than `serial` bytes.
 template <class Section>
-void for_sections(std::int64_t size, std::int64_t bytes, const Section& section) {
+void for_sections(std::int64_t size, std::int64_t bytes, const Section& section,
+                  std::int64_t serial = kSerialBytes) {
   constexpr std::int64_t kColumns = 64;
   const std::int64_t steps = (size + kColumns - 1) / kColumns;
   const int threads =
-      bytes < kSerialBytes ? 1 : static_cast<int>(std::min<std::int64_t>(omp_get_max_threads(), steps));
+      bytes < serial ? 1 : static_cast<int>(std::min<std::int64_t>(omp_get_max_threads(), steps));
   if (threads <= 1) {
     section(0, size);
     return;

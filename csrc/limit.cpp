@@ -3,6 +3,7 @@
 #include <omp.h>
 
 #include <algorithm>
+#include <cstring>
 
 #include "check.h"
 
@@ -145,6 +146,24 @@ void limit_mix(const LimitMix& args) {
   MS_CHECK(args.words >= 0 && args.reads >= 0 && args.writes >= 0,
            "words, reads and writes must not be negative");
   for_sections(args.words, [&](Int begin, Int end) { mix_section(args, begin, end); });
+}
+
+void limit_copy(char* out, const char* in, Int bytes, int threads, bool stream) {
+  MS_CHECK(bytes >= 0 && bytes % (kLine * 8) == 0 && threads > 0, "a copy is of whole cache lines");
+  const auto copy = [&](Int begin, Int end) {
+    if (!stream) {
+      std::memcpy(out + begin, in + begin, static_cast<std::size_t>(end - begin));
+      return;
+    }
+    modelswarms::stream(reinterpret_cast<Word*>(out + begin), reinterpret_cast<const Word*>(in + begin), 0,
+                        (end - begin) / 8);
+    fence();
+  };
+  if (threads == 1) return copy(0, bytes);
+  const Int lines = bytes / (kLine * 8);
+#pragma omp parallel for schedule(static) num_threads(threads)
+  for (int thread = 0; thread < threads; ++thread)
+    copy(lines * thread / threads * kLine * 8, lines * (thread + 1) / threads * kLine * 8);
 }
 
 double limit_arithmetic(Int rounds) {

@@ -35,6 +35,9 @@ struct LimitMix {
 };
 void limit_mix(const LimitMix& args);
 
+// memcpy of so many bytes, shared out among so many threads; `stream`: with non-temporal stores instead.
+void limit_copy(char* out, const char* in, std::int64_t bytes, int threads, bool stream);
+
 // `rounds` products and as many sums of float32 in each of a few thousand lanes a thread, all in registers;
 // returns how many floating-point operations that were, of all threads. The roof of the roofline: a product
 // and a sum, not fused.

@@ -33,11 +33,12 @@ std::vector<std::int64_t> starts_of(const std::vector<Part>& parts) {
   return starts;
 }
 
-// work(part, begin, end) for rows of parts, shared out so that every thread has as many elements.
+// work(part, begin, end) for rows of parts, shared out so that every thread has as many elements. `serial`:
+// see for_sections().
 template <class Part, class Work>
 void for_rows_of_parts(const std::vector<Part>& parts, const std::vector<std::int64_t>& starts,
-                       std::int64_t itemsize, const Work& work) {
-  for_sections(starts.back(), starts.back() * itemsize, [&](std::int64_t begin, std::int64_t end) {
+                       std::int64_t itemsize, std::int64_t serial, const Work& work) {
+  const auto section = [&](std::int64_t begin, std::int64_t end) {
     // A row belongs to the thread in whose section it begins.
     auto start = std::upper_bound(starts.begin(), starts.end(), begin) - 1;
     for (auto i = start - starts.begin(); i < static_cast<std::ptrdiff_t>(parts.size()); ++i) {
@@ -50,7 +51,9 @@ void for_rows_of_parts(const std::vector<Part>& parts, const std::vector<std::in
                          last = row_at(std::min(end, starts[i + 1]));
       if (first < last) work(parts[i], first, last);
     }
-  });
+    end_streaming();
+  };
+  for_sections(starts.back(), starts.back() * itemsize, section, serial);
 }
 
 }  // namespace
@@ -62,13 +65,14 @@ CopyPlan::CopyPlan(std::vector<CopyPart> parts, DType dtype)
                  part.stride >= part.columns,
              "a part of a copy plan has no elements, or rows that overlap");
     MS_CHECK(part.place != nullptr, "a part of a copy plan has no place");
+    end_ = std::max(end_, part.offset + (part.rows - 1) * part.step + part.columns);
   }
 }
 
 void CopyPlan::load(const void* row) const {
   const CopyRows rows = MS_PICK(load_rows_of)(dtype_);
   for_rows_of_parts(
-      parts_, starts_, itemsize(dtype_),
+      parts_, starts_, itemsize(dtype_), kSerialCopyBytes,
       [&](const CopyPart& part, std::int64_t begin, std::int64_t end) { rows(part, row, begin, end); });
 }
 
@@ -76,7 +80,7 @@ void CopyPlan::load_mixture(const RowMixture& row) const {
   MS_CHECK(row.count > 0, "a mixture of no experts is no row");
   const CopyMixedRows rows = MS_PICK(load_mixed_rows_of)(dtype_);
   for_rows_of_parts(
-      parts_, starts_, itemsize(dtype_),
+      parts_, starts_, itemsize(dtype_), kSerialBytes,
       [&](const CopyPart& part, std::int64_t begin, std::int64_t end) { rows(part, row, begin, end); });
 }
 
@@ -85,7 +89,7 @@ void CopyPlan::store(void* row) const {
     MS_CHECK(part.scaling != 0.0, "a place of scaling 0 holds nothing of the row");
   const CopyRows rows = MS_PICK(store_rows_of)(dtype_);
   for_rows_of_parts(
-      parts_, starts_, itemsize(dtype_),
+      parts_, starts_, itemsize(dtype_), kSerialCopyBytes,
       [&](const CopyPart& part, std::int64_t begin, std::int64_t end) { rows(part, row, begin, end); });
 }
 
@@ -97,13 +101,15 @@ MergePlan::MergePlan(std::vector<MergePart> parts, DType dtype)
              "a part of a merge plan has no elements, or rows that overlap");
     MS_CHECK(part.rank <= kMaxRank, "a part of a merge plan has a rank above 512");
     MS_CHECK(part.base != nullptr && part.live != nullptr, "a part of a merge plan has no place");
+    end_ =
+        std::max({end_, part.a + (part.rank - 1) * part.step + part.columns, part.b + part.rows * part.rank});
   }
 }
 
 void MergePlan::load(const void* row) const {
   const MergeRows rows = MS_PICK(merge_rows_of)(dtype_);
   for_rows_of_parts(
-      parts_, starts_, itemsize(dtype_),
+      parts_, starts_, itemsize(dtype_), kSerialBytes,
       [&](const MergePart& part, std::int64_t begin, std::int64_t end) { rows(part, row, begin, end); });
 }
 
@@ -115,9 +121,10 @@ void MergePlan::load_mixture(const RowMixture& row) const {
   std::int64_t largest = 0;
   for (const MergePart& part : parts_) largest = std::max(largest, part.rank * part.columns * item);
   const std::unique_ptr<char[]> room(new char[static_cast<std::size_t>(largest * omp_get_max_threads())]);
-  for_rows_of_parts(parts_, starts_, item, [&](const MergePart& part, std::int64_t begin, std::int64_t end) {
-    rows(part, row, room.get() + omp_get_thread_num() * largest, begin, end);
-  });
+  for_rows_of_parts(parts_, starts_, item, kSerialBytes,
+                    [&](const MergePart& part, std::int64_t begin, std::int64_t end) {
+                      rows(part, row, room.get() + omp_get_thread_num() * largest, begin, end);
+                    });
 }
 
 }  // namespace modelswarms

@@ -37,11 +37,14 @@ class CopyPlan {
   void load_mixture(const RowMixture& row) const;
   // The row's part becomes the place divided by its scaling. Throws std::invalid_argument if that is 0.
   void store(void* row) const;
+  DType dtype() const { return dtype_; }
+  std::int64_t end() const { return end_; }
 
  private:
   std::vector<CopyPart> parts_;
   std::vector<std::int64_t> starts_;  // elements before each part, and of all
   DType dtype_;
+  std::int64_t end_ = 0;  // of what is read of a row
 };
 
 // live = base + scaling * B A: A [rank, columns] and B [rows, rank] lie in the row at their offsets, rows of
@@ -63,11 +66,14 @@ class MergePlan {
   void load(const void* row) const;
   // The same as mix() into a row and load() of that, bit for bit, without the row.
   void load_mixture(const RowMixture& row) const;
+  DType dtype() const { return dtype_; }
+  std::int64_t end() const { return end_; }
 
  private:
   std::vector<MergePart> parts_;
   std::vector<std::int64_t> starts_;  // weights before each part, and of all
   DType dtype_;
+  std::int64_t end_ = 0;  // of what is read of a row
 };
 
 }  // namespace modelswarms

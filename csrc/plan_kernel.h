@@ -2,6 +2,16 @@
 
 #include "tile.h"
 
+// kStream: past the caches, to a multiple of the widest register.
+template <class S, bool kStream>
+inline void put(S* out, const typename Lanes<S>::Stored& x) {
+  if constexpr (kStream) {
+    Lanes<S>::stream(out, x);
+  } else {
+    Lanes<S>::store(out, x);
+  }
+}
+
 // out = in * factor for so many neighbours.
 template <class S>
 inline void scale(S* out, const S* in, std::int64_t count, typename Lanes<S>::Scalar factor) {
@@ -34,13 +44,12 @@ inline void copy_rows(char* out, std::int64_t out_step, const char* in, std::int
     case 128:
       return copy_rows<128>(out, out_step, in, in_step, rows);
     default:
-      for (std::int64_t i = 0; i < rows; ++i)
-        std::memcpy(out + i * out_step, in + i * in_step, static_cast<std::size_t>(bytes));
+      for (std::int64_t i = 0; i < rows; ++i) copy_streaming(out + i * out_step, in + i * in_step, bytes);
   }
 }
 
 // Columns [begin, end) of a row that is a mixture.
-template <class S>
+template <class S, bool kStream = false>
 void mix_columns(const RowMixture& row, std::int64_t begin, std::int64_t end, S* out) {
   using L = Lanes<S>;
   const auto* mixture = static_cast<const typename L::Scalar*>(row.mixture);
@@ -51,7 +60,7 @@ void mix_columns(const RowMixture& row, std::int64_t begin, std::int64_t end, S*
       Tile<S, 1, kPairs> tile;
       for (std::int64_t j = 0; j < row.count; ++j, expert += row.stride) tile.add(expert, mixture + j, 1);
       each<kPairs>([&](auto t) {
-        L::store(out + t * L::columns, L::bits(tile.sum(std::integral_constant<int, 0>(), t)));
+        put<S, kStream>(out + t * L::columns, L::bits(tile.sum(std::integral_constant<int, 0>(), t)));
       });
     }
   };
@@ -81,6 +90,12 @@ void load_mixed_rows(const CopyPart& part, const RowMixture& row, std::int64_t b
   constexpr std::int64_t kBuffer = 4096 / sizeof(S);
   alignas(64) S buffer[kBuffer];
   const auto factor = static_cast<typename Lanes<S>::Scalar>(part.scaling);
+  if (factor == 1 && part.columns == part.stride && part.columns == part.step) {
+    const std::int64_t first = begin * part.columns, last = end * part.columns;
+    S* out = static_cast<S*>(part.place) + first;
+    if (aligned(out, 0)) return mix_columns<S, true>(row, part.offset + first, part.offset + last, out);
+    return mix_columns<S>(row, part.offset + first, part.offset + last, out);
+  }
   const std::int64_t columns = std::min(part.columns, kBuffer), rows = kBuffer / columns;
   for (std::int64_t i = begin; i < end; i += rows) {
     const std::int64_t some = std::min(rows, end - i);
@@ -142,7 +157,7 @@ constexpr std::int64_t kMergeRows = 5;
 
 // R rows of live weights, T pairs of columns: sums over the rank stay in registers, base is read and live
 // written once. `b` are the R rows of scaling * B.
-template <class S, int R, int T>
+template <class S, int R, int T, bool kStream>
 inline void merge_tile(const MergePart& part, const S* a, std::int64_t step,
                        const typename Lanes<S>::Scalar* b, const S* base, S* live) {
   using L = Lanes<S>;
@@ -151,20 +166,21 @@ inline void merge_tile(const MergePart& part, const S* a, std::int64_t step,
   each<R>([&](auto r) {
     each<T>([&](auto t) {
       const std::int64_t d = t * L::columns;
-      L::store(live + r * part.stride + d, L::bits(L::load(base + r * part.columns + d) + tile.sum(r, t)));
+      put<S, kStream>(live + r * part.stride + d,
+                      L::bits(L::load(base + r * part.columns + d) + tile.sum(r, t)));
     });
   });
 }
 
-template <class S, int R>
+template <class S, int R, bool kStream>
 void merge_some_rows(const MergePart& part, const S* a, std::int64_t step, const typename Lanes<S>::Scalar* b,
                      const S* base, S* live) {
   using L = Lanes<S>;
   std::int64_t d = 0;
   for (; d + 2 * L::columns <= part.columns; d += 2 * L::columns)
-    merge_tile<S, R, 2>(part, a + d, step, b, base + d, live + d);
+    merge_tile<S, R, 2, kStream>(part, a + d, step, b, base + d, live + d);
   for (; d + L::columns <= part.columns; d += L::columns)
-    merge_tile<S, R, 1>(part, a + d, step, b, base + d, live + d);
+    merge_tile<S, R, 1, kStream>(part, a + d, step, b, base + d, live + d);
   if (const std::int64_t some = part.columns - d) {
     for (int r = 0; r < R; ++r) {
       typename L::Pair sum{L::broadcast(0), L::broadcast(0)};
@@ -176,47 +192,54 @@ void merge_some_rows(const MergePart& part, const S* a, std::int64_t step, const
   }
 }
 
-// Rows of A are `step` elements apart; `b_rows(i, count)` gives rows [i, i + count) of B.
-template <class S, class Rows>
-void merge_rows(const MergePart& part, const S* a, std::int64_t step, const Rows& b_rows, std::int64_t begin,
+// Rows of A are `step` elements apart; `b` is row `begin` of B, and the rows after it.
+template <class S, bool kStream>
+void merge_rows(const MergePart& part, const S* a, std::int64_t step, const S* b, std::int64_t begin,
                 std::int64_t end) {
   using Scalar = typename Lanes<S>::Scalar;
-  const S* base = static_cast<const S*>(part.base);
-  S* live = static_cast<S*>(part.live);
+  const S* base = static_cast<const S*>(part.base) + begin * part.columns;
+  S* live = static_cast<S*>(part.live) + begin * part.stride;
   alignas(64) Scalar scaled[kMergeRows * MergePlan::kMaxRank];
-  for (std::int64_t i = begin; i < end; i += kMergeRows) {
-    const std::int64_t rows = std::min(kMergeRows, end - i);
-    const S* b = b_rows(i, rows);
+  for (std::int64_t left = end - begin; left > 0; left -= kMergeRows) {
+    const std::int64_t rows = std::min(kMergeRows, left);
     for (std::int64_t k = 0; k < rows * part.rank; ++k)
       scaled[k] = static_cast<Scalar>(part.scaling) * widened(b[k]);
-    const S* from = base + i * part.columns;
-    S* to = live + i * part.stride;
-    if (rows == 5) merge_some_rows<S, 5>(part, a, step, scaled, from, to);
-    if (rows == 4) merge_some_rows<S, 4>(part, a, step, scaled, from, to);
-    if (rows == 3) merge_some_rows<S, 3>(part, a, step, scaled, from, to);
-    if (rows == 2) merge_some_rows<S, 2>(part, a, step, scaled, from, to);
-    if (rows == 1) merge_some_rows<S, 1>(part, a, step, scaled, from, to);
+    if (rows == 5) merge_some_rows<S, 5, kStream>(part, a, step, scaled, base, live);
+    if (rows == 4) merge_some_rows<S, 4, kStream>(part, a, step, scaled, base, live);
+    if (rows == 3) merge_some_rows<S, 3, kStream>(part, a, step, scaled, base, live);
+    if (rows == 2) merge_some_rows<S, 2, kStream>(part, a, step, scaled, base, live);
+    if (rows == 1) merge_some_rows<S, 1, kStream>(part, a, step, scaled, base, live);
+    b += rows * part.rank, base += rows * part.columns, live += rows * part.stride;
   }
 }
 
 template <class S>
+void merge_aligned_or_not(const MergePart& part, const S* a, std::int64_t step, const S* b,
+                          std::int64_t begin, std::int64_t end) {
+  const bool stream = aligned(part.live, part.stride * static_cast<std::int64_t>(sizeof(S)));
+  stream ? merge_rows<S, true>(part, a, step, b, begin, end)
+         : merge_rows<S, false>(part, a, step, b, begin, end);
+}
+
+template <class S>
 void merge_row(const MergePart& part, const void* row, std::int64_t begin, std::int64_t end) {
-  const S* b = static_cast<const S*>(row) + part.b;
-  const auto b_rows = [&](std::int64_t i, std::int64_t) { return b + i * part.rank; };
-  merge_rows(part, static_cast<const S*>(row) + part.a, part.step, b_rows, begin, end);
+  const S* tensors = static_cast<const S*>(row);
+  merge_aligned_or_not(part, tensors + part.a, part.step, tensors + part.b + begin * part.rank, begin, end);
 }
 
 template <class S>
 void merge_mixture(const MergePart& part, const RowMixture& row, void* room, std::int64_t begin,
                    std::int64_t end) {
-  alignas(64) S b[kMergeRows * MergePlan::kMaxRank];
   S* a = static_cast<S*>(room);
   mix_matrix(row, part.a, part.rank, part.columns, part.step, a);
-  const auto b_rows = [&](std::int64_t i, std::int64_t rows) -> const S* {
-    mix_columns(row, part.b + i * part.rank, part.b + (i + rows) * part.rank, b);
-    return b;
-  };
-  merge_rows(part, static_cast<const S*>(a), part.columns, b_rows, begin, end);
+  // As many rows of B as there is room for: a few, of a low rank, would be less than a register.
+  alignas(64) S b[kMergeRows * MergePlan::kMaxRank];
+  const std::int64_t together = MergePlan::kMaxRank / part.rank * kMergeRows;
+  for (std::int64_t i = begin; i < end; i += together) {
+    const std::int64_t stop = std::min(end, i + together);
+    mix_columns(row, part.b + i * part.rank, part.b + stop * part.rank, b);
+    merge_aligned_or_not(part, static_cast<const S*>(a), part.columns, static_cast<const S*>(b), i, stop);
+  }
 }
 
 // pick(one number of the type)

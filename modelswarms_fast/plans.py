@@ -78,6 +78,8 @@ class CopyPlan:
 
     def load(self, row: Tensor) -> None:
         """Write a row [size] into the places. Raises ValueError for a row that is none."""
+        if self._compiled is not None and self._compiled.load_tensor(row):
+            return
         row = self._checked(row)
         if self._compiled is not None:
             self._compiled.load(row.data_ptr())
@@ -152,6 +154,8 @@ class MergePlan:
 
     def load(self, row: Tensor) -> None:
         """Merge the particle of this row [size]. Raises ValueError for a row that is none."""
+        if self._compiled is not None and self._compiled.load_tensor(row):
+            return
         row = _checked_row(row, self._end, self._targets[0].base)
         if self._compiled is not None:
             self._compiled.load(row.data_ptr())

@@ -317,6 +317,46 @@ def test_mixtures_of_other_rows_are_refused() -> None:
         plan.load_mixture(torch.zeros(2, 256), torch.zeros(3))
 
 
+@pytest.mark.parametrize("start", [0, 1, 31, 40])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_places_that_begin_anywhere_get_their_own_bytes_alone(dtype: torch.dtype, start: int) -> None:
+    """Long pieces are written past the caches, whole lines at a time; what lies before the first and after the last?"""
+    layout = layout_of({"a": (5, 4001)}, dtype)
+    row, experts = random_row(layout), torch.stack([random_row(layout, seed) for seed in range(2)])
+    memory = torch.full((start + 5 * 4001 + 50,), UNTOUCHED, dtype=dtype)
+    place = memory[start : start + 5 * 4001]
+    plan = CopyPlan([CopyTarget(layout.specs[0], place.view(5, 4001))])
+    mixed = torch.empty(1, layout.size, dtype=dtype)
+    mix_(mixed, experts, torch.tensor([[0.4, 0.7]]))
+    for load, expected in (
+        (lambda: plan.load(row), row),
+        (lambda: plan.load_mixture(experts, torch.tensor([0.4, 0.7])), mixed[0]),
+    ):
+        load()
+        assert torch.equal(place, expected[: len(place)])
+        assert (memory[:start] == UNTOUCHED).all()
+        assert (memory[start + len(place) :] == UNTOUCHED).all()
+        place.zero_()
+
+
+def test_a_load_of_a_tensor_looks_at_it_first() -> None:
+    """The way without Python takes a plain row alone; every other is left as it was, for Python to see to."""
+    layout = layout_of({"a": (4, 64), "b": (6, 4)}, torch.float32)
+    place, weight = torch.zeros(4, 64), torch.zeros(6, 64)
+    copy = CopyPlan([CopyTarget(layout.specs[0], place)])._compiled
+    merge = MergePlan([MergeTarget(*layout.specs, weight, weight.clone(), 1.0)])._compiled
+    assert copy is not None
+    assert merge is not None
+    row = random_row(layout)
+    assert copy.load_tensor(row) is merge.load_tensor(row) is True
+    assert torch.equal(place, row[:256].view(4, 64))
+    for other in (row[:255], row.bfloat16(), row[None], torch.randn(640)[::2], row.clone().requires_grad_(), None, 3):
+        assert copy.load_tensor(other) is False
+        assert merge.load_tensor(other) is False
+    assert merge.load_tensor(row[:256]) is False  # A is there, B is not
+    assert torch.equal(place, row[:256].view(4, 64))
+
+
 def test_rows_of_another_dtype_are_converted_on_load() -> None:
     layout = layout_of({"a": (4, 64)}, torch.float32)
     row = random_row(layout)

@@ -5,6 +5,7 @@ float32 throughout, so that tolerances are tight. The engines are built once; te
 
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -17,10 +18,14 @@ from modelswarms_fast.engines.transformers import TransformersEngine
 from modelswarms_fast.errors import EngineError, InputError
 from modelswarms_fast.experts import export, read_experts
 from modelswarms_fast.journal import read_history
+from modelswarms_fast.layout import Layout
 from modelswarms_fast.loop import search
+from modelswarms_fast.lora import LoraModule
 from modelswarms_fast.one_model import evaluate
 
 pytest.importorskip("vllm")
+
+from modelswarms_fast.engines.vllm_worker import GroupedPunicaWrapper, SwarmWorker
 
 EXAMPLES = Path(__file__).parent.parent / "examples" / "experts"
 SLOTS = 3
@@ -146,6 +151,38 @@ def test_slots_are_served_in_one_batch_beside_the_base(engines, oracle, prompts,
     engine.restore()
 
 
+@pytest.mark.parametrize("fill", ["_slots_that_are_rows", "_slots_that_are_stacked"])
+@pytest.mark.parametrize("tokens", [slice(1, 4), torch.tensor([0, 3])], ids=["neighbours", "apart"])
+def test_slots_of_either_kind_add_what_their_rows_say(fill, tokens):
+    """A fused layer whose second part is not adapted, ranks below that of the slots, two slots, two scalings."""
+    inputs, sizes, rank = 24, (40, 8, 16), 8
+    modules = [LoraModule("q", "q.a", "q.b", 4, 2.0), LoraModule("v", "v.a", "v.b", 3, 0.5)]
+    shapes = {"q.a": (4, inputs), "q.b": (40, 4), "v.a": (3, inputs), "v.b": (16, 3)}
+    layout = Layout.of({name: torch.empty(shape) for name, shape in shapes.items()}, torch.float32)
+    wrapper = GroupedPunicaWrapper.__new__(GroupedPunicaWrapper)
+    wrapper.scalings, wrapper._groups = {}, [(1, tokens)]
+    layer = SimpleNamespace(
+        lora_a_stacked=tuple(torch.zeros(2, 1, rank, inputs) for _ in sizes),
+        lora_b_stacked=tuple(torch.zeros(2, 1, size, rank) for size in sizes),
+        punica_wrapper=wrapper,
+    )
+    worker = SwarmWorker()
+    worker._swarm_experts = SimpleNamespace(layout=layout)
+    plans = getattr(worker, fill)(2, [(modules[0], layer, 0), (modules[1], layer, 2)])
+    rows = torch.zeros(2, layout.size)
+    for plan, row in zip(plans, rows, strict=True):
+        for view in layout.views(row).values():
+            view.copy_(torch.randn(view.shape))
+        plan.load(row)
+    x, y = torch.randn(5, inputs), torch.randn(5, sum(sizes))
+    expected, views = y.clone(), layout.views(rows[1])
+    for module, start in zip(modules, (0, 48), strict=True):
+        a, b = views[module.a], views[module.b]
+        expected[tokens, start : start + len(b)] += 3.0 * module.scaling * (x[tokens] @ a.t()) @ b.t()
+    wrapper.add_lora_linear(y, x, layer.lora_a_stacked, layer.lora_b_stacked, 3.0, sizes)
+    torch.testing.assert_close(y, expected, rtol=1e-4, atol=1e-4)
+
+
 def test_mixtures_are_served_in_one_batch_beside_the_base(engines, oracle, prompts, experts):
     """Many particles, the base and a row that is no mixture, their requests interleaved: each gets its own weights."""
     engine = engines("mixture")
@@ -226,7 +263,9 @@ def test_the_prefix_cache_never_serves_a_stale_particle(engine, oracle, prompts,
 
 
 def test_what_is_served_does_not_depend_on_what_was_before(engine, prompts, experts):
-    engine.load(0, experts.rows[2])
+    row = experts.rows[2].clone()
+    engine.load(0, row)
+    row.zero_()  # a load copies
     fresh = texts(engine, prompts)
     for row in experts.rows[3:6]:
         engine.load(0, row)
@@ -248,8 +287,8 @@ def test_an_engine_that_fails_says_so_once(engine, prompts, experts, monkeypatch
 
 
 def test_the_exported_folder_is_served_by_vllm_itself(engines, base, experts, prompts, tmp_path):
-    """The winner's folder, loaded by vLLM's own LoRA loader, answers as our slot does."""
-    from vllm import SamplingParams
+    """The winner's folder, loaded by another engine's own LoRA loader, answers as our slot does."""
+    from vllm import LLM, SamplingParams
     from vllm.lora.request import LoRARequest
 
     engine = engines("slots")
@@ -258,24 +297,22 @@ def test_the_exported_folder_is_served_by_vllm_itself(engines, base, experts, pr
     export(folder, row, experts, base=base, provenance={"utility": "none"})
     engine.load(1, row)
     ours = texts(engine, prompts, slot=1)
-    # vLLM's own loader wants a free slot: it evicts none of ours, since they are pinned; so read it in our place.
     reread = read_experts([folder], dtype=torch.float32, minimum=1).rows[0]
     assert torch.equal(reread, row)
     engine.load(2, reread)
     assert texts(engine, prompts, slot=2) == ours
-    manager = engine.llm.llm_engine.model_executor.driver_worker.worker.model_runner.lora_manager
-    manager._adapter_manager.remove_adapter(1)
-    try:
-        outputs = engine.llm.generate(
-            [{"prompt_token_ids": prompt} for prompt in prompts],
-            SamplingParams(temperature=0, max_tokens=10),
-            lora_request=LoRARequest("winner", 99, str(folder)),
-            use_tqdm=False,
-        )
-        assert [output.outputs[0].text for output in outputs] == ours
-    finally:
-        manager._adapter_manager.remove_adapter(99)
-        engine.llm.collective_rpc("swarm_attach", args=("slots", experts))
+    engine.restore()
+    plain = LLM(
+        model=str(base), dtype="float32", max_model_len=512, enforce_eager=True, seed=0, kv_cache_memory_bytes=1 << 28,
+        block_size=32, disable_log_stats=True, enable_lora=True, max_loras=1, max_lora_rank=8,
+    )  # fmt: skip
+    outputs = plain.generate(
+        [{"prompt_token_ids": prompt} for prompt in prompts],
+        SamplingParams(temperature=0, max_tokens=10),
+        lora_request=LoRARequest("winner", 1, str(folder)),
+        use_tqdm=False,
+    )
+    assert [output.outputs[0].text for output in outputs] == ours
 
 
 def test_full_weights_are_served_in_place(base, probe, prompts):

@@ -27,6 +27,7 @@ from modelswarms_fast.engines.mixture import MixtureServer, Place
 from modelswarms_fast.errors import InputError
 from modelswarms_fast.experts import Experts, LoraModule
 from modelswarms_fast.layout import TensorSpec
+from modelswarms_fast.memory import empty_rows
 from modelswarms_fast.plans import CopyPlan, CopyTarget, MergePlan, MergeTarget
 from modelswarms_fast.shared import SharedTensor
 
@@ -49,6 +50,11 @@ class GroupedPunicaWrapper(PunicaWrapperCPU):  # type: ignore[misc]
     _slots: torch.Tensor
     _foreign: torch.Tensor | None
     """[tokens, S, 1] whether a slot is not the token's own; made when it is first asked for in a step."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.scalings: dict[torch.Tensor, float] = {}
+        """Of each stacked B that holds it unscaled, as a row has it."""
 
     def update_metadata(self, *args: Any, **kwargs: Any) -> None:
         """Group the tokens of a step by slot, once for all layers."""
@@ -74,27 +80,29 @@ class GroupedPunicaWrapper(PunicaWrapperCPU):  # type: ignore[misc]
         output_slices: tuple[int, ...],
         **kwargs: Any,
     ) -> None:
-        """y += scale · (x Aᵀ) Bᵀ, slice by slice.
+        """y += scale · scaling · (x Aᵀ) Bᵀ, slice by slice.
 
         x [tokens, in], y [tokens, out], A [S, 1, rank, in], B [S, 1, out, rank].
         """
         x, y = x.view(-1, x.shape[-1]), y.view(-1, y.shape[-1])
         count, _, rank, _ = lora_a_stacked[0].shape
         if len(self._groups) > 1 and count * rank <= ALL_SLOTS:
-            every_b = [b[:, 0].transpose(1, 2).reshape(count * rank, -1) for b in lora_b_stacked]
+            every_b = [b[:, 0].transpose(1, 2).reshape(-1, b.shape[2]) for b in lora_b_stacked]
             # A token's part of another slot is 0, and so is its product with anything but infinity and NaN.
             if all(b.sum().isfinite() for b in every_b):
-                self._add_all_slots(y, x, lora_a_stacked, every_b, scale, output_slices)
+                scales = [scale * self.scalings.get(b, 1.0) for b in lora_b_stacked]
+                self._add_all_slots(y, x, lora_a_stacked, every_b, scales, output_slices)
                 return
         for slot, tokens in self._groups:
             inputs = x[tokens]
             start = 0
             for a, b, size in zip(lora_a_stacked, lora_b_stacked, output_slices, strict=True):
                 low = inputs @ a[slot, 0].t()
+                factor = scale * self.scalings.get(b, 1.0)
                 if isinstance(tokens, slice):
-                    y[tokens, start : start + size].addmm_(low, b[slot, 0].t(), alpha=scale)
+                    y[tokens, start : start + size].addmm_(low, b[slot, 0].t(), alpha=factor)
                 else:
-                    y[tokens, start : start + size] += scale * (low @ b[slot, 0].t())
+                    y[tokens, start : start + size] += factor * (low @ b[slot, 0].t())
                 start += size
 
     def _add_all_slots(
@@ -103,16 +111,16 @@ class GroupedPunicaWrapper(PunicaWrapperCPU):  # type: ignore[misc]
         x: torch.Tensor,
         lora_a_stacked: tuple[torch.Tensor, ...],
         every_b: Sequence[torch.Tensor],
-        scale: float,
+        scales: Sequence[float],
         output_slices: tuple[int, ...],
     ) -> None:
         """The same with B of all slots below each other [S · rank, out]."""
         tokens, start = len(self._slots), 0
-        for a, b, size in zip(lora_a_stacked, every_b, output_slices, strict=True):
+        for a, b, scale, size in zip(lora_a_stacked, every_b, scales, output_slices, strict=True):
             count, _, rank, _ = a.shape
             if self._foreign is None:
                 self._foreign = (self._slots[:, None] != torch.arange(count))[:, :, None]
-            low = (x[:tokens] @ a.view(count * rank, -1).t()).view(tokens, count, rank)
+            low = (x[:tokens] @ a.reshape(count * rank, -1).t()).view(tokens, count, rank)
             low.masked_fill_(self._foreign, 0.0)
             y[:tokens, start : start + size].addmm_(low.view(tokens, -1), b, alpha=scale)
             start += size
@@ -148,6 +156,18 @@ class Shard(NamedTuple):
 def _as_loaded(weight: torch.Tensor) -> bool:
     """Neither moved into a packed copy, which leaves an empty tensor (zentorch), nor quantized."""
     return weight.numel() > 0 and weight.dtype in (torch.float32, torch.bfloat16, torch.float16)
+
+
+class SlotPart(NamedTuple):
+    """A LoRA module in vLLM's LoRA layer of which it is a part."""
+
+    module: LoraModule
+    layer: Any
+    number: int
+    row: int
+    """Of B, at which the part begins that this rank holds."""
+    column: int
+    """Of A."""
 
 
 class SwarmWorker:
@@ -345,32 +365,62 @@ class SwarmWorker:
             raise RuntimeError(f"vLLM placed its adapters as {manager.lora_index_to_id}")
 
         weights = self._weight_places()
-        places: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
-        for name, module in manager.modules.items():
+        places: dict[str, tuple[Any, int]] = {}
+        """Of each module, the layer that it is a part of, and which part."""
+        for name, layer in manager.modules.items():
             parent, _, leaf = name.rpartition(".")
             parts = manager.packed_modules_mapping.get(leaf) or [leaf]
-            if len(parts) == len(module.lora_a_stacked):
-                for index, part in enumerate(parts):
-                    places[f"{parent}.{part}"] = (module.lora_a_stacked[index], module.lora_b_stacked[index])
-        stacks = []
+            if len(parts) == len(layer.lora_a_stacked):
+                places |= {f"{parent}.{part}": (layer, index) for index, part in enumerate(parts)}
+        parts_of: list[SlotPart] = []
         for module in modules:
             if module.name not in places:
                 raise InputError(f"The base model has no LoRA slot for {module.name}; use serve='merged'.")
-            (a, b), shard = places[module.name], weights[f"{module.name}.weight"]
+            layer, index = places[module.name]
+            a, b = layer.lora_a_stacked[index], layer.lora_b_stacked[index]
+            shard = weights[f"{module.name}.weight"]
             whole = (self._spec(module.b).shape[0], self._spec(module.a).shape[1])
             if shard.shape != whole or shard.live.shape != (b.shape[2], a.shape[3]):
                 raise InputError(f"{module.a} does not fit {module.name} of the base model; use the base they share.")
-            stacks.append((a, b, module, shard.start or (0, 0)))
+            row, column = shard.start or (0, 0)
+            parts_of.append(SlotPart(module, layer, index, row, column))
+        fill = self._slots_that_are_rows if current_platform.is_cpu() else self._slots_that_are_stacked
+        return self._way(fill(manager.lora_slots, parts_of))
+
+    def _slots_that_are_rows(self, count: int, parts: Sequence[SlotPart]) -> list[CopyPlan]:
+        """Each slot is a row, and what vLLM takes for its stacked A and B are views of it: a load is one plain copy.
+
+        The scaling, which vLLM keeps in B, is left to GroupedPunicaWrapper, and ranks are not padded. A rank of a
+        tensor-parallel engine has whole rows too, and its views show its part.
+        """
+        layout, dtype = self._swarm_experts.layout, parts[0].layer.lora_a_stacked[0].dtype
+        slots = empty_rows(count, layout.size, dtype).zero_()
+
+        def stacked(name: str) -> torch.Tensor:
+            spec = self._spec(name)
+            return slots[:, spec.offset : spec.end].view(count, 1, *spec.shape)
+
+        for module, layer, index, row, column in parts:
+            outputs, inputs = layer.lora_b_stacked[index].shape[2], layer.lora_a_stacked[index].shape[3]
+            a = stacked(module.a)[..., column : column + inputs]
+            b = stacked(module.b)[:, :, row : row + outputs]
+            layer.lora_a_stacked = (*layer.lora_a_stacked[:index], a, *layer.lora_a_stacked[index + 1 :])
+            layer.lora_b_stacked = (*layer.lora_b_stacked[:index], b, *layer.lora_b_stacked[index + 1 :])
+            layer.punica_wrapper.scalings[b] = module.scaling
+        line = TensorSpec("row", 0, (layout.size // layout.step, layout.step))
+        return [CopyPlan([CopyTarget(line, slot.view(line.shape))]) for slot in slots]
+
+    def _slots_that_are_stacked(self, count: int, parts: Sequence[SlotPart]) -> list[CopyPlan]:
+        """The stacked tensors that vLLM made, as its GPU kernels want them contiguous. vLLM keeps the scaling in B."""
         plans = []
-        for slot in range(manager.lora_slots):
+        for slot in range(count):
             targets = []
-            for a, b, module, (row, column) in stacks:
-                targets.append(CopyTarget(self._spec(module.a), a[slot, 0, : module.rank], start=(0, column)))
-                # vLLM keeps the scaling in B.
-                low = b[slot, 0, :, : module.rank]
-                targets.append(CopyTarget(self._spec(module.b), low, module.scaling, (row, 0)))
+            for module, layer, index, row, column in parts:
+                a, b = layer.lora_a_stacked[index][slot, 0], layer.lora_b_stacked[index][slot, 0]
+                targets.append(CopyTarget(self._spec(module.a), a[: module.rank], start=(0, column)))
+                targets.append(CopyTarget(self._spec(module.b), b[:, : module.rank], module.scaling, (row, 0)))
             plans.append(CopyPlan(targets))
-        return self._way(plans)
+        return plans
 
     # mixtures
 

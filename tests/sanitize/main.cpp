@@ -151,6 +151,42 @@ void plans() {
   }
 }
 
+// Long pieces, and merged rows of whole lines, are written past the caches if they begin at a line.
+void plans_past_the_caches() {
+  constexpr Int size = 9001, rank = 4, rows = 13, columns = 64, a = rank * columns;
+  for (const DType dtype : kTypes) {
+    const Int item = itemsize(dtype);
+    const Bytes row = some_rows(size, dtype, 3), base = some_rows(rows * columns, dtype, 4);
+    const double wide[] = {1.0};
+    const float narrow[] = {1.0f};
+    const RowMixture itself{row.as<void>(), size, 1,
+                            dtype == DType::float64 ? static_cast<const void*>(wide) : narrow};
+    std::string merged;
+    for (const Int start : {Int{0}, item, 64 - item}) {
+      const Bytes memory(static_cast<std::size_t>(size * item + 128));
+      char* const line =
+          memory.as<char>() + static_cast<Int>(-reinterpret_cast<std::uintptr_t>(memory.as<char>()) % 64);
+      const auto same = [&](const std::string& what) {
+        expect(std::memcmp(line + start, row.as<char>(), static_cast<std::size_t>(size * item)) == 0, what);
+        std::memset(line + start, 0, static_cast<std::size_t>(size * item));
+      };
+      for (const std::string& level : simd_levels()) {
+        set_simd_level(level);
+        const CopyPlan copy({{0, 1, size, line + start, size, 1.0}}, dtype);
+        copy.load(row.as<void>());
+        same("a long copy at " + level);
+        copy.load_mixture(itself);
+        same("a long mixture at " + level);
+        MergePlan({{0, a, rank, rows, columns, base.as<void>(), line + start, columns, 0.5}}, dtype)
+            .load(row.as<void>());
+        const std::string now(line + start, static_cast<std::size_t>(rows * columns * item));
+        if (merged.empty()) merged = now;
+        expect(now == merged, "a merge from byte " + std::to_string(start) + " at " + level);
+      }
+    }
+  }
+}
+
 // Sections of the columns by one thread each give the bits of one call: what for_sections relies on.
 void updates_side_by_side() {
   constexpr Int P = 3, size = 64 * 50 + 17;
@@ -257,6 +293,7 @@ int main() {
   updates();
   mixes();
   plans();
+  plans_past_the_caches();
   updates_side_by_side();
   return 0;
 }
