@@ -265,9 +265,21 @@ def test_what_is_served_does_not_depend_on_what_was_before(engine, prompts, expe
     assert texts(engine, prompts) == fresh
 
 
-def test_the_exported_folder_is_served_by_vllm_itself(engines, base, experts, prompts, tmp_path):
+@pytest.fixture(scope="module")
+def plain(base, experts):
+    """vLLM without particles, LoRA on; kept, since with an engine end the process groups that all of them share."""
+    from vllm import LLM
+
+    return LLM(
+        model=str(base), dtype="float32", max_model_len=512, enforce_eager=True, seed=0, kv_cache_memory_bytes=1 << 28,
+        block_size=32, disable_log_stats=True, enable_lora=True, max_loras=1, max_lora_rank=8,
+        lora_target_modules=sorted({module.name.rpartition(".")[2] for module in experts.modules}),
+    )  # fmt: skip
+
+
+def test_the_exported_folder_is_served_by_vllm_itself(engines, plain, base, experts, prompts, tmp_path):
     """The winner's folder, loaded by another engine's own LoRA loader, answers as our slot does."""
-    from vllm import LLM, SamplingParams
+    from vllm import SamplingParams
     from vllm.lora.request import LoRARequest
 
     engine = engines("slots")
@@ -281,10 +293,6 @@ def test_the_exported_folder_is_served_by_vllm_itself(engines, base, experts, pr
     engine.load(2, reread)
     assert texts(engine, prompts, slot=2) == ours
     engine.restore()
-    plain = LLM(
-        model=str(base), dtype="float32", max_model_len=512, enforce_eager=True, seed=0, kv_cache_memory_bytes=1 << 28,
-        block_size=32, disable_log_stats=True, enable_lora=True, max_loras=1, max_lora_rank=8,
-    )  # fmt: skip
     outputs = plain.generate(
         [{"prompt_token_ids": prompt} for prompt in prompts],
         SamplingParams(temperature=0, max_tokens=10),
