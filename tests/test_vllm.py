@@ -25,7 +25,7 @@ from modelswarms_fast.one_model import evaluate
 
 pytest.importorskip("vllm")
 
-from modelswarms_fast.engines.vllm_worker import GroupedPunicaWrapper, SwarmWorker
+from modelswarms_fast.engines.vllm_worker import GroupedPunicaWrapper, SlotPart, SwarmWorker
 
 EXAMPLES = Path(__file__).parent.parent / "examples" / "experts"
 SLOTS = 3
@@ -168,7 +168,7 @@ def test_slots_of_either_kind_add_what_their_rows_say(fill, tokens):
     )
     worker = SwarmWorker()
     worker._swarm_experts = SimpleNamespace(layout=layout)
-    plans = getattr(worker, fill)(2, [(modules[0], layer, 0), (modules[1], layer, 2)])
+    plans = getattr(worker, fill)(2, [SlotPart(modules[0], layer, 0, 0, 0), SlotPart(modules[1], layer, 2, 0, 0)])
     rows = torch.zeros(2, layout.size)
     for plan, row in zip(plans, rows, strict=True):
         for view in layout.views(row).values():
@@ -286,9 +286,21 @@ def test_an_engine_that_fails_says_so_once(engine, prompts, experts, monkeypatch
         pass
 
 
-def test_the_exported_folder_is_served_by_vllm_itself(engines, base, experts, prompts, tmp_path):
+@pytest.fixture(scope="module")
+def plain(base, experts):
+    """vLLM without particles, LoRA on; kept, since with an engine end the process groups that all of them share."""
+    from vllm import LLM
+
+    return LLM(
+        model=str(base), dtype="float32", max_model_len=512, enforce_eager=True, seed=0, kv_cache_memory_bytes=1 << 28,
+        block_size=32, disable_log_stats=True, enable_lora=True, max_loras=1, max_lora_rank=8,
+        lora_target_modules=sorted({module.name.rpartition(".")[2] for module in experts.modules}),
+    )  # fmt: skip
+
+
+def test_the_exported_folder_is_served_by_vllm_itself(engines, plain, base, experts, prompts, tmp_path):
     """The winner's folder, loaded by another engine's own LoRA loader, answers as our slot does."""
-    from vllm import LLM, SamplingParams
+    from vllm import SamplingParams
     from vllm.lora.request import LoRARequest
 
     engine = engines("slots")
@@ -302,10 +314,6 @@ def test_the_exported_folder_is_served_by_vllm_itself(engines, base, experts, pr
     engine.load(2, reread)
     assert texts(engine, prompts, slot=2) == ours
     engine.restore()
-    plain = LLM(
-        model=str(base), dtype="float32", max_model_len=512, enforce_eager=True, seed=0, kv_cache_memory_bytes=1 << 28,
-        block_size=32, disable_log_stats=True, enable_lora=True, max_loras=1, max_lora_rank=8,
-    )  # fmt: skip
     outputs = plain.generate(
         [{"prompt_token_ids": prompt} for prompt in prompts],
         SamplingParams(temperature=0, max_tokens=10),
