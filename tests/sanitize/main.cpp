@@ -224,7 +224,7 @@ void arenas() {
   const Slab::Shared shared = Slab::shared(shape.bytes(), "rows");
   for (const Slab::Shared& slab :
        {Slab::host(shape.bytes(), "rows"), shared, Slab::file("/tmp", shape.bytes(), "rows"),
-        Slab::file("/tmp", 5 << 20, "rows", 3 << 20),
+        Slab::file("/tmp", shape.bytes(), "rows", 4096),
         Slab::attach(shared->descriptor(), shape.bytes(), "rows"), Slab::host(5 << 20, "large rows")}) {
     Arena arena(shape, slab);
     std::atomic<int> copied{0};
