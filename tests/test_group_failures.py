@@ -75,7 +75,7 @@ def test_an_engine_that_hangs_is_started_anew_and_a_slow_one_is_not(fakes):
 
 def test_a_step_that_ends_nothing_is_told_of_now_and_then(monkeypatch):
     mine, theirs = Pipe()
-    monkeypatch.setattr(process, "start_engine", lambda *arguments: ScriptedEngine())
+    monkeypatch.setattr(process, "start_here", lambda *arguments: ScriptedEngine())
     served = process.Served(process.Start(Path(), None, EngineConfig(), (), (0, 0, 0, 0)), theirs)
     monkeypatch.setattr(time, "perf_counter", lambda: 1.5)
     for end in (1.5, 1.6):
