@@ -5,7 +5,7 @@ prompts_per_second and phases of a search's summary (`total` has the engine's st
 
 Rows of early stopping (early.py) have the moves of a search in them, beside the base model:
 
-    task                               a skill, whose expert scores high from the start, or the mix of four
+    task                               a skill, whose expert scores high from the start
     share_of_base                      prompts of a full evaluation a second, over those of the base model
     evaluated_share                    of the examples of a full evaluation, those that were evaluated
     least_share                        and those that no exact order could have left out
@@ -96,21 +96,24 @@ def test_published(measure: Measure, model_swarm: Path, engines: int) -> None:
         server.close()
 
 
-FULL = pytest.mark.usefixtures("full")
+def test_stop_early(measure: Measure) -> None:
+    """Before the searches, for the same reason."""
+    measure_stop_early(measure, "merged")
 
 
-@pytest.mark.parametrize(
-    ("serve", "domain"),
-    [("merged", "addition"), pytest.param("mixture", "addition", marks=FULL), pytest.param("merged", None, marks=FULL)],
-)
-def test_stop_early(measure: Measure, serve: str, domain: str | None) -> None:
-    """The moves of a search, with and without; before the searches, for the same reason."""
-    task, (prompts, moves) = domain or "mix", (12, 2) if measure.quick else (100, 6)
+@pytest.mark.usefixtures("full")
+def test_stop_early_in_one_batch(measure: Measure) -> None:
+    measure_stop_early(measure, "mixture")
+
+
+def measure_stop_early(measure: Measure, serve: str) -> None:
+    """The moves of a search, with and without."""
+    task, (prompts, moves) = "addition", (12, 2) if measure.quick else (80, 10)
     found: dict[str, Any] = {}
     server = engine(serve)
 
     def run() -> None:
-        found.update(stopped_early(server, serve, utility_of_benchmark(prompts, domain), moves))
+        found.update(stopped_early(server, serve, utility_of_benchmark(prompts, task), moves))
 
     measure.row(
         f"{task}, {serve}, stop_early, {PARTICLES} particles", run, rounds=1, warmup=False, memory=False, serve=serve,

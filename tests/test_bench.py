@@ -170,6 +170,21 @@ def test_the_limit_of_the_update_reads_and_writes_everything(words, elsewhere, s
     assert torch.equal(v, moved)
 
 
+@pytest.mark.parametrize("words", [1, 33, 4099, 65_536 + 7])
+@pytest.mark.parametrize("bests", [False, True])
+def test_the_loop_over_rows_reads_and_writes_everything(words, bests):
+    particles = 7
+    rows = torch.randint(0, 2**50, (3 * particles + 2, words))
+    x, v, p = rows[: 3 * particles].view(3, particles, words)
+    g, w = rows[-2:] if bests else (torch.zeros(words, dtype=torch.int64),) * 2
+    moved = v + (p - x) + (g - w)
+    expected = x + moved
+    g_and_w = (g.data_ptr(), w.data_ptr()) if bests else (0, 0)
+    _C.limit_rows(x.data_ptr(), v.data_ptr(), p.data_ptr(), words, *g_and_w, particles, words)
+    assert torch.equal(x, expected)
+    assert torch.equal(v, moved)
+
+
 @pytest.mark.parametrize("words", [1, 7, 8, 4099])
 @pytest.mark.parametrize("stream", [False, True])
 def test_the_limit_of_the_mix_reads_and_writes_everything(words, stream):

@@ -172,12 +172,12 @@ void plans_past_the_caches() {
       };
       for (const std::string& level : simd_levels()) {
         set_simd_level(level);
-        const CopyPlan copy({{0, 1, size, line + start, size, 1.0}}, dtype);
+        const CopyPlan copy({{0, 1, size, size, line + start, size, 1.0}}, dtype);
         copy.load(row.as<void>());
         same("a long copy at " + level);
         copy.load_mixture(itself);
         same("a long mixture at " + level);
-        MergePlan({{0, a, rank, rows, columns, base.as<void>(), line + start, columns, 0.5}}, dtype)
+        MergePlan({{0, a, rank, rows, columns, columns, base.as<void>(), line + start, columns, 0.5}}, dtype)
             .load(row.as<void>());
         const std::string now(line + start, static_cast<std::size_t>(rows * columns * item));
         if (merged.empty()) merged = now;
