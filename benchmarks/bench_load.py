@@ -16,6 +16,7 @@ from __future__ import annotations
 import itertools
 import statistics
 import time
+from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,19 @@ import numpy as np
 import pytest
 import torch
 from cold import evict
-from engines import EXAMPLES, SERVES, SLOTS, engine, experts, full_weights, plain_vllm
+from engines import (
+    ALL_LINEAR,
+    EXAMPLES,
+    LARGE_RANK,
+    SERVES,
+    SLOTS,
+    engine,
+    experts,
+    full_weights,
+    plain_vllm,
+    slots_for,
+    write_large_adapters,
+)
 from iterations import utility_of_benchmark
 from measure import CORES, Call, Measure, copies, mix_limit
 
@@ -58,13 +71,9 @@ def adapted_bytes() -> int:
 @pytest.mark.parametrize("serve", SERVES)
 def test_load(measure: Measure, serve: str) -> None:
     """The row is in memory when ours starts, the adapter's file in the page cache when add_lora does."""
-    from vllm.lora.request import LoRARequest
-
-    rows = experts().rows
-    server, plain = engine(serve), plain_vllm()
-    folders = [str(EXAMPLES / "experts" / name) for name in experts().names]
+    rows, server = experts().rows, engine(serve)
     mixtures = torch.eye(len(rows), dtype=torch.float64)
-    particles, slots, numbers = itertools.count(), itertools.cycle(range(server.slots)), itertools.count(1)
+    particles, slots = itertools.count(), itertools.cycle(range(server.slots))
 
     def load() -> None:
         particle = next(particles) % len(rows)
@@ -73,12 +82,8 @@ def test_load(measure: Measure, serve: str) -> None:
         else:
             server.load(next(slots), rows[particle])
 
-    def add_lora() -> None:
-        """A new name each time: what has been seen before is not read again."""
-        number = next(numbers)
-        plain.llm_engine.add_lora(LoRARequest(f"adapter-{number}", number, folders[number % len(folders)]))
-
-    baselines: dict[str, Call] = {"add_lora from a file": add_lora}
+    folders = [str(EXAMPLES / "experts" / name) for name in experts().names]
+    baselines = {"add_lora from a file": adder(plain_vllm(), folders)}
     row_bytes = rows.shape[1] * rows.element_size()
     if serve != "mixture":
         baselines |= named("row", copies(row_bytes, server.device))
@@ -87,6 +92,33 @@ def test_load(measure: Measure, serve: str) -> None:
     measure_load(measure, f"{serve}, D={rows.shape[1]:,}", server, load, baselines, serve=serve, kind="lora",
                  slots=SLOTS if serve == "slots" else 1, size=rows.shape[1],
                  row_bytes=0 if serve == "mixture" else row_bytes)  # fmt: skip
+
+
+def adder(plain: Any, folders: Sequence[str]) -> Call:
+    """Calls vLLM's add_lora with a new name each time: what has been seen before is not read again."""
+    from vllm.lora.request import LoRARequest
+
+    numbers = itertools.count(1)
+
+    def add_lora() -> None:
+        number = next(numbers)
+        plain.llm_engine.add_lora(LoRARequest(f"adapter-{number}", number, folders[number % len(folders)]))
+
+    return add_lora
+
+
+@pytest.mark.usefixtures("full")
+def test_load_large_adapters(measure: Measure, tmp_path: Path) -> None:
+    """Rank 32 on all linear layers, into slots: twenty times the weights of the examples."""
+    folders = write_large_adapters(tmp_path)
+    server, only = slots_for(tuple(folders))
+    numbers, slots = itertools.count(), itertools.cycle(range(server.slots))
+    row_bytes = only.rows.shape[1] * only.rows.element_size()
+    baselines = {"add_lora from a file": adder(plain_vllm(LARGE_RANK, ALL_LINEAR), folders)}
+    measure_load(measure, f"slots, D={only.rows.shape[1]:,}", server,
+                 lambda: server.load(next(slots), only.rows[next(numbers) % len(folders)]),
+                 baselines | named("row", copies(row_bytes, server.device)), serve="slots", kind="large lora",
+                 slots=SLOTS, size=only.rows.shape[1], row_bytes=row_bytes)  # fmt: skip
 
 
 @pytest.mark.parametrize("serve", ["merged", "slots"])

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from baselines import SwarmRows, dense, eager, on_cpu
+from engines import LAYERS, LINEAR
 from measure import (
     CORES,
     CPU,
@@ -177,18 +178,8 @@ def test_gpu(measure: Measure, backend: str, dtype: torch.dtype, particles: int,
 
 def all_linear_layout() -> Layout:
     """LoRA of rank 4 on all linear layers of SmolLM2-135M: 1,221,120 weights in 420 tensors."""
-    hidden, key_value, inner, rank = 576, 192, 1536, 4
-    shapes = {
-        "self_attn.q_proj": (hidden, hidden),
-        "self_attn.k_proj": (hidden, key_value),
-        "self_attn.v_proj": (hidden, key_value),
-        "self_attn.o_proj": (hidden, hidden),
-        "mlp.gate_proj": (hidden, inner),
-        "mlp.up_proj": (hidden, inner),
-        "mlp.down_proj": (inner, hidden),
-    }
-    tensors = {}
-    for layer, (name, (inputs, outputs)) in itertools.product(range(30), shapes.items()):
+    rank, tensors = 4, {}
+    for layer, (name, (inputs, outputs)) in itertools.product(range(LAYERS), LINEAR.items()):
         prefix = f"base_model.model.model.layers.{layer}.{name}"
         tensors[f"{prefix}.lora_A.weight"] = torch.empty(rank, inputs, dtype=torch.bfloat16, device="meta")
         tensors[f"{prefix}.lora_B.weight"] = torch.empty(outputs, rank, dtype=torch.bfloat16, device="meta")

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import json
 from pathlib import Path
 from typing import Any, get_args
+
+import torch
+from safetensors.torch import save_file
 
 from modelswarms_fast.base import PACKAGED, resolve_base
 from modelswarms_fast.config import EngineConfig, Serve
@@ -18,6 +22,19 @@ DATASET = "benchmark"
 PARTICLES = 10
 SLOTS = 4
 MAX_MODEL_LEN = 512
+LAYERS, HIDDEN, KEY_VALUE, INNER = 30, 576, 192, 1536
+LINEAR = {
+    "self_attn.q_proj": (HIDDEN, HIDDEN),
+    "self_attn.k_proj": (HIDDEN, KEY_VALUE),
+    "self_attn.v_proj": (HIDDEN, KEY_VALUE),
+    "self_attn.o_proj": (HIDDEN, HIDDEN),
+    "mlp.gate_proj": (HIDDEN, INNER),
+    "mlp.up_proj": (HIDDEN, INNER),
+    "mlp.down_proj": (INNER, HIDDEN),
+}
+"""Inputs and outputs of the linear layers of SmolLM2-135M."""
+ALL_LINEAR = tuple(sorted(name.rpartition(".")[2] for name in LINEAR))
+LARGE_RANK = 32
 SERVES = tuple(serve for serve in get_args(Serve) if serve != "auto")
 
 
@@ -47,6 +64,13 @@ def full_weights() -> tuple[Any, Experts]:
     return start_engine(resolve_base(PACKAGED), only, config("merged")), only
 
 
+@functools.cache
+def slots_for(folders: tuple[str, ...]) -> tuple[Any, Experts]:
+    """An engine with LoRA slots, and the experts in these folders."""
+    found = read_experts(list(folders))
+    return start_engine(resolve_base(PACKAGED), found, config("slots")), found
+
+
 def plain_settings(on_cpu: bool) -> dict[str, Any]:
     """Of vLLM as its documentation shows it, nothing of ours attached; on a CPU with what it needs to start at all."""
     from modelswarms_fast.engines.vllm import CPU_KV_CACHE_BYTES
@@ -62,19 +86,36 @@ def plain_settings(on_cpu: bool) -> dict[str, Any]:
 
 
 @functools.cache
-def plain_vllm() -> Any:
-    """vLLM with LoRA adapters on."""
+def plain_vllm(rank: int = 8, modules: tuple[str, ...] = ("k_proj", "o_proj", "q_proj", "v_proj")) -> Any:
+    """vLLM with LoRA adapters on; those of the examples have rank 4, and 8 is the least that it takes."""
     from vllm import LLM
-
-    from modelswarms_fast.engines.vllm import LORA_RANKS
 
     return LLM(
         **plain_settings(engine("merged").device.type == "cpu"),
         enable_lora=True,
         max_loras=SLOTS,
-        max_lora_rank=LORA_RANKS[0],
-        lora_target_modules=sorted({module.name.rpartition(".")[2] for module in experts().modules}),
+        max_lora_rank=rank,
+        lora_target_modules=list(modules),
     )
+
+
+def write_large_adapters(folder: Path, count: int = 4) -> list[str]:
+    """Random PEFT adapters of a high rank on all linear layers."""
+    found = json.loads(next((EXAMPLES / "experts").glob("*/adapter_config.json")).read_text())
+    found |= {"r": LARGE_RANK, "lora_alpha": LARGE_RANK, "target_modules": list(ALL_LINEAR)}
+    folders = []
+    for number in range(count):
+        to = folder / f"adapter-{number}"
+        to.mkdir()
+        (to / "adapter_config.json").write_text(json.dumps(found))
+        tensors = {}
+        for layer, (name, (inputs, outputs)) in itertools.product(range(LAYERS), LINEAR.items()):
+            prefix = f"base_model.model.model.layers.{layer}.{name}"
+            for half, shape in (("A", (LARGE_RANK, inputs)), ("B", (outputs, LARGE_RANK))):
+                tensors[f"{prefix}.lora_{half}.weight"] = 0.01 * torch.randn(shape).bfloat16()
+        save_file(tensors, to / "adapter_model.safetensors")
+        folders.append(str(to))
+    return folders
 
 
 def write_data(file: Path, prompts: int, domain: str | None = None) -> Path:
