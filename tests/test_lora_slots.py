@@ -5,8 +5,8 @@ import torch
 
 pytest.importorskip("vllm")
 
-from modelswarms_fast.engines import vllm_worker
-from modelswarms_fast.engines.vllm_worker import GroupedPunicaWrapper
+from modelswarms_fast.engines import vllm_cpu
+from modelswarms_fast.engines.vllm_cpu import GroupedPunicaWrapper
 
 SLOTS, RANK, INPUTS, OUTPUTS = 4, 8, 24, (16, 8)
 
@@ -17,9 +17,9 @@ def test_each_token_gets_its_own_slot(all_slots, broken, monkeypatch):
     """As groups and with all slots at once; the slot 3, which no token here uses, may hold NaN."""
     torch.manual_seed(0)
     slots = torch.tensor([2, 0, 0, -1, 2, 1, 1, -1, 2, 0])
-    monkeypatch.setattr(vllm_worker, "ALL_SLOTS", all_slots)
-    monkeypatch.setattr(vllm_worker.PunicaWrapperCPU, "__init__", lambda self: None)
-    monkeypatch.setattr(vllm_worker.PunicaWrapperCPU, "update_metadata", lambda *args, **kwargs: None)
+    monkeypatch.setattr(vllm_cpu, "ALL_SLOTS", all_slots)
+    monkeypatch.setattr(vllm_cpu.PunicaWrapperCPU, "__init__", lambda self: None)
+    monkeypatch.setattr(vllm_cpu.PunicaWrapperCPU, "update_metadata", lambda *args, **kwargs: None)
     monkeypatch.setattr(GroupedPunicaWrapper, "token_lora_indices", slots)
     wrapper = GroupedPunicaWrapper()
     for turn in range(2):  # nothing of the step before is left

@@ -25,7 +25,8 @@ from modelswarms_fast.one_model import evaluate
 
 pytest.importorskip("vllm")
 
-from modelswarms_fast.engines.vllm_worker import GroupedPunicaWrapper, SlotPart, SwarmWorker
+from modelswarms_fast.engines.vllm_cpu import GroupedPunicaWrapper
+from modelswarms_fast.engines.vllm_worker import SlotPart, SwarmWorker
 
 EXAMPLES = Path(__file__).parent.parent / "examples" / "experts"
 SLOTS = 3
