@@ -198,7 +198,7 @@ def test_the_last_rows_lie_in_a_file(rows, size, spilled, tmp_path):
 
 
 def test_huge_pages_of_the_file_lie_at_huge_pages_of_the_mapping(tmp_path):
-    """Else an update of rows that the disk has takes several times as long; and the hole takes no room there."""
+    """Else an update of rows that the disk has takes longer; and the hole takes no room there."""
     size, huge = (1 << 20) + 123456, 1 << 21
     made = empty_rows(7, size, torch.bfloat16, folder=tmp_path, spilled=3)
     for line in Path("/proc/self/maps").read_text().splitlines():
