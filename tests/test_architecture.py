@@ -11,6 +11,8 @@ PACKAGE = Path(__file__).parent.parent / "modelswarms_fast"
 FLOORS = [
     {"cli"},
     {"loop", "bench", "one_model"},
+    {"session"},
+    {"iterations"},
     {"progress", "evaluate", "particles", "report"},
     {"canary", "tiers"},
     {"engines.group"},
