@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -149,8 +150,7 @@ class Session:
         """[n] utilities of the experts on dev, evaluated when they are first asked for."""
         if self._initial is None:
             before = self.evaluator.spent.copy()
-            scores = self.score_mixtures(np.eye(len(self.experts.names)), "dev")
-            self._initial = np.array([self.utility_of("dev", one) for one in scores])
+            self._initial = self.mixtures_on_dev(np.eye(len(self.experts.names)))
             self.initial_spent = self.evaluator.spent.since(before)
         return self._initial
 
@@ -163,18 +163,42 @@ class Session:
         points = torch.as_tensor(np.asarray(mixtures, dtype=np.float64))
         if self.engine_config.state == "mixture":
             return self._scores(_Mixtures(self, points), len(points), split)
-        return self.score_rows(lambda index: self.mix(points[index]), len(points), split)
+        return self.score_rows([partial(self.mix, point) for point in points], split)
 
-    def score_rows(self, row: Callable[[int], torch.Tensor], count: int, split: str) -> list[Scores]:
-        """Scores of the rows [D] row(0), row(1), ... on each example of a split, all in one continuous batch.
+    def score_rows(self, rows: Sequence[Callable[[], torch.Tensor]], split: str) -> list[Scores]:
+        """Scores of rows [D] on each example of a split, all in one continuous batch.
 
         A row is made when it is about to be served, perhaps twice, and not kept. With serve="mixture" one row is served
         at a time.
         """
         if self.engine.serve == "mixture":
-            engines = self.engine_config.engines
-            return [self.evaluator.one(row(index), split, engines) for index in range(count)]
-        return self._scores(_Rows(row), count, split)
+            return [self.evaluator.one(row(), split, self.engine_config.engines) for row in rows]
+        return self._scores(_Rows(rows), len(rows), split)
+
+    def mixtures_on_dev(self, mixtures: npt.ArrayLike) -> Floats:
+        """[P] utilities of mixtures [P, n] on dev."""
+        return self._utilities(self.score_mixtures(mixtures, "dev"))
+
+    def rows_on_dev(self, rows: Sequence[Callable[[], torch.Tensor]]) -> Floats:
+        """[P] utilities of rows [D] on dev."""
+        return self._utilities(self.score_rows(rows, "dev"))
+
+    def base_row(self) -> torch.Tensor | None:
+        """[D] the base model in the experts' layout and dtype; None for LoRA experts, whose base is the adapter 0.
+
+        Raises:
+            InputError: it has other tensors than the experts.
+        """
+        layout = self.experts.layout
+        if self.experts.kind == "lora":
+            return None
+        base = read_experts([self.base_folder], dtype=layout.dtype, minimum=1)
+        if base.layout != layout:
+            raise InputError(f"{self.base} has other tensors than the experts; use the base that they share.")
+        return base.rows[0]
+
+    def _utilities(self, scores: Sequence[Scores]) -> Floats:
+        return np.array([self.utility_of("dev", one) for one in scores], dtype=np.float64)
 
     def _scores(self, source: Source, count: int, split: str) -> list[Scores]:
         found = self.evaluator.rows(source, range(count), split)
@@ -246,8 +270,8 @@ class Session:
 class _Rows:
     """Rows that are made when they are needed; the last one is kept, as it is named, loaded and checked in turn."""
 
-    def __init__(self, row: Callable[[int], torch.Tensor]) -> None:
-        self._make = row
+    def __init__(self, rows: Sequence[Callable[[], torch.Tensor]]) -> None:
+        self._rows = rows
         self._last: tuple[int, torch.Tensor] | None = None
 
     def key(self, particle: int) -> bytes | None:
@@ -259,7 +283,7 @@ class _Rows:
 
     def row(self, particle: int) -> torch.Tensor:
         if self._last is None or self._last[0] != particle:
-            self._last = (particle, self._make(particle))
+            self._last = (particle, self._rows[particle]())
         return self._last[1]
 
     def prefetch(self, particles: Sequence[int]) -> None:
