@@ -73,8 +73,7 @@ def compare(
     session = Session(experts, base=base, task=task, data=data, out=out, progress=progress, **settings)
     if budget < len(session.experts.names):
         raise InputError(
-            f"the budget is {budget} evaluations, but to look at the {len(session.experts.names)} experts takes as many; "
-            "give more."
+            f"the budget is {budget} evaluations, less than the {len(session.experts.names)} experts take; give more."
         )
     asked = {
         "base": base,
@@ -101,7 +100,7 @@ def compare(
                 write_json(file, content)
                 console.print(f"{name}: dev {_text(result['dev'])}, test {_text(result['test'])}", highlight=False)
             session.check_base()
-    return content
+    return read_json(file) if content["methods"] else content
 
 
 def _start(file: Path, asked: dict[str, Any]) -> dict[str, Any]:
@@ -149,9 +148,9 @@ def _measure(session: Session, run: Callable[[], Any]) -> dict[str, Any]:
 def against_model_swarms(methods: dict[str, dict[str, Any]], seed: int) -> dict[str, dict[str, Any]]:
     """Each method's test scores against those of Model Swarms; nothing before that has run.
 
-    difference: utility of Model Swarms minus that of the method; interval: the middle 95 % of it over RESAMPLES samples of
-    the test examples, drawn with replacement and the same for both; share: of the samples in which Model Swarms is ahead,
-    ties counted by half.
+    difference: utility of Model Swarms minus that of the method; interval: the middle 95 % of it over RESAMPLES samples
+    of the test examples, drawn with replacement and the same for both; share: of the samples in which Model Swarms is
+    ahead, ties counted by half.
     """
     if SWARM not in methods:
         return {}
@@ -172,9 +171,8 @@ def paired(ours: Sequence[float | None], theirs: Sequence[float | None], seed: i
 
 def table_of(content: dict[str, Any]) -> Table:
     """The results as a table, in the order in which they were found."""
-    table = Table(
-        "", "dev", "test ± standard error", "evaluations", "prompts", "seconds", "Model Swarms ahead by", "in"
-    )
+    measured = ("dev", "test ± standard error", "evaluations", "prompts", "seconds")
+    table = Table("", *measured, "Model Swarms ahead by", "in")
     for name, result in content["methods"].items():
         against = content.get("against_model_swarms", {}).get(name)
         ahead, share = "", ""
