@@ -253,9 +253,7 @@ def baselines_command(
     swarm: Annotated[
         list[str] | None, typer.Option(help="A setting of Model Swarms as name=value, such as inertia=0.2; repeat it.")
     ] = None,
-    train: Annotated[
-        Path | None, typer.Option(help="What the experts were trained on, if a method needs it.")
-    ] = None,
+    train: Annotated[Path | None, typer.Option(help="What the experts were trained on, if a method needs it.")] = None,
     limit_dev: Annotated[int | None, typer.Option(help="Use the first N dev examples.")] = None,
     limit_test: Annotated[int | None, typer.Option(help="Use the first N test examples.")] = None,
     max_tokens: MaxTokens = None,
