@@ -184,9 +184,9 @@ def paired(
 ) -> dict[str, Any]:
     """The paired bootstrap of two lists of scores, whose utilities `reduce` makes.
 
-    difference: our utility minus theirs; interval: the middle 95 % of it over RESAMPLES samples of the examples, drawn with
-    replacement within each stratum and the same for both; share: of the samples in which we are ahead, ties counted by
-    half. NaN where a score is.
+    difference: our utility minus theirs; interval: the middle 95 % of it over RESAMPLES samples of the examples, drawn
+    with replacement within each stratum and the same for both; share: of the samples in which we are ahead, ties
+    counted by half. NaN where a score is.
     """
     pair, places = np.array([ours, theirs], dtype=np.float64), np.arange(len(ours))
     random, labels = np.random.default_rng(seed), np.array(strata)
@@ -199,11 +199,8 @@ def paired(
         samples[sample] = reduce(drawn[0]) - reduce(drawn[1])
     low, high = np.quantile(samples, [0.025, 0.975])
     share = float(np.mean((samples > 0) + 0.5 * (samples == 0))) if np.isfinite(samples).all() else math.nan
-    return {
-        "difference": reduce(pair[0].tolist()) - reduce(pair[1].tolist()),
-        "interval": [float(low), float(high)],
-        "share": share,
-    }
+    difference = reduce(pair[0].tolist()) - reduce(pair[1].tolist())
+    return {"difference": difference, "interval": [float(low), float(high)], "share": share}
 
 
 def table_of(content: dict[str, Any]) -> Table:
