@@ -25,7 +25,7 @@ from modelswarms_fast.memory_plan import MemoryPlan, plan_memory
 from modelswarms_fast.particles import Particles
 from modelswarms_fast.progress import Interrupted, Progress
 from modelswarms_fast.report import write_report
-from modelswarms_fast.scores import Limits, standard_error, utility_of
+from modelswarms_fast.scores import Limits
 from modelswarms_fast.swarm import Floats, Plan, Swarm
 from modelswarms_fast.trace import Trace
 from modelswarms_fast.utilities import Utility, load_utility
@@ -144,8 +144,8 @@ def search(
         first = read_experts([loaded.sources[start]], dtype=row_dtype, minimum=1)  # its row now belongs to a particle
         for which, row in (("start", first.rows[0]), ("end", read_model(winner, loaded))):
             scores = evaluator.one(row, "test", engine_config.engines)
-            result[which]["test"] = utility_of(scores)
-            result["test_standard_error"][which] = standard_error(scores)
+            result[which]["test"] = utility.utility_of("test", scores)
+            result["test_standard_error"][which] = utility.error_of("test", scores)
         seconds = {"setup": setup_seconds, "update": update_seconds} | spent.seconds
         summary = inputs | {
             "particles": config.particles,
