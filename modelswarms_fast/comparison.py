@@ -77,6 +77,7 @@ def compare(
     asked = {
         "base": base,
         "task": task,
+        "data": str(data),
         "dataset": session.utility.dataset,
         "examples": _digest(session.utility.examples),
         "experts": list(session.experts.names),
@@ -84,6 +85,9 @@ def compare(
         "budget": budget,
         "seed": seed,
         "swarm": swarm,
+        "scoring": settings.get("scoring", "generate"),
+        "options": dict(settings.get("options") or {}),
+        "max_tokens": settings.get("max_tokens"),
         "engine": asdict(session.engine_config),
     }
     file = Path(out) / RESULTS

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
@@ -32,7 +32,7 @@ from modelswarms_fast.scores import Scores, digest
 from modelswarms_fast.shared import shared_rows
 from modelswarms_fast.swarm import Floats, Swarm
 from modelswarms_fast.trace import Trace
-from modelswarms_fast.utilities import load_utility
+from modelswarms_fast.utilities import Scoring, load_utility
 
 
 @dataclass(frozen=True)
@@ -76,13 +76,15 @@ class Session:
         limit_dev: int | None = None,
         limit_test: int | None = None,
         max_tokens: int | None = None,
+        scoring: Scoring = "generate",
+        options: Mapping[str, str] | None = None,
         progress: bool = False,
         trace: str | Path | None = None,
         train: str | Path | None = None,
         only_search: int | None = None,
         **settings: Any,
     ) -> None:
-        """Read everything. The arguments are those of `search`, and:
+        """Read everything. The arguments are those of `search` and `load_utility`, and:
 
         Args:
             out: where a file of rows may lie, if `spill` names no folder.
@@ -97,7 +99,15 @@ class Session:
         """
         self.engine_config = EngineConfig(**settings)
         self.base, self.train = base, train
-        self.utility = load_utility(task, data, limit_dev=limit_dev, limit_test=limit_test, max_tokens=max_tokens)
+        self.utility = load_utility(
+            task,
+            data,
+            limit_dev=limit_dev,
+            limit_test=limit_test,
+            max_tokens=max_tokens,
+            scoring=scoring,
+            options=options,
+        )
         self.plan: MemoryPlan | None = None
         """Where the rows of the only search lie, or the experts of state="mixture"."""
         self._out, self._progress, self._trace = Path(out), progress, Trace(trace)
