@@ -39,10 +39,10 @@ from iterations import Iteration, fresh_experts, fresh_swarm, initial_passes, it
 from measure import CORES, Measure
 from safetensors.torch import load_file, save_file
 
-from modelswarms_fast import loop
 from modelswarms_fast.base import PACKAGED, resolve_base
 from modelswarms_fast.engines import Completion, Request
 from modelswarms_fast.evaluate import Evaluator
+from modelswarms_fast.iterations import run_iterations
 from modelswarms_fast.journal import open_run
 from modelswarms_fast.particles import Particles
 from modelswarms_fast.progress import Progress
@@ -162,7 +162,7 @@ def test_driver(measure: Measure) -> None:
         with tempfile.TemporaryDirectory() as folder:
             start = time.perf_counter()
             with open_run(Path(folder, "run"), {}) as journal, Progress(False, iterations, DRIVEN) as bar:
-                loop._run(swarm, rows, evaluator, journal, bar)
+                run_iterations(swarm, rows, evaluator, journal, bar)
             wall.append(time.perf_counter() - start)
             lines = [json.loads(line) for line in Path(folder, "run", "history.jsonl").read_text().splitlines()]
         for line in lines:

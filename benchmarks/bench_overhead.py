@@ -17,9 +17,9 @@ from modelswarms_fast.checks import DTYPE_CODES
 from modelswarms_fast.config import EngineConfig, SwarmConfig
 from modelswarms_fast.evaluate import Evaluator, Spent
 from modelswarms_fast.experts import Experts
+from modelswarms_fast.iterations import run_iterations
 from modelswarms_fast.journal import Journal
 from modelswarms_fast.layout import Layout
-from modelswarms_fast.loop import _run
 from modelswarms_fast.ops import mix_, swarm_update_, swarm_update_rows_
 from modelswarms_fast.particles import Particles
 from modelswarms_fast.progress import Progress
@@ -103,7 +103,7 @@ def test_driver(measure: Measure, tmp_path: Path) -> None:
     def search() -> None:
         swarm = Swarm(SwarmConfig(particles=particles, iterations=iterations - 1, patience=iterations), experts)
         held = Particles(pool, swarm, EngineConfig(state="mixture"), torch.device("cpu"))
-        _run(swarm, held, evaluator, journal, bar)
+        run_iterations(swarm, held, evaluator, journal, bar)
 
     with Journal(tmp_path / "history.jsonl") as journal:
         info = measure.row(

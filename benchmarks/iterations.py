@@ -16,10 +16,10 @@ import torch
 from base_model import BaseModel, Pass, beside
 from engines import EXAMPLES, PARTICLES, config, engine, write_data
 
-from modelswarms_fast import loop
 from modelswarms_fast.config import SwarmConfig
 from modelswarms_fast.evaluate import Evaluator
 from modelswarms_fast.experts import read_experts
+from modelswarms_fast.iterations import limits_of, run_iterations
 from modelswarms_fast.journal import open_run
 from modelswarms_fast.memory import empty_rows
 from modelswarms_fast.particles import Particles
@@ -213,13 +213,13 @@ def _loop(
     plan = swarm.plan
 
     def planned() -> Any:
-        limits.append(loop._limits(swarm, utility))
+        limits.append(limits_of(swarm, utility))
         return plan()
 
     swarm.plan = planned  # type: ignore[method-assign]
     with tempfile.TemporaryDirectory() as folder:
         with open_run(Path(folder, "run"), {}) as journal, beside(server, base, pace):
-            loop._run(swarm, rows, evaluator, journal, bar, stop_early=stop_early)  # type: ignore[arg-type]
+            run_iterations(swarm, rows, evaluator, journal, bar, stop_early=stop_early)  # type: ignore[arg-type]
         lines = [json.loads(line) for line in Path(folder, "run", "history.jsonl").read_text().splitlines()]
     server.watch, swarm.plan = None, plan  # type: ignore[method-assign]
     ran = []

@@ -10,7 +10,22 @@ PACKAGE = Path(__file__).parent.parent / "modelswarms_fast"
 # From the top to the bottom; a room imports only rooms of lower floors.
 FLOORS = [
     {"cli"},
-    {"loop", "bench", "one_model"},
+    {"loop", "bench", "one_model", "comparison"},
+    {"baselines.evolmerge", "baselines.random_search"},
+    {
+        "baselines.best_expert",
+        "baselines.cma_es",
+        "baselines.dare_ties",
+        "baselines.greedy_soup",
+        "baselines.lorahub",
+        "baselines.model_stock",
+        "baselines.model_swarms",
+        "baselines.slerp",
+        "baselines.uniform_soup",
+    },
+    {"baselines"},
+    {"session"},
+    {"iterations"},
     {"progress", "evaluate", "particles", "report"},
     {"asking", "canary", "tiers"},
     {"engines.group"},

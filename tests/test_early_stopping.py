@@ -9,9 +9,11 @@ import pytest
 import torch
 from helpers_evaluate import QUIET, ScriptedEngine, number, utility
 
-from modelswarms_fast import evaluate, loop
+from modelswarms_fast import evaluate
 from modelswarms_fast.config import EngineConfig, SwarmConfig
+from modelswarms_fast.errors import InputError
 from modelswarms_fast.evaluate import Evaluator
+from modelswarms_fast.iterations import run_iterations
 from modelswarms_fast.particles import Particles
 from modelswarms_fast.swarm import Swarm
 
@@ -82,8 +84,8 @@ def play(seed, drawn, stop_early):
     particles = Particles(pool, swarm, EngineConfig(engine="transformers", state="mixture"), torch.device("cpu"))
     lines = []
     try:
-        loop._run(swarm, particles, evaluator, SimpleNamespace(append=lines.append), QUIET, stop_early=stop_early)
-    except loop.InputError:  # no initial particle has a utility
+        run_iterations(swarm, particles, evaluator, SimpleNamespace(append=lines.append), QUIET, stop_early=stop_early)
+    except InputError:  # no initial particle has a utility
         lines.append("refused")
     shard = particles._mixtures
     numbers = [*shard.table.x, *shard.table.p, *shard.table.v, shard.table.g, shard.table.w]

@@ -14,7 +14,7 @@ import torch
 from helpers_models import make_adapter, make_base
 
 import modelswarms_fast
-from modelswarms_fast import cli, loop, one_model
+from modelswarms_fast import cli, one_model, session
 from modelswarms_fast.engines.transformers import TransformersEngine
 from modelswarms_fast.errors import InputError
 from modelswarms_fast.experts import read_experts
@@ -172,8 +172,8 @@ def held(monkeypatch):
             super().__init__(*arguments)
             found.append(self)
 
-    monkeypatch.setattr(loop, "read_experts", reading)
-    monkeypatch.setattr(loop, "Particles", Kept)
+    monkeypatch.setattr(session, "read_experts", reading)
+    monkeypatch.setattr(session, "Particles", Kept)
     return found
 
 
@@ -402,7 +402,7 @@ def test_a_budget_changes_where_rows_lie_and_not_a_bit(tiny, tmp_path, state, pa
 
 
 def test_a_failing_search_leaves_no_file_of_rows_and_no_thread(tiny, tmp_path, monkeypatch):
-    monkeypatch.setattr(loop.Particles, "update", lambda self, plan: 1 / 0)
+    monkeypatch.setattr(Particles, "update", lambda self, plan: 1 / 0)
     spill, threads = tmp_path / "spill", threading.active_count()
     spill.mkdir()
     with pytest.raises(ZeroDivisionError):

@@ -8,11 +8,11 @@ import helpers_search
 import pytest
 from helpers_search import write_data
 
-from modelswarms_fast import loop
 from modelswarms_fast.engines.transformers import TransformersEngine
 from modelswarms_fast.errors import InputError
 from modelswarms_fast.journal import read_history
 from modelswarms_fast.loop import search
+from modelswarms_fast.particles import Particles
 from modelswarms_fast.trace import Trace
 
 tiny = helpers_search.tiny
@@ -171,6 +171,6 @@ def test_an_engine_that_worked_before_the_second_one_counts_for_its_own_seconds(
 
 def test_the_loop_hands_the_next_particles_ahead(tiny, tmp_path, monkeypatch):
     ahead = []
-    monkeypatch.setattr(loop.Particles, "prefetch", lambda self, particles: ahead.append(list(particles)))
+    monkeypatch.setattr(Particles, "prefetch", lambda self, particles: ahead.append(list(particles)))
     search(**tiny | {"iterations": 1}, out=tmp_path / "run")
     assert ahead == [[1], [2], []] * 2

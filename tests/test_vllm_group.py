@@ -10,7 +10,7 @@ import pytest
 import torch
 from helpers_search import told
 
-from modelswarms_fast import evaluate, loop
+from modelswarms_fast import evaluate, session
 from modelswarms_fast.base import resolve_base
 from modelswarms_fast.config import EngineConfig
 from modelswarms_fast.engines import Request, start_engine, worker
@@ -69,7 +69,7 @@ def find(engines, monkeypatch, tmp_path):
         summary = search(EXPERTS, base=BASE, data=DATA, out=out, **(DEFAULTS | settings))
         return summary, told(out)
 
-    monkeypatch.setattr(loop, "start_engine", start)
+    monkeypatch.setattr(session, "start_engine", start)
     for engine in engines.values():
         monkeypatch.setattr(engine, "close", lambda: None)
     return find

@@ -1,0 +1,223 @@
+"""Model Swarms beside other ways to compose the same experts: one engine, one dev split, one budget, one table."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, fields
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from modelswarms_fast.baselines import METHODS, Run, load_method
+from modelswarms_fast.config import SwarmConfig
+from modelswarms_fast.errors import InputError
+from modelswarms_fast.journal import read_json, write_json
+from modelswarms_fast.session import Session
+from modelswarms_fast.utilities import Utility
+
+RESULTS = "baselines.json"
+RESAMPLES = 10_000
+SWARM = "model_swarms"
+
+
+def compare(
+    experts: str | Path | Sequence[str | Path],
+    *,
+    base: str,
+    task: str,
+    data: str | Path,
+    out: str | Path,
+    budget: int,
+    methods: Sequence[str] = METHODS,
+    seed: int = 0,
+    swarm: dict[str, Any] | None = None,
+    progress: bool = False,
+    **settings: Any,
+) -> dict[str, Any]:
+    """Run every method, score what each chooses on test, and compare it with Model Swarms.
+
+    A method that `out` already holds is not run again, so that a run that was cut goes on where it stopped.
+
+    Args:
+        experts, base, task, data, progress: as in `search`.
+        out: the folder of baselines.json, which is written anew after each method.
+        budget: evaluations on dev that a method may take, those of the experts among them.
+        methods: names, see docs/baselines.md.
+        seed: of all that is drawn.
+        swarm: fields of SwarmConfig for Model Swarms, where the defaults are not wanted.
+        settings: the other arguments of `Session`, fields of EngineConfig among them.
+
+    Returns:
+        The content of baselines.json: `methods` has for each its dev, test, test_standard_error, test_scores,
+        evaluations, prompts, seconds and recipe, `against_model_swarms` the paired bootstrap.
+
+    Raises:
+        InputError: something given cannot be used, or `out` holds results of other arguments.
+        TypeError: a setting does not exist.
+    """
+    swarm = swarm or {}
+    if unknown := swarm.keys() - {field.name for field in fields(SwarmConfig)}:
+        raise InputError(f"swarm has no setting {sorted(unknown)[0]!r}; give fields of SwarmConfig.")
+    SwarmConfig(**({"particles": 2} | swarm))
+    runs: dict[str, Run] = {name: load_method(name) for name in methods}  # a name that is none is refused at once
+    if SWARM in runs:
+        runs[SWARM] = partial(runs[SWARM], **swarm)
+    session = Session(experts, base=base, task=task, data=data, out=out, progress=progress, **settings)
+    if budget < len(session.experts.names):
+        raise InputError(
+            f"the budget is {budget} evaluations, less than the {len(session.experts.names)} experts take; give more."
+        )
+    asked = {
+        "base": base,
+        "task": task,
+        "dataset": session.utility.dataset,
+        "examples": _digest(session.utility.examples),
+        "experts": list(session.experts.names),
+        "sources": list(session.experts.sources),
+        "budget": budget,
+        "seed": seed,
+        "swarm": swarm,
+        "engine": asdict(session.engine_config),
+    }
+    file = Path(out) / RESULTS
+    content = _start(file, json.loads(json.dumps(asked)))
+    left = [name for name in runs if name not in content["methods"]]
+    if left:
+        console = Console(stderr=True, quiet=not progress)
+        with session:
+            for name in left:
+                result = _measure(session, partial(runs[name], session, budget, seed))
+                content["methods"][name] = result
+                content["against_model_swarms"] = against_model_swarms(content["methods"], session.utility, seed)
+                write_json(file, content)
+                console.print(f"{name}: dev {_text(result['dev'])}, test {_text(result['test'])}", highlight=False)
+            session.check_base()
+    return read_json(file) if content["methods"] else content
+
+
+def settings_of(pairs: Sequence[str]) -> dict[str, Any]:
+    """Settings from texts such as "inertia=0.2": a value is JSON, or else the text itself. Raises InputError."""
+    settings: dict[str, Any] = {}
+    for pair in pairs:
+        name, equals, value = pair.partition("=")
+        if not equals:
+            raise InputError(f"{pair!r} is no setting; write name=value.")
+        try:
+            settings[name.strip().replace("-", "_")] = json.loads(value)
+        except ValueError:
+            settings[name.strip().replace("-", "_")] = value
+    return settings
+
+
+def _start(file: Path, asked: dict[str, Any]) -> dict[str, Any]:
+    """What the file holds if it is of the same arguments; else a new content. Raises InputError."""
+    if file.exists():
+        content = read_json(file)
+        for name, value in asked.items():
+            if content.get("config", {}).get(name) != value:
+                raise InputError(f"{file} holds results of another {name}; choose another folder, or remove it.")
+        return content
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"cannot make {file.parent}: {error.strerror}; choose another folder.") from error
+    return {"config": asked, "methods": {}}
+
+
+def _digest(examples: Any) -> str:
+    """Names the examples, so that results of another file are not taken for those of this one."""
+    return hashlib.blake2b(json.dumps(examples, sort_keys=True).encode(), digest_size=16).hexdigest()
+
+
+def _measure(session: Session, run: Callable[[], Any]) -> dict[str, Any]:
+    """One method: what it took until it had chosen, and how its choice does on test."""
+    session.initial  # noqa: B018 - evaluated now, by none of the methods
+    before, start = session.evaluator.spent.copy(), time.perf_counter()
+    choice = run()
+    seconds, prompts = time.perf_counter() - start, session.evaluator.spent.since(before).prompts
+    if choice.looks_at_experts:
+        seconds += sum(session.initial_spent.seconds.values())
+        prompts += session.initial_spent.prompts
+    scores = choice.test()
+    return {
+        "dev": choice.dev,
+        "test": session.utility_of("test", scores),
+        "test_standard_error": session.utility.error_of("test", scores),
+        "test_scores": scores,
+        "evaluations": choice.evaluations,
+        "prompts": prompts,
+        "seconds": seconds,
+        "recipe": choice.recipe,
+    }
+
+
+def against_model_swarms(methods: dict[str, dict[str, Any]], utility: Utility, seed: int) -> dict[str, dict[str, Any]]:
+    """Each method's test scores against those of Model Swarms; nothing before that has run."""
+    if SWARM not in methods:
+        return {}
+    # Of several tasks each keeps its number of examples.
+    strata = [str(example.get("_place", ("",))[0]) for example in utility.examples["test"]]
+    reduce = partial(utility.utility_of, "test")
+    ours = methods[SWARM]["test_scores"]
+    return {
+        name: paired(ours, result["test_scores"], reduce, strata, seed)
+        for name, result in methods.items()
+        if name != SWARM
+    }
+
+
+def paired(
+    ours: Sequence[float],
+    theirs: Sequence[float],
+    reduce: Callable[[Sequence[float]], float],
+    strata: Sequence[str],
+    seed: int,
+) -> dict[str, Any]:
+    """The paired bootstrap of two lists of scores, whose utilities `reduce` makes.
+
+    difference: our utility minus theirs; interval: the middle 95 % of it over RESAMPLES samples of the examples, drawn
+    with replacement within each stratum and the same for both; share: of the samples in which we are ahead, ties
+    counted by half. NaN where a score is.
+    """
+    pair, places = np.array([ours, theirs], dtype=np.float64), np.arange(len(ours))
+    random, labels = np.random.default_rng(seed), np.array(strata)
+    groups = [np.flatnonzero(labels == label) for label in sorted(set(strata))]
+    samples = np.empty(RESAMPLES)
+    for sample in range(RESAMPLES):
+        for group in groups:
+            places[group] = group[random.integers(len(group), size=len(group))]
+        drawn = pair[:, places].tolist()
+        samples[sample] = reduce(drawn[0]) - reduce(drawn[1])
+    low, high = np.quantile(samples, [0.025, 0.975])
+    share = float(np.mean((samples > 0) + 0.5 * (samples == 0))) if np.isfinite(samples).all() else math.nan
+    difference = reduce(pair[0].tolist()) - reduce(pair[1].tolist())
+    return {"difference": difference, "interval": [float(low), float(high)], "share": share}
+
+
+def table_of(content: dict[str, Any]) -> Table:
+    """The results as a table, in the order in which they were found."""
+    measured = ("dev", "test ± standard error", "evaluations", "prompts", "seconds")
+    table = Table("", *measured, "Model Swarms ahead by", "in")
+    for name, result in content["methods"].items():
+        against = content.get("against_model_swarms", {}).get(name)
+        ahead, share = "", ""
+        if against is not None and against["difference"] is not None:
+            low, high = against["interval"]
+            ahead = f"{against['difference']:+.4f} [{low:+.4f}, {high:+.4f}]"
+            share = f"{100 * against['share']:.1f} %"
+        test = f"{_text(result['test'])} ± {_text(result['test_standard_error'])}"
+        cost = (str(result["evaluations"]), str(result["prompts"]), f"{result['seconds']:.1f}")
+        table.add_row(name, _text(result["dev"]), test, *cost, ahead, share)
+    return table
+
+
+def _text(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4f}"
