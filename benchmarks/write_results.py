@@ -179,11 +179,11 @@ def comparison() -> list[str]:
     notes = CLAIMS / "notes.md"
     return [
         "## Model Swarms and other ways to compose the same experts\n",
-        "Made by `benchmarks/claims.py`, one run a task: the ten experts, one resident engine, the same dev examples, and",
-        "at most as many evaluations on them for each method as for Model Swarms, those of the experts among them. A",
-        "method chooses by dev alone; what it has chosen is scored on test once. [baselines.md](baselines.md) says what",
-        "the methods are. The interval is a paired bootstrap over the test examples, `in` the share of its samples in",
-        "which Model Swarms is ahead.\n",
+        "Made by `benchmarks/claims.py`, one run a task: the ten experts, one resident engine, the same dev examples,",
+        "and at most as many evaluations on them for each method as for Model Swarms, those of the experts among them.",
+        "A method chooses by dev alone; what it has chosen is scored on test once. What the methods are says",
+        "[baselines.md](baselines.md). The interval is a paired bootstrap over the test examples, `in` the share of its",
+        "samples in which Model Swarms is ahead.\n",
         "![Test scores of all methods](figures/claims.svg)\n",
         *overview(claims),
         "",
