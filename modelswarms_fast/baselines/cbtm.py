@@ -110,10 +110,11 @@ class Clusters:
         return int(self.means.n_clusters)
 
     def probabilities(self, text: str) -> Floats:
-        """[count] of the clusters for a text: a softmax of −distance² / TEMPERATURE."""
+        """[count] of the clusters for a text: a softmax of minus distance² / TEMPERATURE."""
         squared = self.means.transform(self.space.transform([text]))[0] ** 2
         weights: Floats = np.exp((squared.min() - squared) / TEMPERATURE)
-        return weights / weights.sum()
+        scaled: Floats = weights / weights.sum()
+        return scaled
 
 
 def best_by_cluster(numbers: Any, scores: Floats, count: int, *, prior: float, total: bool = False) -> list[int]:
@@ -138,6 +139,7 @@ class Router:
         self.top = top
 
     def __call__(self, prompt: list[int]) -> Floats:
+        """[n] for token ids."""
         text = self._tokenizer.decode(prompt, skip_special_tokens=True, clean_up_tokenization_spaces=False)
         return self.weights(text)
 

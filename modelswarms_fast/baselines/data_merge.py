@@ -60,9 +60,7 @@ def run(session: Session, budget: int, seed: int, steps: int | None = None) -> C
     )
 
 
-def train(
-    base: Path, experts: Experts, pairs: Pairs, *, steps: int, seed: int
-) -> tuple[torch.Tensor, list[float]]:
+def train(base: Path, experts: Experts, pairs: Pairs, *, steps: int, seed: int) -> tuple[torch.Tensor, list[float]]:
     """A row [D] in the experts' layout, and the loss of every step.
 
     Rank, alpha and modules are the experts'; A and B begin as PEFT makes them. AdamW with a linear warm-up of a tenth

@@ -64,10 +64,11 @@ def surprise(logits: torch.Tensor, tokens: torch.Tensor) -> float:
 
 
 def softmax(said: Sequence[torch.Tensor], tokens: torch.Tensor) -> Floats:
-    """[n] The paper's simple rule: a softmax of −log perplexity, with temperature 1."""
+    """[n] The paper's simple rule: a softmax of minus log perplexity, with temperature 1."""
     losses = np.array([surprise(logits, tokens) for logits in said])
     weights: Floats = np.exp(losses.min() - losses)
-    return weights / weights.sum()
+    scaled: Floats = weights / weights.sum()
+    return scaled
 
 
 def greedy(said: Sequence[torch.Tensor], tokens: torch.Tensor) -> Floats:

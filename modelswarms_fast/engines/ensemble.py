@@ -10,6 +10,7 @@ import math
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -110,7 +111,9 @@ class EnsembleEngine:
         if request.slot not in self._routes:
             raise RuntimeError("load a slot first: an ensemble has no base model")
         if request.continuation is not None and not self._vocabulary.same:
-            raise InputError("The experts have different tokenizers, which have no common likelihood; generate instead.")
+            raise InputError(
+                "The experts have different tokenizers, which have no common likelihood; generate instead."
+            )
         self._waiting[key] = (request, max_tokens)
 
     @torch.inference_mode()
@@ -184,7 +187,7 @@ class EnsembleEngine:
                 wanted = sorted({one.sequence for one in running if one.weights[member] > 0})
                 parents, tokens = [sequences[row][0] for row in wanted], [sequences[row][1] for row in wanted]
                 ids = self._vocabulary.ids[member][torch.tensor(tokens, dtype=torch.long)]
-                stream.advance(lambda member=member: self._model(member), wanted, parents, ids)
+                stream.advance(partial(self._model, member), wanted, parents, ids)
 
     def _begin(self, prompts: list[list[int]], asked: list[_Asked]) -> dict[int, _Stream]:
         """Put the prompts through the experts that have a say in them."""
@@ -307,9 +310,7 @@ class _Stream:
             more["position_ids"] = (self._mask.cumsum(dim=1) - 1).clamp(min=0)[:, -tokens.shape[1] :]
         if "logits_to_keep" in self._takes:
             more["logits_to_keep"] = 1
-        output = model(
-            input_ids=tokens, attention_mask=self._mask, past_key_values=self._cache, use_cache=True, **more
-        )
+        output = model(input_ids=tokens, attention_mask=self._mask, past_key_values=self._cache, use_cache=True, **more)
         self._cache = output.past_key_values
         logits: torch.Tensor = output.logits[:, -1]
         return logits

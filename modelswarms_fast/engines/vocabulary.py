@@ -52,7 +52,9 @@ class Vocabulary:
         if not all(ends):
             raise InputError("An expert has no token that ends a text; set eos_token_id in its generation_config.json.")
         common.sort(key=texts[0].__getitem__)
-        ids = [torch.tensor([stop[0], *(some[text] for text in common)]) for some, stop in zip(texts, ends, strict=True)]
+        ids = [
+            torch.tensor([stop[0], *(some[text] for text in common)]) for some, stop in zip(texts, ends, strict=True)
+        ]
         return cls(ids, frozenset({0}), False)
 
     def logits(self, model: int, logits: torch.Tensor) -> torch.Tensor:
