@@ -1,4 +1,4 @@
-"""The command line: search, evaluate, demo, bench."""
+"""The command line: search, evaluate, demo, bench, baselines."""
 
 from __future__ import annotations
 
@@ -238,3 +238,47 @@ def _quiet() -> None:
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     os.environ.setdefault("TQDM_DISABLE", "1")
     logging.getLogger("transformers").setLevel(logging.ERROR)
+
+
+@app.command("baselines")
+def baselines_command(
+    experts: Annotated[list[str], typer.Argument(help="A folder of expert folders, or several experts.")],
+    base: Base,
+    task: Task,
+    data: Data,
+    out: Annotated[Path, typer.Option(help="Folder for baselines.json; what it holds already is not run again.")],
+    budget: Annotated[int, typer.Option(help="Evaluations on dev a method, those of the experts among them.")],
+    methods: Annotated[str | None, typer.Option(help="Names with commas between them; default: all.")] = None,
+    seed: int = 0,
+    swarm: Annotated[
+        list[str] | None, typer.Option(help="A setting of Model Swarms as name=value, such as inertia=0.2; repeat it.")
+    ] = None,
+    train: Annotated[Path | None, typer.Option(help="What the experts were trained on, if a method needs it.")] = None,
+    limit_dev: Annotated[int | None, typer.Option(help="Use the first N dev examples.")] = None,
+    limit_test: Annotated[int | None, typer.Option(help="Use the first N test examples.")] = None,
+    max_tokens: MaxTokens = None,
+    state: Annotated[State, typer.Option(help="What a row of the swarm holds.")] = EngineConfig.state,
+    engine: Engine = EngineConfig.engine,
+    serve: ServeMode = EngineConfig.serve,
+    slots: Slots = EngineConfig.slots,
+    engines: Engines = EngineConfig.engines,
+    tensor_parallel: TensorParallel = EngineConfig.tensor_parallel,
+    dtype: EngineDType = EngineConfig.dtype,
+    row_dtype: Annotated[DType, typer.Option(help="Of the rows; auto: the experts'.")] = EngineConfig.row_dtype,
+    max_model_len: MaxModelLen = EngineConfig.max_model_len,
+    canary: Annotated[Canary, typer.Option(help="Loads to prove against transformers.")] = EngineConfig.canary,
+) -> None:
+    """Compare Model Swarms with other ways to compose EXPERTS, each with the same budget of evaluations."""
+    arguments: dict[str, Any] = dict(locals())
+    from modelswarms_fast.comparison import compare, settings_of, table_of
+
+    arguments["experts"] = experts[0] if len(experts) == 1 else experts
+    arguments["swarm"] = settings_of(swarm or [])
+    if methods is None:
+        del arguments["methods"]
+    else:
+        arguments["methods"] = [name.strip() for name in methods.split(",") if name.strip()]
+    content = compare(**arguments, progress=True)
+    console = Console(width=None if sys.stdout.isatty() else 200)
+    console.print(table_of(content))
+    console.print(f"written to {out}: baselines.json")

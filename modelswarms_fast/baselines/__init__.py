@@ -19,6 +19,7 @@ import numpy as np
 import torch
 
 from modelswarms_fast.errors import InputError
+from modelswarms_fast.experts import Experts
 from modelswarms_fast.layout import TensorSpec
 from modelswarms_fast.scores import Scores
 from modelswarms_fast.session import Session
@@ -72,7 +73,7 @@ def load_method(name: str) -> Run:
 
 def loss(utility: float) -> float:
     """What an optimiser minimises: a NaN is worse than anything."""
-    return -utility if np.isfinite(utility) else 1e30
+    return -utility if np.isfinite(utility) else 1e9
 
 
 def best_of(utilities: Floats) -> int:
@@ -104,12 +105,12 @@ def mixture_choice(
     )
 
 
-def tensors(session: Session, base: torch.Tensor | None) -> Iterator[tuple[TensorSpec, torch.Tensor, torch.Tensor]]:
+def tensors(experts: Experts, base: torch.Tensor | None) -> Iterator[tuple[TensorSpec, torch.Tensor, torch.Tensor]]:
     """Each tensor of the layout: its place, what the experts have there [n, numel] and the base [numel], in float32.
 
     Without a base (LoRA: the adapter that changes nothing) it is zeros.
     """
-    for spec in session.experts.layout.specs:
+    for spec in experts.layout.specs:
         part = slice(spec.offset, spec.end)
         origin = torch.zeros(spec.numel) if base is None else base[part].float()
-        yield spec, session.experts.rows[:, part].float(), origin
+        yield spec, experts.rows[:, part].float(), origin

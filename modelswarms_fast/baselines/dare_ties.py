@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from modelswarms_fast.baselines import Choice, best_of, tensors
+from modelswarms_fast.experts import Experts
 from modelswarms_fast.layout import TensorSpec
 from modelswarms_fast.session import Session
 from modelswarms_fast.swarm import Floats
@@ -25,7 +26,9 @@ def run(session: Session, budget: int, seed: int) -> Choice:
 
     def made(density: float, scale: float) -> torch.Tensor:
         densities = np.full(count, density)
-        return merge(session, base, lambda spec: np.ones(count), lambda spec: densities, seed, mean=True, scale=scale)
+        return merge(
+            session.experts, base, lambda spec: np.ones(count), lambda spec: densities, seed, mean=True, scale=scale
+        )
 
     utilities = session.rows_on_dev([partial(made, *recipe) for recipe in grid])
     best = best_of(utilities)
@@ -41,7 +44,7 @@ def run(session: Session, budget: int, seed: int) -> Choice:
 
 
 def merge(
-    session: Session,
+    experts: Experts,
     base: torch.Tensor | None,
     weights: Numbers,
     densities: Numbers,
@@ -56,9 +59,9 @@ def merge(
     differences whose sign is that of the weighted sum of all are added. With `mean` the sum is divided by the weights
     of those that were added.
     """
-    row = torch.zeros(session.experts.layout.size, dtype=session.experts.layout.dtype)
-    for number, (spec, experts, origin) in enumerate(tensors(session, base)):
-        differences = experts - origin
+    row = torch.zeros(experts.layout.size, dtype=experts.layout.dtype)
+    for number, (spec, rows, origin) in enumerate(tensors(experts, base)):
+        differences = rows - origin
         for expert, density in enumerate(densities(spec)):
             if density < 1:
                 differences[expert] *= keep(spec.numel, float(density), seed, number, expert) / density

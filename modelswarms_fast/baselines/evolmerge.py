@@ -35,7 +35,7 @@ def run(session: Session, budget: int, seed: int) -> Choice:
         numbers = point.reshape(blocks, 2, count)
         place = {spec.name: layer_of(spec) * blocks // layers for spec in session.experts.layout.specs}
         return merge(
-            session,
+            session.experts,
             base,
             lambda spec: numbers[place[spec.name], 0],
             lambda spec: LEAST_DENSITY + (1 - LEAST_DENSITY) * numbers[place[spec.name], 1],

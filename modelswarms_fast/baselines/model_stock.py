@@ -7,12 +7,13 @@ import itertools
 import torch
 
 from modelswarms_fast.baselines import Choice, tensors
+from modelswarms_fast.experts import Experts
 from modelswarms_fast.session import Session
 
 
 def run(session: Session, budget: int, seed: int) -> Choice:
     """One merge. For LoRA the base is zero, and A and B are tensors of their own. See `modelswarms_fast.baselines`."""
-    row, ratios = merge(session, session.base_row())
+    row, ratios = merge(session.experts, session.base_row())
     scores = session.score_rows([lambda: row], "dev")[0]
     middle = sorted(ratios)
     recipe = {"ratio": {"lowest": middle[0], "median": middle[len(middle) // 2], "highest": middle[-1]}}
@@ -25,18 +26,18 @@ def run(session: Session, budget: int, seed: int) -> Choice:
     )
 
 
-def merge(session: Session, base: torch.Tensor | None) -> tuple[torch.Tensor, list[float]]:
+def merge(experts: Experts, base: torch.Tensor | None) -> tuple[torch.Tensor, list[float]]:
     """The row [D] t · mean + (1 - t) · base, and the ratio t of each tensor.
 
     t = n cos / (1 + (n - 1) cos) with the mean cosine between the differences of two experts to the base; 0 where
     1 + (n - 1) cos is.
     """
-    row = torch.zeros(session.experts.layout.size, dtype=session.experts.layout.dtype)
+    row = torch.zeros(experts.layout.size, dtype=experts.layout.dtype)
     ratios = []
-    for spec, experts, origin in tensors(session, base):
-        ratio = interpolation(experts - origin)
+    for spec, rows, origin in tensors(experts, base):
+        ratio = interpolation(rows - origin)
         ratios.append(ratio)
-        row[spec.offset : spec.end] = ratio * experts.mean(dim=0) + (1 - ratio) * origin
+        row[spec.offset : spec.end] = ratio * rows.mean(dim=0) + (1 - ratio) * origin
     return row, ratios
 
 
