@@ -19,7 +19,7 @@ import torch
 from modelswarms_fast.base import PACKAGED, resolve_base
 from modelswarms_fast.config import DType, EngineConfig, SwarmConfig
 from modelswarms_fast.engines import start_here
-from modelswarms_fast.engines.ensemble import EnsembleEngine, Member, clipped
+from modelswarms_fast.engines.ensemble import EnsembleEngine, Member, clipped, plain
 from modelswarms_fast.engines.transformers import TransformersEngine
 from modelswarms_fast.errors import InputError
 from modelswarms_fast.evaluate import Evaluator
@@ -91,7 +91,7 @@ def token_swarm(
         "dataset": utility.dataset,
         "data": str(data),
         "experts": names,
-        "architectures": [type(member.engine.model).__name__ for member in members],
+        "architectures": [type(plain(member.engine.model)).__name__ for member in members],
     }
     counts = {f"{split}_examples": len(examples) for split, examples in utility.examples.items()}
     chosen = asdict(config) | {"dtype": dtype, "max_model_len": max_model_len}

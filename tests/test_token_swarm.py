@@ -87,6 +87,7 @@ def test_adapters_and_a_checkpoint_of_another_architecture(taught, tmp_path):
         token_swarm(**taught | {"experts": experts}, out=tmp_path / "run", **SMALL)
     summary = token_swarm(**taught | {"experts": experts}, base=str(base), out=tmp_path / "run", **SMALL)
     assert list(summary["mixture"]) == ["ada", "bob", "gpt2"]
+    assert summary["architectures"] == ["LlamaForCausalLM"] * 2 + ["GPT2LMHeadModel"]
     assert summary["end"]["dev"] > summary["start"]["dev"]
 
 

@@ -18,10 +18,13 @@ import torch
 
 from modelswarms_fast.config import Serve
 from modelswarms_fast.engines import Completion, Request, Watch, working
-from modelswarms_fast.engines.transformers import BATCH, TransformersEngine
+from modelswarms_fast.engines.transformers import TransformersEngine
 from modelswarms_fast.engines.vocabulary import Vocabulary
 from modelswarms_fast.errors import InputError
 from modelswarms_fast.swarm import Floats
+
+# Distinct prompts in a step: decoding so few sequences costs hardly more for twice as many.
+BATCH = 32
 
 Fuse = Literal["probabilities", "logits"]
 Route = Callable[[list[int]], Floats]
@@ -33,6 +36,11 @@ class Member(NamedTuple):
 
     engine: TransformersEngine
     row: torch.Tensor | None
+
+
+def plain(model: Any) -> Any:
+    """A model without the adapters around it."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
 def clipped(mixture: Sequence[float] | Floats) -> Floats:
@@ -285,8 +293,7 @@ class _Stream:
             self._mask[row, width - len(prompt) :] = 1
         self._mask = self._mask.to(device)
         self._cache: Any = None
-        plain = model.get_base_model() if hasattr(model, "get_base_model") else model
-        self._takes = inspect.signature(plain.forward).parameters
+        self._takes = inspect.signature(plain(model).forward).parameters
         self.logits = self._forward(model, tokens.to(device))
 
     def advance(self, model: Callable[[], Any], rows: list[int], parents: list[int], tokens: torch.Tensor) -> None:
