@@ -121,19 +121,30 @@ def test_what_cannot_be_used_is_refused_before_an_engine_starts(tiny, tmp_path, 
 
 
 def test_the_paired_bootstrap():
-    """Of a difference that all examples share, of none, and against resampling one by one."""
-    ahead = paired([1.0, 0.5, 1.0], [0.5, 0.0, 0.5], 0)
-    assert ahead == {"difference": 0.5, "interval": [0.5, 0.5], "share": 1.0}
-    assert paired([0.3, 0.1], [0.3, 0.1], 0) == {"difference": 0.0, "interval": [0.0, 0.0], "share": 0.5}
+    """Of a difference that all examples share, of none, and against the textbook's resampling."""
+
+    def compared(ours, theirs, seed=0):
+        return paired(ours, theirs, np.mean, ["a"] * len(ours), seed)
+
+    assert compared([1.0, 0.5, 1.0], [0.5, 0.0, 0.5]) == {"difference": 0.5, "interval": [0.5, 0.5], "share": 1.0}
+    assert compared([0.5, 0.25], [0.5, 0.25]) == {"difference": 0.0, "interval": [0.0, 0.0], "share": 0.5}
     random = np.random.default_rng(0)
     ours, theirs = random.random(60), random.random(60)
-    found = paired(ours.tolist(), theirs.tolist(), 1)
-    assert found == paired(ours.tolist(), theirs.tolist(), 1)
-    assert found != paired(ours.tolist(), theirs.tolist(), 2)
+    found = compared(ours.tolist(), theirs.tolist(), 1)
+    assert found == compared(ours.tolist(), theirs.tolist(), 1)
+    assert found != compared(ours.tolist(), theirs.tolist(), 2)
     means = [np.mean((ours - theirs)[random.integers(60, size=60)]) for _ in range(20_000)]
     np.testing.assert_allclose(found["interval"], np.quantile(means, [0.025, 0.975]), atol=0.01)
     assert found["share"] == pytest.approx(np.mean(np.array(means) > 0), abs=0.02)
-    assert np.isnan(paired([1.0, None], [0.0, 1.0], 0)["share"])
+    assert np.isnan(compared([1.0, float("nan")], [0.0, 1.0])["share"])
+
+
+def test_the_bootstrap_of_several_tasks_keeps_each_ones_examples():
+    """A utility that knows which place is of which task, as a harmonic mean does."""
+    strata = ["one", "two", "one"]
+    found = paired([1.0, 5.0, 2.0], [0.0, 0.0, 0.0], lambda scores: min(scores[0], scores[2], scores[1] / 5), strata, 0)
+    assert found["difference"] == 1.0
+    assert found["interval"] == [1.0, 1.0], "5 never stands where task one is"
 
 
 def test_settings_are_read_from_texts():
