@@ -149,6 +149,10 @@ class Particles:
         """[n] the global best as a mixture of the experts: exact up to the rounding of weights; None if it is none."""
         return None if self._mixtures is None else self._best_mixture().tolist()
 
+    def best_mixture(self, particle: int) -> list[float] | None:
+        """[n] a particle's personal best, as `global_best_mixture` has it."""
+        return None if self._mixtures is None else self._mixture(particle, best=True).tolist()
+
     def _serve(self, row: int) -> torch.Tensor:
         assert self._weights is not None
         if self._cache is None or not self._copied([row]):

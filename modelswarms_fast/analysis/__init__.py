@@ -18,8 +18,6 @@ from modelswarms_fast import journal
 from modelswarms_fast.errors import InputError
 
 Floats = npt.NDArray[np.float64]
-TEST_SCORES = "test_scores.json"
-"""Scores of all experts and particles of a run on test: written by `search` with final_test, or by `report`."""
 
 
 @dataclass(frozen=True)
@@ -99,7 +97,7 @@ def read_run(folder: str | os.PathLike[str]) -> RunFolder:
     def if_there(name: str) -> dict[str, Any] | None:
         return journal.read_json(path / name) if (path / name).exists() else None
 
-    return RunFolder(path, config, history, if_there(journal.SUMMARY), if_there(TEST_SCORES))
+    return RunFolder(path, config, history, if_there(journal.SUMMARY), if_there(journal.TEST_SCORES))
 
 
 def right(scores: Floats) -> npt.NDArray[np.bool_] | None:

@@ -1,0 +1,49 @@
+"""All analyses of one run by name."""
+
+from __future__ import annotations
+
+import io
+from typing import TYPE_CHECKING, Any
+
+from modelswarms_fast.analysis import RunFolder, composition, emergence, top_k, trajectory, weak_to_strong
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+_OF_RUN = {
+    "composition": composition.of_run,
+    "trajectory": trajectory.of_run,
+    "emergence": emergence.of_run,
+    "weak_to_strong": weak_to_strong.of_run,
+    "top_k": top_k.of_run,
+}
+
+
+def analyse(run: RunFolder) -> dict[str, Any]:
+    """The numbers of each analysis that the run's files allow, by its name."""
+    found = {name: of_run(run) for name, of_run in _OF_RUN.items()}
+    return {name: numbers for name, numbers in found.items() if numbers is not None}
+
+
+def draw(name: str, numbers: Any) -> bytes:
+    """The plot of an analysis as SVG; the same numbers give the same bytes. Raises ImportError without matplotlib."""
+    return svg(PLOTS[name](numbers))
+
+
+PLOTS = {
+    "composition": composition.plot,
+    "trajectory": trajectory.plot,
+    "emergence": emergence.plot,
+    "top_k": top_k.plot,
+}
+"""Of the analyses that have one for a single run."""
+
+
+def svg(figure: Figure) -> bytes:
+    """A figure as the bytes of an SVG file."""
+    from matplotlib import rc_context
+
+    file = io.BytesIO()
+    with rc_context({"svg.hashsalt": "modelswarms"}):  # else names in the file are drawn anew each time
+        figure.savefig(file, format="svg", metadata={"Date": None})
+    return file.getvalue()
