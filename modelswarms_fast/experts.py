@@ -106,10 +106,11 @@ def inner_products(rows: Tensor) -> list[list[float]] | None:
     if rows.numel() > LARGEST_PRODUCTS:
         return None
     total = torch.zeros((len(rows), len(rows)), dtype=torch.float64)
-    for part in rows.split(1 << 18, dim=1):
-        part = part.to("cpu", torch.float64)
+    for first in range(0, rows.shape[1], 1 << 18):
+        part = rows[:, first : first + (1 << 18)].to("cpu", torch.float64)
         total += part @ part.T
-    return total.tolist()
+    products: list[list[float]] = total.tolist()
+    return products
 
 
 def read_model(folder: str | Path, experts: Experts) -> Tensor:

@@ -158,7 +158,8 @@ def check_ranges(ranges: Mapping[str, tuple[float, float]]) -> dict[str, tuple[f
         if not low <= high:
             raise InputError(f"the range of {name} is {low:g} to {high:g}; give the lower end first.")
         for end in (low, high):
-            SwarmConfig(**{"particles": 2, full: end})  # says what is wrong with it
+            changed: dict[str, Any] = {full: end}
+            SwarmConfig(particles=2, **changed)  # says what is wrong with it
         found[full] = (float(low), float(high))
     return found
 

@@ -56,8 +56,8 @@ class RunFolder:
 
         A particle that was not evaluated at the end has the scores of its last evaluation, as its utility is.
         """
-        lines = [line.get("scores") for line in self.history]
-        if not lines or any(one is None for one in lines):
+        lines = [line.get("scores") or [] for line in self.history]
+        if not all(lines) or not lines:
             return None
         start = _array(lines[0])
         end, best = start.copy(), start.copy()

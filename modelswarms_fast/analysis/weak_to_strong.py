@@ -53,7 +53,7 @@ def plot(numbers: dict[str, Any]) -> Figure:
     figure = Figure(figsize=(5.6, 3.2), layout="constrained")
     axes = figure.add_subplot()
     most = max(numbers["of"])
-    axes.hist(numbers["ranks"], bins=np.arange(0.5, most + 1), color="#0b62c4", rwidth=0.85)
+    axes.hist(numbers["ranks"], bins=[one + 0.5 for one in range(most + 1)], color="#0b62c4", rwidth=0.85)
     axes.axvline((most + 1) / 2, color="#b3461d", linestyle="--", linewidth=1)
     axes.set_xlabel(f"rank at the start (1: the best of {most}) of the particle that won; dashed: the middle")
     axes.set_ylabel("runs")
