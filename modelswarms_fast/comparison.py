@@ -20,8 +20,9 @@ from modelswarms_fast.baselines import METHODS, Run, load_method
 from modelswarms_fast.config import SwarmConfig
 from modelswarms_fast.errors import InputError
 from modelswarms_fast.journal import read_json, write_json
-from modelswarms_fast.scores import standard_error, utility_of
+from modelswarms_fast.scores import standard_error
 from modelswarms_fast.session import Session
+from modelswarms_fast.utilities import Utility
 
 RESULTS = "baselines.json"
 RESAMPLES = 10_000
@@ -96,7 +97,7 @@ def compare(
             for name in left:
                 result = _measure(session, partial(runs[name], session, budget, seed))
                 content["methods"][name] = result
-                content["against_model_swarms"] = against_model_swarms(content["methods"], seed)
+                content["against_model_swarms"] = against_model_swarms(content["methods"], session.utility, seed)
                 write_json(file, content)
                 console.print(f"{name}: dev {_text(result['dev'])}, test {_text(result['test'])}", highlight=False)
             session.check_base()
@@ -159,28 +160,47 @@ def _measure(session: Session, run: Callable[[], Any]) -> dict[str, Any]:
     }
 
 
-def against_model_swarms(methods: dict[str, dict[str, Any]], seed: int) -> dict[str, dict[str, Any]]:
-    """Each method's test scores against those of Model Swarms; nothing before that has run.
-
-    difference: utility of Model Swarms minus that of the method; interval: the middle 95 % of it over RESAMPLES samples
-    of the test examples, drawn with replacement and the same for both; share: of the samples in which Model Swarms is
-    ahead, ties counted by half.
-    """
+def against_model_swarms(methods: dict[str, dict[str, Any]], utility: Utility, seed: int) -> dict[str, dict[str, Any]]:
+    """Each method's test scores against those of Model Swarms; nothing before that has run."""
     if SWARM not in methods:
         return {}
-    swarm = methods[SWARM]["test_scores"]
-    return {name: paired(swarm, result["test_scores"], seed) for name, result in methods.items() if name != SWARM}
+    # Of several tasks each keeps its number of examples.
+    strata = [str(example.get("_place", ("",))[0]) for example in utility.examples["test"]]
+    reduce = partial(utility.utility_of, "test")
+    ours = methods[SWARM]["test_scores"]
+    return {
+        name: paired(ours, result["test_scores"], reduce, strata, seed)
+        for name, result in methods.items()
+        if name != SWARM
+    }
 
 
-def paired(ours: Sequence[float | None], theirs: Sequence[float | None], seed: int) -> dict[str, Any]:
-    """The paired bootstrap of two lists of scores; see `against_model_swarms`. Null where a score is null or NaN."""
-    differences = np.array(ours, dtype=np.float64) - np.array(theirs, dtype=np.float64)
-    count, random = len(differences), np.random.default_rng(seed)
-    weights = random.multinomial(count, np.full(count, 1 / count), size=RESAMPLES)
-    samples = weights @ differences / count
+def paired(
+    ours: Sequence[float],
+    theirs: Sequence[float],
+    reduce: Callable[[Sequence[float]], float],
+    strata: Sequence[str],
+    seed: int,
+) -> dict[str, Any]:
+    """The paired bootstrap of two lists of scores, whose utilities `reduce` makes.
+
+    difference: our utility minus theirs; interval: the middle 95 % of it over RESAMPLES samples of the examples, drawn
+    with replacement within each stratum and the same for both; share: of the samples in which we are ahead, ties
+    counted by half. NaN where a score is.
+    """
+    pair, places = np.array([ours, theirs], dtype=np.float64), np.arange(len(ours))
+    random, labels = np.random.default_rng(seed), np.array(strata)
+    groups = [np.flatnonzero(labels == label) for label in sorted(set(strata))]
+    samples = np.empty(RESAMPLES)
+    for sample in range(RESAMPLES):
+        for group in groups:
+            places[group] = group[random.integers(len(group), size=len(group))]
+        drawn = pair[:, places].tolist()
+        samples[sample] = reduce(drawn[0]) - reduce(drawn[1])
     low, high = np.quantile(samples, [0.025, 0.975])
     share = float(np.mean((samples > 0) + 0.5 * (samples == 0))) if np.isfinite(samples).all() else math.nan
-    return {"difference": utility_of(differences.tolist()), "interval": [float(low), float(high)], "share": share}
+    difference = reduce(pair[0].tolist()) - reduce(pair[1].tolist())
+    return {"difference": difference, "interval": [float(low), float(high)], "share": share}
 
 
 def table_of(content: dict[str, Any]) -> Table:

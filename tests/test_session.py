@@ -71,6 +71,13 @@ def test_rows_and_mixtures_have_the_scores_of_evaluate(session, tiny):
     assert utility_of(session.score_mixtures([[0, 1, 0]], "dev")[0]) == session.initial[1]
 
 
+def test_an_expert_is_served_bit_by_bit(session):
+    """A sum would make 0 of -0, and then another position of the expert."""
+    expert = session.experts.rows[1]
+    assert session.mix(torch.tensor([0.0, 1.0, 0.0])).data_ptr() == expert.data_ptr()
+    assert torch.equal(session.mix(torch.tensor([0.0, 2.0, 0.0])), 2 * expert)
+
+
 def test_a_row_is_made_when_it_is_served(session):
     made = []
 

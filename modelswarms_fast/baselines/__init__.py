@@ -73,7 +73,7 @@ def load_method(name: str) -> Run:
 
 def loss(utility: float) -> float:
     """What an optimiser minimises: a NaN is worse than anything."""
-    return -utility if np.isfinite(utility) else 1e30
+    return -utility if np.isfinite(utility) else 1e9
 
 
 def best_of(utilities: Floats) -> int:
