@@ -118,13 +118,11 @@ class Search:
     def _recorded(self) -> dict[int, Tally]:
         """Tallies of the particles that are wanted, from the next line of the history."""
         line = self._old[0]
-        bounded = {one["particle"] for one in line["bounded"]}
         found = {}
         for particle in self.steps.wanted:
             limits = None if self.steps.limits is None else self.steps.limits[particle]
             tally = self._session.evaluator.tally("dev", limits)
-            missing = None if particle in bounded else float("nan")  # JSON has null for both
-            tally.scores = [missing if score is None else score for score in line["scores"][particle]]
+            tally.scores = [None if score is None else float(score) for score in line["scores"][particle]]
             found[particle] = tally
         return found
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -77,7 +78,7 @@ class Iterations:
             "step_length": None if plan is None else plan.step_length,
             "global_best_mixture": self.particles.global_best_mixture(),
             "mixtures": self.particles.mixtures(),
-            "scores": [tallies[particle].scores if particle in tallies else None for particle in everyone],
+            "scores": [_written(tallies[particle].scores) if particle in tallies else None for particle in everyone],
         }
 
 
@@ -137,6 +138,11 @@ def run_iterations(
         bar.iteration(swarm.iteration, swarm.global_best, evaluator.spent.prompts)
         if stopped := ("interrupted" if bar.asked else swarm.stopped()):
             return result(stopped)
+
+
+def _written(scores: Sequence[float | None]) -> list[float | str | None]:
+    """JSON has no NaN, and null is a score that is missing."""
+    return ["nan" if score is not None and math.isnan(score) else score for score in scores]
 
 
 def limits_of(swarm: Swarm, utility: Utility) -> dict[int, Limits]:

@@ -127,7 +127,7 @@ def study(
     }
     journal.write_json(folder / STUDY, content)
     try:
-        journal.write_text(folder / PLOT, svg(studies.plot(content)).decode())
+        journal.write_text(folder / PLOT, svg(studies.plot, content).decode())
     except ImportError:
         say("no plot: it needs matplotlib, pip install matplotlib")
     return content

@@ -13,7 +13,7 @@ from modelswarms_fast.errors import InputError
 from modelswarms_fast.experts import inner_products
 from modelswarms_fast.report import write_report
 
-NAMES = ["ada", "bob", "cyd"]
+NAMES = ["ada", "$bob_", "cyd$"]
 
 
 def a_line(iteration, mixtures, scores, improved=(), best=0, **more):
@@ -253,5 +253,5 @@ def test_variants_are_compared_by_equal_seeds():
 @pytest.mark.parametrize("kind", ["ablation", "drop"])
 def test_a_study_is_drawn(kind):
     study = {"kind": kind, "task": "t", "dataset": "d", "variants": {"all": [a_run(0, 0.5, 0.4)], "none": []}}
-    assert b"<svg" in svg(studies.plot(study | {"best_expert": {"test": 0.3}}))
-    assert b"<svg" in svg(weak_to_strong.plot(weak_to_strong.summarise([(1, 4), (3, 4)])))
+    assert b"<svg" in svg(studies.plot, study | {"best_expert": {"test": 0.3}})
+    assert b"<svg" in svg(weak_to_strong.plot, weak_to_strong.summarise([(1, 4), (3, 4)]))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from modelswarms_fast.analysis import RunFolder, composition, emergence, top_k, trajectory, weak_to_strong
@@ -27,7 +28,7 @@ def analyse(run: RunFolder) -> dict[str, Any]:
 
 def draw(name: str, numbers: Any) -> bytes:
     """The plot of an analysis as SVG; the same numbers give the same bytes. Raises ImportError without matplotlib."""
-    return svg(PLOTS[name](numbers))
+    return svg(PLOTS[name], numbers)
 
 
 PLOTS = {
@@ -39,11 +40,12 @@ PLOTS = {
 """Of the analyses that have one for a single run."""
 
 
-def svg(figure: Figure) -> bytes:
-    """A figure as the bytes of an SVG file."""
+def svg(plot: Callable[[Any], Figure], numbers: Any) -> bytes:
+    """What `plot` draws of the numbers, as the bytes of an SVG file. Raises ImportError without matplotlib."""
     from matplotlib import rc_context
 
     file = io.BytesIO()
-    with rc_context({"svg.hashsalt": "modelswarms"}):  # else names in the file are drawn anew each time
-        figure.savefig(file, format="svg", metadata={"Date": None})
+    # Names in the file would be drawn anew each time, and an expert's name may have dollar signs.
+    with rc_context({"svg.hashsalt": "modelswarms", "text.parse_math": False}):
+        plot(numbers).savefig(file, format="svg", metadata={"Date": None})
     return file.getvalue()

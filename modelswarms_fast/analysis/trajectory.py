@@ -80,7 +80,9 @@ def plot(numbers: dict[str, Any]) -> Figure:
     for name, (x, y) in zip(numbers["names"], numbers["experts"], strict=True):
         axes.scatter([x], [y], s=36, facecolors="none", edgecolors="#1b1f24", zorder=3)
         axes.annotate(name, (x, y), xytext=(5, 4), textcoords="offset points", fontsize=8)
-    axes.scatter([numbers["winner"][0]], [numbers["winner"][1]], marker="*", s=220, color="#b3461d", label="winner", zorder=4)
+    axes.scatter(
+        [numbers["winner"][0]], [numbers["winner"][1]], marker="*", s=220, color="#b3461d", label="winner", zorder=4
+    )
     axes.legend(frameon=False)
     of = "weights" if numbers["exact"] else "coefficients"
     first, second = (f"{share:.0%} of the variance of the {of}" for share in _two(numbers["variance"]))

@@ -21,11 +21,11 @@ def rank(utilities: Sequence[float | None], particle: int) -> float:
 
 
 def of_run(run: RunFolder) -> dict[str, Any] | None:
-    """`rank` at the start of the particle that found the winner, `of` how many particles; None without a history."""
-    if not run.history:
+    """`rank` at the start of the particle that found the winner, `of` how many particles; None if nothing has won."""
+    best = run.history[-1].get("global_best") if run.history else None
+    if not best:
         return None
-    utilities = run.history[0]["utilities"]
-    winner = run.history[-1]["global_best"]["particle"]
+    utilities, winner = run.history[0]["utilities"], best["particle"]
     return {"particle": winner, "rank": rank(utilities, winner), "of": len(utilities)}
 
 
