@@ -21,7 +21,6 @@ from modelswarms_fast.config import SwarmConfig
 from modelswarms_fast.errors import InputError
 from modelswarms_fast.journal import read_json, write_json
 from modelswarms_fast.session import Session
-from modelswarms_fast.utilities import Utility
 
 RESULTS = "baselines.json"
 RESAMPLES = 10_000
@@ -36,7 +35,7 @@ def compare(
     data: str | Path | None = None,
     out: str | Path,
     budget: int,
-    methods: Sequence[str] = METHODS,
+    methods: Sequence[str] | None = None,
     seed: int = 0,
     swarm: dict[str, Any] | None = None,
     progress: bool = False,
@@ -50,7 +49,7 @@ def compare(
         experts, base, task, data, progress: as in `search`.
         out: the folder of baselines.json, which is written anew after each method.
         budget: evaluations on dev that a method may take, those of the experts among them.
-        methods: names, see docs/baselines.md.
+        methods: names, see docs/baselines.md; None: all, data_merge only with `train`.
         seed: of all that is drawn.
         swarm: fields of SwarmConfig for Model Swarms, where the defaults are not wanted.
         settings: the other arguments of `Session`, fields of EngineConfig among them.
@@ -67,6 +66,10 @@ def compare(
     if unknown := swarm.keys() - {field.name for field in fields(SwarmConfig)}:
         raise InputError(f"swarm has no setting {sorted(unknown)[0]!r}; give fields of SwarmConfig.")
     SwarmConfig(**({"particles": 2} | swarm))
+    if methods is None:
+        methods = [name for name in METHODS if name != "data_merge" or settings.get("train") is not None]
+    if "data_merge" in methods and settings.get("train") is None:
+        raise InputError("data_merge needs what the experts were trained on; give it with --train, or leave it out.")
     runs: dict[str, Run] = {name: load_method(name) for name in methods}  # a name that is none is refused at once
     if SWARM in runs:
         runs[SWARM] = partial(runs[SWARM], **swarm)
@@ -97,7 +100,7 @@ def compare(
             for name in left:
                 result = _measure(session, partial(runs[name], session, budget, seed))
                 content["methods"][name] = result
-                content["against_model_swarms"] = against_model_swarms(content["methods"], session.utility, seed)
+                content["against_model_swarms"] = against_model_swarms(session, content["methods"], seed)
                 write_json(file, content)
                 console.print(f"{name}: dev {_text(result['dev'])}, test {_text(result['test'])}", highlight=False)
             session.check_base()
@@ -160,13 +163,13 @@ def _measure(session: Session, run: Callable[[], Any]) -> dict[str, Any]:
     }
 
 
-def against_model_swarms(methods: dict[str, dict[str, Any]], utility: Utility, seed: int) -> dict[str, dict[str, Any]]:
+def against_model_swarms(session: Session, methods: dict[str, dict[str, Any]], seed: int) -> dict[str, dict[str, Any]]:
     """Each method's test scores against those of Model Swarms; nothing before that has run."""
     if SWARM not in methods:
         return {}
     # Of several tasks each keeps its number of examples.
-    strata = [str(example.get("_place", ("",))[0]) for example in utility.examples["test"]]
-    reduce = partial(utility.utility_of, "test")
+    strata = [str(example.get("_place", ("",))[0]) for example in session.utility.examples["test"]]
+    reduce = partial(session.utility_of, "test")
     ours = methods[SWARM]["test_scores"]
     return {
         name: paired(ours, result["test_scores"], reduce, strata, seed)
