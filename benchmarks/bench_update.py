@@ -16,7 +16,6 @@ from measure import (
     CORES,
     CPU,
     THREADS,
-    WORD,
     Measure,
     added_bytes,
     calls_for,
@@ -30,10 +29,8 @@ from measure import (
 )
 from published import TMPFS, Published, lora_merge_of
 
-from modelswarms_fast import _C
 from modelswarms_fast.experts import read_experts
 from modelswarms_fast.layout import Layout
-from modelswarms_fast.memory import empty_rows
 from modelswarms_fast.ops import swarm_update_
 
 EXPERTS = Path(__file__).parent.parent / "examples" / "experts"
@@ -57,24 +54,6 @@ def bytes_of(particles: int, size: int, dtype: torch.dtype) -> int:
     return (5 * particles + 2) * size * dtype.itemsize
 
 
-ROWS, ROWS_AND_BESTS = "loop over such rows", "loop over such rows, g and w"
-
-
-def loops_over_rows(particles: int, row_bytes: int) -> dict[str, Callable[[], None]]:
-    """The loads and stores of an update in its order, without its arithmetic: once without those of g and w."""
-    words = row_bytes // WORD
-    rows = empty_rows(3 * particles + 2, words, torch.int64).zero_()
-    x, v, p, g, w = (rows[index].data_ptr() for index in (0, particles, 2 * particles, -2, -1))
-
-    def loop(g: int, w: int) -> Callable[[], None]:
-        def call(_memory: torch.Tensor = rows) -> None:
-            _C.limit_rows(x, v, p, rows.stride(0), g, w, particles, words)
-
-        return call
-
-    return {ROWS: loop(0, 0), ROWS_AND_BESTS: loop(g, w)}
-
-
 def measure_update(
     measure: Measure,
     backend: str,
@@ -84,7 +63,7 @@ def measure_update(
     baselines: str = "eager",
     **facts: Any,
 ) -> None:
-    """One row; `baselines`: all (and what its loads and stores take by themselves), eager or none."""
+    """One row; `baselines`: all, eager or none."""
     device = device_of(backend)
     swarm = make_swarm(particles, size, dtype, device)
     moved = bytes_of(particles, size, dtype)
@@ -92,8 +71,6 @@ def measure_update(
     if baselines != "none":
         theirs = dense(swarm)
         others = on_cpu(theirs) if baselines == "all" else {"torch eager": eager(theirs)}
-        if baselines == "all" and device == CPU:
-            others |= loops_over_rows(particles, size * dtype.itemsize)
     measure.row(
         f"{backend} {short(dtype)} P={particles} D={size:,}",
         lambda: swarm_update_(*swarm.all, backend=backend),

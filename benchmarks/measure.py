@@ -175,7 +175,7 @@ class Measure:
         own: list[float] = []
         others: dict[str, list[float]] = {name: [] for name in everything}
         first = {name: clock(call) for name, call in (everything | {"": ours}).items()} if warmup else {}
-        slow = {name for name, seconds in first.items() if seconds * calls > SLOW_SECONDS}
+        slow = {name for name in baselines if first.get(name, 0.0) * calls > SLOW_SECONDS}
         turn = itertools.count()
 
         def settle() -> None:

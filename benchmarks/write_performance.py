@@ -73,18 +73,6 @@ def reasons(run: Run) -> Iterator[tuple[str, str]]:
         "update: from its slowest to its fastest round, of the median",
         listed(update, lambda row: f"{row['spread']:.0%}, threads {row['threads']}"),
     )
-    for loop, what in (
-        ("loop over such rows", "x, v and p"),
-        ("loop over such rows, g and w", "x, v, p, g and w"),
-    ):
-        rows = [row for row in update if not math.isnan(ratio(loop)(row))]
-        yield (
-            f"update: share of the limit, were it as fast as its loads and stores of {what} by themselves",
-            listed(
-                rows,
-                lambda row, loop=loop: f"{row['GB/s'] / ratio(loop)(row) / limit(row):.2f}, threads {row['threads']}",
-            ),
-        )
     yield (
         "torch.compile: its share of the limit",
         listed(

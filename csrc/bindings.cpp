@@ -222,12 +222,6 @@ void limit_update_cpu(Address x, Address v, Address p, Address x_out, Address v_
                 at<std::uint64_t>(v_out), words, stream_x, stream_v});
 }
 
-void limit_rows_cpu(Address x, Address v, Address p, Int stride, Address g, Address w, Int particles,
-                    Int words) {
-  limit_rows({at<std::uint64_t>(x), at<std::uint64_t>(v), at<std::uint64_t>(p), stride, at<std::uint64_t>(g),
-              at<std::uint64_t>(w), particles, words});
-}
-
 void limit_mix_cpu(Address out, Int out_stride, Address in, Int in_stride, Int writes, Int reads, Int words,
                    bool stream) {
   limit_mix(
@@ -294,7 +288,6 @@ PYBIND11_MODULE(_C, m) {
 
   // What memory and arithmetic allow, for benchmarks/.
   m.def("limit_update", &limit_update_cpu, NoGil());
-  m.def("limit_rows", &limit_rows_cpu, NoGil());
   m.def("limit_mix", &limit_mix_cpu, NoGil());
   m.def("limit_copy", &limit_copy_cpu, NoGil());
   m.def("limit_arithmetic", &limit_arithmetic, NoGil());

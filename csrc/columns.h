@@ -16,8 +16,8 @@ namespace modelswarms {
 // docs/log.md.
 constexpr std::int64_t kBlockBytes = 512 * 1024;
 
-// Particles whose rows are read side by side, and bytes of each row in one turn.
-constexpr std::int64_t kParticlesTogether = 4, kTurnBytes = 256;
+// Particles whose rows are read side by side.
+constexpr std::int64_t kParticlesTogether = 4;
 
 // Share of the first cache for what every particle reads again.
 constexpr std::int64_t kCacheBytes = 16384;

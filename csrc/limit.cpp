@@ -4,10 +4,8 @@
 
 #include <algorithm>
 #include <cstring>
-#include <type_traits>
 
 #include "check.h"
-#include "columns.h"
 
 // The loops are left to the compiler, once for each width of registers; the dynamic linker picks.
 #if defined(__x86_64__)
@@ -23,8 +21,7 @@ namespace {
 using Word = std::uint64_t;
 using Int = std::int64_t;
 
-constexpr Int kLine = 8;                                                 // words of one cache line
-constexpr Int kTurnWords = kTurnBytes / 8, kRowBlock = kBlockBytes / 8;  // of the update
+constexpr Int kLine = 8;     // words of one cache line
 constexpr Int kBlock = 512;  // words that stay in the first cache between two loops
 
 // A section of whole cache lines for each thread, the same partition as a static schedule.
@@ -66,52 +63,6 @@ MS_EVERY_WIDTH void move(const Word* x, const Word* v, const Word* p, Word* x_ou
     const Word moved = v[i] + (p[i] - x[i]);
     x_out[i] = x[i] + moved;
     v_out[i] = moved;
-  }
-}
-
-// One instance a place in the group, as the update has it: the processor tells streams apart by the
-// instructions that read them.
-template <int k>
-MS_EVERY_WIDTH void move_turn(Word* x, Word* v, const Word* p, Int words) {
-#pragma GCC ivdep
-  for (Int i = 0; i < words; ++i) {
-    const Word moved = v[i] + (p[i] - x[i]);
-    x[i] += moved;
-    v[i] = moved;
-  }
-}
-
-template <int k>
-MS_EVERY_WIDTH void move_turn_to(Word* x, Word* v, const Word* p, const Word* g, const Word* w, Int words) {
-#pragma GCC ivdep
-  for (Int i = 0; i < words; ++i) {
-    const Word moved = v[i] + (p[i] - x[i]) + (g[i] - w[i]);
-    x[i] += moved;
-    v[i] = moved;
-  }
-}
-
-void rows_section(const LimitRows& a, Int begin, Int end) {
-  const Int groups = (a.particles + kParticlesTogether - 1) / kParticlesTogether;
-  const auto move = [&](auto k, Int particle, Int i, Int words) {
-    const Int at = particle * a.stride + i;
-    if (a.g == nullptr)
-      move_turn<k>(a.x + at, a.v + at, a.p + at, words);
-    else
-      move_turn_to<k>(a.x + at, a.v + at, a.p + at, a.g + i, a.w + i, words);
-  };
-  for (Int block = begin; block < end; block += kRowBlock) {
-    const Int stop = std::min(end, block + kRowBlock);
-    for (Int group = 0; group < groups; ++group) {
-      const Int first = a.particles * group / groups, last = a.particles * (group + 1) / groups;
-      for (Int i = block; i < stop; i += kTurnWords) {
-        const Int words = std::min(kTurnWords, stop - i);
-        move(std::integral_constant<int, 0>(), first, i, words);
-        if (first + 1 < last) move(std::integral_constant<int, 1>(), first + 1, i, words);
-        if (first + 2 < last) move(std::integral_constant<int, 2>(), first + 2, i, words);
-        if (first + 3 < last) move(std::integral_constant<int, 3>(), first + 3, i, words);
-      }
-    }
   }
 }
 
@@ -189,11 +140,6 @@ MS_EVERY_WIDTH float multiply_and_add(Int rounds) {
 void limit_update(const LimitUpdate& args) {
   MS_CHECK(args.words >= 0, "words must not be negative");
   for_sections(args.words, [&](Int begin, Int end) { update_section(args, begin, end); });
-}
-
-void limit_rows(const LimitRows& args) {
-  MS_CHECK(args.words >= 0 && args.particles >= 0, "words and particles must not be negative");
-  for_sections(args.words, [&](Int begin, Int end) { rows_section(args, begin, end); });
 }
 
 void limit_mix(const LimitMix& args) {

@@ -21,21 +21,6 @@ struct LimitUpdate {
 };
 void limit_update(const LimitUpdate& args);
 
-// The same streams in the order of the update, over its own rows and in place: column blocks, groups of up to
-// four particles, 256 bytes of each row in turn. Strides and words count 64-bit words. With g and w the loop
-// reads them too, as often as the update does: v' = v + (p - x) + (g - w).
-struct LimitRows {
-  std::uint64_t* x;
-  std::uint64_t* v;
-  const std::uint64_t* p;
-  std::int64_t stride;
-  const std::uint64_t* g;  // null: neither is read
-  const std::uint64_t* w;
-  std::int64_t particles;
-  std::int64_t words;
-};
-void limit_rows(const LimitRows& args);
-
 // `reads` rows of `words` 64-bit words in, `writes` rows out: every word that is written is made of one word
 // of each row that is read. Strides count words.
 struct LimitMix {

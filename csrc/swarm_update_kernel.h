@@ -99,7 +99,9 @@ void move_together(const Step* given, const SwarmUpdate& args, std::int64_t part
                    std::int64_t begin, std::int64_t count, std::index_sequence<k...>) {
   using L = Lanes<S>;
   using Pair = typename L::Pair;
-  constexpr std::int64_t kTurn = std::max<std::int64_t>(kTurnBytes / sizeof(S), L::columns);
+  // 512 bytes of each row in turn in half types, 256 in others: measured in docs/log.md.
+  constexpr std::int64_t kTurn = sizeof(S) == 2 ? 256 : 256 / sizeof(S);
+  static_assert(kTurn % L::columns == 0, "a turn is of whole steps");
   // Copies: a store could change what is reached through a reference, and it would be loaded again every
   // time.
   const Step steps[] = {given[k]...};
@@ -130,8 +132,12 @@ void move_together(const Step* given, const SwarmUpdate& args, std::int64_t part
   }
 }
 
+// At a multiple of 512: the hardware tells streams apart by some bits of the addresses of the instructions
+// that read them. Wherever bit 8 of this function's address was set, the float32 loops of a group took 0.86
+// instead of 0.94 of the limit (docs/log.md).
 template <class S, bool kStochastic, bool kCoordinate>
-void swarm_update_columns(const SwarmUpdate& args, std::int64_t begin, std::int64_t end) {
+__attribute__((aligned(512))) void swarm_update_columns(const SwarmUpdate& args, std::int64_t begin,
+                                                        std::int64_t end) {
   // Random numbers are arithmetic, which one particle has enough of.
   constexpr std::int64_t kTogether = kStochastic || kCoordinate ? 1 : kParticlesTogether;
   constexpr std::int64_t kColumns = kBlockBytes / static_cast<std::int64_t>(sizeof(S));

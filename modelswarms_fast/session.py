@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
@@ -18,6 +18,7 @@ from rich.console import Console
 from modelswarms_fast.base import resolve_base
 from modelswarms_fast.canary import make_canary
 from modelswarms_fast.config import EngineConfig, SwarmConfig
+from modelswarms_fast.confirm import hold_back
 from modelswarms_fast.engines import Engine, start_engine
 from modelswarms_fast.errors import InputError
 from modelswarms_fast.evaluate import Evaluator, Source, Spent
@@ -32,7 +33,7 @@ from modelswarms_fast.scores import Scores, digest
 from modelswarms_fast.shared import shared_rows
 from modelswarms_fast.swarm import Floats, Swarm
 from modelswarms_fast.trace import Trace
-from modelswarms_fast.utilities import load_utility
+from modelswarms_fast.utilities import Scoring, load_utility
 
 
 @dataclass(frozen=True)
@@ -71,24 +72,28 @@ class Session:
         *,
         base: str,
         task: str,
-        data: str | Path,
+        data: str | Path | None = None,
         out: str | Path = ".",
         limit_dev: int | None = None,
         limit_test: int | None = None,
         max_tokens: int | None = None,
+        scoring: Scoring = "generate",
+        options: Mapping[str, str] | None = None,
         progress: bool = False,
         trace: str | Path | None = None,
         train: str | Path | None = None,
         only_search: int | None = None,
+        confirm: int = 0,
         **settings: Any,
     ) -> None:
-        """Read everything. The arguments are those of `search`, and:
+        """Read everything. The arguments are those of `search` and `load_utility`, and:
 
         Args:
             out: where a file of rows may lie, if `spill` names no folder.
             train: what the experts were trained on, for the methods that train or cluster.
             only_search: the session is for one search of so many particles, at least one an expert, which begins in
                 the experts' own rows: no more memory than the search needs, and the experts are gone after it.
+            confirm: dev examples that are kept back, as the split "confirm".
             settings: fields of EngineConfig.
 
         Raises:
@@ -97,7 +102,10 @@ class Session:
         """
         self.engine_config = EngineConfig(**settings)
         self.base, self.train = base, train
-        self.utility = load_utility(task, data, limit_dev=limit_dev, limit_test=limit_test, max_tokens=max_tokens)
+        limits: dict[str, Any] = {"limit_dev": limit_dev, "limit_test": limit_test, "max_tokens": max_tokens}
+        self.utility = load_utility(task, data, **limits, scoring=scoring, options=options)
+        if confirm:
+            self.utility = hold_back(self.utility, confirm)
         self.plan: MemoryPlan | None = None
         """Where the rows of the only search lie, or the experts of state="mixture"."""
         self.out = Path(out)
@@ -125,7 +133,7 @@ class Session:
             Console(stderr=True, soft_wrap=True).print(str(self.plan), highlight=False)
         self.engine = start_engine(self.base_folder, self.experts, self.engine_config)
         try:
-            self.evaluator = Evaluator(self.engine, self.utility, trace=self._trace)
+            self.evaluator = Evaluator(self.engine, self.utility, tuple(self.utility.asks), trace=self._trace)
             if self.engine_config.serve == "auto":
                 self.engine.choose(self.evaluator.prompts("dev"), self.utility.max_tokens)
             self.evaluator.canary = make_canary(self.engine, self.base_folder, self.experts, self.engine_config)
@@ -207,17 +215,12 @@ class Session:
 
     def mix(self, mixture: torch.Tensor) -> torch.Tensor:
         """The row [D] of a mixture [n] of the experts, on the CPU; an expert itself is not copied."""
-        ones = torch.nonzero(mixture).flatten().tolist()
-        if len(ones) == 1 and mixture[ones[0]] == 1:
-            return self.experts.rows[ones[0]]  # bit by bit, so that it has the name it has in a search
-        row = torch.empty((1, self.experts.layout.size), dtype=self.experts.layout.dtype)
-        mix_(row, self.experts.rows, mixture[None])
-        return row[0]
+        return mix_row(self.experts, mixture)
 
     def particles(self, swarm: Swarm) -> Particles:
         """The rows of a search; in those of the experts if the session is for one search."""
         experts, plan, device = self.experts, self.plan, self.engine.device
-        if plan is None:
+        if plan is None and swarm.first == list(range(swarm.n_experts)):  # else its first rows are other experts
             plan = self._plan(swarm.config.particles, len(experts.names), experts.layout.size, experts.layout.dtype)
             room = plan.place(experts.layout.size, experts.layout.dtype)
             rows = room[: len(experts.names)].copy_(experts.rows)
@@ -308,6 +311,16 @@ class _Mixtures:
 
     def prefetch(self, particles: Sequence[int]) -> None:
         pass
+
+
+def mix_row(experts: Experts, mixture: torch.Tensor) -> torch.Tensor:
+    """The row [D] of a mixture [n] of the experts, on the CPU; an expert itself is not copied."""
+    ones = torch.nonzero(mixture).flatten().tolist()
+    if len(ones) == 1 and mixture[ones[0]] == 1:
+        return experts.rows[ones[0]]  # bit by bit, so that it has the name it has in a search
+    row = torch.empty((1, experts.layout.size), dtype=experts.layout.dtype)
+    mix_(row, experts.rows, mixture[None])
+    return row[0]
 
 
 def check_together(config: SwarmConfig, engine_config: EngineConfig) -> None:

@@ -10,7 +10,9 @@ PACKAGE = Path(__file__).parent.parent / "modelswarms_fast"
 # From the top to the bottom; a room imports only rooms of lower floors.
 FLOORS = [
     {"cli"},
-    {"loop", "bench", "one_model", "comparison", "token_swarm"},
+    {"loop", "bench", "one_model", "comparison", "sweep", "token_swarm"},
+    {"study", "final_test"},
+    {"interleave"},
     {"baselines.evolmerge", "baselines.random_search"},
     {
         "baselines.best_expert",
@@ -30,9 +32,17 @@ FLOORS = [
     {"baselines.ensembles"},
     {"baselines"},
     {"session"},
-    {"iterations"},
+    {"iterations", "confirm"},
     {"progress", "evaluate", "particles", "report"},
-    {"asking", "canary", "tiers"},
+    {"asking", "canary", "tiers", "analysis.every", "analysis.studies"},
+    {
+        "analysis.composition",
+        "analysis.emergence",
+        "analysis.top_k",
+        "analysis.trajectory",
+        "analysis.weak_to_strong",
+    },
+    {"analysis"},
     {"engines.group", "engines.ensemble"},
     {"engines.worker"},
     {"engines.vllm", "engines.transformers", "engines.process", "plots", "trace"},
@@ -47,10 +57,13 @@ FLOORS = [
         "reference",
         "checks",
         "shared",
-        "utilities.multiple_choice",
         "utilities.exact_match",
         "utilities.callables",
+        "utilities.abstain",
+        "utilities.perplexity",
+        "utilities.lm_eval_task",
     },
+    {"utilities.multiple_choice"},
     {"utilities.data", "utilities.utility"},
     {"memory"},
     {"training_data", "engines.vocabulary", "lora", "layout", "config", "kernels", "rows", "extension"},
@@ -92,7 +105,7 @@ def test_a_room_imports_only_rooms_below(room, path):
             assert floor(below) > floor(room), f"{room} imports {below}"
 
 
-@pytest.mark.parametrize("policy", ["swarm", "rows"])
+@pytest.mark.parametrize("policy", ["swarm", "rows", "analysis.every", "analysis.studies"])
 def test_the_policy_never_sees_a_tensor(policy):
     seen, stack = set(), [policy]
     paths = dict(rooms())
