@@ -195,6 +195,21 @@ class _Shared:
             search.particles.prefetch([particle])
 
 
+def inputs_of(session: Session, *, base: str, task: str, data: Any, **settings: Any) -> dict[str, Any]:
+    """What all searches of a session share: what their results depend on beside the settings of swarm and engine."""
+    optional = {"limit_dev": None, "limit_test": None, "max_tokens": None, "scoring": "generate", "options": {}}
+    return {
+        "base": base,
+        "task": task,
+        "dataset": session.utility.dataset,
+        "data": None if data is None else str(data),
+        "experts": list(session.experts.names),
+        "sources": list(session.experts.sources),
+        **{f"{split}_examples": len(examples) for split, examples in session.utility.examples.items()},
+        **{name: settings.get(name, default) for name, default in optional.items()},
+    }
+
+
 def run_searches(
     session: Session,
     planned: Sequence[Planned],

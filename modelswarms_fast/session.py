@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
@@ -33,7 +33,7 @@ from modelswarms_fast.scores import Scores, digest
 from modelswarms_fast.shared import shared_rows
 from modelswarms_fast.swarm import Floats, Swarm
 from modelswarms_fast.trace import Trace
-from modelswarms_fast.utilities import load_utility
+from modelswarms_fast.utilities import Scoring, load_utility
 
 
 @dataclass(frozen=True)
@@ -72,11 +72,13 @@ class Session:
         *,
         base: str,
         task: str,
-        data: str | Path,
+        data: str | Path | None = None,
         out: str | Path = ".",
         limit_dev: int | None = None,
         limit_test: int | None = None,
         max_tokens: int | None = None,
+        scoring: Scoring = "generate",
+        options: Mapping[str, str] | None = None,
         progress: bool = False,
         trace: str | Path | None = None,
         train: str | Path | None = None,
@@ -100,7 +102,8 @@ class Session:
         """
         self.engine_config = EngineConfig(**settings)
         self.base, self.train = base, train
-        self.utility = load_utility(task, data, limit_dev=limit_dev, limit_test=limit_test, max_tokens=max_tokens)
+        limits: dict[str, Any] = {"limit_dev": limit_dev, "limit_test": limit_test, "max_tokens": max_tokens}
+        self.utility = load_utility(task, data, **limits, scoring=scoring, options=options)
         if confirm:
             self.utility = hold_back(self.utility, confirm)
         self.plan: MemoryPlan | None = None
