@@ -185,6 +185,37 @@ def bench_command(
     console.print(machine(results))
 
 
+@app.command("token-swarm")
+def token_swarm_command(
+    experts: Annotated[list[str], typer.Argument(help="Full checkpoints of any architectures, or LoRA adapters.")],
+    task: Task,
+    data: Data,
+    out: Annotated[Path, typer.Option(help="Run folder to write.")],
+    base: Annotated[str | None, typer.Option(help="Base model of the adapters, if there are any.")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier run in --out.")] = False,
+    limit_dev: Annotated[int | None, typer.Option(help="Use the first N dev examples.")] = None,
+    limit_test: Annotated[int | None, typer.Option(help="Use the first N test examples.")] = None,
+    max_tokens: MaxTokens = None,
+    particles: Annotated[int | None, typer.Option(help="Default: two for each expert, at least 6.")] = None,
+    seed: int = SwarmConfig.seed,
+    iterations: int = SwarmConfig.iterations,
+    patience: int = SwarmConfig.patience,
+    inertia: float = SwarmConfig.inertia,
+    cognitive_coeff: float = SwarmConfig.cognitive_coeff,
+    social_coeff: float = SwarmConfig.social_coeff,
+    repel_coeff: float = SwarmConfig.repel_coeff,
+    step_length: float = SwarmConfig.step_length,
+    dtype: EngineDType = EngineConfig.dtype,
+    max_model_len: MaxModelLen = EngineConfig.max_model_len,
+) -> None:
+    """Search over mixtures of what EXPERTS say next, token by token: for experts of different architectures."""
+    settings = {name: value for name, value in locals().items() if value is not None}
+    settings["experts"] = experts[0] if len(experts) == 1 else experts
+    from modelswarms_fast.token_swarm import token_swarm
+
+    _show(token_swarm(**settings, progress=True), f"{out}: report.html, summary.json, global_best/mixture.json")
+
+
 @app.command("report")
 def report_command(
     run: Annotated[Path, typer.Argument(help="The folder of a search, ended or not.")],
@@ -381,7 +412,10 @@ DEMO: dict[str, Any] = {
 def _search_and_show(arguments: dict[str, Any]) -> None:
     from modelswarms_fast.loop import search
 
-    summary = search(**arguments, progress=True)
+    _show(search(**arguments, progress=True), f"{arguments['out']}: report.html, summary.json, global_best/")
+
+
+def _show(summary: dict[str, Any], written: str) -> None:
     start, end, seconds = summary["start"], summary["end"], summary["seconds"]
     errors = summary["test_standard_error"]
     table = Table("", "", "dev", "test ± standard error")
@@ -402,7 +436,7 @@ def _search_and_show(arguments: dict[str, Any]) -> None:
         f"{summary['iterations']} iterations, stopped by {summary['stopped']}; "
         f"{summary['prompts_per_second']:.1f} prompts/s; {phases}"
     )
-    console.print(f"written to {arguments['out']}: report.html, summary.json, global_best/")
+    console.print(f"written to {written}")
 
 
 def main() -> None:

@@ -35,7 +35,7 @@ def compare(
     data: str | Path,
     out: str | Path,
     budget: int,
-    methods: Sequence[str] = METHODS,
+    methods: Sequence[str] | None = None,
     seed: int = 0,
     swarm: dict[str, Any] | None = None,
     progress: bool = False,
@@ -49,7 +49,7 @@ def compare(
         experts, base, task, data, progress: as in `search`.
         out: the folder of baselines.json, which is written anew after each method.
         budget: evaluations on dev that a method may take, those of the experts among them.
-        methods: names, see docs/baselines.md.
+        methods: names, see docs/baselines.md; None: all, data_merge only with `train`.
         seed: of all that is drawn.
         swarm: fields of SwarmConfig for Model Swarms, where the defaults are not wanted.
         settings: the other arguments of `Session`, fields of EngineConfig among them.
@@ -66,6 +66,10 @@ def compare(
     if unknown := swarm.keys() - {field.name for field in fields(SwarmConfig)}:
         raise InputError(f"swarm has no setting {sorted(unknown)[0]!r}; give fields of SwarmConfig.")
     SwarmConfig(**({"particles": 2} | swarm))
+    if methods is None:
+        methods = [name for name in METHODS if name != "data_merge" or settings.get("train") is not None]
+    if "data_merge" in methods and settings.get("train") is None:
+        raise InputError("data_merge needs what the experts were trained on; give it with --train, or leave it out.")
     runs: dict[str, Run] = {name: load_method(name) for name in methods}  # a name that is none is refused at once
     if SWARM in runs:
         runs[SWARM] = partial(runs[SWARM], **swarm)

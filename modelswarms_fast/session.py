@@ -108,7 +108,8 @@ class Session:
             self.utility = hold_back(self.utility, confirm)
         self.plan: MemoryPlan | None = None
         """Where the rows of the only search lie, or the experts of state="mixture"."""
-        self._out, self._progress, self._trace = Path(out), progress, Trace(trace)
+        self.out = Path(out)
+        self._progress, self._trace = progress, Trace(trace)
         self._particles = only_search
         self.experts: Experts = read_experts(experts, dtype=self.row_dtype, place=self._place)
         if self.engine_config.stop_early and self.utility.score_range is None:
@@ -259,7 +260,7 @@ class Session:
         here = torch.cuda.is_available() and not self.engine_config.own_processes
         device = torch.device("cuda" if here else "cpu")
         shape: dict[str, Any] = {"particles": particles, "experts": experts, "size": size, "dtype": dtype}
-        return plan_memory(self.engine_config, **shape, device=device, out=self._out)
+        return plan_memory(self.engine_config, **shape, device=device, out=self.out)
 
     def _place(self, n: int, size: int, dtype: torch.dtype) -> torch.Tensor:
         """Rows that begin with the experts: those of the only search, whose first positions they are, or n."""
