@@ -2,6 +2,7 @@
 
 import json
 
+import helpers_search
 import numpy as np
 import pytest
 import torch
@@ -21,6 +22,7 @@ from modelswarms_fast.journal import Journal, read_json
 from modelswarms_fast.loop import search
 from modelswarms_fast.study import study, variants_of
 
+tiny = helpers_search.tiny
 RIGHT = {"task": "helpers_search:rich", "canary": "off"}
 
 
