@@ -16,7 +16,8 @@ from modelswarms_fast.analysis.every import svg
 from modelswarms_fast.config import SwarmConfig
 from modelswarms_fast.errors import InputError
 from modelswarms_fast.experts import read_model
-from modelswarms_fast.interleave import SEARCHES, Planned, inputs_of, run_searches
+from modelswarms_fast.interleave import SEARCHES, run_searches
+from modelswarms_fast.resumable import Planned, inputs_of
 from modelswarms_fast.session import Session, check_together
 from modelswarms_fast.swarm import Floats
 

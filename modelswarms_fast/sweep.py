@@ -13,7 +13,8 @@ import numpy as np
 from modelswarms_fast import journal
 from modelswarms_fast.config import SwarmConfig
 from modelswarms_fast.errors import InputError
-from modelswarms_fast.interleave import SEARCHES, Planned, inputs_of, run_searches
+from modelswarms_fast.interleave import SEARCHES, run_searches
+from modelswarms_fast.resumable import Planned, inputs_of
 from modelswarms_fast.session import Session, check_together
 from modelswarms_fast.study import winners_on_test
 

@@ -9,15 +9,16 @@ import pytest
 import torch
 from helpers_evaluate import ScriptedEngine, number, utility
 
-from modelswarms_fast import interleave
+from modelswarms_fast import interleave, resumable
 from modelswarms_fast.config import EngineConfig, SwarmConfig
 from modelswarms_fast.confirm import CANDIDATES, confirm, hold_back
 from modelswarms_fast.errors import InputError
 from modelswarms_fast.evaluate import Evaluator
-from modelswarms_fast.interleave import Planned, run_searches
+from modelswarms_fast.interleave import run_searches
 from modelswarms_fast.iterations import Iterations
 from modelswarms_fast.journal import Journal, read_history
 from modelswarms_fast.particles import Particles
+from modelswarms_fast.resumable import Planned
 from modelswarms_fast.scores import Tally
 from modelswarms_fast.swarm import Swarm
 
@@ -53,7 +54,7 @@ class Fake:
 
 @pytest.fixture(autouse=True)
 def no_export(monkeypatch):
-    monkeypatch.setattr(interleave, "export", lambda *arguments, **more: None)
+    monkeypatch.setattr(resumable, "export", lambda *arguments, **more: None)
     monkeypatch.setattr(Particles, "global_best", lambda self: None)
 
 
