@@ -18,7 +18,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from modelswarms_fast.engines import Engine
@@ -188,8 +187,7 @@ def run_searches(
 
     with ThreadPoolExecutor(1, "moves") as pool:
         try:
-            initial = session.score_mixtures(np.eye(len(session.experts.names)), "dev")
-            experts = [_whole(session, scores) for scores in initial]
+            experts = [_whole(session, scores) for scores in session.initial_scores]
             with closing(session.evaluator.stream(shared, "dev", arrivals, shared.limits)) as stream:
                 for number, tally in stream:
                     search, particle = shared.remove(number)
