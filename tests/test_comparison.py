@@ -26,7 +26,8 @@ QUICK = ["best_expert", "uniform_soup", "model_swarms"]
 def compared(request, tiny, tmp_path_factory):
     """Every method once: arguments, folder, content."""
     out = tmp_path_factory.mktemp("compared") / request.param
-    arguments = arguments_of(tiny, out=out, budget=BUDGET, seed=3, state=request.param)
+    train = helpers_search.write_training(tmp_path_factory.mktemp("train"))
+    arguments = arguments_of(tiny, out=out, budget=BUDGET, seed=3, state=request.param, train=train)
     return arguments, out, compare(**arguments)
 
 
