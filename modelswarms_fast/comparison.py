@@ -81,6 +81,7 @@ def compare(
     asked = {
         "base": base,
         "task": task,
+        "data": None if data is None else str(data),
         "dataset": session.utility.dataset,
         "examples": _digest(session.utility.examples),
         "asks": _digest(session.utility.asks),
@@ -89,6 +90,9 @@ def compare(
         "budget": budget,
         "seed": seed,
         "swarm": swarm,
+        "scoring": settings.get("scoring", "generate"),
+        "options": dict(settings.get("options") or {}),
+        "max_tokens": settings.get("max_tokens"),
         "engine": asdict(session.engine_config),
     }
     file = Path(out) / RESULTS

@@ -53,7 +53,7 @@ def evaluate_run(folder: str | Path) -> None:
     """
     run = read_run(folder)
     groups = _mixtures(run)
-    names = {"limit_dev", "limit_test", "max_tokens", "scoring", "options"}
+    names = {"limit_dev", "limit_test", "max_tokens", "scoring", "options", "confirm"}
     asked = {name: value for name, value in run.config.items() if name in names and value is not None}
     settings = {name: run.config[name] for name in EngineConfig.__dataclass_fields__ if name in run.config}
     settings |= {"stop_early": False, "canary": "off"}

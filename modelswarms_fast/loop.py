@@ -113,12 +113,13 @@ def search(
     counts = {f"{split}_examples": len(examples) for split, examples in utility.examples.items()}
     chosen = asdict(config) | asdict(engine_config)
     memory = {"memory": session.plan.as_dict()}
+    limits = {"limit_dev": limit_dev, "limit_test": limit_test, "max_tokens": max_tokens, "confirm": confirm}
     products = {"expert_products": inner_products(loaded.rows)}
     check_run_folder(out, overwrite)  # what can be refused is refused before an engine starts or a file is touched
     with session:
         engine, evaluator, events = session.engine, session.evaluator, session.evaluator.trace
         particles = session.particles(swarm)
-        asked = inputs | {"sources": list(loaded.sources)} | counts | chosen | memory | products
+        asked = inputs | {"sources": list(loaded.sources)} | counts | limits | chosen | memory | products
         with closing(particles), open_run(out, asked, overwrite=overwrite) as journal:
             events.write()  # a place that cannot be written is better known now
             setup_seconds = time.perf_counter() - started
@@ -129,10 +130,10 @@ def search(
                     )
             finally:
                 events.write()
+            found = choose(evaluator, swarm, particles) if confirm else None
         spent = evaluator.spent.copy()
 
         start = int(np.where(np.isnan(initial), -np.inf, initial)[: len(loaded.names)].argmax())
-        found = choose(evaluator, swarm, particles) if confirm else None
         particle = swarm.global_best_particle if found is None else found.particle
         end = {"particle": particle, "dev": swarm.global_best if found is None else found.dev}
         # A particle's best is the global best if it found that.

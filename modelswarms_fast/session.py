@@ -86,7 +86,7 @@ class Session:
         confirm: int = 0,
         **settings: Any,
     ) -> None:
-        """Read everything. The arguments are those of `search`, and:
+        """Read everything. The arguments are those of `search` and `load_utility`, and:
 
         Args:
             out: where a file of rows may lie, if `spill` names no folder.
@@ -123,9 +123,9 @@ class Session:
                 "row_dtype='bfloat16'."
             )
         self.base_folder = resolve_base(base)
-        self._initial: Floats | None = None
+        self._initial: list[Scores] | None = None
         self.initial_spent = Spent()
-        """What `initial` has cost."""
+        """What `initial_scores` have cost."""
 
     def __enter__(self) -> Self:
         """Start the engine."""
@@ -155,13 +155,18 @@ class Session:
         return None if name == "auto" else getattr(torch, name)
 
     @property
-    def initial(self) -> Floats:
-        """[n] utilities of the experts on dev, evaluated when they are first asked for."""
+    def initial_scores(self) -> list[Scores]:
+        """Scores of the experts on each dev example, evaluated when they are first asked for."""
         if self._initial is None:
             before = self.evaluator.spent.copy()
-            self._initial = self.mixtures_on_dev(np.eye(len(self.experts.names)))
+            self._initial = self.score_mixtures(np.eye(len(self.experts.names)), "dev")
             self.initial_spent = self.evaluator.spent.since(before)
         return self._initial
+
+    @property
+    def initial(self) -> Floats:
+        """[n] utilities of the experts on dev."""
+        return self._utilities(self.initial_scores)
 
     def utility_of(self, split: str, scores: Sequence[float]) -> float:
         """The utility of a particle with these scores on a split."""

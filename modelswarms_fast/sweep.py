@@ -13,7 +13,8 @@ import numpy as np
 from modelswarms_fast import journal
 from modelswarms_fast.config import SwarmConfig
 from modelswarms_fast.errors import InputError
-from modelswarms_fast.interleave import SEARCHES, Planned, run_searches
+from modelswarms_fast.interleave import SEARCHES, run_searches
+from modelswarms_fast.resumable import Planned, inputs_of
 from modelswarms_fast.session import Session, check_together
 from modelswarms_fast.study import winners_on_test
 
@@ -76,15 +77,7 @@ def sweep(
     names = list(session.experts.names)
     first = SwarmConfig(**({"particles": len(names)} | shared))
     check_together(first, session.engine_config)
-    inputs = {
-        "base": base,
-        "task": task,
-        "dataset": session.utility.dataset,
-        "data": str(data),
-        "experts": names,
-        "sources": list(session.experts.sources),
-        **{f"{split}_examples": len(examples) for split, examples in session.utility.examples.items()},
-    }
+    inputs = inputs_of(session, base=base, task=task, data=data, **settings)
     asked = journal.plain(inputs | {"ranges": chosen, "swarm": asdict(first), "engine": asdict(session.engine_config)})
     _check_folder(folder, asked)
     planned = [

@@ -13,6 +13,7 @@ FLOORS = [
     {"loop", "bench", "one_model", "comparison", "sweep", "token_swarm"},
     {"study", "final_test"},
     {"interleave"},
+    {"resumable"},
     {"baselines.evolmerge", "baselines.random_search"},
     {
         "baselines.best_expert",
