@@ -207,6 +207,8 @@ def token_swarm_command(
     limit_dev: Annotated[int | None, typer.Option(help="Use the first N dev examples.")] = None,
     limit_test: Annotated[int | None, typer.Option(help="Use the first N test examples.")] = None,
     max_tokens: MaxTokens = None,
+    scoring: ScoringBy = "generate",
+    option: Options = None,
     particles: Annotated[int | None, typer.Option(help="Default: two for each expert, at least 6.")] = None,
     seed: int = SwarmConfig.seed,
     iterations: int = SwarmConfig.iterations,
@@ -222,6 +224,7 @@ def token_swarm_command(
     """Search over mixtures of what EXPERTS say next, token by token: for experts of different architectures."""
     settings = {name: value for name, value in locals().items() if value is not None}
     settings["experts"] = experts[0] if len(experts) == 1 else experts
+    settings["options"] = read_options(settings.pop("option", None))
     from modelswarms_fast.token_swarm import token_swarm
 
     _show(token_swarm(**settings, progress=True), f"{out}: report.html, summary.json, global_best/mixture.json")

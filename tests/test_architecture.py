@@ -45,7 +45,7 @@ FLOORS = [
     },
     {"analysis"},
     {"engines.group", "engines.ensemble"},
-    {"engines.worker"},
+    {"engines.worker", "engines.decoding"},
     {"engines.vllm", "engines.transformers", "engines.process", "plots", "trace"},
     {"engines.ranks"},
     {"engines", "engines.vllm_worker", "journal", "shard"},
