@@ -32,7 +32,7 @@ def compare(
     *,
     base: str,
     task: str,
-    data: str | Path,
+    data: str | Path | None = None,
     out: str | Path,
     budget: int,
     methods: Sequence[str] | None = None,
@@ -81,13 +81,18 @@ def compare(
     asked = {
         "base": base,
         "task": task,
+        "data": None if data is None else str(data),
         "dataset": session.utility.dataset,
         "examples": _digest(session.utility.examples),
+        "asks": _digest(session.utility.asks),
         "experts": list(session.experts.names),
         "sources": list(session.experts.sources),
         "budget": budget,
         "seed": seed,
         "swarm": swarm,
+        "scoring": settings.get("scoring", "generate"),
+        "options": dict(settings.get("options") or {}),
+        "max_tokens": settings.get("max_tokens"),
         "engine": asdict(session.engine_config),
     }
     file = Path(out) / RESULTS

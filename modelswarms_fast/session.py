@@ -86,7 +86,7 @@ class Session:
         confirm: int = 0,
         **settings: Any,
     ) -> None:
-        """Read everything. The arguments are those of `search`, and:
+        """Read everything. The arguments are those of `search` and `load_utility`, and:
 
         Args:
             out: where a file of rows may lie, if `spill` names no folder.

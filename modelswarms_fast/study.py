@@ -34,7 +34,7 @@ def study(
     *,
     base: str,
     task: str,
-    data: str | Path,
+    data: str | Path | None,
     out: str | Path,
     seeds: int = 3,
     at_once: int = 2,

@@ -39,7 +39,7 @@ def sweep(
     *,
     base: str,
     task: str,
-    data: str | Path,
+    data: str | Path | None,
     out: str | Path,
     searches: int = 20,
     ranges: Mapping[str, tuple[float, float]] | None = None,

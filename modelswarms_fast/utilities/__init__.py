@@ -11,9 +11,10 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from modelswarms_fast.config import Scoring
 from modelswarms_fast.errors import InputError
-from modelswarms_fast.utilities import callables, exact_match, multiple_choice
-from modelswarms_fast.utilities.data import SPLITS, Scoring, Wanted, read_json
+from modelswarms_fast.utilities import abstain, callables, exact_match, lm_eval_task, multiple_choice, perplexity
+from modelswarms_fast.utilities.data import SPLITS, Wanted, read_json
 from modelswarms_fast.utilities.utility import Answer, Ask, Utility
 
 __all__ = ["SPLITS", "TASKS", "Answer", "Ask", "Scoring", "Utility", "load_utility"]
@@ -21,13 +22,15 @@ __all__ = ["SPLITS", "TASKS", "Answer", "Ask", "Scoring", "Utility", "load_utili
 _LOADERS: dict[str, Callable[[Path, dict[str, Any], Wanted], Utility]] = {
     "multiple_choice": multiple_choice.load,
     "exact_match": exact_match.load,
+    "abstain": abstain.load,
+    "perplexity": perplexity.load,
 }
-TASKS = tuple(_LOADERS)
+TASKS = (*_LOADERS, "lm_eval:TASK")
 
 
 def load_utility(
     task: str,
-    data: str | os.PathLike[str],
+    data: str | os.PathLike[str] | None = None,
     *,
     limit_dev: int | None = None,
     limit_test: int | None = None,
@@ -38,7 +41,8 @@ def load_utility(
     """Read an evaluation file and make the utility of `task` from it.
 
     task: one of TASKS, or a Python function as "module:function". data: a JSON file with the lists `dev` and `test`;
-    its field `dataset` (or else its name without ".json") picks the prompt and the token limit, in any case. limit_dev,
+    its field `dataset` (or else its name without ".json") picks the prompt and the token limit, in any case; for
+    lm_eval:TASK a YAML file or a folder with some, or None for lm-eval's own tasks. limit_dev,
     limit_test: keep the first so many examples, or all where there are fewer. max_tokens: new tokens an ask may take,
     instead of the task's own limit. scoring: "loglikelihood" where the task can compare likelihoods instead of
     generating. options: what only one objective has, by name. Every example of the file is checked, limits or not.
@@ -48,12 +52,16 @@ def load_utility(
     for name, value in limits.items():
         if value is not None and value < 1:
             raise InputError(f"{name} is {value}; give at least 1")
-    if task not in TASKS and ":" not in task:
+    if task not in _LOADERS and ":" not in task:
         raise InputError(f'unknown task "{task}"; choose {", ".join(TASKS)} or a function as module:function')
     if scoring not in ("generate", "loglikelihood"):
         raise InputError(f"scoring is {scoring!r}; choose generate or loglikelihood")
     if scoring == "loglikelihood" and task != "multiple_choice":
         raise InputError(f'scoring is "loglikelihood", which task "{task}" does not have; use multiple_choice')
     wanted = Wanted(task, {"dev": limit_dev, "test": limit_test}, max_tokens, scoring, dict(options or {}))
+    if task.startswith("lm_eval:"):
+        return lm_eval_task.load(None if data is None else Path(data), wanted)
+    if data is None:
+        raise InputError(f'task "{task}" needs an evaluation file; give --data')
     path = Path(data)
     return _LOADERS.get(task, callables.load)(path, read_json(path), wanted)

@@ -6,12 +6,12 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
+from modelswarms_fast.config import Scoring
 from modelswarms_fast.errors import InputError
 
 SPLITS = ("dev", "test")
-Scoring = Literal["generate", "loglikelihood"]
 Fields = Mapping[str, tuple[type, ...]]
 """Name of a field → types that it may have."""
 
