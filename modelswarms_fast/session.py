@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -163,7 +163,7 @@ class Session:
             self.initial_spent = self.evaluator.spent.since(before)
         return self._initial
 
-    @property
+    @cached_property
     def initial(self) -> Floats:
         """[n] utilities of the experts on dev."""
         return self._utilities(self.initial_scores)

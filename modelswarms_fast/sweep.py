@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, fields
 from functools import partial
@@ -85,6 +86,7 @@ def sweep(
         for index, drawn in enumerate(draw(chosen, searches, first.seed))
     ]
     with session:
+        trace, clock = session.evaluator.trace, time.perf_counter()
         records = run_searches(
             session,
             planned,
@@ -95,6 +97,8 @@ def sweep(
             minutes=minutes,
             ended=lambda one: say(f"{one['name']}: dev {one['end']['dev']:.4f}, {one['evaluations']} evaluations"),
         )
+        seconds = time.perf_counter() - clock
+        say(f"{seconds:.0f} s, the engine idle for {trace.idle(trace.busy(), seconds):.1%} of them")
         if not records:
             raise InputError(f"no search has ended after {minutes:g} minutes; give more")
         by_name = {one.name: one.config for one in planned}
