@@ -35,9 +35,17 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         str(resolve_base("smollm2-135m-instruct")),
     ]
     command += ["--host", "127.0.0.1", "--port", str(port), "--served-model-name", "small", "--api-key", "sesame"]
-    command += ["--max-model-len", "1024", "--max-num-seqs", "8", "--enforce-eager"]
+    command += [
+        "--max-model-len",
+        "1024",
+        "--max-num-seqs",
+        "8",
+        "--enforce-eager",
+        "--kv-cache-memory-bytes",
+        str(1 << 28),
+    ]
     log = tmp_path_factory.mktemp("server") / "log"
-    environment = os.environ | {"VLLM_CPU_KVCACHE_SPACE": "1"}
+    environment = os.environ | {"HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1"}
     with log.open("w") as output:
         process = subprocess.Popen(
             command, stdout=output, stderr=subprocess.STDOUT, env=environment, start_new_session=True
