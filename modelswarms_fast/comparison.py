@@ -20,7 +20,6 @@ from modelswarms_fast.baselines import METHODS, Run, load_method
 from modelswarms_fast.config import SwarmConfig
 from modelswarms_fast.errors import InputError
 from modelswarms_fast.journal import read_json, write_json
-from modelswarms_fast.scores import standard_error
 from modelswarms_fast.session import Session
 from modelswarms_fast.utilities import Utility
 
@@ -151,7 +150,7 @@ def _measure(session: Session, run: Callable[[], Any]) -> dict[str, Any]:
     return {
         "dev": choice.dev,
         "test": session.utility_of("test", scores),
-        "test_standard_error": standard_error(scores),
+        "test_standard_error": session.utility.error_of("test", scores),
         "test_scores": scores,
         "evaluations": choice.evaluations,
         "prompts": prompts,

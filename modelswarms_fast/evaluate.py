@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Protocol
 
 import torch
 
+from modelswarms_fast.asking import Asked, Asking
 from modelswarms_fast.canary import Canary
-from modelswarms_fast.engines import Engine, Request, complete
-from modelswarms_fast.errors import InputError
+from modelswarms_fast.engines import Completion, Engine
 from modelswarms_fast.scores import (
     Expectation,
     Limits,
@@ -25,7 +25,7 @@ from modelswarms_fast.scores import (
     digest,
 )
 from modelswarms_fast.trace import Trace
-from modelswarms_fast.utilities import SPLITS, Utility
+from modelswarms_fast.utilities import SPLITS, Answer, Utility
 
 # Examples under way in an engine, of all its particles together, even where fewer could decide them: a step costs
 # nearly as much for one sequence as for several, and the transformers engine takes 16 at once. But an example that is
@@ -58,7 +58,7 @@ class Spent:
     prompts: int = 0
     """Completed."""
     tokens: int = 0
-    """Generated for them, the ends of sequences included."""
+    """Generated for them, the ends of sequences included, or looked at in a continuation."""
     reused: int = 0
     """Scores known from an earlier evaluation of the same position."""
     skipped: int = 0
@@ -98,8 +98,8 @@ class _Running:
     tally: Tally
     waiting: deque[int]
     """Examples that have not been asked for, those of a low score first."""
-    under_way: dict[int, int] = field(default_factory=dict)
-    """Name of a request → its example."""
+    asked: dict[int, Asked] = field(default_factory=dict)
+    """Examples that have been asked for and have no score yet."""
 
     def next_examples(self, floor: int) -> Iterator[int]:
         """The examples to ask for now: no more than could be needed, but at least `floor` under way.
@@ -108,7 +108,7 @@ class _Running:
         best; once they have, right answers, which keep it above the global worst.
         """
         lows, highs = self.tally.need
-        for _ in range(min(max(lows or highs, floor) - len(self.under_way), len(self.waiting))):
+        for _ in range(min(max(lows or highs, floor) - len(self.asked), len(self.waiting))):
             yield self.waiting.popleft() if lows else self.waiting.pop()
 
 
@@ -123,8 +123,8 @@ class _Round:
     """Particles that have no slot yet."""
     running: dict[int, _Running] = field(default_factory=dict)
     """By slot."""
-    slots: dict[int, int] = field(default_factory=dict)
-    """Name of a request under way → its slot."""
+    ended: list[Asked] = field(default_factory=list)
+    """Have all their answers but no score yet."""
     keys: dict[int, bytes | None] = field(default_factory=dict)
 
     def take(self) -> tuple[int, bytes | None] | None:
@@ -140,7 +140,7 @@ class _Round:
 
 
 class Evaluator:
-    """Scores particles with a utility on an engine. Prompts are tokenised once, here.
+    """Scores particles with a utility on an engine. What is asked first is tokenised once, here.
 
     Raises:
         InputError: a prompt does not fit the engine; the message names the example.
@@ -155,25 +155,13 @@ class Evaluator:
         self.spent = Spent()
         self.trace = trace or Trace()
         engine.watch = self.trace.watch
-        self._prompts = {split: self._tokenize(split, utility.prompts[split]) for split in splits}
-        self._expected = {split: Expectation([len(ids) for ids in self._prompts[split]]) for split in splits}
+        self._asking = Asking(engine, utility, splits)
+        self._expected = {split: Expectation(self._asking.lengths(split)) for split in splits}
         self._cache = ScoreCache()
-        self._names = itertools.count()
-
-    def _tokenize(self, split: str, prompts: list[str]) -> list[list[int]]:
-        tokens = [list(ids) for ids in self.engine.tokenizer(prompts)["input_ids"]]
-        room = self.engine.max_model_len - self.utility.max_tokens
-        for index, ids in enumerate(tokens):
-            if not 0 < len(ids) <= room:
-                raise InputError(
-                    f"Prompt {index} of the {split} split has {len(ids)} tokens; with {self.utility.max_tokens} new "
-                    f"tokens it must have from 1 to {room}: raise max_model_len or leave the example out."
-                )
-        return tokens
 
     def prompts(self, split: str) -> list[list[int]]:
-        """Token ids of the prompts of a split."""
-        return self._prompts[split]
+        """Token ids of all that the examples of a split ask first, continuations included."""
+        return self._asking.prompts(split)
 
     def rows(
         self,
@@ -203,7 +191,7 @@ class Evaluator:
                         between(prompts)
         except BaseException:
             with suppress(Exception):  # an engine that has died is not what the caller should read about
-                self.engine.drop([name for one in work.running.values() for name in one.under_way])
+                self._asking.drop([asked for one in work.running.values() for asked in one.asked.values()])
             raise
         self._expected[split].learn({particle: tally.scores for particle, tally in found.items()})
         return found
@@ -211,14 +199,10 @@ class Evaluator:
     def one(self, row: torch.Tensor, split: str, slots: int = 1) -> Scores:
         """Scores of one row [D] on each example of the split, served from so many slots at once: several engines have
         one each."""
-        key, tally = digest(row), Tally(len(self._prompts[split]))
+        key, tally = digest(row), self._tally(split)
         self.spent.reused += self._cache.fill(split, key, tally)
         if not tally.complete:
-            for slot in range(slots):
-                with self.spent.clock("load"):
-                    self.engine.load(slot, row)
-                if self.canary is not None:
-                    self.canary.after_load(slot, row)
+            self._load(row, slots)
             self._complete(split, tally, range(slots))
             self._cache.keep(split, key, tally)
         return tally.known
@@ -226,23 +210,51 @@ class Evaluator:
     def base(self, split: str) -> Scores:
         """Scores of the base model on each example of the split."""
         self.engine.restore()
-        tally = Tally(len(self._prompts[split]))
+        tally = self._tally(split)
         self._complete(split, tally, [None])
         return tally.known
 
+    def answers(self, row: torch.Tensor, split: str) -> list[list[Answer]]:
+        """Answers of one row [D] to each example of the split, not scored and not kept."""
+        self._load(row, 1)
+        answers = self._ask(split, self._expected[split].longest_first, [0])
+        return [answers[example] for example in range(self._asking.count(split))]
+
+    def _load(self, row: torch.Tensor, slots: int) -> None:
+        for slot in range(slots):
+            with self.spent.clock("load"):
+                self.engine.load(slot, row)
+            if self.canary is not None:
+                self.canary.after_load(slot, row)
+
+    def _tally(self, split: str, limits: Limits | None = None) -> Tally:
+        return Tally(self._asking.count(split), partial(self.utility.utility_of, split), limits)
+
     def _complete(self, split: str, tally: Tally, slots: Sequence[int | None]) -> None:
-        """Ask the slots in turn for the examples that have no score yet."""
+        """Give every example that has no score yet its score."""
         order = [example for example in self._expected[split].longest_first if tally.scores[example] is None]
-        prompts = [self._prompts[split][example] for example in order]
-        with self.spent.clock("generate"):
-            requests = [Request(slot, prompt) for slot, prompt in zip(itertools.cycle(slots), prompts)]
-            completions = complete(self.engine, requests, self.utility.max_tokens)
+        answers = self._ask(split, order, slots)
         with self.spent.clock("score"):
-            for example, completion in zip(order, completions, strict=True):
-                tally.scores[example] = self.utility.score_one(split, example, completion.text)
+            scores = self.utility.score(split, order, [answers[example] for example in order])
+        for example, score in zip(order, scores, strict=True):
+            tally.scores[example] = score
+
+    def _ask(self, split: str, order: Sequence[int], slots: Sequence[int | None]) -> dict[int, list[Answer]]:
+        """Ask the slots in turn for these examples."""
+        answers: dict[int, list[Answer]] = {}
+        with self.spent.clock("generate"):
+            for place, example in enumerate(order):
+                self._asking.begin(split, example, slots[place % len(slots)])
+            while not self._asking.idle:
+                answers |= {asked.example: asked.given for asked in self._take(self.engine.step())}
         self.spent.evaluations += 1
-        self.spent.prompts += len(requests)
-        self.spent.tokens += sum(completion.tokens for completion in completions)
+        return answers
+
+    def _take(self, ended: Sequence[tuple[int, Completion]]) -> list[Asked]:
+        """The examples of which that was the last answer."""
+        self.spent.prompts += len(ended)
+        self.spent.tokens += sum(completion.tokens for _, completion in ended)
+        return self._asking.take(ended)
 
     def _fill(self, work: _Round) -> list[_Running]:
         """Put particles of the queue into the free slots; returns those whose scores are known and need no slot."""
@@ -274,7 +286,7 @@ class Evaluator:
             if (taken := work.take()) is None:
                 return None
             particle, key = taken
-            tally = Tally(len(self._prompts[work.split]), work.limits.get(particle))
+            tally = self._tally(work.split, work.limits.get(particle))
             self.spent.reused += self._cache.fill(work.split, key, tally)
             expected = self._expected[work.split]
             order = expected.longest_first if tally.limits is None else expected.order(particle)
@@ -282,38 +294,40 @@ class Evaluator:
 
     def _submit(self, slot: int, work: _Round) -> None:
         """Ask for the examples of the particle in a slot that may be needed."""
-        one, prompts = work.running[slot], self._prompts[work.split]
-        floor = math.ceil(FLOOR * self.trace.engines / min(self.engine.slots, len(work.running) + len(work.queue)))
+        one, floor = work.running[slot], max(FLOOR, self.utility.batch) * self.trace.engines
+        floor = math.ceil(floor / min(self.engine.slots, len(work.running) + len(work.queue)))
         with self.spent.clock("generate"):
             for example in one.next_examples(floor):
-                name = next(self._names)
-                one.under_way[name], work.slots[name] = example, slot
-                self.engine.submit(name, Request(slot, prompts[example]), self.utility.max_tokens)
+                one.asked[example] = self._asking.begin(work.split, example, slot)
 
     def _step(self, work: _Round) -> list[_Running]:
         """One step of the engine; the particles that it completed or decided, which leave their slots."""
         self.trace.now["particles"] = [one.particle for one in work.running.values()]
-        with self.spent.clock("generate"):
-            ended = self.engine.step()
-        if not ended:
+        if not self._asking.idle:
+            with self.spent.clock("generate"):
+                ended = self.engine.step()
+            with self.spent.clock("score"):
+                work.ended += self._take(ended)
+        if not work.ended or (len(work.ended) < self.utility.batch and not self._asking.idle):
             return []
-        slots = {name: work.slots.pop(name) for name, _ in ended}
         with self.spent.clock("score"), self.trace.span("score"):
-            examples = [work.running[slots[name]].under_way.pop(name) for name, _ in ended]  # all, before one can fail
-            for (name, completion), example in zip(ended, examples, strict=True):
-                score = self.utility.score_one(work.split, example, completion.text)
-                work.running[slots[name]].tally.scores[example] = score
-                self.spent.prompts += 1
-                self.spent.tokens += completion.tokens
-            touched = sorted(set(slots.values()))
+            self._score(work)
+            touched = sorted({asked.slot for asked in work.ended if asked.slot is not None})
+            work.ended = []
             decided = {slot for slot in touched if work.running[slot].tally.decided}
         for slot in touched:
             if slot not in decided:
                 self._submit(slot, work)
         done = [work.running.pop(slot) for slot in sorted(decided)]
-        left = [name for one in done for name in one.under_way]
-        for name in left:
-            del work.slots[name]
-        if left:
-            self.engine.drop(left)
+        self._asking.drop([asked for one in done for asked in one.asked.values()])
         return done
+
+    def _score(self, work: _Round) -> None:
+        """Score the examples that have ended, of all particles together."""
+        numbers = [asked.example for asked in work.ended]
+        scores = self.utility.score(work.split, numbers, [asked.given for asked in work.ended])
+        for asked, score in zip(work.ended, scores, strict=True):
+            assert asked.slot is not None
+            one = work.running[asked.slot]
+            one.tally.scores[asked.example] = score
+            del one.asked[asked.example]

@@ -17,7 +17,6 @@ from modelswarms_fast.iterations import run_iterations
 from modelswarms_fast.journal import check_run_folder, open_run, write_json
 from modelswarms_fast.progress import Progress
 from modelswarms_fast.report import write_report
-from modelswarms_fast.scores import standard_error, utility_of
 from modelswarms_fast.session import Session, check_together
 from modelswarms_fast.swarm import Swarm
 
@@ -129,8 +128,8 @@ def search(
         first = read_experts([loaded.sources[start]], dtype=session.row_dtype, minimum=1)
         for which, row in (("start", first.rows[0]), ("end", read_model(winner, loaded))):
             scores = evaluator.one(row, "test", engine_config.engines)
-            result[which]["test"] = utility_of(scores)
-            result["test_standard_error"][which] = standard_error(scores)
+            result[which]["test"] = utility.utility_of("test", scores)
+            result["test_standard_error"][which] = utility.error_of("test", scores)
         seconds = {"setup": setup_seconds, "update": update_seconds} | spent.seconds
         summary = inputs | {
             "particles": config.particles,

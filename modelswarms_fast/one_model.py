@@ -12,7 +12,6 @@ from modelswarms_fast.engines import start_engine
 from modelswarms_fast.errors import InputError
 from modelswarms_fast.evaluate import Evaluator
 from modelswarms_fast.experts import read_experts
-from modelswarms_fast.scores import standard_error, utility_of
 from modelswarms_fast.utilities import SPLITS, load_utility
 
 
@@ -69,7 +68,7 @@ def evaluate(
         "dataset": utility.dataset,
         "split": split,
         "examples": len(scores),
-        "score": utility_of(scores),
-        "standard_error": standard_error(scores),
+        "score": utility.utility_of(split, scores),
+        "standard_error": utility.error_of(split, scores),
         "prompts_per_second": evaluator.spent.prompts / sum(evaluator.spent.seconds.values()),
     }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,17 +16,6 @@ Scores = list[float]
 # Bytes of scores that a search keeps of positions it has been at: 9 for each example, so 9,000 positions of 200
 # examples. Only a position that comes back after so many others is evaluated again.
 KEPT_BYTES = 16 << 20
-
-
-def utility_of(scores: Sequence[float]) -> float:
-    """The utility of a particle: the mean of its scores."""
-    return math.fsum(scores) / len(scores)
-
-
-def standard_error(scores: Sequence[float]) -> float:
-    """Of the mean: sqrt(sum (s - mean)² / (n - 1) / n); 0 for one score."""
-    mean, count = utility_of(scores), len(scores)
-    return math.sqrt(math.fsum((score - mean) ** 2 for score in scores) / max(count - 1, 1) / count)
 
 
 @dataclass(frozen=True)
@@ -45,9 +34,9 @@ class Limits:
 class Tally:
     """The scores of one particle so far, None where an example has none yet.
 
-    With limits it is decided as soon as no score that is still missing can change an answer. This is exact: `fsum` is
-    correctly rounded and so is the division, hence the mean never falls when a score rises, and the mean with every
-    missing score at its highest (lowest) is a bound of the computed utility, not only of the true mean.
+    With limits it is decided as soon as no score that is still missing can change an answer. This is exact: `utility`
+    never falls when a score rises, so that with every missing score at its highest (lowest) it is a bound of the
+    computed utility, rounding included.
 
     What `Swarm.tell` does with the upper bound of a decided particle is what it would do with the utility: both are
     at most the personal best, which is at most the global best, so neither becomes one; both are at least the global
@@ -56,9 +45,10 @@ class Tally:
     only rises and the global worst only falls. A NaN stays NaN and is never a best or worst.
     """
 
-    def __init__(self, count: int, limits: Limits | None = None) -> None:
+    def __init__(self, count: int, utility: Callable[[Sequence[float]], float], limits: Limits | None = None) -> None:
         self.scores: list[float | None] = [None] * count
         self.limits = limits
+        self._utility = utility
 
     @property
     def known(self) -> Scores:
@@ -76,12 +66,14 @@ class Tally:
 
         A missing score that would be NaN is not counted with: the utility would be NaN and change nothing either.
         """
-        known = self.known
-        if (missing := len(self.scores) - len(known)) == 0:
-            return (utility_of(known),) * 2
+        if self.complete:
+            return (self._utility(self.known),) * 2
         assert self.limits is not None
         low, high = self.limits.lowest, self.limits.highest
-        return utility_of([*known, *[low] * missing]), utility_of([*known, *[high] * missing])
+        return self._utility(self._filled(low)), self._utility(self._filled(high))
+
+    def _filled(self, value: float) -> Scores:
+        return [value if score is None else score for score in self.scores]
 
     @property
     def decided(self) -> bool:
@@ -95,16 +87,24 @@ class Tally:
     def need(self) -> tuple[int, int]:
         """Least number of further lowest scores that make it no personal best, and of highest that make it no worst.
 
-        About, where a sum was rounded: it says how many examples are worth asking for, not when to stop.
+        An estimate, as if every missing score counted alike: it says how many examples are worth asking for, not when
+        to stop.
         """
         missing = self.scores.count(None)
-        if self.limits is None:
+        if self.limits is None or not missing:
             return missing, 0
         lower, upper = self.bounds
-        one = (self.limits.highest - self.limits.lowest) / len(self.scores)
-        distances = (upper - self.limits.personal_best) / one, (self.limits.global_worst - lower) / one
-        lows, highs = (math.ceil(min(max(distance, 0.0), missing)) for distance in distances)
+        one = (upper - lower) / missing
+        distances = upper - self.limits.personal_best, self.limits.global_worst - lower
+        lows, highs = (_steps(distance, one, missing) for distance in distances)
         return lows, highs
+
+
+def _steps(distance: float, one: float, most: int) -> int:
+    """How many of `one` make up the distance."""
+    if not distance > 0:
+        return 0
+    return min(math.ceil(distance / one - 1e-6), most) if distance < one * most else most
 
 
 class Expectation:

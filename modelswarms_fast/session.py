@@ -28,7 +28,7 @@ from modelswarms_fast.memory_plan import MemoryPlan, plan_memory
 from modelswarms_fast.ops import mix_
 from modelswarms_fast.particles import LARGEST_NAMED, Particles
 from modelswarms_fast.progress import Progress
-from modelswarms_fast.scores import Scores, digest, utility_of
+from modelswarms_fast.scores import Scores, digest
 from modelswarms_fast.shared import shared_rows
 from modelswarms_fast.swarm import Floats, Swarm
 from modelswarms_fast.trace import Trace
@@ -156,7 +156,7 @@ class Session:
 
     def utility_of(self, split: str, scores: Sequence[float]) -> float:
         """The utility of a particle with these scores on a split."""
-        return utility_of(scores)
+        return self.utility.utility_of(split, scores)
 
     def score_mixtures(self, mixtures: npt.ArrayLike, split: str) -> list[Scores]:
         """Scores of mixtures [P, n] of the experts on each example of a split, all in one continuous batch."""

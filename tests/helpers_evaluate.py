@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import torch
 
 from modelswarms_fast.engines import Completion
-from modelswarms_fast.utilities import Utility
+from modelswarms_fast.utilities import Ask, Utility
 
 
 def number(*parts):
@@ -91,10 +91,16 @@ class Rows:
 
 
 def utility(prompts, score=lambda example, output: float(output), **fields):
-    """A utility whose dev prompts these are, with one prompt on test."""
+    """A utility whose dev prompts these are, with one prompt on test; `score` gets an example and the last text."""
     splits = {"dev": list(prompts), "test": ["a test"]}
     examples = {split: [{"prompt": prompt} for prompt in texts] for split, texts in splits.items()}
-    return Utility("scripted", "scripted", examples, splits, 5, score, **fields)
+    asks = {split: [(Ask(prompt, 5),) for prompt in texts] for split, texts in splits.items()}
+
+    def score_examples(examples, answers):
+        return [score(example, given[-1].text) for example, given in zip(examples, answers, strict=True)]
+
+    given = {"asks": asks, "score_examples": score_examples} | fields
+    return Utility("scripted", "scripted", examples, **given)
 
 
 QUIET = SimpleNamespace(particle=lambda prompts: None, iteration=lambda *numbers: None, asked=False)

@@ -15,6 +15,10 @@ from modelswarms_fast.scores import KEPT_BYTES, Limits, ScoreCache, Tally
 PROMPTS = ["abc", "a", "abcd", "ab", "b", "abce", "abcdef", "c"]
 
 
+def mean_of(scores):
+    return math.fsum(scores) / len(scores)
+
+
 def expected(source, particle, prompts=PROMPTS):
     return [float(str(number(source.row(particle).numpy().tobytes().hex(), prompt))) for prompt in prompts]
 
@@ -243,7 +247,7 @@ def test_a_tie_with_the_best_or_the_worst_decides():
     tally, _, _ = stopped(lambda index: float(index < 25), 25 / 40, 25 / 40)
     assert tally.decided
     limits = Limits(0.5, 0.5, 0.0, 1.0)
-    half = Tally(2, limits)
+    half = Tally(2, mean_of, limits)
     half.scores = [1.0, 0.0]
     assert half.decided
     half.scores = [1.0, None]
@@ -282,7 +286,7 @@ def test_a_partial_evaluation_is_completed_later(monkeypatch):
 
 
 def test_bounds_hold_the_utility_whatever_is_missing():
-    tally = Tally(3, Limits(0.0, 0.0, -1.0, 3.0))
+    tally = Tally(3, mean_of, Limits(0.0, 0.0, -1.0, 3.0))
     tally.scores = [None, 0.25, None]
     assert tally.bounds == ((0.25 - 2) / 3, (0.25 + 6) / 3)
     tally.scores = [math.nan, 0.25, None]
@@ -293,7 +297,7 @@ def test_bounds_hold_the_utility_whatever_is_missing():
 
 
 def filled(values):
-    tally = Tally(len(values))
+    tally = Tally(len(values), mean_of)
     tally.scores = list(values)
     return tally
 
@@ -302,10 +306,10 @@ def test_the_cache_forgets_the_oldest():
     cache = ScoreCache(room=2 * 9 * 4)
     for name, key in enumerate((b"a", b"b", b"a", b"c")):  # `a` is kept again, so `b` is the oldest
         cache.keep("dev", key, filled([float(name), None, math.nan, 1.0]))
-    known = Tally(4)
-    assert [cache.fill("dev", key, Tally(4)) for key in (b"a", b"b", b"c")] == [3, 0, 3]
+    known = Tally(4, mean_of)
+    assert [cache.fill("dev", key, Tally(4, mean_of)) for key in (b"a", b"b", b"c")] == [3, 0, 3]
     cache.fill("dev", b"a", known)
     assert known.scores[:2] == [2.0, None]
     assert math.isnan(known.scores[2])
-    assert cache.fill("test", b"a", Tally(4)) == cache.fill("dev", None, Tally(4)) == 0
+    assert cache.fill("test", b"a", Tally(4, mean_of)) == cache.fill("dev", None, Tally(4, mean_of)) == 0
     assert KEPT_BYTES == 1 << 24

@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import math
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from modelswarms_fast.errors import InputError
-from modelswarms_fast.utilities import Utility, load_utility, multiple_choice
+from modelswarms_fast.utilities import Answer, Utility, load_utility, multiple_choice
 
 CHOICES = {"A": "Red", "B": "Green apple", "C": "Blue"}
 SHOWN = "Question: Which colour?\nA: Red\nB: Green apple\nC: Blue\nThe answer is"
@@ -30,6 +31,11 @@ def choice_file(folder: Path, name: str = "mmlu.json", **more: Any) -> Path:
 def answer_file(folder: Path, name: str = "data.json", answer: Any = "7", **more: Any) -> Path:
     examples = [{"question": "3 + 4?", "answer": answer}]
     return write(folder / name, dev=examples, test=examples, **more)
+
+
+def score(utility: Utility, split: str, texts: Sequence[str]) -> list[float]:
+    """Scores of generated texts, one for each example."""
+    return utility.score(split, range(len(texts)), [[Answer(text)] for text in texts])
 
 
 # Prompts
@@ -116,14 +122,14 @@ def test_empty_choice_text_is_found_in_everything() -> None:
 
 def test_multiple_choice_scores(tmp_path: Path) -> None:
     utility = load_utility("multiple_choice", choice_file(tmp_path))
-    assert utility.score("test", ["B", "A"]) == [1.0, 0.0]
-    assert utility.score("dev", [""]) == [0.0]
+    assert score(utility, "test", ["B", "A"]) == [1.0, 0.0]
+    assert score(utility, "dev", [""]) == [0.0]
 
 
 def test_white_space_at_the_ends_is_no_output(tmp_path: Path) -> None:
     utility = load_utility("multiple_choice", choice_file(tmp_path))
-    assert utility.score("dev", ["\n      B is the one\n"]) == [1.0]
-    assert utility.score("dev", ["the right one is B      \n"]) == [1.0]
+    assert score(utility, "dev", ["\n      B is the one\n"]) == [1.0]
+    assert score(utility, "dev", ["the right one is B      \n"]) == [1.0]
 
 
 def test_exact_match_scores(tmp_path: Path) -> None:
@@ -133,21 +139,21 @@ def test_exact_match_scores(tmp_path: Path) -> None:
         {"question": "q", "answer": "Yes"},
     ]
     utility = load_utility("exact_match", write(tmp_path / "x.json", dev=examples, test=examples))
-    assert utility.score("dev", ["so Yes indeed", "yes", ""]) == [1.0, 0.0, 0.0]
+    assert score(utility, "dev", ["so Yes indeed", "yes", ""]) == [1.0, 0.0, 0.0]
 
 
 @pytest.mark.parametrize(("answer", "output"), [(7, "it is 7."), (2.5, "2.5 km")])
 def test_numbers_as_answers(tmp_path: Path, answer: float, output: str) -> None:
     utility = load_utility("exact_match", answer_file(tmp_path, answer=answer))
-    assert utility.score("dev", [output]) == [1.0]
-    assert utility.score("dev", ["none"]) == [0.0]
+    assert score(utility, "dev", [output]) == [1.0]
+    assert score(utility, "dev", ["none"]) == [0.0]
 
 
 def test_numbers_as_choices(tmp_path: Path) -> None:
     examples = [{"question": "3 + 4?", "choices": {"1": 8, "2": 7.5}, "answer": 2}]
     utility = load_utility("multiple_choice", write(tmp_path / "x.json", dev=examples, test=examples))
     assert utility.prompts["dev"][0].endswith("3 + 4?\n1: 8\n2: 7.5\nThe answer is")
-    assert utility.score("dev", ["2"]) == [1.0]
+    assert score(utility, "dev", ["2"]) == [1.0]
 
 
 @pytest.mark.parametrize(("split", "kept"), [("dev", 5), ("test", 10)])
@@ -155,19 +161,19 @@ def test_gsm8k_keeps_the_last_words(tmp_path: Path, split: str, kept: int) -> No
     gsm8k = load_utility("exact_match", answer_file(tmp_path, dataset="GSM8k"))
     inside = "start 7 " + "w " * (kept - 1)
     outside = "start 7 " + "w " * kept
-    assert gsm8k.score(split, [inside + "\n"]) == [1.0]
-    assert gsm8k.score(split, [outside + "\n"]) == [0.0]
+    assert score(gsm8k, split, [inside + "\n"]) == [1.0]
+    assert score(gsm8k, split, [outside + "\n"]) == [0.0]
     double_space = "start 7  " + "w " * (kept - 1)  # two spaces in a row hold an empty word
-    assert gsm8k.score(split, [double_space]) == [0.0]
+    assert score(gsm8k, split, [double_space]) == [0.0]
     line_ends = "7\n" + "w\n" * kept  # only spaces separate words
-    assert gsm8k.score(split, [line_ends]) == [1.0]
+    assert score(gsm8k, split, [line_ends]) == [1.0]
     other = load_utility("exact_match", answer_file(tmp_path, dataset="nlgraph"))
-    assert other.score(split, [outside]) == [1.0]
+    assert score(other, split, [outside]) == [1.0]
 
 
 def test_number_of_outputs_is_checked(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="1 outputs for the 2 examples of test"):
-        load_utility("multiple_choice", choice_file(tmp_path)).score("test", ["B"])
+    with pytest.raises(ValueError, match="answers to 1 examples for 2 of test"):
+        load_utility("multiple_choice", choice_file(tmp_path)).score("test", [0, 1], [[Answer("B")]])
 
 
 # The file
@@ -300,19 +306,19 @@ def test_function(functions: Path) -> None:
     assert sys.path == before
     assert utility.prompts == {"dev": ["one", "two"], "test": ["q"]}
     assert (utility.name, utility.max_tokens) == ("functions_of_a_user:words", 64)
-    assert utility.score("dev", ["  a b c\n", ""]) == [3.0, 0.0]
-    assert utility.score("test", ["a b c"]) == [1.5]
+    assert score(utility, "dev", ["  a b c\n", ""]) == [3.0, 0.0]
+    assert score(utility, "test", ["a b c"]) == [1.5]
     assert load_utility("functions_of_a_user:words", functions, max_tokens=3).max_tokens == 3
 
 
 def test_function_gets_the_text_stripped_and_returns_any_number(functions: Path) -> None:
     utility = user("plain", functions)
     assert utility.max_tokens == 10
-    scores = utility.score("dev", ["\n good ", "bad"])
+    scores = score(utility, "dev", ["\n good ", "bad"])
     assert scores == [1.0, 0.0]
     assert all(type(score) is float for score in scores)
-    assert user("single", functions).score("test", [""]) == [0.5]
-    assert math.isnan(user("nan", functions).score("test", [""])[0])
+    assert score(user("single", functions), "test", [""]) == [0.5]
+    assert math.isnan(score(user("nan", functions), "test", [""])[0])
 
 
 @pytest.mark.parametrize(
@@ -327,7 +333,7 @@ def test_function_gets_the_text_stripped_and_returns_any_number(functions: Path)
 def test_failing_function_is_named_with_its_example(functions: Path, name: str, message: str) -> None:
     utility = user(name, functions)
     with pytest.raises(InputError, match=f'"functions_of_a_user:{name}" on dev {message}'):
-        utility.score("dev", ["", ""])
+        score(utility, "dev", ["", ""])
 
 
 @pytest.mark.parametrize(
@@ -375,8 +381,8 @@ def test_score_range_of_the_tasks_and_of_a_function(tmp_path, monkeypatch):
             load_utility(f"ranged_task:{name}", data)
     utility = load_utility("ranged_task:score", data)
     assert utility.score_range == (-1.0, 2.0)
-    assert [utility.score("dev", [text]) for text in ("-1", "2")] == [[-1.0], [2.0]]
-    assert math.isnan(utility.score("dev", ["nan"])[0]), "NaN is a score of any range"
+    assert [score(utility, "dev", [text]) for text in ("-1", "2")] == [[-1.0], [2.0]]
+    assert math.isnan(score(utility, "dev", ["nan"])[0]), "NaN is a score of any range"
     for text in ("-1.5", "2.1"):
         with pytest.raises(InputError, match=r"on dev example 0 returned .*; its score_range says -1 to 2"):
-            utility.score("dev", [text])
+            score(utility, "dev", [text])

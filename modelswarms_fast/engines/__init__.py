@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,15 +22,21 @@ class Request(NamedTuple):
     slot: int | None
     prompt: list[int]
     """Token ids."""
+    continuation: list[int] | None = None
+    """Token ids: instead of a completion, how likely they are after the prompt."""
 
 
 class Completion(NamedTuple):
-    """What a request generated."""
+    """What a request generated, or how likely its continuation is."""
 
     text: str
-    """Without special tokens."""
+    """Without special tokens; empty for a continuation."""
     tokens: int
-    """How many were generated, the end of the sequence included."""
+    """How many were generated, the end of the sequence included; or those of the continuation."""
+    log_prob: float = math.nan
+    """Natural, summed over the continuation's tokens."""
+    greedy: bool = True
+    """Whether each of these was the likeliest token at its place."""
 
 
 Watch = Callable[[str, int, float, float], None]
@@ -73,7 +80,7 @@ class Engine(Protocol):
         """Serve the base model again."""
 
     def submit(self, key: int, request: Request, max_tokens: int) -> None:
-        """Begin to complete a request greedily; `key` names it until it has ended."""
+        """Begin to complete a request greedily, or to look at its continuation; `key` names it until it has ended."""
 
     def step(self) -> list[tuple[int, Completion]]:
         """Work on what was submitted; the keys that ended in this step, perhaps none, and their completions.

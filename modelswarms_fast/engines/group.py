@@ -255,11 +255,11 @@ class EngineGroup:
     def _take(self, worker: Worker, what: str, *content: Any) -> None:
         if what == "ended":
             completions, seen = content
-            for number, text, tokens in completions:
+            for number, *completion in completions:
                 running = self._running.pop(number, None)  # None: dropped meanwhile
                 if running is not None:
                     del self._numbers[running.key]
-                    self._ended.append((running.key, Completion(text, tokens)))
+                    self._ended.append((running.key, Completion(*completion)))
             for name, start, end in seen:
                 if self.watch is not None:
                     self.watch(name, worker.number, start, end)

@@ -119,7 +119,7 @@ class Served:
         if end - self._said > BEAT:  # the group is to know that there are steps, though nothing has ended
             self._say([])
 
-    def _say(self, ended: list[tuple[int, str, int]]) -> None:
+    def _say(self, ended: list[tuple[Any, ...]]) -> None:
         self._send.send(("ended", ended, self._seen))
         self._seen, self._said = [], time.perf_counter()
 

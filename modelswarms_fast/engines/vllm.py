@@ -278,8 +278,8 @@ class VllmEngine:
     def _add(self, name: str, request: Request, params: Any) -> None:
         from vllm.lora.request import LoRARequest
 
-        slot, tokens = request
-        prompt: dict[str, Any] = {"prompt_token_ids": tokens}
+        slot, tokens, continuation = request
+        prompt: dict[str, Any] = {"prompt_token_ids": tokens + (continuation or [])}
         adapter = None
         if slot is None:
             if self.serve == "merged" and self._versions:

@@ -5,13 +5,35 @@ from __future__ import annotations
 import importlib
 import math
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from modelswarms_fast.errors import InputError
+from modelswarms_fast.utilities.data import Wanted, dataset_of, read_examples
+from modelswarms_fast.utilities.utility import Answer, Ask, Utility
 
 DEFAULT_MAX_TOKENS = 10
+
+
+def load(path: Path, content: dict[str, Any], wanted: Wanted) -> Utility:
+    """The utility of an evaluation file and the function that `wanted.task` names. Raises InputError."""
+    examples = read_examples(path, content, wanted, {"prompt": (str,)}, instead="question")
+    wanted.check_options()
+    function = import_function(wanted.task)
+    limit = wanted.max_tokens or max_tokens(function, wanted.task)
+
+    def score_examples(examples: Sequence[dict[str, Any]], answers: Sequence[Sequence[Answer]]) -> list[Any]:
+        return [function(example, given[0].text.strip()) for example, given in zip(examples, answers, strict=True)]
+
+    return Utility(
+        wanted.task,
+        dataset_of(path, content),
+        examples,
+        {split: [(Ask(prompt(one), limit),) for one in some] for split, some in examples.items()},
+        score_examples,
+        score_range=score_range(function, wanted.task),
+    )
 
 
 def import_function(task: str) -> Callable[[dict[str, Any], str], Any]:

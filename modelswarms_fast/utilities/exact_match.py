@@ -6,13 +6,38 @@ Token limits and the words kept are those of the Model Swarms paper's published 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
-FIELDS: dict[str, tuple[type, ...]] = {"question": (str,), "answer": (str, int, float)}
+from modelswarms_fast.utilities.data import Fields, Wanted, dataset_of, read_examples
+from modelswarms_fast.utilities.utility import Answer, Ask, Utility
+
+FIELDS: Fields = {"question": (str,), "answer": (str, int, float)}
 
 # A worked solution names many numbers; only its end is searched. The published evaluation keeps fewer words
 # on dev.
 _WORKED_SOLUTIONS = {"gsm8k": {"dev": 5, "test": 10}}
+
+
+def load(path: Path, content: dict[str, Any], wanted: Wanted) -> Utility:
+    """The utility of an evaluation file. Raises InputError."""
+    examples, dataset = read_examples(path, content, wanted, FIELDS), dataset_of(path, content)
+    wanted.check_options()
+    limit = wanted.max_tokens or max_tokens(dataset)
+    kept = last_words(dataset)
+    examples = {
+        split: [one | {"_last_words": kept[split]} for one in some] if split in kept else some
+        for split, some in examples.items()
+    }
+    return Utility(
+        wanted.task,
+        dataset,
+        examples,
+        {split: [(Ask(prompt(one), limit),) for one in some] for split, some in examples.items()},
+        _score_examples,
+        score_range=(0.0, 1.0),
+    )
 
 
 def max_tokens(dataset: str) -> int:
@@ -31,5 +56,15 @@ def prompt(example: dict[str, Any]) -> str:
 
 
 def score(example: dict[str, Any], output: str) -> float:
-    """1.0 when `output` contains the example's answer (case matters), else 0.0."""
+    """1.0 when `output` contains the example's answer (case matters), else 0.0.
+
+    Of an example with the field `_last_words` only so many words of the output are looked at; single spaces separate
+    words.
+    """
+    if "_last_words" in example:
+        output = " ".join(output.split(" ")[-example["_last_words"] :])
     return float(str(example["answer"]) in output)
+
+
+def _score_examples(examples: Sequence[dict[str, Any]], answers: Sequence[Sequence[Answer]]) -> list[float]:
+    return [score(example, given[0].text.strip()) for example, given in zip(examples, answers, strict=True)]

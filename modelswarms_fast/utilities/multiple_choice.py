@@ -6,9 +6,15 @@ character for character, so that utilities can be compared with published number
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
-FIELDS: dict[str, tuple[type, ...]] = {"question": (str,), "choices": (dict,), "answer": (str, int, float)}
+from modelswarms_fast.errors import InputError
+from modelswarms_fast.utilities.data import Fields, Wanted, dataset_of, read_examples
+from modelswarms_fast.utilities.utility import Answer, Ask, Utility
+
+FIELDS: Fields = {"question": (str,), "choices": (dict,), "answer": (str, int, float)}
 MAX_TOKENS = 10
 NOTHING_FOUND = "Z"
 
@@ -18,6 +24,30 @@ _INSTRUCTIONS = {
     "knowledge_crosswords": "",
 }
 _DEFAULT_INSTRUCTION = "Please choose an option that best answers the question.\n"
+
+
+def load(path: Path, content: dict[str, Any], wanted: Wanted) -> Utility:
+    """The utility of an evaluation file. Raises InputError."""
+    examples, dataset = read_examples(path, content, wanted, FIELDS), dataset_of(path, content)
+    icl_prompt = read_icl_prompt(path, content, dataset)
+    limit = wanted.max_tokens or MAX_TOKENS
+    wanted.check_options()
+    return Utility(
+        wanted.task,
+        dataset,
+        examples,
+        {split: [(Ask(prompt(one, dataset, icl_prompt), limit),) for one in some] for split, some in examples.items()},
+        _score_examples,
+        score_range=(0.0, 1.0),
+    )
+
+
+def read_icl_prompt(path: Path, content: dict[str, Any], dataset: str) -> str:
+    """The file's `icl_prompt`, where the dataset needs one. Raises InputError."""
+    icl_prompt = content.get("icl_prompt", "")
+    if needs_icl_prompt(dataset) and (not isinstance(icl_prompt, str) or not icl_prompt):
+        raise InputError(f'{path}: {dataset} needs its in-context example as a text in the field "icl_prompt"')
+    return str(icl_prompt)
 
 
 def needs_icl_prompt(dataset: str) -> bool:
@@ -57,3 +87,7 @@ def parse(example: dict[str, Any], output: str) -> str:
 def score(example: dict[str, Any], output: str) -> float:
     """1.0 when the parsed key is the example's answer, else 0.0; `output` has no white space at its ends."""
     return float(parse(example, output) == str(example["answer"]))
+
+
+def _score_examples(examples: Sequence[dict[str, Any]], answers: Sequence[Sequence[Answer]]) -> list[float]:
+    return [score(example, given[0].text.strip()) for example, given in zip(examples, answers, strict=True)]

@@ -1,0 +1,119 @@
+"""What the objectives are given: settings, and a JSON file with the lists `dev` and `test`, checked at the door."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from modelswarms_fast.errors import InputError
+
+SPLITS = ("dev", "test")
+Scoring = Literal["generate", "loglikelihood"]
+Fields = Mapping[str, tuple[type, ...]]
+"""Name of a field → types that it may have."""
+
+_KIND_NAMES = {str: "text", int: "a whole number", float: "a number", dict: "an object", list: "a list"}
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What the user asks of an objective."""
+
+    task: str
+    limits: Mapping[str, int | None] = field(default_factory=dict)
+    """By split: keep the first so many examples."""
+    max_tokens: int | None = None
+    """New tokens an ask may take, instead of the task's own limit."""
+    scoring: Scoring = "generate"
+    options: Mapping[str, str] = field(default_factory=dict)
+
+    def check_options(self, *names: str) -> None:
+        """Raise InputError for an option that is none of these."""
+        for name in self.options:
+            if name not in names:
+                known = f"it knows {', '.join(names)}" if names else "it has none"
+                raise InputError(f'task "{self.task}" has no option {name}; {known}')
+
+    def choice(self, name: str, *choices: str) -> str:
+        """The value of an option, the first choice where it is not given. Raises InputError for any other."""
+        value = self.options.get(name, choices[0])
+        if value not in choices:
+            raise InputError(f'option {name} of task "{self.task}" is {value!r}; choose {", ".join(choices)}')
+        return value
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Content of an evaluation file. Raises InputError."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(
+            f"cannot read the evaluation file {path}: {error.strerror}; give an existing JSON file"
+        ) from error
+    except (ValueError, RecursionError) as error:  # neither UTF-8 nor JSON
+        raise InputError(f"the evaluation file {path} is not JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise InputError(f'the evaluation file {path} is not an object with the lists "dev" and "test"')
+    return content
+
+
+def dataset_of(path: Path, content: dict[str, Any]) -> str:
+    """The file's field `dataset`, or else its name without ".json". Raises InputError."""
+    dataset = content.get("dataset", path.stem)
+    if not isinstance(dataset, str) or not dataset:
+        raise InputError(f'{path}: the field "dataset" is not a text; make it one or leave it out')
+    return dataset
+
+
+def read_examples(
+    path: Path,
+    content: dict[str, Any],
+    wanted: Wanted,
+    fields: Fields,
+    *,
+    instead: str | None = None,
+) -> dict[str, list[dict[str, Any]]]:
+    """The examples of each split, as many as are wanted.
+
+    All are checked, wanted or not: InputError for one that lacks a field or has one of another type; the field
+    `instead` may stand for a missing one.
+    """
+    splits = {split: _read_split(path, content, split) for split in SPLITS}
+    for split, examples in splits.items():
+        for index, example in enumerate(examples):
+            _check_example(example, fields, instead, f"{path}: {split} example {index}")
+    return {split: examples[: wanted.limits.get(split)] for split, examples in splits.items()}
+
+
+def _read_split(path: Path, content: dict[str, Any], split: str) -> list[dict[str, Any]]:
+    examples = content.get(split)
+    if not isinstance(examples, list) or not examples:
+        what = "is empty" if examples == [] else "is no list" if split in content else "is missing"
+        raise InputError(f'{path}: the split "{split}" {what}; give a list of at least one example')
+    return examples
+
+
+def _check_example(example: Any, fields: Fields, instead: str | None, where: str) -> None:
+    if not isinstance(example, dict):
+        raise InputError(f"{where} is not an object")
+    for name, types in fields.items():
+        if name not in example and instead in example:
+            name = str(instead)
+        if name not in example:
+            other = f' (or "{instead}")' if instead else ""
+            raise InputError(f'{where} lacks the field "{name}"{other}; add it or choose another task')
+        _check_value(example[name], types, f'{where}: the field "{name}"')
+
+
+def _check_value(value: Any, types: tuple[type, ...], where: str) -> None:
+    if not isinstance(value, types) or isinstance(value, bool):
+        wanted = " or ".join(_KIND_NAMES[kind] for kind in types)
+        raise InputError(f"{where} is {type(value).__name__}, not {wanted}")
+    if isinstance(value, dict):  # choices: key -> text
+        if not value:
+            raise InputError(f"{where} is empty; give at least one choice")
+        for key, text in value.items():
+            _check_value(text, (str, int, float), f"{where}, choice {key},")

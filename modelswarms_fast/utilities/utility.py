@@ -1,0 +1,142 @@
+"""What an objective is: what it asks of a model, and how the answers become scores and a utility."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from modelswarms_fast.errors import InputError
+
+__all__ = ["Answer", "Ask", "Utility", "mean", "mean_error"]
+
+
+class Ask(NamedTuple):
+    """One thing asked of the model."""
+
+    prompt: str
+    max_tokens: int
+    """New tokens; ignored with a continuation."""
+    continuation: str | None = None
+    """None: generate greedily; else: the log-probability of this text after the prompt is wanted."""
+    stop: tuple[str, ...] = ()
+    """A generated text is cut before the first of these."""
+
+
+class Answer(NamedTuple):
+    """What the model answered."""
+
+    text: str
+    """Generated, white space kept; the continuation itself for a likelihood."""
+    tokens: int = 0
+    log_prob: float = math.nan
+    """Natural, summed over the continuation's tokens; NaN for a generated text."""
+    greedy: bool = True
+    """Whether every token of the continuation was the likeliest; True for a generated text."""
+
+
+def mean(split: str, scores: Sequence[float]) -> float:
+    """The mean. `fsum` is correctly rounded and so is the division, so it never falls when a score rises."""
+    return math.fsum(scores) / len(scores)
+
+
+def mean_error(split: str, scores: Sequence[float]) -> float:
+    """Standard error of the mean: sqrt(sum (s - mean)² / (n - 1) / n); 0 for one score."""
+    middle, count = mean(split, scores), len(scores)
+    return math.sqrt(math.fsum((score - middle) ** 2 for score in scores) / max(count - 1, 1) / count)
+
+
+@dataclass(frozen=True)
+class Utility:
+    """What a search maximises: what is asked for each example, and the rules that score the answers.
+
+    A score depends on its own example and answers alone, never on what shared a batch with it.
+    """
+
+    name: str
+    dataset: str
+    examples: dict[str, list[dict[str, Any]]]
+    """By split."""
+    asks: dict[str, list[tuple[Ask, ...]]]
+    """By split, what each example asks first."""
+    score_examples: Callable[[Sequence[dict[str, Any]], Sequence[Sequence[Answer]]], Sequence[float]]
+    """Scores of any number of examples from their answers: finite, or NaN for no score."""
+    follow_up: Callable[[dict[str, Any], Sequence[Answer]], Ask | None] | None = None
+    """Asked after the first answers of an example; its answer is appended to them."""
+    batch: int = 1
+    """Examples that `score_examples` gets at once; fewer when no request runs."""
+    reduce: Callable[[str, Sequence[float]], float] = mean
+    """(split, scores) → utility. It must never fall when a score rises, rounding included: early stopping relies on it.
+    It gets no NaN: the utility of scores with a NaN is NaN."""
+    standard_error: Callable[[str, Sequence[float]], float] = mean_error
+    """(split, scores) → standard error of `reduce`."""
+    score_range: tuple[float, float] | None = None
+    """Lowest and highest score there is, if that is known; NaN aside."""
+
+    @property
+    def prompts(self) -> dict[str, list[str]]:
+        """The prompt of each example's first ask, by split."""
+        return {split: [asks[0].prompt for asks in asked] for split, asked in self.asks.items()}
+
+    @property
+    def max_tokens(self) -> int:
+        """The most new tokens that a first ask may take; 1 where all want a likelihood."""
+        every = (ask for asked in self.asks.values() for asks in asked for ask in asks)
+        return max((ask.max_tokens for ask in every if ask.continuation is None), default=1)
+
+    def utility_of(self, split: str, scores: Sequence[float]) -> float:
+        """The utility of the scores of all examples of a split, in order; NaN if one is NaN."""
+        if any(math.isnan(score) for score in scores):
+            return math.nan
+        return self.reduce(split, scores)
+
+    def error_of(self, split: str, scores: Sequence[float]) -> float:
+        """Its standard error; NaN if a score is NaN."""
+        if any(math.isnan(score) for score in scores):
+            return math.nan
+        return self.standard_error(split, scores)
+
+    def score(self, split: str, numbers: Sequence[int], answers: Sequence[Sequence[Answer]]) -> list[float]:
+        """Scores of the examples of `split` with these numbers, from their answers; at most `batch` at a time.
+
+        Raises InputError when `score_examples` raises, or returns anything else than one finite number or NaN in
+        `score_range` for each; ValueError when the number of answers is not that of the examples.
+        """
+        if len(answers) != len(numbers):
+            raise ValueError(f"answers to {len(answers)} examples for {len(numbers)} of {split}")
+        scores: list[float] = []
+        for first in range(0, len(numbers), self.batch):
+            some = slice(first, first + self.batch)
+            scores += self._score(split, numbers[some], answers[some])
+        return scores
+
+    def _score(self, split: str, numbers: Sequence[int], answers: Sequence[Sequence[Answer]]) -> list[float]:
+        where = f'"{self.name}" on {split} example{"s" * (len(numbers) > 1)} {", ".join(map(str, numbers))}'
+        try:
+            returned = list(self.score_examples([self.examples[split][number] for number in numbers], answers))
+        except InputError:
+            raise
+        except Exception as error:  # whatever a function of the user raises
+            raise InputError(f"{where} raised {type(error).__name__}: {error}; correct the function") from error
+        if len(returned) != len(numbers):
+            raise InputError(f"{where} returned {len(returned)} scores; return one for each")
+        return [
+            self._checked(value, f'"{self.name}" on {split} example {number}')
+            for number, value in zip(numbers, returned, strict=True)
+        ]
+
+    def _checked(self, returned: Any, where: str) -> float:
+        remedy = "return a finite number or NaN"
+        try:
+            score = math.inf if isinstance(returned, (str, bytes)) else float(returned)
+        except (TypeError, ValueError, OverflowError, RuntimeError) as error:
+            raise InputError(f"{where} returned {returned!r}; {remedy}") from error
+        if math.isinf(score):
+            raise InputError(f"{where} returned {returned!r}; {remedy}")
+        if self.score_range is not None and (score < self.score_range[0] or score > self.score_range[1]):
+            lowest, highest = self.score_range
+            raise InputError(
+                f"{where} returned {returned!r}; its score_range says {lowest:g} to {highest:g}, correct it"
+            )
+        return score
