@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 
 from modelswarms_fast.errors import InputError
 from modelswarms_fast.utilities import Answer, Ask, Utility, load_utility
-from modelswarms_fast.utilities.multitask import combined, gradient, join
+from modelswarms_fast.utilities.data import Wanted
+from modelswarms_fast.utilities.multitask import combined, gradient, join, load
 
 
 def answer_file(path: Path, *expected: str, test: int = 1) -> Path:
@@ -128,6 +129,25 @@ def test_examples_are_asked_and_scored_by_their_own_tasks(tmp_path: Path) -> Non
     assert utility.score("dev", [3, 0, 2], answers("it is 8", "B", words)) == [1] * 2 + [0]
     assert utility.score("test", [1, 0], answers(words, "A")) == [1, 0]
     assert utility.score_range == (0, 1)
+
+
+@pytest.mark.parametrize(
+    ("tasks", "expected"),
+    [
+        ("multiple_choice,exact_match", ["loglikelihood", "generate"]),
+        ("exact_match,exact_match", ["loglikelihood", "loglikelihood"]),  # to be refused by the task
+    ],
+)
+def test_likelihoods_are_for_multiple_choice_among_them(tasks: str, expected: list[str]) -> None:
+    asked = []
+
+    def load_one(task: str, path: Path, *, scoring: str, **more: Any) -> Utility:
+        asked.append(scoring)
+        return made(task)
+
+    wanted = Wanted("multitask", scoring="loglikelihood", options={"tasks": tasks})
+    load([Path("a.json"), Path("b.json")], wanted, load_one)
+    assert asked == expected
 
 
 def test_limits_and_tokens_apply_to_each_task(pair: list[Path]) -> None:

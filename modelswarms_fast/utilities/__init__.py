@@ -7,12 +7,12 @@ its own example and answers alone, never on what shared a batch with it.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from modelswarms_fast.errors import InputError
-from modelswarms_fast.utilities import callables, exact_match, multiple_choice
+from modelswarms_fast.utilities import callables, exact_match, judge, multiple_choice, multitask, reward, toxicity
 from modelswarms_fast.utilities.data import SPLITS, Scoring, Wanted, read_json
 from modelswarms_fast.utilities.utility import Answer, Ask, Utility
 
@@ -21,13 +21,16 @@ __all__ = ["SPLITS", "TASKS", "Answer", "Ask", "Scoring", "Utility", "load_utili
 _LOADERS: dict[str, Callable[[Path, dict[str, Any], Wanted], Utility]] = {
     "multiple_choice": multiple_choice.load,
     "exact_match": exact_match.load,
+    "reward": reward.load,
+    "judge": judge.load,
+    "toxicity": toxicity.load,
 }
-TASKS = tuple(_LOADERS)
+TASKS = (*_LOADERS, "multitask")
 
 
 def load_utility(
     task: str,
-    data: str | os.PathLike[str],
+    data: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
     *,
     limit_dev: int | None = None,
     limit_test: int | None = None,
@@ -37,8 +40,9 @@ def load_utility(
 ) -> Utility:
     """Read an evaluation file and make the utility of `task` from it.
 
-    task: one of TASKS, or a Python function as "module:function". data: a JSON file with the lists `dev` and `test`;
-    its field `dataset` (or else its name without ".json") picks the prompt and the token limit, in any case. limit_dev,
+    task: one of TASKS, some with a suffix as in "reward:concise", or a Python function as "module:function". data: a
+    JSON file with the lists `dev` and `test`, or for "multitask" several, or the folder of a published domain; a file's
+    field `dataset` (or else its name without ".json") picks the prompt and the token limit, in any case. limit_dev,
     limit_test: keep the first so many examples, or all where there are fewer. max_tokens: new tokens an ask may take,
     instead of the task's own limit. scoring: "loglikelihood" where the task can compare likelihoods instead of
     generating. options: what only one objective has, by name. Every example of the file is checked, limits or not.
@@ -52,8 +56,13 @@ def load_utility(
         raise InputError(f'unknown task "{task}"; choose {", ".join(TASKS)} or a function as module:function')
     if scoring not in ("generate", "loglikelihood"):
         raise InputError(f"scoring is {scoring!r}; choose generate or loglikelihood")
-    if scoring == "loglikelihood" and task != "multiple_choice":
+    kind = task.partition(":")[0]
+    if scoring == "loglikelihood" and kind not in ("multiple_choice", "multitask"):
         raise InputError(f'scoring is "loglikelihood", which task "{task}" does not have; use multiple_choice')
     wanted = Wanted(task, {"dev": limit_dev, "test": limit_test}, max_tokens, scoring, dict(options or {}))
-    path = Path(data)
-    return _LOADERS.get(task, callables.load)(path, read_json(path), wanted)
+    paths = [Path(data)] if isinstance(data, (str, os.PathLike)) else [Path(one) for one in data]
+    if kind == "multitask":
+        return multitask.load(paths, wanted, load_utility)
+    if len(paths) != 1:
+        raise InputError(f'task "{task}" takes one evaluation file, not {len(paths)}; use multitask for several')
+    return _LOADERS.get(kind, callables.load)(paths[0], read_json(paths[0]), wanted)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -43,6 +44,31 @@ class Wanted:
         if value not in choices:
             raise InputError(f'option {name} of task "{self.task}" is {value!r}; choose {", ".join(choices)}')
         return value
+
+    def text(self, name: str, default: str | None = None) -> str:
+        """The value of an option. Raises InputError where it is empty, or missing without a default."""
+        if not (value := self.options.get(name, default)):
+            raise InputError(f'task "{self.task}" needs --option {name}=...; docs/objectives.md says what it is')
+        return value
+
+    def number(self, name: str, default: float | None = None, least: float = -math.inf) -> float:
+        """A finite number from `least` on. Raises InputError."""
+        text = self.text(name, None if default is None else str(default))
+        try:
+            value = float(text)
+        except ValueError:
+            value = math.nan
+        if not least <= value < math.inf:
+            limit = f" from {least:g} on" if least > -math.inf else ""
+            raise InputError(f'option {name} of task "{self.task}" is {text!r}; give a number{limit}')
+        return value
+
+    def whole(self, name: str, default: int, least: int = 1) -> int:
+        """A whole number from `least` on. Raises InputError."""
+        value = self.number(name, default, least)
+        if value != int(value):
+            raise InputError(f'option {name} of task "{self.task}" is {value:g}; give a whole number')
+        return int(value)
 
 
 def read_json(path: Path) -> dict[str, Any]:

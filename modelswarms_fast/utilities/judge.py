@@ -20,7 +20,7 @@ from typing import Any
 
 from modelswarms_fast.base import cache_folder
 from modelswarms_fast.errors import InputError
-from modelswarms_fast.utilities import callables
+from modelswarms_fast.utilities.callables import prompt
 from modelswarms_fast.utilities.data import Wanted, dataset_of, read_examples
 from modelswarms_fast.utilities.utility import Answer, Ask, Utility
 
@@ -60,14 +60,14 @@ def load(path: Path, content: dict[str, Any], wanted: Wanted) -> Utility:
     judge.check()
 
     def score_examples(examples: Sequence[dict[str, Any]], answers: Sequence[Sequence[Answer]]) -> list[float]:
-        pairs = [(callables.prompt(one), given[0].text.strip()) for one, given in zip(examples, answers, strict=True)]
+        pairs = [(prompt(one), given[0].text.strip()) for one, given in zip(examples, answers, strict=True)]
         return judge.ratings(pairs)
 
     return Utility(
         wanted.task,
         dataset_of(path, content),
         examples,
-        {split: [(Ask(form(callables.prompt(one)), limit),) for one in some] for split, some in examples.items()},
+        {split: [(Ask(form(prompt(one)), limit),) for one in some] for split, some in examples.items()},
         score_examples,
         batch=concurrency,
         score_range=(LOWEST, HIGHEST),

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from modelswarms_fast.errors import InputError
-from modelswarms_fast.utilities import callables
+from modelswarms_fast.utilities.callables import prompt
 from modelswarms_fast.utilities.classifier import DTYPES, Classifier
 from modelswarms_fast.utilities.data import Wanted, dataset_of, read_examples
 from modelswarms_fast.utilities.utility import Answer, Ask, Utility
@@ -70,7 +70,7 @@ def load(path: Path, content: dict[str, Any], wanted: Wanted) -> Utility:
         wanted.task,
         dataset_of(path, content),
         examples,
-        {split: [(Ask(callables.prompt(one), limit),) for one in some] for split, some in examples.items()},
+        {split: [(Ask(prompt(one), limit),) for one in some] for split, some in examples.items()},
         score_examples,
         batch=batch,
         score_range=(0.0, 1.0),
@@ -157,4 +157,4 @@ def _within(value: float) -> float:
 
 
 def _pairs(examples: Sequence[dict[str, Any]], answers: Sequence[Sequence[Answer]]) -> list[Pair]:
-    return [(callables.prompt(one), given[0].text.strip()) for one, given in zip(examples, answers, strict=True)]
+    return [(prompt(one), given[0].text.strip()) for one, given in zip(examples, answers, strict=True)]

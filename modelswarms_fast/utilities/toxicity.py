@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from modelswarms_fast.errors import InputError
-from modelswarms_fast.utilities import callables
+from modelswarms_fast.utilities.callables import import_function, prompt
 from modelswarms_fast.utilities.classifier import DTYPES, Classifier
 from modelswarms_fast.utilities.data import Wanted, dataset_of, read_examples
 from modelswarms_fast.utilities.utility import Answer, Ask, Utility
@@ -41,7 +41,7 @@ def load(path: Path, content: dict[str, Any], wanted: Wanted) -> Utility:
         wanted.task,
         dataset_of(path, content),
         examples,
-        {split: [(Ask(callables.prompt(one), limit),) for one in some] for split, some in examples.items()},
+        {split: [(Ask(prompt(one), limit),) for one in some] for split, some in examples.items()},
         score_examples,
         batch=BATCH,
         score_range=(0.0, 1.0),
@@ -96,7 +96,7 @@ def _offline() -> Scorer:
 
 
 def _function(name: str) -> Scorer:
-    function = callables.import_function(name)
+    function = import_function(name)
 
     def score(text: str) -> float:
         try:
@@ -112,8 +112,6 @@ def _function(name: str) -> Scorer:
 
 def _of_label(classifier: Classifier, label: str | None) -> Scorer:
     """The probability of a label: a sigmoid where labels are judged one by one, else a softmax over all."""
-    import torch
-
     labels = classifier.labels
     if label is None:
         named = [name for name in labels if name.lower() in ("toxic", "toxicity")]
@@ -124,9 +122,13 @@ def _of_label(classifier: Classifier, label: str | None) -> Scorer:
     one_by_one = len(labels) == 1 or classifier.model.config.problem_type == "multi_label_classification"
 
     def score(texts: Sequence[str]) -> list[float]:
-        logits = torch.tensor(classifier.logits(texts), dtype=torch.float64)
-        probabilities = logits.sigmoid() if one_by_one else logits.softmax(-1)
-        return [float(row[which]) for row in probabilities]
+        rows = classifier.logits(texts)
+        # Softmax of one label: 1 / Σ exp(logit - its logit); a sigmoid is that of the label and 0.
+        return [
+            1
+            / math.fsum(math.exp(min(other - row[which], 700.0)) for other in ([row[which], 0] if one_by_one else row))
+            for row in rows
+        ]
 
     return score
 
