@@ -19,8 +19,8 @@ from modelswarms_fast.engines import start_engine
 from modelswarms_fast.evaluate import Evaluator
 from modelswarms_fast.experts import read_experts
 from modelswarms_fast.journal import write_json
-from modelswarms_fast.scores import standard_error, utility_of
 from modelswarms_fast.utilities import load_utility
+from modelswarms_fast.utilities.utility import mean, mean_error
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 
@@ -36,7 +36,9 @@ def main() -> None:
     evaluator = Evaluator(engine, utility, splits=("test",))
     scores = {name: evaluator.one(row, "test") for name, row in zip(experts.names, experts.rows, strict=True)}
     scores["base"] = evaluator.base("test")
-    test = {name: {"test": utility_of(own), "standard_error": standard_error(own)} for name, own in scores.items()}
+    test = {
+        name: {"test": mean("test", own), "standard_error": mean_error("test", own)} for name, own in scores.items()
+    }
     write_json(target, {"summary": summary, "test": test, "machine": machine()})
 
 

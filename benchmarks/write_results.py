@@ -7,8 +7,16 @@ import math
 from pathlib import Path
 from typing import Any
 
+from claims import CLAIMS as PLANNED
+from matplotlib import rc_context
+from matplotlib.figure import Figure
+from write_performance import STYLE
+
+from modelswarms_fast.baselines import METHODS
+
 HERE = Path(__file__).parent
 RESULTS = HERE / "results" / "quality"
+CLAIMS = HERE / "results" / "claims"
 TARGET = HERE.parent / "docs" / "results.md"
 PHASES = ("setup", "update", "load", "generate", "score", "test", "total")
 
@@ -89,6 +97,101 @@ def mixtures(results: list[dict[str, Any]]) -> list[str]:
     return lines
 
 
+def load_claims() -> list[dict[str, Any]]:
+    """The comparison of each task, in the order of claims.py."""
+    found = [json.loads(path.read_text()) for path in sorted(CLAIMS.glob("*.json"))]
+    return sorted(found, key=lambda claim: list(PLANNED).index(claim["name"]))
+
+
+def methods_of(claims: list[dict[str, Any]]) -> list[str]:
+    """Names of all methods, in the order of docs/baselines.md."""
+    seen = {name for claim in claims for name in claim["methods"]}
+    return [name for name in METHODS if name in seen]
+
+
+def overview(claims: list[dict[str, Any]]) -> list[str]:
+    """One line a method: its test score on each task, the best in bold, and how often Model Swarms was ahead."""
+    lines = ["| | " + " | ".join(claim["name"] for claim in claims) + " |", "|---|" + "---|" * len(claims)]
+    for name in methods_of(claims):
+        cells = []
+        for claim in claims:
+            result = claim["methods"].get(name)
+            best = max(one["test"] for one in claim["methods"].values())
+            text = "" if result is None else f"{result['test']:.3f} ± {result['test_standard_error']:.3f}"
+            cells.append(f"**{text}**" if result and result["test"] == best else text)
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    return lines
+
+
+def claim_rows(claim: dict[str, Any]) -> list[str]:
+    """One line a method: dev, test, what it cost, and the paired bootstrap."""
+    config, examples = claim["config"], claim["examples"]
+    lines = [
+        f"### {claim['name']}\n",
+        f"`{config['task']}` on {' and '.join(examples['files'])}; {examples['dev']} dev and up to {examples['test']} "
+        f"test examples a file, {config['budget']} evaluations a method, seed {config['seed']}.\n",
+        "| | dev | test | Model Swarms ahead by (95 % interval) | in | evaluations | prompts | seconds |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    against = claim.get("against_model_swarms", {})
+    for name in methods_of([claim]):
+        result, ahead = claim["methods"][name], ""
+        share = ""
+        if name in against:
+            low, high = against[name]["interval"]
+            ahead, share = f"{against[name]['difference']:+.3f} ({low:+.3f} to {high:+.3f})", against[name]["share"]
+            share = f"{share:.0%}"
+        dev = "" if result["dev"] is None else f"{result['dev']:.3f}"
+        lines.append(
+            f"| {name} | {dev} | {result['test']:.3f} ± {result['test_standard_error']:.3f} | {ahead} | {share} "
+            f"| {result['evaluations']} | {result['prompts']} | {result['seconds']:.0f} |"
+        )
+    return [*lines, ""]
+
+
+def draw_claims(claims: list[dict[str, Any]]) -> None:
+    """One row of dots a method and one panel a task: test scores with their standard errors."""
+    names = methods_of(claims)[::-1]
+    with rc_context(STYLE):
+        figure = Figure(figsize=(2.0 + 1.7 * len(claims), 0.6 + 0.24 * len(names)))
+        panels = figure.subplots(1, len(claims), sharey=True, squeeze=False)[0]
+        for panel, claim in zip(panels, claims, strict=True):
+            for place, name in enumerate(names):
+                if result := claim["methods"].get(name):
+                    colour = "C3" if name == "model_swarms" else "C0"
+                    error = result["test_standard_error"]
+                    panel.errorbar(result["test"], place, xerr=error, fmt="o", markersize=4, color=colour, linewidth=1)
+            if "model_swarms" in claim["methods"]:
+                panel.axvline(claim["methods"]["model_swarms"]["test"], color="C3", linewidth=0.6)
+            panel.set_title(claim["name"], fontsize=8)
+            panel.grid(axis="y", visible=False)
+        panels[0].set_yticks(range(len(names)), names)
+        figure.supxlabel("test score ± standard error", fontsize=8)
+        figure.tight_layout()
+        figure.savefig(TARGET.parent / "figures" / "claims.svg", metadata={"Date": None})
+
+
+def comparison() -> list[str]:
+    """Model Swarms beside all other methods."""
+    if not (claims := load_claims()):
+        return []
+    draw_claims(claims)
+    notes = CLAIMS / "notes.md"
+    return [
+        "## Model Swarms and other ways to compose the same experts\n",
+        "Made by `benchmarks/claims.py`, one run a task: the ten experts, one resident engine, the same dev examples,",
+        "and at most as many evaluations on them for each method as for Model Swarms, those of the experts among them.",
+        "A method chooses by dev alone; what it has chosen is scored on test once. What the methods are says",
+        "[baselines.md](baselines.md). The interval is a paired bootstrap over the test examples, `in` the share of its",
+        "samples in which Model Swarms is ahead.\n",
+        "![Test scores of all methods](figures/claims.svg)\n",
+        *overview(claims),
+        "",
+        *([notes.read_text()] if notes.exists() else []),
+        *(line for claim in claims for line in claim_rows(claim)),
+    ]
+
+
 def demo() -> list[str]:
     """The demo's winner beside every expert, on test."""
     path = HERE / "results" / "demo.json"
@@ -122,6 +225,7 @@ def main() -> None:
         *quality_rows(results),
         "",
         *([notes.read_text()] if notes.exists() else []),
+        *comparison(),
         *demo(),
         "## Seconds by phase\n",
         *time_rows(results),

@@ -21,7 +21,6 @@ from modelswarms_fast.config import SwarmConfig
 from modelswarms_fast.errors import InputError
 from modelswarms_fast.journal import read_json, write_json
 from modelswarms_fast.session import Session
-from modelswarms_fast.utilities import Utility
 
 RESULTS = "baselines.json"
 RESAMPLES = 10_000
@@ -96,7 +95,7 @@ def compare(
             for name in left:
                 result = _measure(session, partial(runs[name], session, budget, seed))
                 content["methods"][name] = result
-                content["against_model_swarms"] = against_model_swarms(content["methods"], session.utility, seed)
+                content["against_model_swarms"] = against_model_swarms(session, content["methods"], seed)
                 write_json(file, content)
                 console.print(f"{name}: dev {_text(result['dev'])}, test {_text(result['test'])}", highlight=False)
             session.check_base()
@@ -159,13 +158,13 @@ def _measure(session: Session, run: Callable[[], Any]) -> dict[str, Any]:
     }
 
 
-def against_model_swarms(methods: dict[str, dict[str, Any]], utility: Utility, seed: int) -> dict[str, dict[str, Any]]:
+def against_model_swarms(session: Session, methods: dict[str, dict[str, Any]], seed: int) -> dict[str, dict[str, Any]]:
     """Each method's test scores against those of Model Swarms; nothing before that has run."""
     if SWARM not in methods:
         return {}
     # Of several tasks each keeps its number of examples.
-    strata = [str(example.get("_place", ("",))[0]) for example in utility.examples["test"]]
-    reduce = partial(utility.utility_of, "test")
+    strata = [str(example.get("_place", ("",))[0]) for example in session.utility.examples["test"]]
+    reduce = partial(session.utility_of, "test")
     ours = methods[SWARM]["test_scores"]
     return {
         name: paired(ours, result["test_scores"], reduce, strata, seed)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, fields
 from pathlib import Path
@@ -19,6 +19,7 @@ from modelswarms_fast.progress import Progress
 from modelswarms_fast.report import write_report
 from modelswarms_fast.session import Session, check_together
 from modelswarms_fast.swarm import Swarm
+from modelswarms_fast.utilities import Scoring
 
 
 def search(
@@ -26,11 +27,13 @@ def search(
     *,
     base: str,
     task: str,
-    data: str | Path,
+    data: str | Path | None = None,
     out: str | Path,
     limit_dev: int | None = None,
     limit_test: int | None = None,
     max_tokens: int | None = None,
+    scoring: Scoring = "generate",
+    options: Mapping[str, str] | None = None,
     overwrite: bool = False,
     progress: bool = False,
     trace: str | Path | None = None,
@@ -41,11 +44,14 @@ def search(
     Args:
         experts: a folder of expert folders, or a list of folders and hub ids.
         base: the base model: a local folder, a hub id, or "smollm2-135m-instruct".
-        task: "multiple_choice", "exact_match", or a Python function as "module:function".
-        data: JSON file with the lists `dev` and `test`. Only `dev` steers the search.
+        task: an objective by its name (docs/objectives.md), or a Python function as "module:function".
+        data: JSON file with the lists `dev` and `test`, or what the objective takes instead. Only `dev` steers the
+            search.
         out: the run folder to write: config.json, history.jsonl, summary.json, global_best/, report.html.
         limit_dev, limit_test: use only the first so many examples of a split.
         max_tokens: new tokens an example may take, instead of the task's own limit.
+        scoring: "loglikelihood" compares likelihoods where the task can, instead of generating.
+        options: what only one objective has, by name.
         overwrite: replace an earlier run in `out`.
         progress: show a progress bar on standard error.
         trace: a file for a trace of the run, to open in chrome://tracing or Perfetto; written at the end, and when
@@ -74,6 +80,8 @@ def search(
         limit_dev=limit_dev,
         limit_test=limit_test,
         max_tokens=max_tokens,
+        scoring=scoring,
+        options=options,
         progress=progress,
         trace=trace,
         only_search=swarm_settings.get("particles", 0),
@@ -87,7 +95,9 @@ def search(
         "base": base,
         "task": task,
         "dataset": utility.dataset,
-        "data": str(data),
+        "data": None if data is None else str(data),
+        "scoring": scoring,
+        "options": dict(options or {}),
         "experts": list(loaded.names),
     }
     counts = {f"{split}_examples": len(examples) for split, examples in utility.examples.items()}
@@ -97,7 +107,7 @@ def search(
     with session:
         engine, evaluator, events = session.engine, session.evaluator, session.evaluator.trace
         particles = session.particles(swarm)
-        asked = inputs | {"sources": list(loaded.sources)} | counts | chosen | memory
+        asked = inputs | {"sources": list(loaded.sources)} | counts | chosen | memory | {"objective": utility.report()}
         with closing(particles), open_run(out, asked, overwrite=overwrite) as journal:
             events.write()  # a place that cannot be written is better known now
             setup_seconds = time.perf_counter() - started
@@ -143,6 +153,7 @@ def search(
             "stopped": stopped,
             **memory,
             **result,
+            "objective": utility.report(),
             "evaluations": spent.evaluations,
             "prompts": spent.prompts,
             "tokens": spent.tokens,

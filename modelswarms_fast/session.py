@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
@@ -32,7 +32,7 @@ from modelswarms_fast.scores import Scores, digest
 from modelswarms_fast.shared import shared_rows
 from modelswarms_fast.swarm import Floats, Swarm
 from modelswarms_fast.trace import Trace
-from modelswarms_fast.utilities import load_utility
+from modelswarms_fast.utilities import Scoring, load_utility
 
 
 @dataclass(frozen=True)
@@ -71,11 +71,13 @@ class Session:
         *,
         base: str,
         task: str,
-        data: str | Path,
+        data: str | Path | None = None,
         out: str | Path = ".",
         limit_dev: int | None = None,
         limit_test: int | None = None,
         max_tokens: int | None = None,
+        scoring: Scoring = "generate",
+        options: Mapping[str, str] | None = None,
         progress: bool = False,
         trace: str | Path | None = None,
         train: str | Path | None = None,
@@ -97,7 +99,8 @@ class Session:
         """
         self.engine_config = EngineConfig(**settings)
         self.base, self.train = base, train
-        self.utility = load_utility(task, data, limit_dev=limit_dev, limit_test=limit_test, max_tokens=max_tokens)
+        limits: dict[str, Any] = {"limit_dev": limit_dev, "limit_test": limit_test, "max_tokens": max_tokens}
+        self.utility = load_utility(task, data, **limits, scoring=scoring, options=options)
         self.plan: MemoryPlan | None = None
         """Where the rows of the only search lie, or the experts of state="mixture"."""
         self._out, self._progress, self._trace = Path(out), progress, Trace(trace)
@@ -128,6 +131,7 @@ class Session:
             if self.engine_config.serve == "auto":
                 self.engine.choose(self.evaluator.prompts("dev"), self.utility.max_tokens)
             self.evaluator.canary = make_canary(self.engine, self.base_folder, self.experts, self.engine_config)
+            self._calibrate()
         except BaseException:
             self.engine.close()
             raise
@@ -196,6 +200,12 @@ class Session:
         if base.layout != layout:
             raise InputError(f"{self.base} has other tensors than the experts; use the base that they share.")
         return base.rows[0]
+
+    def _calibrate(self) -> None:
+        """Have a utility that wants it fix what it measures with, on what the experts answer to dev."""
+        if self.utility.calibrate is not None:
+            answers = [one for row in self.experts.rows for one in self.evaluator.answers(row, "dev")]
+            self.utility.calibrate(self.utility.examples["dev"] * len(self.experts.names), answers)
 
     def _utilities(self, scores: Sequence[Scores]) -> Floats:
         return np.array([self.utility_of("dev", one) for one in scores], dtype=np.float64)

@@ -72,7 +72,7 @@ def main(pipe):
             elif name == "count_slots":
                 pipe.send(("answer", 3 if way == "slots" else 1))
             elif name == "submit":
-                key, slot, prompt, _ = arguments
+                key, slot, prompt, *_ = arguments
                 tokens = prompts[prompt]
                 if tokens[0] != RIGHT:
                     fail(tokens[0], pipe)

@@ -215,10 +215,10 @@ def test_search_measures_its_constants_on_the_experts(tmp_path: Path) -> None:
     model = str(make_classifier(tmp_path / "model"))
     arguments = tiny | {"task": "reward:concise", "max_tokens": 8, "options": {"model": model}}
     summary = search(**arguments, out=tmp_path / "run")
-    constants = summary["scoring"]["low"], summary["scoring"]["high"]
+    constants = summary["objective"]["low"], summary["objective"]["high"]
     assert constants[0] < constants[1]
     config = json.loads((tmp_path / "run" / "config.json").read_text())
-    assert (config["scoring"]["low"], config["scoring"]["high"]) == constants
+    assert (config["objective"]["low"], config["objective"]["high"]) == constants
     fixed = {"model": model, "low": repr(constants[0]), "high": repr(constants[1])}
     again = search(**arguments | {"options": fixed}, out=tmp_path / "again")
     assert again["end"] == summary["end"]  # the same search, with what the first has measured

@@ -22,7 +22,7 @@ from modelswarms_fast.journal import read_history
 from modelswarms_fast.loop import search
 from modelswarms_fast.particles import Particles
 from modelswarms_fast.rows import count_rows
-from modelswarms_fast.scores import standard_error
+from modelswarms_fast.utilities.utility import mean_error
 
 tiny = helpers_search.tiny
 
@@ -69,7 +69,7 @@ def test_search_is_public():
 
 def test_standard_errors_are_those_of_the_mean():
     scores = [1.0, 0.0, 0.0, 1.0, 1.0]
-    assert standard_error(scores) == pytest.approx(np.std(scores, ddof=1) / np.sqrt(5))
+    assert mean_error("dev", scores) == pytest.approx(np.std(scores, ddof=1) / np.sqrt(5))
 
 
 def test_bests_in_the_history_are_those_of_its_utilities(run):

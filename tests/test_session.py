@@ -11,8 +11,8 @@ from modelswarms_fast.config import SwarmConfig
 from modelswarms_fast.errors import InputError
 from modelswarms_fast.experts import read_experts
 from modelswarms_fast.loop import search
-from modelswarms_fast.scores import utility_of
 from modelswarms_fast.session import Session
+from modelswarms_fast.utilities.utility import mean
 
 tiny = helpers_search.tiny
 
@@ -68,7 +68,7 @@ def test_rows_and_mixtures_have_the_scores_of_evaluate(session, tiny):
     assert by_row[0] == alone
     assert session.rows_on_dev([lambda: session.experts.rows[1]])[0] == session.initial[1]
     assert session.mixtures_on_dev([[0, 1, 0]])[0] == session.initial[1]
-    assert utility_of(session.score_mixtures([[0, 1, 0]], "dev")[0]) == session.initial[1]
+    assert mean("dev", session.score_mixtures([[0, 1, 0]], "dev")[0]) == session.initial[1]
 
 
 def test_an_expert_is_served_bit_by_bit(session):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -33,8 +32,8 @@ class Completion(NamedTuple):
     """Without special tokens; empty for a continuation."""
     tokens: int
     """How many were generated, the end of the sequence included; or those of the continuation."""
-    log_prob: float = math.nan
-    """Natural, summed over the continuation's tokens."""
+    log_prob: float = 0.0
+    """Natural, summed over the continuation's tokens, if there is one."""
     greedy: bool = True
     """Whether each of these was the likeliest token at its place."""
 

@@ -21,6 +21,8 @@ from modelswarms_fast.errors import InputError
 from modelswarms_fast.experts import Experts
 from modelswarms_fast.shared import place_of, shared_rows
 
+PROMPTS = 1 << 16  # that the engines keep in mind
+
 
 class _Running(NamedTuple):
     key: int
@@ -28,6 +30,7 @@ class _Running(NamedTuple):
     engine: int
     prompt: int
     max_tokens: int
+    continuation: int | None
 
 
 class EngineGroup:
@@ -58,7 +61,8 @@ class EngineGroup:
         """Key → number under which the request runs; keys come again, numbers do not."""
         self._ended: list[tuple[int, Completion]] = []
         self._prompts: dict[tuple[int, ...], int] = {}
-        self._tokens: list[list[int]] = []
+        self._tokens: dict[int, list[int]] = {}
+        self._counted = 0
         self._submitted = 0
         self._asked: tuple[int, Sequence[int], tuple[Any, ...]] | None = None
         """Engine, prompts that it must know, call."""
@@ -132,11 +136,13 @@ class EngineGroup:
             worker.calls.append(("restore",))
 
     def submit(self, key: int, request: Request, max_tokens: int) -> None:
-        """Begin to complete a request greedily."""
+        """Begin to complete a request greedily, or to look at its continuation."""
+        self._forget()
         number, engine = self._submitted, self._engine_of(request.slot)
         prompt = self._number(request.prompt)
+        continuation = None if request.continuation is None else self._number(request.continuation)
         self._numbers[key] = number
-        self._running[number] = _Running(key, request.slot, engine, prompt, max_tokens)
+        self._running[number] = _Running(key, request.slot, engine, prompt, max_tokens, continuation)
         self._submitted += 1
         self._ask(number)
 
@@ -187,10 +193,22 @@ class EngineGroup:
 
     def _number(self, tokens: Sequence[int]) -> int:
         """Of a prompt, which each engine is told once."""
-        number = self._prompts.setdefault(tuple(tokens), len(self._tokens))
-        if number == len(self._tokens):
-            self._tokens.append(list(tokens))
+        number = self._prompts.setdefault(tuple(tokens), self._counted)
+        if number == self._counted:
+            self._tokens[number] = list(tokens)
+            self._counted += 1
         return number
+
+    def _forget(self) -> None:
+        """Forget prompts that nothing asks for now, once they are many: a follow-up rarely comes again."""
+        if len(self._tokens) < PROMPTS:
+            return
+        needed = {number for one in self._running.values() for number in (one.prompt, one.continuation)}
+        self._prompts = {tokens: number for tokens, number in self._prompts.items() if number in needed}
+        self._tokens = {number: tokens for number, tokens in self._tokens.items() if number in needed}
+        for worker in self._workers:
+            worker.calls.append(("forget", sorted(worker.knows - needed)))
+            worker.knows &= needed
 
     def _teach(self, worker: Worker, prompt: int) -> None:
         if prompt not in worker.knows:
@@ -198,10 +216,12 @@ class EngineGroup:
             worker.calls.append(("prompt", prompt, self._tokens[prompt]))
 
     def _ask(self, number: int) -> None:
-        _, slot, engine, prompt, max_tokens = self._running[number]
+        _, slot, engine, prompt, max_tokens, continuation = self._running[number]
         worker = self._workers[engine]
         self._teach(worker, prompt)
-        worker.calls.append(("submit", number, self._place_in(slot), prompt, max_tokens))
+        if continuation is not None:
+            self._teach(worker, continuation)
+        worker.calls.append(("submit", number, self._place_in(slot), prompt, max_tokens, continuation))
 
     def _request(self, engine: int, prompts: Sequence[int], *call: Any) -> Any:
         """The answer of an engine to a call."""

@@ -93,9 +93,15 @@ class Served:
         """Learn a prompt; requests name it by its number."""
         self._prompts[number] = tokens
 
-    def submit(self, key: int, slot: int | None, prompt: int, max_tokens: int) -> None:
+    def forget(self, numbers: list[int]) -> None:
+        """Forget prompts."""
+        for number in numbers:
+            del self._prompts[number]
+
+    def submit(self, key: int, slot: int | None, prompt: int, max_tokens: int, continuation: int | None) -> None:
         """Begin a request."""
-        self.engine.submit(key, Request(slot, self._prompts[prompt]), max_tokens)
+        more = None if continuation is None else self._prompts[continuation]
+        self.engine.submit(key, Request(slot, self._prompts[prompt], more), max_tokens)
         self.running.add(key)
 
     def drop(self, keys: list[int]) -> None:

@@ -18,6 +18,7 @@ from modelswarms_fast.experts import Experts
 from modelswarms_fast.ops import mix_
 
 BATCH = 16
+LOGITS = 4096  # tokens of a forward pass that looks at continuations: each has a logit for every word there is
 
 
 class TransformersEngine:
@@ -123,18 +124,29 @@ class TransformersEngine:
         self._loaded = False
 
     def submit(self, key: int, request: Request, max_tokens: int) -> None:
-        """Begin to complete a request greedily."""
+        """Begin to complete a request greedily, or to look at its continuation."""
         self._check(request)
         self._waiting[key] = (request, max_tokens)
 
     @torch.inference_mode()
     def step(self) -> list[tuple[int, Completion]]:
-        """Complete the shortest prompts that wait and have one limit of tokens, all at once."""
+        """Complete the shortest prompts that wait and have one limit of tokens, or look at continuations, at once."""
         if not self._waiting:
             return []
         start = time.perf_counter()
+        with working("transformers"):
+            completions = self._generate() if self._first_is_a_prompt() else self._look()
+        if self.watch is not None:
+            self.watch("step", 0, start, time.perf_counter())
+        return completions
+
+    def _first_is_a_prompt(self) -> bool:
+        return next(iter(self._waiting.values()))[0].continuation is None
+
+    def _generate(self) -> list[tuple[int, Completion]]:
         max_tokens = next(iter(self._waiting.values()))[1]
-        keys = [key for key, (_, limit) in self._waiting.items() if limit == max_tokens]
+        waiting = self._waiting.items()
+        keys = [key for key, (one, limit) in waiting if limit == max_tokens and one.continuation is None]
         keys = sorted(keys, key=lambda key: len(self._waiting[key][0].prompt))[:BATCH]
         prompts = [self._waiting.pop(key)[0].prompt for key in keys]
         # Not the model's own generation config: a penalty or a temperature in it would be one engine's alone.
@@ -145,16 +157,33 @@ class TransformersEngine:
             pad_token_id=self.tokenizer.pad_token_id,
         )
         inputs = self.tokenizer.pad({"input_ids": prompts}, padding_side="left", return_tensors="pt").to(self.device)
-        with working("transformers"):
-            output = self.model.generate(**inputs, generation_config=greedy)
+        output = self.model.generate(**inputs, generation_config=greedy)
         completions = []
         for key, row in zip(keys, output[:, inputs["input_ids"].shape[1] :].tolist(), strict=True):
             tokens = self._until_end(row)
             completions.append(
                 (key, Completion(str(self.tokenizer.decode(tokens, skip_special_tokens=True)), len(tokens)))
             )
-        if self.watch is not None:
-            self.watch("step", 0, start, time.perf_counter())
+        return completions
+
+    def _look(self) -> list[tuple[int, Completion]]:
+        """One forward pass over prompts with their continuations, padded on the right, where nothing looks back."""
+        waiting = {key: one for key, (one, _) in self._waiting.items() if one.continuation is not None}
+        whole = {key: one.prompt + (one.continuation or []) for key, one in waiting.items()}
+        keys = sorted(whole, key=lambda key: len(whole[key]))[:BATCH]
+        while len(keys) > 1 and len(keys) * len(whole[keys[-1]]) > LOGITS:
+            keys.pop()
+        texts = {"input_ids": [whole[key] for key in keys]}
+        inputs = self.tokenizer.pad(texts, padding_side="right", return_tensors="pt").to(self.device)
+        logits = self.model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"]).logits
+        completions = []
+        for key, row in zip(keys, logits, strict=True):
+            del self._waiting[key]
+            prompt, tokens = len(waiting[key].prompt), torch.tensor(waiting[key].continuation, device=self.device)
+            log_probs = torch.log_softmax(row[prompt - 1 : len(whole[key]) - 1].float(), dim=-1)
+            greedy = bool((log_probs.argmax(dim=-1) == tokens).all())
+            total = float(log_probs.gather(1, tokens[:, None]).double().sum())
+            completions.append((key, Completion("", len(tokens), total, greedy)))
         return completions
 
     def drop(self, keys: Iterable[int]) -> None:

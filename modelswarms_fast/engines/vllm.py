@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -132,6 +133,8 @@ class VllmEngine:
         self._version = 0
         self._versions: dict[int, int] = {}
         """Slot → version of what it serves."""
+        self._continuations: dict[int, int] = {}
+        """Key → tokens of the continuation that is looked at."""
         self._slots = slots
         self._experts = experts
         if tensor_parallel > 1:
@@ -223,26 +226,38 @@ class VllmEngine:
         self._versions = {}
 
     def submit(self, key: int, request: Request, max_tokens: int) -> None:
-        """Begin to complete a request greedily.
+        """Begin to complete a request greedily, or to look at its continuation.
 
-        It ends at the model's end-of-sequence token, which is not part of the text, or after max_tokens.
+        A completion ends at the model's end-of-sequence token, which is not part of the text, or after max_tokens. For
+        a continuation vLLM computes the log-probability of every token of the prompt and generates one token, which
+        is not looked at; it takes nothing of the prompt from its prefix cache then.
         """
-        self._add(str(key), request, self._greedy(max_tokens=max_tokens))
+        if request.continuation is None:
+            params = self._greedy(max_tokens=max_tokens)
+        else:
+            params = self._greedy(max_tokens=1, prompt_logprobs=0)  # 0 others beside the token itself
+            self._continuations[key] = len(request.continuation)
+        self._add(str(key), request, params)
 
     def step(self) -> list[tuple[int, Completion]]:
         """One step of the continuous batch; the keys that ended in it and their completions."""
         outputs = self._step()
         if not outputs:
             return []
+        keys = [int(output.request_id) for output in outputs]
         tokens = [list(output.outputs[0].token_ids) for output in outputs]
         texts = self.tokenizer.batch_decode(tokens, skip_special_tokens=True)
+        lengths = [self._continuations.pop(key, None) for key in keys]
         return [
-            (int(output.request_id), Completion(text, len(ids)))
-            for output, text, ids in zip(outputs, texts, tokens, strict=True)
+            (key, Completion(text, len(ids)) if length is None else _likelihood(output, length))
+            for key, output, text, ids, length in zip(keys, outputs, texts, tokens, lengths, strict=True)
         ]
 
     def drop(self, keys: Iterable[int]) -> None:
         """Give up requests that run."""
+        keys = list(keys)
+        for key in keys:
+            self._continuations.pop(key, None)
         self.llm.llm_engine.abort_request([str(key) for key in keys])
 
     def log_probs(self, request: Request, top: int = 20) -> dict[int, float]:
@@ -300,3 +315,10 @@ class VllmEngine:
         if not 0 <= slot < self.slots:
             raise IndexError(f"slot {slot} of {self.slots}")
         return slot
+
+
+def _likelihood(output: Any, length: int) -> Completion:
+    """What vLLM says of the last so many tokens of a prompt."""
+    tokens, entries = output.prompt_token_ids[-length:], output.prompt_logprobs[-length:]
+    found = [entry[token] for token, entry in zip(tokens, entries, strict=True)]
+    return Completion("", length, math.fsum(one.logprob for one in found), all(one.rank == 1 for one in found))

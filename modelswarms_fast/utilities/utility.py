@@ -77,7 +77,7 @@ class Utility:
     """Fixes what the scores are measured with; called once, before the first score is asked for, with all that the
     initial experts answer on dev."""
     report: Callable[[], dict[str, Any]] = dict
-    """What a run should tell about the scoring: constants, counts, costs."""
+    """What a run should tell about its scoring: constants, counts, costs."""
 
     @property
     def prompts(self) -> dict[str, list[str]]:
