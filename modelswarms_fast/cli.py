@@ -21,6 +21,7 @@ from modelswarms_fast.config import (
     EngineName,
     Randomness,
     Rounding,
+    Scoring,
     Serve,
     StartVelocity,
     State,
@@ -36,8 +37,15 @@ app = typer.Typer(
 )
 
 Base = Annotated[str, typer.Option(help="Base model: a local folder, a hub id, or smollm2-135m-instruct.")]
-Task = Annotated[str, typer.Option(help="multiple_choice, exact_match, or a function as module:function.")]
-Data = Annotated[Path, typer.Option(help="JSON file with the lists dev and test.")]
+Task = Annotated[str, typer.Option(help="An objective of docs/objectives.md, or a function as module:function.")]
+Data = Annotated[
+    list[Path] | None,
+    typer.Option(help="JSON file with the lists dev and test; for lm_eval YAML; several for multitask."),
+]
+ScoringBy = Annotated[Scoring, typer.Option(help="loglikelihood: compare likelihoods where the task can.")]
+Options = Annotated[
+    list[str] | None, typer.Option("--option", help="KEY=VALUE of the objective's own; as often as needed.")
+]
 MaxTokens = Annotated[int | None, typer.Option(help="New tokens an example, instead of the task's limit.")]
 Engine = Annotated[EngineName, typer.Option(help="vllm, or transformers: slow, exact, without vLLM.")]
 ServeMode = Annotated[
@@ -58,12 +66,14 @@ def search_command(
     experts: Annotated[list[str], typer.Argument(help="A folder of expert folders, or several experts.")],
     base: Base,
     task: Task,
-    data: Data,
     out: Annotated[Path, typer.Option(help="Run folder to write.")],
+    data: Data = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier run in --out.")] = False,
     limit_dev: Annotated[int | None, typer.Option(help="Use the first N dev examples.")] = None,
     limit_test: Annotated[int | None, typer.Option(help="Use the first N test examples.")] = None,
     max_tokens: MaxTokens = None,
+    scoring: ScoringBy = "generate",
+    option: Options = None,
     particles: Annotated[int | None, typer.Option(help="Default: one for each expert.")] = None,
     seed: int = SwarmConfig.seed,
     iterations: int = SwarmConfig.iterations,
@@ -105,6 +115,7 @@ def search_command(
 ) -> None:
     """Search for a better model among the mixtures of EXPERTS, and export the best one found."""
     settings = {name: value for name, value in locals().items() if value is not None}
+    settings["options"] = read_options(settings.pop("option", None))
     if len(experts) == 1:
         settings["experts"] = experts[0]
     _search_and_show(settings)
@@ -115,10 +126,12 @@ def evaluate_command(
     model: Annotated[str, typer.Argument(help="An adapter folder, a full checkpoint, or the base itself.")],
     base: Base,
     task: Task,
-    data: Data,
+    data: Data = None,
     split: Annotated[str, typer.Option(help="dev or test.")] = "test",
     limit: Annotated[int | None, typer.Option(help="Use the first N examples.")] = None,
     max_tokens: MaxTokens = None,
+    scoring: ScoringBy = "generate",
+    option: Options = None,
     engine: Engine = EngineConfig.engine,
     serve: ServeMode = EngineConfig.serve,
     engines: Engines = EngineConfig.engines,
@@ -131,6 +144,7 @@ def evaluate_command(
 
     settings = locals()
     settings.pop("evaluate")
+    settings["options"] = read_options(settings.pop("option"))
     print(json.dumps(evaluate(**settings), indent=2))
 
 
@@ -215,7 +229,20 @@ def _search_and_show(arguments: dict[str, Any]) -> None:
         f"{summary['iterations']} iterations, stopped by {summary['stopped']}; "
         f"{summary['prompts_per_second']:.1f} prompts/s; {phases}"
     )
+    if summary["objective"]:
+        console.print("objective: " + ", ".join(f"{name} {value}" for name, value in summary["objective"].items()))
     console.print(f"written to {arguments['out']}: report.html, summary.json, global_best/")
+
+
+def read_options(given: list[str] | None) -> dict[str, str]:
+    """Options KEY=VALUE as a dictionary. Raises InputError."""
+    options = {}
+    for one in given or []:
+        key, equals, value = one.partition("=")
+        if not key or not equals or key in options:
+            raise InputError(f"--option {one} is not of the form key=value, or is given twice; give each key once.")
+        options[key] = value
+    return options
 
 
 def main() -> None:
@@ -245,9 +272,9 @@ def baselines_command(
     experts: Annotated[list[str], typer.Argument(help="A folder of expert folders, or several experts.")],
     base: Base,
     task: Task,
-    data: Data,
     out: Annotated[Path, typer.Option(help="Folder for baselines.json; what it holds already is not run again.")],
     budget: Annotated[int, typer.Option(help="Evaluations on dev a method, those of the experts among them.")],
+    data: Data = None,
     methods: Annotated[str | None, typer.Option(help="Names with commas between them; default: all.")] = None,
     seed: int = 0,
     swarm: Annotated[
@@ -257,6 +284,8 @@ def baselines_command(
     limit_dev: Annotated[int | None, typer.Option(help="Use the first N dev examples.")] = None,
     limit_test: Annotated[int | None, typer.Option(help="Use the first N test examples.")] = None,
     max_tokens: MaxTokens = None,
+    scoring: ScoringBy = "generate",
+    option: Options = None,
     state: Annotated[State, typer.Option(help="What a row of the swarm holds.")] = EngineConfig.state,
     engine: Engine = EngineConfig.engine,
     serve: ServeMode = EngineConfig.serve,
@@ -273,6 +302,7 @@ def baselines_command(
     from modelswarms_fast.comparison import compare, settings_of, table_of
 
     arguments["experts"] = experts[0] if len(experts) == 1 else experts
+    arguments["options"] = read_options(arguments.pop("option"))
     arguments["swarm"] = settings_of(swarm or [])
     if methods is None:
         del arguments["methods"]

@@ -21,6 +21,7 @@ from modelswarms_fast.config import SwarmConfig
 from modelswarms_fast.errors import InputError
 from modelswarms_fast.journal import read_json, write_json
 from modelswarms_fast.session import Session
+from modelswarms_fast.utilities import Files
 
 RESULTS = "baselines.json"
 RESAMPLES = 10_000
@@ -32,7 +33,7 @@ def compare(
     *,
     base: str,
     task: str,
-    data: str | Path,
+    data: Files = None,
     out: str | Path,
     budget: int,
     methods: Sequence[str] = METHODS,
@@ -79,6 +80,7 @@ def compare(
         "task": task,
         "dataset": session.utility.dataset,
         "examples": _digest(session.utility.examples),
+        "asks": _digest(session.utility.asks),
         "experts": list(session.experts.names),
         "sources": list(session.experts.sources),
         "budget": budget,

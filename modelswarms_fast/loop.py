@@ -19,7 +19,7 @@ from modelswarms_fast.progress import Progress
 from modelswarms_fast.report import write_report
 from modelswarms_fast.session import Session, check_together
 from modelswarms_fast.swarm import Swarm
-from modelswarms_fast.utilities import Scoring
+from modelswarms_fast.utilities import Files, Scoring, paths_of
 
 
 def search(
@@ -27,7 +27,7 @@ def search(
     *,
     base: str,
     task: str,
-    data: str | Path | None = None,
+    data: Files = None,
     out: str | Path,
     limit_dev: int | None = None,
     limit_test: int | None = None,
@@ -45,8 +45,8 @@ def search(
         experts: a folder of expert folders, or a list of folders and hub ids.
         base: the base model: a local folder, a hub id, or "smollm2-135m-instruct".
         task: an objective by its name (docs/objectives.md), or a Python function as "module:function".
-        data: JSON file with the lists `dev` and `test`, or what the objective takes instead. Only `dev` steers the
-            search.
+        data: JSON file with the lists `dev` and `test`, several for multitask, or what the objective takes instead.
+            Only `dev` steers the search.
         out: the run folder to write: config.json, history.jsonl, summary.json, global_best/, report.html.
         limit_dev, limit_test: use only the first so many examples of a split.
         max_tokens: new tokens an example may take, instead of the task's own limit.
@@ -91,11 +91,12 @@ def search(
     assert session.plan is not None
     config = SwarmConfig(**({"particles": len(loaded.names)} | swarm_settings))
     swarm = Swarm(config, len(loaded.names))
+    files = [str(path) for path in paths_of(data)]
     inputs = {
         "base": base,
         "task": task,
         "dataset": utility.dataset,
-        "data": None if data is None else str(data),
+        "data": files[0] if len(files) == 1 else files or None,
         "scoring": scoring,
         "options": dict(options or {}),
         "experts": list(loaded.names),

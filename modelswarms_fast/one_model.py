@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import closing
-from pathlib import Path
 from typing import Any
 
 from modelswarms_fast.base import resolve_base
@@ -12,7 +12,7 @@ from modelswarms_fast.engines import start_engine
 from modelswarms_fast.errors import InputError
 from modelswarms_fast.evaluate import Evaluator
 from modelswarms_fast.experts import read_experts
-from modelswarms_fast.utilities import SPLITS, load_utility
+from modelswarms_fast.utilities import SPLITS, Files, Scoring, load_utility
 
 
 def evaluate(
@@ -20,10 +20,12 @@ def evaluate(
     *,
     base: str,
     task: str,
-    data: str | Path,
+    data: Files = None,
     split: str = "test",
     limit: int | None = None,
     max_tokens: int | None = None,
+    scoring: Scoring = "generate",
+    options: Mapping[str, str] | None = None,
     engine: EngineName = EngineConfig.engine,
     serve: Serve = EngineConfig.serve,
     engines: int = EngineConfig.engines,
@@ -54,7 +56,7 @@ def evaluate(
         max_model_len=max_model_len,
         canary="off",
     )
-    limits: dict[str, Any] = {f"limit_{split}": limit, "max_tokens": max_tokens}
+    limits: dict[str, Any] = {f"limit_{split}": limit, "max_tokens": max_tokens, "scoring": scoring, "options": options}
     utility = load_utility(task, data, **limits)
     base_folder = resolve_base(base)
     loaded = None if model == base else read_experts([model], minimum=1)

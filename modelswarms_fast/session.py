@@ -32,7 +32,7 @@ from modelswarms_fast.scores import Scores, digest
 from modelswarms_fast.shared import shared_rows
 from modelswarms_fast.swarm import Floats, Swarm
 from modelswarms_fast.trace import Trace
-from modelswarms_fast.utilities import Scoring, load_utility
+from modelswarms_fast.utilities import Files, Scoring, load_utility
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ class Session:
         *,
         base: str,
         task: str,
-        data: str | Path | None = None,
+        data: Files = None,
         out: str | Path = ".",
         limit_dev: int | None = None,
         limit_test: int | None = None,

@@ -58,6 +58,10 @@ class ScriptedEngine:
         return [(key, self._complete(self.running.pop(key))) for key in keys]
 
     def _complete(self, request):
+        if request.continuation is not None:
+            prompt, more = ("".join(map(chr, ids)) for ids in (request.prompt, request.continuation))
+            chance = number(self.held.get(request.slot), prompt, more)
+            return Completion("", len(more), -chance, chance < 0.5)
         return Completion(self._answer(self.held.get(request.slot), "".join(map(chr, request.prompt))), 3)
 
     def drop(self, keys):

@@ -10,10 +10,15 @@ from typing import Any
 
 import pytest
 from helpers_scorers import answers, write_prompts
+from helpers_search import make_tiny, told, write_data
 from hypothesis import given
 from hypothesis import strategies as st
+from typer.testing import CliRunner
 
+from modelswarms_fast.cli import app
 from modelswarms_fast.errors import InputError
+from modelswarms_fast.journal import read_history
+from modelswarms_fast.loop import search
 from modelswarms_fast.utilities import Answer, Ask, Utility, load_utility
 from modelswarms_fast.utilities.data import Wanted
 from modelswarms_fast.utilities.multitask import combined, gradient, join, load
@@ -286,3 +291,40 @@ def test_published_domains(tmp_path: Path, domain: str, files: list[str]) -> Non
 def test_unknown_domain(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="choose legal, medical, science, culture"):
         load_utility("multitask:sports", tmp_path)
+
+
+# In a search
+
+
+def test_search_stops_early_and_finds_the_same(tmp_path: Path) -> None:
+    tiny = make_tiny(tmp_path)
+    write_data(tmp_path / "other.json", 20)
+    arguments = tiny | {
+        "task": "multitask",
+        "data": [tiny["data"], tmp_path / "other.json"],
+        "options": {"tasks": "helpers_search:rich"},
+        "iterations": 6,
+    }
+    whole = search(**arguments, out=tmp_path / "whole")
+    early = search(**arguments, out=tmp_path / "early", stop_early=True)
+    assert early["end"] == whole["end"]
+    assert early["skipped_examples"] > 0
+    assert 0 < whole["start"]["dev"] < 1
+    assert whole["data"] == [str(tiny["data"]), str(tmp_path / "other.json")]
+    assert [line["global_best"] for line in told(tmp_path / "early")] == [
+        line["global_best"] for line in told(tmp_path / "whole")
+    ]
+
+
+def test_files_and_options_on_the_command_line(tmp_path: Path) -> None:
+    tiny = make_tiny(tmp_path)
+    write_data(tmp_path / "other.json", 4)
+    arguments = ["search", str(tiny["experts"]), "--base", tiny["base"], "--engine", "transformers"]
+    arguments += ["--data", str(tiny["data"]), "--data", str(tmp_path / "other.json"), "--task", "multitask"]
+    arguments += ["--option", "tasks=helpers_search:vowels", "--option", "combine=min", "--iterations", "1"]
+    result = CliRunner().invoke(app, [*arguments, "--out", str(tmp_path / "run")], catch_exceptions=False)
+    assert result.exit_code == 0
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert summary["data"] == [str(tiny["data"]), str(tmp_path / "other.json")]
+    assert summary["dev_examples"] == 16
+    assert len(read_history(tmp_path / "run" / "history.jsonl")) >= 1

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+import os
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
+from modelswarms_fast.config import Scoring
 from modelswarms_fast.errors import InputError
 
 SPLITS = ("dev", "test")
-Scoring = Literal["generate", "loglikelihood"]
+Files = str | os.PathLike[str] | Sequence[str | os.PathLike[str]] | None
+"""An evaluation file; several for several tasks; None for a task that brings its own data."""
 Fields = Mapping[str, tuple[type, ...]]
 """Name of a field → types that it may have."""
 
@@ -69,6 +72,13 @@ class Wanted:
         if value != int(value):
             raise InputError(f'option {name} of task "{self.task}" is {value:g}; give a whole number')
         return int(value)
+
+
+def paths_of(data: Files) -> list[Path]:
+    """The files, of which there may be none."""
+    if data is None:
+        return []
+    return [Path(data)] if isinstance(data, (str, os.PathLike)) else [Path(one) for one in data]
 
 
 def read_json(path: Path) -> dict[str, Any]:

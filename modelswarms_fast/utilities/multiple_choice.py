@@ -1,4 +1,4 @@
-"""Multiple choice: the prompt lists the choices, the answer is parsed out of a few generated tokens.
+"""Multiple choice: the prompt lists the choices, the answer is parsed out of generated tokens or is the likeliest.
 
 Prompt and parsing are those of the Model Swarms paper's published evaluation (Feng et al., arXiv 2410.11163),
 character for character, so that utilities can be compared with published numbers.
@@ -31,6 +31,8 @@ def load(path: Path, content: dict[str, Any], wanted: Wanted) -> Utility:
     examples, dataset = read_examples(path, content, wanted, FIELDS), dataset_of(path, content)
     icl_prompt = read_icl_prompt(path, content, dataset)
     limit = wanted.max_tokens or MAX_TOKENS
+    if wanted.scoring == "loglikelihood":
+        return _load_likelihoods(wanted, dataset, examples, icl_prompt)
     wanted.check_options()
     return Utility(
         wanted.task,
@@ -38,6 +40,47 @@ def load(path: Path, content: dict[str, Any], wanted: Wanted) -> Utility:
         examples,
         {split: [(Ask(prompt(one, dataset, icl_prompt), limit),) for one in some] for split, some in examples.items()},
         _score_examples,
+        score_range=(0.0, 1.0),
+    )
+
+
+def _load_likelihoods(
+    wanted: Wanted, dataset: str, examples: dict[str, list[dict[str, Any]]], icl_prompt: str
+) -> Utility:
+    """The same prompt, after which each choice is looked at: the likeliest is the answer.
+
+    Options: `answer`, what stands for a choice after "The answer is": its `key` (default: what the parsing looks for,
+    too), or its `text`; `normalise`, `none` (default; lm-eval's acc) or `characters`, which divides the log-probability
+    by the length of what stands for the choice (lm-eval's acc_norm).
+    """
+    wanted.check_options("answer", "normalise")
+    if wanted.max_tokens is not None:
+        raise InputError("max_tokens is given, but scoring loglikelihood generates nothing; leave it out")
+    by_text = wanted.choice("answer", "key", "text") == "text"
+    by_length = wanted.choice("normalise", "none", "characters") == "characters"
+
+    def said(example: dict[str, Any]) -> list[str]:
+        return [str(text if by_text else key) for key, text in example["choices"].items()]
+
+    def asks(example: dict[str, Any]) -> tuple[Ask, ...]:
+        start = prompt(example, dataset, icl_prompt)
+        return tuple(Ask(start, 1, f" {words}") for words in said(example))
+
+    def score_examples(examples: Sequence[dict[str, Any]], answers: Sequence[Sequence[Answer]]) -> list[float]:
+        scores = []
+        for example, given in zip(examples, answers, strict=True):
+            lengths = [max(len(words), 1) if by_length else 1 for words in said(example)]
+            values = [answer.log_prob / length for answer, length in zip(given, lengths, strict=True)]
+            likeliest = list(example["choices"])[values.index(max(values))]  # the first of equals
+            scores.append(float(str(likeliest) == str(example["answer"])))
+        return scores
+
+    return Utility(
+        wanted.task,
+        dataset,
+        examples,
+        {split: [asks(one) for one in some] for split, some in examples.items()},
+        score_examples,
         score_range=(0.0, 1.0),
     )
 
