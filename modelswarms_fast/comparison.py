@@ -21,7 +21,7 @@ from modelswarms_fast.config import SwarmConfig
 from modelswarms_fast.errors import InputError
 from modelswarms_fast.journal import read_json, write_json
 from modelswarms_fast.session import Session
-from modelswarms_fast.utilities import Files
+from modelswarms_fast.utilities import Files, named
 
 RESULTS = "baselines.json"
 RESAMPLES = 10_000
@@ -36,7 +36,7 @@ def compare(
     data: Files = None,
     out: str | Path,
     budget: int,
-    methods: Sequence[str] = METHODS,
+    methods: Sequence[str] | None = None,
     seed: int = 0,
     swarm: dict[str, Any] | None = None,
     progress: bool = False,
@@ -50,7 +50,7 @@ def compare(
         experts, base, task, data, progress: as in `search`.
         out: the folder of baselines.json, which is written anew after each method.
         budget: evaluations on dev that a method may take, those of the experts among them.
-        methods: names, see docs/baselines.md.
+        methods: names, see docs/baselines.md; None: all, data_merge only with `train`.
         seed: of all that is drawn.
         swarm: fields of SwarmConfig for Model Swarms, where the defaults are not wanted.
         settings: the other arguments of `Session`, fields of EngineConfig among them.
@@ -67,6 +67,10 @@ def compare(
     if unknown := swarm.keys() - {field.name for field in fields(SwarmConfig)}:
         raise InputError(f"swarm has no setting {sorted(unknown)[0]!r}; give fields of SwarmConfig.")
     SwarmConfig(**({"particles": 2} | swarm))
+    if methods is None:
+        methods = [name for name in METHODS if name != "data_merge" or settings.get("train") is not None]
+    if "data_merge" in methods and settings.get("train") is None:
+        raise InputError("data_merge needs what the experts were trained on; give it with --train, or leave it out.")
     runs: dict[str, Run] = {name: load_method(name) for name in methods}  # a name that is none is refused at once
     if SWARM in runs:
         runs[SWARM] = partial(runs[SWARM], **swarm)
@@ -78,6 +82,7 @@ def compare(
     asked = {
         "base": base,
         "task": task,
+        "data": named(data),
         "dataset": session.utility.dataset,
         "examples": _digest(session.utility.examples),
         "asks": _digest(session.utility.asks),
@@ -86,6 +91,9 @@ def compare(
         "budget": budget,
         "seed": seed,
         "swarm": swarm,
+        "scoring": settings.get("scoring", "generate"),
+        "options": dict(settings.get("options") or {}),
+        "max_tokens": settings.get("max_tokens"),
         "engine": asdict(session.engine_config),
     }
     file = Path(out) / RESULTS

@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Protocol
@@ -178,28 +178,49 @@ class Evaluator:
         to stop: then what runs is dropped.
         """
         found: dict[int, Tally] = {}
-        work, told = _Round(source, split, limits or {}, list(particles)), self.spent.prompts
+        given, told = iter([list(particles)]), self.spent.prompts
+        with closing(self.stream(source, split, lambda idle: next(given, []), limits or {})) as stream:
+            for particle, tally in stream:
+                found[particle] = tally
+                if len(found) < len(particles):
+                    prompts, told = self.spent.prompts - told, self.spent.prompts
+                    between(prompts)
+        self._expected[split].learn({particle: tally.scores for particle, tally in found.items()})
+        return found
+
+    def stream(
+        self,
+        source: Source,
+        split: str,
+        arrivals: Callable[[bool], Sequence[int]],
+        limits: Mapping[int, Limits],
+    ) -> Generator[tuple[int, Tally]]:
+        """Tallies of particles as they are complete or, where they have limits, decided, while others are worked on.
+
+        Before each step of the engine arrivals(idle) gives further particles, by numbers that it has not given before.
+        If idle, there is nothing else to do: it may wait for some, and if it gives none the stream ends. Closed before
+        that, it drops what runs. A particle must stay as it is until its tally is there.
+        """
+        work = _Round(source, split, limits, [])
         try:
-            while work.queue or work.running:
+            while True:
+                work.queue += arrivals(not (work.queue or work.running))
+                if not (work.queue or work.running):
+                    return
                 # Particles whose scores are known need no slot; only when there are none is it the engine's turn.
                 for one in self._fill(work) or self._step(work):
-                    found[one.particle] = one.tally
                     self._cache.keep(split, one.key, one.tally)
                     self.spent.skipped += one.tally.scores.count(None)
-                    if len(found) < len(particles):
-                        prompts, told = self.spent.prompts - told, self.spent.prompts
-                        between(prompts)
+                    yield one.particle, one.tally
         except BaseException:
             with suppress(Exception):  # an engine that has died is not what the caller should read about
                 self._asking.drop([asked for one in work.running.values() for asked in one.asked.values()])
             raise
-        self._expected[split].learn({particle: tally.scores for particle, tally in found.items()})
-        return found
 
     def one(self, row: torch.Tensor, split: str, slots: int = 1) -> Scores:
         """Scores of one row [D] on each example of the split, served from so many slots at once: several engines have
         one each."""
-        key, tally = digest(row), self._tally(split)
+        key, tally = digest(row), self.tally(split)
         self.spent.reused += self._cache.fill(split, key, tally)
         if not tally.complete:
             self._load(row, slots)
@@ -210,7 +231,7 @@ class Evaluator:
     def base(self, split: str) -> Scores:
         """Scores of the base model on each example of the split."""
         self.engine.restore()
-        tally = self._tally(split)
+        tally = self.tally(split)
         self._complete(split, tally, [None])
         return tally.known
 
@@ -227,7 +248,8 @@ class Evaluator:
             if self.canary is not None:
                 self.canary.after_load(slot, row)
 
-    def _tally(self, split: str, limits: Limits | None = None) -> Tally:
+    def tally(self, split: str, limits: Limits | None = None) -> Tally:
+        """A tally of a particle on a split, without scores."""
         return Tally(self._asking.count(split), partial(self.utility.utility_of, split), limits)
 
     def _complete(self, split: str, tally: Tally, slots: Sequence[int | None]) -> None:
@@ -286,7 +308,7 @@ class Evaluator:
             if (taken := work.take()) is None:
                 return None
             particle, key = taken
-            tally = self._tally(work.split, work.limits.get(particle))
+            tally = self.tally(work.split, work.limits.get(particle))
             self.spent.reused += self._cache.fill(work.split, key, tally)
             expected = self._expected[work.split]
             order = expected.longest_first if tally.limits is None else expected.order(particle)

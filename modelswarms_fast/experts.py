@@ -25,7 +25,10 @@ from modelswarms_fast.layout import Layout
 from modelswarms_fast.lora import LoraModule
 from modelswarms_fast.memory import empty_rows
 
-__all__ = ["Experts", "LoraModule", "export", "read_experts", "read_model"]
+__all__ = ["Experts", "LoraModule", "export", "inner_products", "read_experts", "read_model"]
+
+# Weights of all experts together whose inner products are computed: a second or two.
+LARGEST_PRODUCTS = 1 << 30
 
 _ROW_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 _CAST = "set row_dtype, to which all experts are cast"
@@ -96,6 +99,18 @@ def read_experts(
     for expert, row in zip(experts, rows, strict=True):
         expert.read(layout, row)
     return Experts(first.kind, names, layout, rows, memory, first.modules, first.config, sources)
+
+
+def inner_products(rows: Tensor) -> list[list[float]] | None:
+    """[n, n] inner products of rows [n, D] in float64; None of rows so large that they are not worth the time."""
+    if rows.numel() > LARGEST_PRODUCTS:
+        return None
+    total = torch.zeros((len(rows), len(rows)), dtype=torch.float64)
+    for first in range(0, rows.shape[1], 1 << 18):
+        part = rows[:, first : first + (1 << 18)].to("cpu", torch.float64)
+        total += part @ part.T
+    products: list[list[float]] = total.tolist()
+    return products
 
 
 def read_model(folder: str | Path, experts: Experts) -> Tensor:

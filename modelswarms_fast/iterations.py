@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import time
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -10,7 +12,7 @@ import numpy as np
 from modelswarms_fast.evaluate import Evaluator
 from modelswarms_fast.particles import Particles
 from modelswarms_fast.progress import Interrupted, Progress
-from modelswarms_fast.scores import Limits
+from modelswarms_fast.scores import Limits, Tally
 from modelswarms_fast.swarm import Floats, Plan, Swarm
 from modelswarms_fast.utilities import Utility
 
@@ -20,6 +22,64 @@ class Record(Protocol):
 
     def append(self, line: dict[str, Any], /) -> None:
         """Keep the line."""
+
+
+class Iterations:
+    """The loop of one swarm, an iteration at a time, for whoever evaluates its particles.
+
+    while True:
+        tallies = ...                   # of steps.wanted on dev, within steps.limits
+        line = steps.tell(tallies)
+        if steps.swarm.stopped(): break
+        steps.move()
+    """
+
+    def __init__(self, swarm: Swarm, particles: Particles, utility: Utility, *, stop_early: bool = False) -> None:
+        self.swarm, self.particles = swarm, particles
+        self._utility, self._stop_early = utility, stop_early
+        self._plan: Plan | None = None  # the initial particles are evaluated where they are
+        self.initial: Floats = swarm.utilities
+        """[P] utilities of the initial particles, once they are told."""
+        self.wanted: list[int] = list(range(swarm.config.particles))
+        """Particles to evaluate."""
+        self.limits: dict[int, Limits] | None = None
+        """What their utilities are compared with; None: every example is wanted."""
+
+    def move(self) -> None:
+        """Plan, and move the particles."""
+        plan = self._plan = self.swarm.plan()
+        self.particles.update(plan)
+        self.wanted = np.flatnonzero(plan.evaluate).tolist()
+        self.limits = limits_of(self.swarm, self._utility) if self._stop_early else None
+
+    def tell(self, tallies: Mapping[int, Tally]) -> dict[str, Any]:
+        """Take in what the evaluation found, promote, and say what happened: a line of the history but its cost."""
+        swarm, plan = self.swarm, self._plan
+        utilities, bounded = swarm.utilities.copy(), []
+        for particle, tally in tallies.items():
+            lower, utilities[particle] = tally.bounds
+            if not tally.complete:
+                bounds = {"lower": lower, "upper": utilities[particle], "examples": len(tally.known)}
+                bounded.append({"particle": particle} | bounds)
+        told = swarm.tell(utilities)
+        self.particles.promote(told)
+        if plan is None:
+            self.initial = utilities
+            self.particles.start(swarm)
+        everyone = range(swarm.config.particles)
+        return {
+            "iteration": swarm.iteration,
+            "utilities": utilities,
+            "evaluated": [particle in tallies for particle in everyone],
+            "bounded": sorted(bounded, key=lambda one: one["particle"]),
+            "restarts": [] if plan is None else np.flatnonzero(plan.restarts),
+            "improved": np.flatnonzero(told.improved),
+            **swarm.bests(),
+            "step_length": None if plan is None else plan.step_length,
+            "global_best_mixture": self.particles.global_best_mixture(),
+            "mixtures": self.particles.mixtures(),
+            "scores": [_written(tallies[particle].scores) if particle in tallies else None for particle in everyone],
+        }
 
 
 def run_iterations(
@@ -35,72 +95,54 @@ def run_iterations(
 
     Returns the initial utilities [P], the seconds of all updates, why it stopped, and the idle share of the engine.
     """
-    plan: Plan | None = None  # the initial particles are evaluated where they are
-    initial, update_seconds = swarm.utilities, 0.0
-    everyone = list(range(swarm.config.particles))
+    steps = Iterations(swarm, particles, evaluator.utility, stop_early=stop_early)
+    update_seconds, first = 0.0, True
     trace = evaluator.trace
     began, busy_before = time.perf_counter(), trace.busy()
     mark, busy = began, busy_before  # an iteration begins where the last one was measured, before its line was written
 
     def result(stopped: str) -> tuple[Floats, float, str, float]:
-        return initial, update_seconds, stopped, trace.idle(busy - busy_before, mark - began)
+        return steps.initial, update_seconds, stopped, trace.idle(busy - busy_before, mark - began)
 
     while True:
         before = evaluator.spent.copy()
-        trace.now = {"iteration": swarm.iteration}
+        trace.now = {"iteration": swarm.iteration + (not first)}
         start = time.perf_counter()
-        if plan is not None:
+        if not first:
             with trace.span("update"):
-                particles.update(plan)
+                steps.move()
         updated = time.perf_counter() - start
-        evaluated = everyone if plan is None else np.flatnonzero(plan.evaluate).tolist()
-        limits = limits_of(swarm, evaluator.utility) if stop_early and plan is not None else None
         try:
-            tallies = evaluator.rows(particles, evaluated, "dev", bar.particle, limits)
+            tallies = evaluator.rows(particles, steps.wanted, "dev", bar.particle, steps.limits)
         except Interrupted:
-            if plan is None:
+            if first:
                 raise KeyboardInterrupt from None  # nothing has been found yet
             return result("interrupted")
+        first = False
         trace.now = {"iteration": swarm.iteration}
         with trace.span("tell"):
-            utilities, bounded = swarm.utilities.copy(), []
-            for particle, tally in tallies.items():
-                lower, utilities[particle] = tally.bounds
-                if not tally.complete:
-                    bounds = {"lower": lower, "upper": utilities[particle], "examples": len(tally.known)}
-                    bounded.append({"particle": particle} | bounds)
-            told = swarm.tell(utilities)
-            particles.promote(told)
-            if plan is None:
-                initial = utilities
-                particles.start(swarm)
+            line = steps.tell(tallies)
         spent = evaluator.spent.since(before)
         update_seconds += updated
         now, working = time.perf_counter(), trace.busy()
         total, idle = now - mark, trace.idle(working - busy, now - mark)
         mark, busy = now, working
+        cost = {
+            "prompts": spent.prompts,
+            "tokens": spent.tokens,
+            "engine_idle_share": idle,
+            "seconds": {"update": updated} | spent.seconds | {"total": total},
+        }
         with trace.span("journal"):
-            journal.append(
-                {
-                    "iteration": swarm.iteration,
-                    "utilities": utilities,
-                    "evaluated": [particle in tallies for particle in everyone],
-                    "bounded": sorted(bounded, key=lambda one: one["particle"]),
-                    "restarts": [] if plan is None else np.flatnonzero(plan.restarts),
-                    "improved": np.flatnonzero(told.improved),
-                    **swarm.bests(),
-                    "step_length": None if plan is None else plan.step_length,
-                    "global_best_mixture": particles.global_best_mixture(),
-                    "prompts": spent.prompts,
-                    "tokens": spent.tokens,
-                    "engine_idle_share": idle,
-                    "seconds": {"update": updated} | spent.seconds | {"total": total},
-                }
-            )
+            journal.append(line | cost)
         bar.iteration(swarm.iteration, swarm.global_best, evaluator.spent.prompts)
         if stopped := ("interrupted" if bar.asked else swarm.stopped()):
             return result(stopped)
-        plan = swarm.plan()
+
+
+def _written(scores: Sequence[float | None]) -> list[float | str | None]:
+    """JSON has no NaN, and null is a score that is missing."""
+    return ["nan" if score is not None and math.isnan(score) else score for score in scores]
 
 
 def limits_of(swarm: Swarm, utility: Utility) -> dict[int, Limits]:

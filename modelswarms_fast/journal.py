@@ -25,6 +25,8 @@ HISTORY = "history.jsonl"
 SUMMARY = "summary.json"
 REPORT = "report.html"
 GLOBAL_BEST = "global_best"
+ANALYSIS = "analysis.json"
+TEST_SCORES = "test_scores.json"
 
 
 class Journal:
@@ -46,7 +48,7 @@ class Journal:
 
     def append(self, line: Mapping[str, Any]) -> None:
         """Write one line and wait until the disk has it. Raises InputError when it cannot be written."""
-        data = memoryview(_dumps(line).encode() + b"\n")
+        data = memoryview(to_line(line).encode())
         try:
             while data:  # an unbuffered write may take only a part
                 data = data[self._file.write(data) :]
@@ -85,7 +87,8 @@ def open_run(folder: str | os.PathLike[str], config: Mapping[str, Any], overwrit
     """Make the run folder, write `config.json` and return its empty journal.
 
     A folder that holds anything is refused unless `overwrite`, which removes what a run writes
-    (`config.json`, `history.jsonl`, `summary.json`, `report.html`, `global_best/`) and leaves all else alone.
+    (`config.json`, `history.jsonl`, `summary.json`, `report.html`, `analysis.json`, `test_scores.json`,
+    `global_best/`) and leaves all else alone.
     Raises InputError.
     """
     folder = Path(folder)
@@ -95,7 +98,7 @@ def open_run(folder: str | os.PathLike[str], config: Mapping[str, Any], overwrit
     except OSError as error:
         raise _cannot_write(folder, error) from error
     # The journal goes last and comes first, so that every folder a run has touched holds one.
-    for name in (CONFIG, SUMMARY, REPORT, GLOBAL_BEST, HISTORY):
+    for name in (CONFIG, SUMMARY, REPORT, ANALYSIS, TEST_SCORES, GLOBAL_BEST, HISTORY):
         _remove(folder / name)
     journal = Journal(folder / HISTORY)
     try:
@@ -176,20 +179,25 @@ def _object(data: bytes) -> dict[str, Any] | None:
     return content if isinstance(content, dict) else None
 
 
+def to_line(line: Mapping[str, Any]) -> str:
+    """A line as `Journal.append` writes it."""
+    return _dumps(line) + "\n"
+
+
 def _dumps(content: Any, indent: int | None = None) -> str:
-    return json.dumps(_plain(content), allow_nan=False, ensure_ascii=False, indent=indent)
+    return json.dumps(plain(content), allow_nan=False, ensure_ascii=False, indent=indent)
 
 
-def _plain(value: Any) -> Any:
-    """`value` in JSON's own types, with null for what is not finite."""
+def plain(value: Any) -> Any:
+    """`value` in JSON's own types, as it will be read again; None for what is not finite."""
     if isinstance(value, (np.ndarray, np.generic)):
         value = value.tolist()
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
+        return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
+        return [plain(item) for item in value]
     return str(value) if isinstance(value, Path) else value
 
 

@@ -12,14 +12,17 @@ from typing import Any
 import numpy as np
 
 from modelswarms_fast.config import EngineConfig, SwarmConfig
-from modelswarms_fast.experts import export, read_experts, read_model
+from modelswarms_fast.confirm import CONFIRM
+from modelswarms_fast.confirm import confirm as choose
+from modelswarms_fast.experts import export, inner_products, read_experts, read_model
+from modelswarms_fast.final_test import write_test_scores
 from modelswarms_fast.iterations import run_iterations
 from modelswarms_fast.journal import check_run_folder, open_run, write_json
 from modelswarms_fast.progress import Progress
 from modelswarms_fast.report import write_report
 from modelswarms_fast.session import Session, check_together
 from modelswarms_fast.swarm import Swarm
-from modelswarms_fast.utilities import Files, Scoring, paths_of
+from modelswarms_fast.utilities import Files, Scoring, named
 
 
 def search(
@@ -37,6 +40,8 @@ def search(
     overwrite: bool = False,
     progress: bool = False,
     trace: str | Path | None = None,
+    confirm: int = 0,
+    final_test: bool = False,
     **settings: Any,
 ) -> dict[str, Any]:
     """Search for a better model among the affine mixtures of the experts, and export the best one found.
@@ -56,6 +61,10 @@ def search(
         progress: show a progress bar on standard error.
         trace: a file for a trace of the run, to open in chrome://tracing or Perfetto; written at the end, and when
             the run fails.
+        confirm: keep back so many of the dev examples, which the search does not see; the best on dev of the last
+            candidates are scored on them, and the best there is the winner.
+        final_test: score every expert, and every particle at its end and at its best, on test too, for the analyses
+            of the report; they are in test_scores.json. Nothing is chosen by it.
         settings: fields of SwarmConfig and EngineConfig; `particles` defaults to the number of experts.
 
     Returns:
@@ -85,18 +94,18 @@ def search(
         progress=progress,
         trace=trace,
         only_search=swarm_settings.get("particles", 0),
+        confirm=confirm,
         **engine_settings,
     )
     loaded, utility, engine_config = session.experts, session.utility, session.engine_config
     assert session.plan is not None
     config = SwarmConfig(**({"particles": len(loaded.names)} | swarm_settings))
     swarm = Swarm(config, len(loaded.names))
-    files = [str(path) for path in paths_of(data)]
     inputs = {
         "base": base,
         "task": task,
         "dataset": utility.dataset,
-        "data": files[0] if len(files) == 1 else files or None,
+        "data": named(data),
         "scoring": scoring,
         "options": dict(options or {}),
         "experts": list(loaded.names),
@@ -104,11 +113,14 @@ def search(
     counts = {f"{split}_examples": len(examples) for split, examples in utility.examples.items()}
     chosen = asdict(config) | asdict(engine_config)
     memory = {"memory": session.plan.as_dict()}
+    limits = {"limit_dev": limit_dev, "limit_test": limit_test, "max_tokens": max_tokens, "confirm": confirm}
+    products = {"expert_products": inner_products(loaded.rows)}
     check_run_folder(out, overwrite)  # what can be refused is refused before an engine starts or a file is touched
     with session:
         engine, evaluator, events = session.engine, session.evaluator, session.evaluator.trace
         particles = session.particles(swarm)
-        asked = inputs | {"sources": list(loaded.sources)} | counts | chosen | memory | {"objective": utility.report()}
+        asked = inputs | {"sources": list(loaded.sources)} | counts | limits | chosen | memory | products
+        asked |= {"objective": utility.report()}
         with closing(particles), open_run(out, asked, overwrite=overwrite) as journal:
             events.write()  # a place that cannot be written is better known now
             setup_seconds = time.perf_counter() - started
@@ -119,28 +131,39 @@ def search(
                     )
             finally:
                 events.write()
+            found = choose(evaluator, swarm, particles) if confirm else None
         spent = evaluator.spent.copy()
 
         start = int(np.where(np.isnan(initial), -np.inf, initial)[: len(loaded.names)].argmax())
-        coefficients = particles.global_best_mixture()
+        particle = swarm.global_best_particle if found is None else found.particle
+        end = {"particle": particle, "dev": swarm.global_best if found is None else found.dev}
+        # A particle's best is the global best if it found that.
+        coefficients = particles.best_mixture(particle)
         mixture = None if coefficients is None else dict(zip(loaded.names, coefficients, strict=True))
         result: dict[str, Any] = {
             "start": {"particle": start, "expert": loaded.names[start], "dev": float(initial[start])},
-            "end": {"particle": swarm.global_best_particle, "dev": swarm.global_best},
+            "end": end,
             "mixture": mixture,
             "test_standard_error": {},
             **counts,
         }
         winner = journal.folder / "global_best"
-        provenance = inputs | {"mixture": mixture, "utility": task, "dev": swarm.global_best, "settings": chosen}
-        export(winner, particles.global_best(), loaded, base=session.base_folder, provenance=provenance)
+        provenance = inputs | {"mixture": mixture, "utility": task, "dev": end["dev"], "settings": chosen}
+        export(winner, particles.row(particle, best=True), loaded, base=session.base_folder, provenance=provenance)
         testing = time.perf_counter()
         # Its row now belongs to a particle.
         first = read_experts([loaded.sources[start]], dtype=session.row_dtype, minimum=1)
+        if found is not None:
+            scores = evaluator.one(first.rows[0], CONFIRM, engine_config.engines)
+            result["start"][CONFIRM], result["end"][CONFIRM] = utility.utility_of(CONFIRM, scores), found.confirm
+            result["candidates"] = found.candidates
         for which, row in (("start", first.rows[0]), ("end", read_model(winner, loaded))):
             scores = evaluator.one(row, "test", engine_config.engines)
             result[which]["test"] = utility.utility_of("test", scores)
             result["test_standard_error"][which] = utility.error_of("test", scores)
+        if final_test:
+            every = read_experts(list(loaded.sources), dtype=session.row_dtype)
+            write_test_scores(evaluator, every, swarm.initial_positions(), particles, journal.folder)
         seconds = {"setup": setup_seconds, "update": update_seconds} | spent.seconds
         summary = inputs | {
             "particles": config.particles,

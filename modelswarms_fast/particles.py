@@ -15,7 +15,7 @@ from modelswarms_fast.ops import mix_
 from modelswarms_fast.rows import count_rows
 from modelswarms_fast.scores import digest
 from modelswarms_fast.shard import Shard
-from modelswarms_fast.swarm import Plan, Swarm, Told
+from modelswarms_fast.swarm import Floats, Plan, Swarm, Told
 from modelswarms_fast.tiers import TierCache
 
 # Bytes of the largest row that is named; a larger position that comes back is evaluated again. BLAKE2b reads 1.4 GB a
@@ -97,35 +97,47 @@ class Particles:
         if self._cache is not None and self._weights is not None:
             self._cache.pin(self._copied([self._weights.table.g]))
 
-    def prefetch(self, particles: Sequence[int]) -> None:
+    def prefetch(self, particles: Sequence[int], best: bool = False) -> None:
         """Begin to bring these particles' rows to where they are served, if they are not; returns at once."""
         if self._cache is not None and self._weights is not None:
-            self._cache.prefetch(self._copied(self._weights.table.x[list(particles)].tolist()))
+            table = self._weights.table
+            self._cache.prefetch(self._copied((table.p if best else table.x)[list(particles)].tolist()))
 
     def close(self) -> None:
         """End the thread that fetches rows ahead."""
         if self._cache is not None:
             self._cache.close()
 
-    def key(self, particle: int) -> bytes | None:
-        """Names the exact position of a particle: its row or, in state="mixture", its mixture; None of a large row."""
+    def key(self, particle: int, best: bool = False) -> bytes | None:
+        """Names the exact position of a particle: its row or, in state="mixture", its mixture; None of a large row.
+
+        `best`, here and below: its personal best instead.
+        """
         if self._weights is None:
-            return self._mixture(particle).numpy().tobytes()
-        row = self._weights.position(particle)
+            return self._mixture(particle, best).numpy().tobytes()
+        row = self._weights.personal_best(particle) if best else self._weights.position(particle)
         return digest(row) if row.nbytes <= LARGEST_NAMED else None
 
-    def load(self, engine: Engine, slot: int, particle: int) -> None:
+    def load(self, engine: Engine, slot: int, particle: int, best: bool = False) -> None:
         """Have the engine serve a particle from a slot."""
         if self._weights is not None:
-            engine.load(slot, self.row(particle))
+            engine.load(slot, self.row(particle, best))
         else:
-            engine.load_mixture(slot, self._mixture(particle))
+            engine.load_mixture(slot, self._mixture(particle, best))
 
-    def row(self, particle: int) -> torch.Tensor:
+    def row(self, particle: int, best: bool = False) -> torch.Tensor:
         """Weights [D] of a particle's position, valid until the next call; a new row in state="mixture"."""
         if self._weights is None:
-            return self._mix(self._mixture(particle))
-        return self._serve(int(self._weights.table.x[particle]))
+            return self._mix(self._mixture(particle, best))
+        table = self._weights.table
+        return self._serve(int((table.p if best else table.x)[particle]))
+
+    def mixtures(self) -> Floats | None:
+        """[P, n] the positions as mixtures of the experts, as `global_best_mixture` has it."""
+        if self._mixtures is None:
+            return None
+        rows: Floats = self._mixtures.rows.numpy()
+        return rows[self._mixtures.table.x]
 
     def global_best(self) -> torch.Tensor:
         """Weights [D] of the global best, valid until the next call; a new row in state="mixture"."""
@@ -136,6 +148,10 @@ class Particles:
     def global_best_mixture(self) -> list[float] | None:
         """[n] the global best as a mixture of the experts: exact up to the rounding of weights; None if it is none."""
         return None if self._mixtures is None else self._best_mixture().tolist()
+
+    def best_mixture(self, particle: int) -> list[float] | None:
+        """[n] a particle's personal best, as `global_best_mixture` has it."""
+        return None if self._mixtures is None else self._mixture(particle, best=True).tolist()
 
     def _serve(self, row: int) -> torch.Tensor:
         assert self._weights is not None
@@ -151,9 +167,9 @@ class Particles:
         """Those of the rows that are served from a copy."""
         return [row for row in rows if row >= self._in_place]
 
-    def _mixture(self, particle: int) -> torch.Tensor:
+    def _mixture(self, particle: int, best: bool) -> torch.Tensor:
         assert self._mixtures is not None
-        return self._mixtures.position(particle)
+        return self._mixtures.personal_best(particle) if best else self._mixtures.position(particle)
 
     def _best_mixture(self) -> torch.Tensor:
         assert self._mixtures is not None
@@ -163,3 +179,26 @@ class Particles:
         row = torch.empty_like(self._experts[:1])
         mix_(row, self._experts, mixture[None].to(row.device, torch.float32))
         return row[0]
+
+
+class Bests:
+    """The personal bests of particles, as positions that can be evaluated, until the next update."""
+
+    def __init__(self, particles: Particles) -> None:
+        self._particles = particles
+
+    def key(self, particle: int) -> bytes | None:
+        """Names the exact position; None of a large row."""
+        return self._particles.key(particle, best=True)
+
+    def load(self, engine: Engine, slot: int, particle: int) -> None:
+        """Have the engine serve a particle's best from a slot."""
+        self._particles.load(engine, slot, particle, best=True)
+
+    def row(self, particle: int) -> torch.Tensor:
+        """Weights [D] of a particle's best, valid until the next call."""
+        return self._particles.row(particle, best=True)
+
+    def prefetch(self, particles: Sequence[int]) -> None:
+        """These are loaded next."""
+        self._particles.prefetch(particles, best=True)

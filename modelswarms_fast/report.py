@@ -1,10 +1,12 @@
 """The report of a run: one HTML file that needs nothing else, with its plots as inline SVG.
 
-It reads the run folder alone (`config.json`, `history.jsonl` and, once the run has ended, `summary.json`).
+It reads the run folder alone (`config.json`, `history.jsonl` and, once the run has ended, `summary.json`; with
+`test_scores.json` it says more). The numbers of its analyses go to `analysis.json` beside it.
 """
 
 from __future__ import annotations
 
+import base64
 import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
@@ -13,10 +15,20 @@ from pathlib import Path
 from typing import Any
 
 from modelswarms_fast import journal, plots
+from modelswarms_fast.analysis import read_run
+from modelswarms_fast.analysis.every import PLOTS, analyse, draw
 from modelswarms_fast.utilities import TASKS
 
 _PHASES = ("setup", "update", "load", "generate", "score", "test")
 _UNKNOWN = "n/a"
+_TITLES = {
+    "composition": "What the global best was made of",
+    "trajectory": "Where the particles went",
+    "emergence": "Correctness emergence",
+    "weak_to_strong": "Weak to strong",
+    "top_k": "Ensembles of the best particles, on test",
+}
+_VOTERS = (("start", "initial particles"), ("end", "personal bests"))
 
 # Colours follow the reader's light or dark setting; the plots take them from here too.
 _STYLE = """
@@ -34,6 +46,7 @@ h1 { font-size: 1.5em; margin: 0; overflow-wrap: anywhere; }
 h2 { font-size: 1.1em; margin: 2em 0 .5em; }
 p { margin: .4em 0; overflow-wrap: anywhere; }
 .soft { color: var(--soft); }
+img { width: 100%; max-width: 760px; background: #ffffff; }
 svg { width: 100%; height: auto; display: block; }
 svg text { font: 12px system-ui, sans-serif; fill: var(--soft); }
 svg .name text { fill: var(--ink); }
@@ -80,6 +93,7 @@ def write_report(run_folder: str | os.PathLike[str]) -> Path:
     ended = (folder / journal.SUMMARY).exists()
     summary = journal.read_json(folder / journal.SUMMARY) if ended else {}
     facts = {**config, **summary}
+    shown = {name: value for name, value in config.items() if name != "expert_products"}
     title = f"{facts.get('task', 'Search')} on {facts.get('dataset') or facts.get('data', 'unnamed data')}"
     body = [
         f"<h1>{escape(title)}</h1>",
@@ -89,9 +103,10 @@ def write_report(run_folder: str | os.PathLike[str]) -> Path:
         _utilities(facts, history),
         "<h2>Mixture of the global best</h2>",
         _mixture(facts, history),
+        *_findings(folder, config),
         "<h2>Where the time went</h2>",
         _time(facts, history),
-        f"<details><summary>Settings</summary>{_table(('setting', 'value'), _flat(config))}</details>",
+        f"<details><summary>Settings</summary>{_table(('setting', 'value'), _flat(shown))}</details>",
     ]
     head = [
         '<meta charset="utf-8">',
@@ -120,22 +135,76 @@ def _scores(facts: Facts, history: History) -> str:
     start, end = facts.get("start") or {}, facts.get("end") or {}
     if not end and history:  # not ended: the journal knows dev
         start, end = ({"dev": _global(line, "best")} for line in (history[0], history[-1]))
-    rows = []
-    for split in ("dev", "test"):
+    rows, confirmed = [], "confirm" in end
+    for split in ("dev", "confirm", "test") if confirmed else ("dev", "test"):
         before, after = _number(start.get(split)), _number(end.get(split))
         count = facts.get(f"{split}_examples")
         shown = [_with_error(value, count, facts.get("task")) for value in (before, after)]
-        change = _UNKNOWN if before is None or after is None else f"{after - before:+.4f}"
-        rows.append((split, count, *shown, change))
+        rows.append((split, count, *shown, _difference(after, before)))
+    gaps = [_difference(_number(one.get("dev")), _number(one.get("test"))) for one in (start, end)]
+    rows.append(("dev - test", "", *gaps, ""))
     notes = ["The search maximised dev, so its end is the best of many draws and flatters; test was not searched."]
     if any("±" in str(cell) for row in rows for cell in row):
         notes.insert(0, "± is one standard error, sqrt(p(1 - p)/n).")
     if start.get("expert") is not None:
         notes.insert(0, f"Start: the best initial expert, {start['expert']}. End: particle {end.get('particle')}.")
+    if confirmed:
+        count = len(facts.get("candidates") or [])
+        notes.append(f"The winner is the best of the last {count} candidates on confirm, which was not searched.")
     if (rate := _number(facts.get("prompts_per_second"))) is not None:
         notes.append(f"{rate:,.1f} prompts/s.")
     table = _table(("split", "examples", "start", "end", "change"), rows, numbers_from=1)
     return f'<h2>Start and end</h2>{table}<p class="soft">{escape(" ".join(notes))}</p>'
+
+
+def _difference(value: float | None, other: float | None) -> str:
+    return _UNKNOWN if value is None or other is None else f"{value - other:+.4f}"
+
+
+def _findings(folder: Path, config: Facts) -> list[str]:
+    """The sections of the analyses that the files allow, and analysis.json with their numbers."""
+    if not isinstance(config.get("experts"), list):
+        return []
+    numbers = analyse(read_run(folder))
+    if numbers:
+        journal.write_json(folder / journal.ANALYSIS, numbers)
+    body = []
+    for name, one in numbers.items():
+        body.append(f"<h2>{escape(_TITLES[name])}</h2>")
+        try:
+            if name in PLOTS:
+                body.append(
+                    f'<img alt="{escape(_TITLES[name])}" src="data:image/svg+xml;base64,{_encoded(name, one)}">'
+                )
+        except ImportError:
+            body.append('<p class="soft">The plot needs matplotlib: pip install matplotlib.</p>')
+        body.append(f'<p class="soft">{escape(_in_words(name, one))}</p>')
+    return body
+
+
+def _encoded(name: str, numbers: Any) -> str:
+    return base64.b64encode(draw(name, numbers)).decode()
+
+
+def _in_words(name: str, one: Any) -> str:
+    """What a reader should take from the numbers of an analysis."""
+    if name == "weak_to_strong":
+        return f"The particle that found the winner was number {one['rank']:g} of {one['of']} at the start."
+    if name == "top_k":
+        words = [f"{len(one[key])} {what}: {one[key][-1]:.4f}" for key, what in _VOTERS]
+        return f"Majority vote of the best on dev, on test; {', '.join(words)}. One alone: {one['end'][0]:.4f}."
+    if name == "emergence":
+        words = []
+        for split, found in one.items():
+            share = "n/a" if found["c_emerge"] is None else f"{found['c_emerge']:.1%}"
+            words.append(
+                f"On {split}, {found['missed_by_all_experts']} of {found['questions']} questions were missed by all "
+                f"experts; of these some final particle answers {share} (C-emerge)."
+            )
+        return " ".join([*words, "Dev was searched and flatters. More particles answer more by chance alone."])
+    if name == "trajectory":
+        return f"The plane holds {sum(one['variance']):.0%} of the variance of all positions."
+    return "Coefficients below 0 move away from their expert."
 
 
 def _with_error(value: float | None, count: Any, task: Any) -> str:

@@ -18,6 +18,7 @@ from rich.console import Console
 from modelswarms_fast.base import resolve_base
 from modelswarms_fast.canary import make_canary
 from modelswarms_fast.config import EngineConfig, SwarmConfig
+from modelswarms_fast.confirm import hold_back
 from modelswarms_fast.engines import Engine, start_engine
 from modelswarms_fast.errors import InputError
 from modelswarms_fast.evaluate import Evaluator, Source, Spent
@@ -82,15 +83,17 @@ class Session:
         trace: str | Path | None = None,
         train: str | Path | None = None,
         only_search: int | None = None,
+        confirm: int = 0,
         **settings: Any,
     ) -> None:
-        """Read everything. The arguments are those of `search`, and:
+        """Read everything. The arguments are those of `search` and `load_utility`, and:
 
         Args:
             out: where a file of rows may lie, if `spill` names no folder.
             train: what the experts were trained on, for the methods that train or cluster.
             only_search: the session is for one search of so many particles, at least one an expert, which begins in
                 the experts' own rows: no more memory than the search needs, and the experts are gone after it.
+            confirm: dev examples that are kept back, as the split "confirm".
             settings: fields of EngineConfig.
 
         Raises:
@@ -101,9 +104,12 @@ class Session:
         self.base, self.train = base, train
         limits: dict[str, Any] = {"limit_dev": limit_dev, "limit_test": limit_test, "max_tokens": max_tokens}
         self.utility = load_utility(task, data, **limits, scoring=scoring, options=options)
+        if confirm:
+            self.utility = hold_back(self.utility, confirm)
         self.plan: MemoryPlan | None = None
         """Where the rows of the only search lie, or the experts of state="mixture"."""
-        self._out, self._progress, self._trace = Path(out), progress, Trace(trace)
+        self.out = Path(out)
+        self._progress, self._trace = progress, Trace(trace)
         self._particles = only_search
         self.experts: Experts = read_experts(experts, dtype=self.row_dtype, place=self._place)
         if self.engine_config.stop_early and self.utility.score_range is None:
@@ -117,9 +123,9 @@ class Session:
                 "row_dtype='bfloat16'."
             )
         self.base_folder = resolve_base(base)
-        self._initial: Floats | None = None
+        self._initial: list[Scores] | None = None
         self.initial_spent = Spent()
-        """What `initial` has cost."""
+        """What `initial_scores` have cost."""
 
     def __enter__(self) -> Self:
         """Start the engine."""
@@ -127,7 +133,7 @@ class Session:
             Console(stderr=True, soft_wrap=True).print(str(self.plan), highlight=False)
         self.engine = start_engine(self.base_folder, self.experts, self.engine_config)
         try:
-            self.evaluator = Evaluator(self.engine, self.utility, trace=self._trace)
+            self.evaluator = Evaluator(self.engine, self.utility, tuple(self.utility.asks), trace=self._trace)
             if self.engine_config.serve == "auto":
                 self.engine.choose(self.evaluator.prompts("dev"), self.utility.max_tokens)
             self.evaluator.canary = make_canary(self.engine, self.base_folder, self.experts, self.engine_config)
@@ -150,13 +156,18 @@ class Session:
         return None if name == "auto" else getattr(torch, name)
 
     @property
-    def initial(self) -> Floats:
-        """[n] utilities of the experts on dev, evaluated when they are first asked for."""
+    def initial_scores(self) -> list[Scores]:
+        """Scores of the experts on each dev example, evaluated when they are first asked for."""
         if self._initial is None:
             before = self.evaluator.spent.copy()
-            self._initial = self.mixtures_on_dev(np.eye(len(self.experts.names)))
+            self._initial = self.score_mixtures(np.eye(len(self.experts.names)), "dev")
             self.initial_spent = self.evaluator.spent.since(before)
         return self._initial
+
+    @property
+    def initial(self) -> Floats:
+        """[n] utilities of the experts on dev."""
+        return self._utilities(self.initial_scores)
 
     def utility_of(self, split: str, scores: Sequence[float]) -> float:
         """The utility of a particle with these scores on a split."""
@@ -216,17 +227,12 @@ class Session:
 
     def mix(self, mixture: torch.Tensor) -> torch.Tensor:
         """The row [D] of a mixture [n] of the experts, on the CPU; an expert itself is not copied."""
-        ones = torch.nonzero(mixture).flatten().tolist()
-        if len(ones) == 1 and mixture[ones[0]] == 1:
-            return self.experts.rows[ones[0]]  # bit by bit, so that it has the name it has in a search
-        row = torch.empty((1, self.experts.layout.size), dtype=self.experts.layout.dtype)
-        mix_(row, self.experts.rows, mixture[None])
-        return row[0]
+        return mix_row(self.experts, mixture)
 
     def particles(self, swarm: Swarm) -> Particles:
         """The rows of a search; in those of the experts if the session is for one search."""
         experts, plan, device = self.experts, self.plan, self.engine.device
-        if plan is None:
+        if plan is None and swarm.first == list(range(swarm.n_experts)):  # else its first rows are other experts
             plan = self._plan(swarm.config.particles, len(experts.names), experts.layout.size, experts.layout.dtype)
             room = plan.place(experts.layout.size, experts.layout.dtype)
             rows = room[: len(experts.names)].copy_(experts.rows)
@@ -266,7 +272,7 @@ class Session:
         here = torch.cuda.is_available() and not self.engine_config.own_processes
         device = torch.device("cuda" if here else "cpu")
         shape: dict[str, Any] = {"particles": particles, "experts": experts, "size": size, "dtype": dtype}
-        return plan_memory(self.engine_config, **shape, device=device, out=self._out)
+        return plan_memory(self.engine_config, **shape, device=device, out=self.out)
 
     def _place(self, n: int, size: int, dtype: torch.dtype) -> torch.Tensor:
         """Rows that begin with the experts: those of the only search, whose first positions they are, or n."""
@@ -317,6 +323,16 @@ class _Mixtures:
 
     def prefetch(self, particles: Sequence[int]) -> None:
         pass
+
+
+def mix_row(experts: Experts, mixture: torch.Tensor) -> torch.Tensor:
+    """The row [D] of a mixture [n] of the experts, on the CPU; an expert itself is not copied."""
+    ones = torch.nonzero(mixture).flatten().tolist()
+    if len(ones) == 1 and mixture[ones[0]] == 1:
+        return experts.rows[ones[0]]  # bit by bit, so that it has the name it has in a search
+    row = torch.empty((1, experts.layout.size), dtype=experts.layout.dtype)
+    mix_(row, experts.rows, mixture[None])
+    return row[0]
 
 
 def check_together(config: SwarmConfig, engine_config: EngineConfig) -> None:

@@ -63,13 +63,16 @@ class Swarm:
         InputError: fewer than 2 experts, or fewer particles than experts.
     """
 
-    def __init__(self, config: SwarmConfig, n_experts: int) -> None:
-        if n_experts < 2:
-            raise InputError(f"There is {n_experts} expert; a swarm needs at least 2.")
-        if config.particles < n_experts:
+    def __init__(self, config: SwarmConfig, n_experts: int, first: Sequence[int] | None = None) -> None:
+        """`first`: the experts that the first particles are, by number, some perhaps several times and others not at
+        all; left out, each of them once."""
+        self.first = list(range(n_experts)) if first is None else list(first)
+        if len(self.first) < 2:
+            raise InputError(f"There is {len(self.first)} expert; a swarm needs at least 2.")
+        if config.particles < len(self.first):
             raise InputError(
-                f"particles is {config.particles} but there are {n_experts} experts; give at least {n_experts} "
-                "particles, or fewer experts."
+                f"particles is {config.particles} but there are {len(self.first)} experts; give at least "
+                f"{len(self.first)} particles, or fewer experts."
             )
         self.config = config
         self.n_experts = n_experts
@@ -94,11 +97,13 @@ class Swarm:
     def initial_positions(self) -> Floats:
         """[P, n] each initial position as an affine mixture of the experts.
 
-        The first n particles are the experts. Each further one is t·a + (1 - t)·b of two different particles
-        before it, t ~ U(0, 2): half of them interpolate and half extrapolate.
+        The first particles are experts, each of them once if `first` does not say otherwise. Each further one is
+        t·a + (1 - t)·b of two different particles before it, t ~ U(0, 2): half of them interpolate and half
+        extrapolate.
         """
-        mixture = np.eye(self.config.particles, self.n_experts)
-        for particle in range(self.n_experts, self.config.particles):
+        mixture = np.zeros((self.config.particles, self.n_experts))
+        mixture[range(len(self.first)), self.first] = 1.0
+        for particle in range(len(self.first), self.config.particles):
             random = self._random(_POPULATE, 0, particle)
             a, b = random.choice(particle, size=2, replace=False)
             t = random.uniform(0.0, 2.0)

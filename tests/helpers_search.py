@@ -23,6 +23,9 @@ SETTINGS: dict[str, Any] = {
 }
 
 
+NAMES = ("ada", "bob", "cyd")
+
+
 def vowels(example: dict[str, Any], output: str) -> float:
     """A graded score that every small move changes: the weighted share of vowels."""
     letters = [letter for letter in output if letter.isalpha()]
@@ -56,7 +59,7 @@ def make_tiny(folder: Path, **shape: Any) -> dict[str, Any]:
     tokenizer.pre_tokenizer = Split(Regex("."), "isolated")
     fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<end>", pad_token="<end>")
     fast.save_pretrained(base)
-    for seed, name in enumerate(("ada", "bob", "cyd")):
+    for seed, name in enumerate(NAMES):
         make_adapter(base, folder / "experts" / name, seed=seed, scale=0.5)
     write_data(folder / "data.json", 12)
     return {"experts": folder / "experts", "base": str(base), "data": folder / "data.json", **SETTINGS}
@@ -67,6 +70,16 @@ def write_data(path: Path, count: int) -> None:
     words = [f"{a}{b}{c}" for a in "bcdf" for b in "aeiou" for c in "lmnrst"]
     split = {"dev": words[:count], "test": words[count : 2 * count]}
     path.write_text(json.dumps({name: [{"prompt": word} for word in words] for name, words in split.items()}))
+
+
+def write_training(folder: Path, count: int = 40) -> Path:
+    """What the experts could have been trained on: words that are to be answered with one letter, an expert each."""
+    folder.mkdir(exist_ok=True)
+    for name, letter in zip(NAMES, "aei", strict=True):
+        words = [f"{name[0]}{chr(97 + index % 26)}{chr(97 + index // 26)}" for index in range(count)]
+        lines = [json.dumps({"prompt": word, "completion": letter * 3}) for word in words]
+        (folder / f"{name}.jsonl").write_text("\n".join(lines) + "\n")
+    return folder
 
 
 def told(run: str | Path) -> list[dict[str, Any]]:

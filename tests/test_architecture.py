@@ -10,25 +10,41 @@ PACKAGE = Path(__file__).parent.parent / "modelswarms_fast"
 # From the top to the bottom; a room imports only rooms of lower floors.
 FLOORS = [
     {"cli"},
-    {"loop", "bench", "one_model", "comparison"},
+    {"loop", "bench", "one_model", "comparison", "sweep", "token_swarm"},
+    {"study", "final_test"},
+    {"interleave"},
+    {"resumable"},
     {"baselines.evolmerge", "baselines.random_search"},
     {
         "baselines.best_expert",
+        "baselines.cbtm",
         "baselines.cma_es",
         "baselines.dare_ties",
+        "baselines.data_merge",
         "baselines.greedy_soup",
         "baselines.lorahub",
         "baselines.model_stock",
         "baselines.model_swarms",
+        "baselines.pack",
         "baselines.slerp",
         "baselines.uniform_soup",
+        "baselines.vote",
     },
+    {"baselines.ensembles"},
     {"baselines"},
     {"session"},
-    {"iterations"},
+    {"iterations", "confirm"},
     {"progress", "evaluate", "particles", "report"},
-    {"asking", "canary", "tiers"},
-    {"engines.group"},
+    {"asking", "canary", "tiers", "analysis.every", "analysis.studies"},
+    {
+        "analysis.composition",
+        "analysis.emergence",
+        "analysis.top_k",
+        "analysis.trajectory",
+        "analysis.weak_to_strong",
+    },
+    {"analysis"},
+    {"engines.group", "engines.ensemble"},
     {"engines.worker"},
     {"engines.vllm", "engines.transformers", "engines.process", "plots", "trace"},
     {"engines.ranks"},
@@ -54,7 +70,7 @@ FLOORS = [
     {"base", "utilities.callables", "utilities.classifier", "utilities.multiple_choice"},
     {"utilities.data", "utilities.utility"},
     {"memory"},
-    {"lora", "layout", "config", "kernels", "rows", "extension"},
+    {"training_data", "engines.vocabulary", "lora", "layout", "config", "kernels", "rows", "extension"},
     {"errors"},
 ]
 
@@ -93,7 +109,7 @@ def test_a_room_imports_only_rooms_below(room, path):
             assert floor(below) > floor(room), f"{room} imports {below}"
 
 
-@pytest.mark.parametrize("policy", ["swarm", "rows"])
+@pytest.mark.parametrize("policy", ["swarm", "rows", "analysis.every", "analysis.studies"])
 def test_the_policy_never_sees_a_tensor(policy):
     seen, stack = set(), [policy]
     paths = dict(rooms())

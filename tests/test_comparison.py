@@ -3,6 +3,7 @@
 import json
 import sys
 
+import helpers_models
 import helpers_search
 import numpy as np
 import pytest
@@ -25,7 +26,8 @@ QUICK = ["best_expert", "uniform_soup", "model_swarms"]
 def compared(request, tiny, tmp_path_factory):
     """Every method once: arguments, folder, content."""
     out = tmp_path_factory.mktemp("compared") / request.param
-    arguments = arguments_of(tiny, out=out, budget=BUDGET, seed=3, state=request.param)
+    train = helpers_search.write_training(tmp_path_factory.mktemp("train"))
+    arguments = arguments_of(tiny, out=out, budget=BUDGET, seed=3, state=request.param, train=train)
     return arguments, out, compare(**arguments)
 
 
@@ -67,6 +69,18 @@ def test_both_states_find_the_same(tiny, tmp_path):
         results = [content["methods"][name] for content in found]
         assert results[0]["dev"] == pytest.approx(results[1]["dev"], abs=1e-6)
         assert results[0]["recipe"] == results[1]["recipe"]
+
+
+def test_full_checkpoints(tmp_path):
+    """Merges that need the base read it."""
+    tiny = helpers_search.make_tiny(tmp_path)
+    folders = [helpers_models.make_base(tmp_path / "full" / f"e{seed}", seed=seed) for seed in (1, 2, 3)]
+    methods = ["model_swarms", "slerp", "dare_ties", "model_stock", "evolmerge"]
+    arguments = arguments_of(tiny, experts=folders, out=tmp_path / "out", budget=6, methods=methods)
+    content = compare(**arguments)
+    assert list(content["methods"]) == methods
+    ratio = content["methods"]["model_stock"]["recipe"]["ratio"]
+    assert 0 < ratio["median"] < 1
 
 
 def test_a_run_that_was_cut_goes_on(tiny, tmp_path, monkeypatch):

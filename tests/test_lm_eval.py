@@ -88,7 +88,8 @@ class Model:
         return -((len(prompt) * 31 + sum(map(ord, more)) * 7) % 97) / 10, (len(prompt) + len(more)) % 2 == 0
 
     def text(self, prompt):
-        return f" {len(prompt) % 3 + 5}" if len(prompt) % 2 else " forty-two"
+        number = int(prompt.split("Question: ")[-1].split("+")[0])
+        return "Forty-two" if number % 3 == 1 else f"{number} it is"
 
 
 def answer(model, ask):
@@ -141,7 +142,7 @@ def test_asks_and_scores_are_those_of_lm_eval(folder, monkeypatch, name, options
         assert (len(utility.asks["dev"]), len(utility.asks["test"])) == (3, 4)
     asks = utility.asks["test"]
     for sample, some in zip(samples[first:], asks, strict=True):
-        theirs = [tuple(arguments.values()) for arguments in sample["arguments"].values()]
+        theirs = sample["arguments"]
         for ask, arguments in zip(some, theirs, strict=True):
             assert ask.prompt == arguments[0]
             assert ask.continuation in (None, arguments[1])
@@ -202,5 +203,5 @@ def test_what_is_wrong_is_one_sentence(folder, monkeypatch, name, change, option
 
 
 def test_a_place_that_is_none_is_refused(tmp_path):
-    with pytest.raises(InputError, match="cannot read .*give a YAML file"):
+    with pytest.raises(InputError, match=r"cannot read .*give a YAML file"):
         load_utility("lm_eval:x", tmp_path / "absent")

@@ -1,5 +1,6 @@
 """One engine for many searches and evaluations: the same numbers as alone, and nothing is evaluated twice."""
 
+import shutil
 from pathlib import Path
 
 import helpers_search
@@ -138,3 +139,9 @@ def test_full_checkpoints_have_their_base_as_a_row(tmp_path):
     row = session.base_row()
     assert torch.equal(row, read_experts([base], minimum=1).rows[0])
     assert not np.allclose(row, session.experts.rows[0])
+    other = make_base(tmp_path / "other", shape={"num_hidden_layers": 3})
+    for file in base.glob("tokenizer*"):
+        shutil.copy(file, other)
+    session = Session(folders, base=str(other), task="helpers_search:vowels", data=data, engine="transformers")
+    with pytest.raises(InputError, match="other has other tensors than the experts; use the base that they share"):
+        session.base_row()

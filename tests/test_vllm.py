@@ -466,7 +466,7 @@ def test_continuations_are_as_likely_as_transformers_says(engine, oracle, prompt
     row = experts.rows[0]
     oracle.load(0, row)
     said = texts(oracle, prompts[:1])[0]
-    words = [" Paris and Rome", " 9", said, " the end of it"]
+    words = [said, " Paris and Rome", " 9", " the end of it"]
     tokens = [list(oracle.tokenizer(word)["input_ids"]) for word in words]
     pairs = list(zip(prompts, tokens, strict=True))
     engine.load(0, row)
@@ -476,7 +476,7 @@ def test_continuations_are_as_likely_as_transformers_says(engine, oracle, prompt
     assert [one.text for one in found] == [one.text for one in expected]
     assert [(one.tokens, one.greedy) for one in found[4:]] == [(one.tokens, one.greedy) for one in expected[4:]]
     assert [one.log_prob for one in found] == pytest.approx([one.log_prob for one in expected], abs=5e-3)
-    assert found[6].greedy
+    assert found[4].greedy
     assert not engine._continuations
 
     engine.submit(77, requests[-1], 1)

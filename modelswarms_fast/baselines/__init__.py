@@ -38,6 +38,10 @@ METHODS = (
     "lorahub",
     "random_search",
     "cma_es",
+    "vote",
+    "pack",
+    "cbtm",
+    "data_merge",
 )
 
 

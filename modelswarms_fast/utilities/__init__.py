@@ -24,10 +24,10 @@ from modelswarms_fast.utilities import (
     reward,
     toxicity,
 )
-from modelswarms_fast.utilities.data import SPLITS, Files, Wanted, paths_of, read_json
+from modelswarms_fast.utilities.data import SPLITS, Files, Wanted, named, paths_of, read_json
 from modelswarms_fast.utilities.utility import Answer, Ask, Utility
 
-__all__ = ["SPLITS", "TASKS", "Answer", "Ask", "Files", "Scoring", "Utility", "load_utility", "paths_of"]
+__all__ = ["SPLITS", "TASKS", "Answer", "Ask", "Files", "Scoring", "Utility", "load_utility", "named"]
 
 _LOADERS: dict[str, Callable[[Path, dict[str, Any], Wanted], Utility]] = {
     "multiple_choice": multiple_choice.load,

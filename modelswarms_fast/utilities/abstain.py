@@ -12,8 +12,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import modelswarms_fast.utilities.multiple_choice as multiple_choice
 from modelswarms_fast.utilities.data import Wanted, dataset_of, read_examples
+from modelswarms_fast.utilities.multiple_choice import FIELDS, MAX_TOKENS, parse, prompt, read_icl_prompt
 from modelswarms_fast.utilities.utility import Answer, Ask, Utility
 
 REFLECTION = "Is the proposed answer true or false? Directly answer with true or false."
@@ -21,12 +21,10 @@ REFLECTION = "Is the proposed answer true or false? Directly answer with true or
 
 def load(path: Path, content: dict[str, Any], wanted: Wanted) -> Utility:
     """The utility of an evaluation file for multiple choice. Raises InputError."""
-    examples, dataset = read_examples(path, content, wanted, multiple_choice.FIELDS), dataset_of(path, content)
-    make_prompt = partial(
-        multiple_choice.prompt, dataset=dataset, icl_prompt=multiple_choice.read_icl_prompt(path, content, dataset)
-    )
+    examples, dataset = read_examples(path, content, wanted, FIELDS), dataset_of(path, content)
+    make_prompt = partial(prompt, dataset=dataset, icl_prompt=read_icl_prompt(path, content, dataset))
     wanted.check_options()
-    limit = wanted.max_tokens or multiple_choice.MAX_TOKENS
+    limit = wanted.max_tokens or MAX_TOKENS
 
     def follow_up(example: dict[str, Any], answers: Sequence[Answer]) -> Ask:
         return Ask(f"{make_prompt(example)}\nProposed answer: {answers[0].text.strip()}\n{REFLECTION}", limit)
@@ -46,7 +44,7 @@ def score(example: dict[str, Any], output: str, reflection: str) -> float:
     """0.0 when the reflection says "false" (case ignored), else 1.0 for a right answer and -1.0 for a wrong one."""
     if "false" in reflection.lower():
         return 0.0
-    return 1.0 if multiple_choice.score(example, output) else -1.0
+    return 1.0 if parse(example, output) == str(example["answer"]) else -1.0
 
 
 def _score_examples(examples: Sequence[dict[str, Any]], answers: Sequence[Sequence[Answer]]) -> list[float]:

@@ -81,6 +81,12 @@ def paths_of(data: Files) -> list[Path]:
     return [Path(data)] if isinstance(data, (str, os.PathLike)) else [Path(one) for one in data]
 
 
+def named(data: Files) -> str | list[str] | None:
+    """What a record of a run calls them: a name, a list of several, None for none."""
+    names = [str(path) for path in paths_of(data)]
+    return names[0] if len(names) == 1 else names or None
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """Content of an evaluation file. Raises InputError."""
     try:
