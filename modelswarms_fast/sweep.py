@@ -18,6 +18,7 @@ from modelswarms_fast.interleave import SEARCHES, run_searches
 from modelswarms_fast.resumable import Planned, inputs_of
 from modelswarms_fast.session import Session, check_together
 from modelswarms_fast.study import winners_on_test
+from modelswarms_fast.utilities import Files
 
 SWEEP = "sweep.json"
 ASKED = "sweep_config.json"
@@ -40,7 +41,7 @@ def sweep(
     *,
     base: str,
     task: str,
-    data: str | Path | None,
+    data: Files,
     out: str | Path,
     searches: int = 20,
     ranges: Mapping[str, tuple[float, float]] | None = None,
