@@ -10,7 +10,7 @@ import pytest
 from rich.console import Console
 from test_session import arguments_of
 
-from modelswarms_fast import baselines, cli, comparison
+from modelswarms_fast import baselines, cli, comparison, particles, session
 from modelswarms_fast.baselines import METHODS
 from modelswarms_fast.comparison import compare, paired, settings_of, table_of
 from modelswarms_fast.errors import InputError
@@ -59,6 +59,15 @@ def test_model_swarms_is_the_search(compared, tiny, tmp_path):
     assert found["test_standard_error"] == alone["test_standard_error"]["end"]
     assert found["prompts"] == alone["prompts"], "the evaluation of the experts is counted, though it was shared"
     assert content["methods"]["best_expert"]["test"] == alone["start"]["test"]
+
+
+def test_rows_without_a_name_are_not_counted_twice(tiny, tmp_path, monkeypatch):
+    """The experts are then evaluated again within the search, and no more is added."""
+    for module in (particles, session):
+        monkeypatch.setattr(module, "LARGEST_NAMED", 0)
+    content = compare(**arguments_of(tiny, out=tmp_path / "out", budget=BUDGET, methods=["model_swarms"]))
+    found = content["methods"]["model_swarms"]
+    assert found["prompts"] == found["evaluations"] * 12 == BUDGET * 12
 
 
 def test_both_states_find_the_same(tiny, tmp_path):

@@ -33,4 +33,5 @@ def run(session: Session, budget: int, seed: int, **settings: Any) -> Choice:
     if found.mixture is not None:
         recipe["mixture"] = named(session, found.mixture)
     evaluations = sum(sum(line["evaluated"]) for line in found.history)
-    return Choice(recipe, found.dev, evaluations, test)
+    # Large rows have no name: then the search has evaluated the experts again, and that is counted already.
+    return Choice(recipe, found.dev, evaluations, test, looks_at_experts=found.spent.reused > 0)
