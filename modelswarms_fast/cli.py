@@ -38,7 +38,10 @@ app = typer.Typer(
 
 Base = Annotated[str, typer.Option(help="Base model: a local folder, a hub id, or smollm2-135m-instruct.")]
 Task = Annotated[str, typer.Option(help="An objective of docs/objectives.md, or a function as module:function.")]
-Data = Annotated[Path | None, typer.Option(help="JSON file with the lists dev and test; for lm_eval YAML.")]
+Data = Annotated[
+    list[Path] | None,
+    typer.Option(help="JSON file with the lists dev and test; for lm_eval YAML; several for multitask."),
+]
 ScoringBy = Annotated[Scoring, typer.Option(help="loglikelihood: compare likelihoods where the task can.")]
 Options = Annotated[
     list[str] | None, typer.Option("--option", help="KEY=VALUE of the objective's own; as often as needed.")
@@ -207,6 +210,8 @@ def token_swarm_command(
     limit_dev: Annotated[int | None, typer.Option(help="Use the first N dev examples.")] = None,
     limit_test: Annotated[int | None, typer.Option(help="Use the first N test examples.")] = None,
     max_tokens: MaxTokens = None,
+    scoring: ScoringBy = "generate",
+    option: Options = None,
     particles: Annotated[int | None, typer.Option(help="Default: two for each expert, at least 6.")] = None,
     seed: int = SwarmConfig.seed,
     iterations: int = SwarmConfig.iterations,
@@ -222,6 +227,7 @@ def token_swarm_command(
     """Search over mixtures of what EXPERTS say next, token by token: for experts of different architectures."""
     settings = {name: value for name, value in locals().items() if value is not None}
     settings["experts"] = experts[0] if len(experts) == 1 else experts
+    settings["options"] = read_options(settings.pop("option", None))
     from modelswarms_fast.token_swarm import token_swarm
 
     _show(token_swarm(**settings, progress=True), f"{out}: report.html, summary.json, global_best/mixture.json")
@@ -455,6 +461,8 @@ def _show(summary: dict[str, Any], written: str) -> None:
         f"{summary['iterations']} iterations, stopped by {summary['stopped']}; "
         f"{summary['prompts_per_second']:.1f} prompts/s; {phases}"
     )
+    if summary.get("objective"):
+        console.print("objective: " + ", ".join(f"{name} {value}" for name, value in summary["objective"].items()))
     console.print(f"written to {written}")
 
 

@@ -64,7 +64,8 @@ def evaluate_run(folder: str | Path) -> None:
         rows: dict[str, Rows] = {
             name: [partial(mix, torch.from_numpy(one)) for one in mixtures] for name, mixtures in groups.items()
         }
-        rows["experts"] = [partial(session.experts.rows.__getitem__, i) for i in range(len(session.experts.names))]
+        first = run.config.get("first") or range(len(session.experts.names))
+        rows["experts"] = [partial(session.experts.rows.__getitem__, expert) for expert in first]
         exact = session.engine_config.state == "mixture"
         found = score_groups(session.evaluator, rows)
     write_json(Path(folder) / TEST_SCORES, {"exact": exact, "groups": found})

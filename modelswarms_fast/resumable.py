@@ -19,6 +19,7 @@ from modelswarms_fast.journal import Journal, read_history, read_json, write_jso
 from modelswarms_fast.scores import Tally
 from modelswarms_fast.session import Session
 from modelswarms_fast.swarm import Swarm
+from modelswarms_fast.utilities import named
 
 
 @dataclass(frozen=True)
@@ -142,12 +143,18 @@ class Search:
 
 def inputs_of(session: Session, *, base: str, task: str, data: Any, **settings: Any) -> dict[str, Any]:
     """What all searches of a session share: what their results depend on beside the settings of swarm and engine."""
-    optional = {"limit_dev": None, "limit_test": None, "max_tokens": None, "scoring": "generate", "options": {}}
+    optional: dict[str, Any] = {
+        "limit_dev": None,
+        "limit_test": None,
+        "max_tokens": None,
+        "scoring": "generate",
+        "options": {},
+    }
     return {
         "base": base,
         "task": task,
         "dataset": session.utility.dataset,
-        "data": None if data is None else str(data),
+        "data": named(data),
         "experts": list(session.experts.names),
         "sources": list(session.experts.sources),
         **{f"{split}_examples": len(examples) for split, examples in session.utility.examples.items()},

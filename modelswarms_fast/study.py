@@ -20,6 +20,7 @@ from modelswarms_fast.interleave import SEARCHES, run_searches
 from modelswarms_fast.resumable import Planned, inputs_of
 from modelswarms_fast.session import Session, check_together
 from modelswarms_fast.swarm import Floats
+from modelswarms_fast.utilities import Files
 
 STUDY = "study.json"
 PLOT = "study.svg"
@@ -34,7 +35,7 @@ def study(
     *,
     base: str,
     task: str,
-    data: str | Path | None,
+    data: Files,
     out: str | Path,
     seeds: int = 3,
     at_once: int = 2,

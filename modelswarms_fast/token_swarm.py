@@ -7,7 +7,7 @@ particles start. They move by the rules of any search, and a position is served 
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
@@ -19,7 +19,8 @@ import torch
 from modelswarms_fast.base import PACKAGED, resolve_base
 from modelswarms_fast.config import DType, EngineConfig, SwarmConfig
 from modelswarms_fast.engines import start_here
-from modelswarms_fast.engines.ensemble import EnsembleEngine, Member, clipped, plain
+from modelswarms_fast.engines.decoding import plain
+from modelswarms_fast.engines.ensemble import EnsembleEngine, Member, clipped
 from modelswarms_fast.engines.transformers import TransformersEngine
 from modelswarms_fast.errors import InputError
 from modelswarms_fast.evaluate import Evaluator
@@ -31,19 +32,21 @@ from modelswarms_fast.particles import Particles
 from modelswarms_fast.progress import Progress
 from modelswarms_fast.report import write_report
 from modelswarms_fast.swarm import Swarm
-from modelswarms_fast.utilities import load_utility
+from modelswarms_fast.utilities import Files, Scoring, load_utility, named
 
 
 def token_swarm(
     experts: str | Path | Sequence[str | Path],
     *,
     task: str,
-    data: str | Path,
+    data: Files,
     out: str | Path,
     base: str | None = None,
     limit_dev: int | None = None,
     limit_test: int | None = None,
     max_tokens: int | None = None,
+    scoring: Scoring = "generate",
+    options: Mapping[str, str] | None = None,
     dtype: DType = "auto",
     max_model_len: int = EngineConfig.max_model_len,
     overwrite: bool = False,
@@ -77,7 +80,8 @@ def token_swarm(
     if config.randomness == "coordinate":
         raise InputError("randomness is 'coordinate', but a position has one coordinate an expert; use 'particle'.")
     swarm = Swarm(config, len(sources))
-    utility = load_utility(task, data, limit_dev=limit_dev, limit_test=limit_test, max_tokens=max_tokens)
+    limits = {"limit_dev": limit_dev, "limit_test": limit_test, "max_tokens": max_tokens}
+    utility = load_utility(task, data, **limits, scoring=scoring, options=options)
     engine_config = EngineConfig(
         engine="transformers", state="mixture", dtype=dtype, max_model_len=max_model_len, canary="off"
     )
@@ -89,7 +93,9 @@ def token_swarm(
         "base": base,
         "task": task,
         "dataset": utility.dataset,
-        "data": str(data),
+        "data": named(data),
+        "scoring": scoring,
+        "options": dict(options or {}),
         "experts": names,
         "architectures": [type(plain(member.engine.model)).__name__ for member in members],
     }

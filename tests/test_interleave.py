@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import threading
+import time
 from types import SimpleNamespace
 
 import numpy as np
@@ -211,17 +213,24 @@ def test_after_its_minutes_nothing_begins_and_what_runs_stops(tmp_path, monkeypa
 
 
 def test_what_goes_wrong_in_a_move_ends_all_and_drops_what_runs(tmp_path, monkeypatch):
-    tell = Iterations.tell
+    session, tell, failing = Fake(slots=2), Iterations.tell, threading.Event()
+    step = session.engine.step
 
     def fails(steps, tallies):
-        if steps.swarm.iteration == 1:
+        if steps.swarm.iteration == 1 and steps.swarm.config.seed == 2:
+            failing.set()  # from now on no request ends
+            for _ in range(5000):
+                if session.engine.running:
+                    break
+                time.sleep(0.001)
             raise OSError("no room")
         return tell(steps, tallies)
 
     monkeypatch.setattr(Iterations, "tell", fails)
-    session = Fake()
+    session.engine.step = lambda: [] if failing.is_set() else step()
     with pytest.raises(OSError, match="no room"):
         ran(tmp_path, session, at_once=3)
+    assert "drop" in {entry[0] for entry in session.engine.log}
     assert not session.engine.running
 
 

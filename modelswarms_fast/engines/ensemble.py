@@ -5,11 +5,9 @@ The experts are any transformers models: LoRA adapters of one base, or checkpoin
 
 from __future__ import annotations
 
-import inspect
 import math
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Literal, NamedTuple
 
@@ -18,6 +16,7 @@ import torch
 
 from modelswarms_fast.config import Serve
 from modelswarms_fast.engines import Completion, Request, Watch, working
+from modelswarms_fast.engines.decoding import Asked, Stream
 from modelswarms_fast.engines.transformers import TransformersEngine
 from modelswarms_fast.engines.vocabulary import Vocabulary
 from modelswarms_fast.errors import InputError
@@ -36,11 +35,6 @@ class Member(NamedTuple):
 
     engine: TransformersEngine
     row: torch.Tensor | None
-
-
-def plain(model: Any) -> Any:
-    """A model without the adapters around it."""
-    return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
 def clipped(mixture: Sequence[float] | Floats) -> Floats:
@@ -133,13 +127,13 @@ class EnsembleEngine:
         prompts = list(dict.fromkeys(tuple(request.prompt) for request, _ in self._waiting.values()))
         prompts = sorted(prompts, key=len)[:BATCH]
         numbers = {prompt: number for number, prompt in enumerate(prompts)}
-        asked: list[_Asked] = []
+        asked: list[Asked] = []
         for key, (request, limit) in list(self._waiting.items()):
             if (number := numbers.get(tuple(request.prompt))) is not None:
                 assert request.slot is not None
                 del self._waiting[key]
                 forced = request.continuation
-                asked.append(_Asked(key, number, self._routes[request.slot](request.prompt), limit, forced))
+                asked.append(Asked(key, number, self._routes[request.slot](request.prompt), limit, forced))
         with working("ensemble"):
             self._complete([list(prompt) for prompt in prompts], asked)
         if self.watch is not None:
@@ -155,7 +149,7 @@ class EnsembleEngine:
     def log_probs(self, request: Request, top: int | None = None) -> dict[int, float]:
         """Natural log-probabilities of the next token by the first expert's token id: the `top` most likely, or all."""
         assert request.slot is not None
-        one = _Asked(0, 0, self._routes[request.slot](request.prompt), 1, None)
+        one = Asked(0, 0, self._routes[request.slot](request.prompt), 1, None)
         streams = self._begin([request.prompt], [one])
         values, tokens = self._distribution(streams, [one])[0].log().topk(top or len(self._vocabulary.ids[0]))
         return dict(zip(self._vocabulary.ids[0][tokens.cpu()].tolist(), values.tolist(), strict=True))
@@ -175,7 +169,7 @@ class EnsembleEngine:
     def close(self) -> None:
         """Nothing outlives an engine in this process."""
 
-    def _complete(self, prompts: list[list[int]], asked: list[_Asked]) -> None:
+    def _complete(self, prompts: list[list[int]], asked: list[Asked]) -> None:
         """Decode until every request has ended."""
         streams = self._begin(prompts, asked)
         running = asked
@@ -197,7 +191,7 @@ class EnsembleEngine:
                 ids = self._vocabulary.ids[member][torch.tensor(tokens, dtype=torch.long)]
                 stream.advance(partial(self._model, member), wanted, parents, ids)
 
-    def _begin(self, prompts: list[list[int]], asked: list[_Asked]) -> dict[int, _Stream]:
+    def _begin(self, prompts: list[list[int]], asked: list[Asked]) -> dict[int, Stream]:
         """Put the prompts through the experts that have a say in them."""
         streams = {}
         for member in range(len(self._members)):
@@ -207,11 +201,11 @@ class EnsembleEngine:
                 most = max(one.room for one in asked)
                 if max(map(len, inputs)) + most > self._members[member].engine.max_model_len:
                     raise InputError(f"A prompt is too long for expert {member}; raise max_model_len or leave it out.")
-                streams[member] = _Stream(self._model(member), inputs, wanted, self.device)
+                streams[member] = Stream(self._model(member), inputs, wanted, self.device)
                 self.passes += len(wanted)
         return streams
 
-    def _distribution(self, streams: dict[int, _Stream], asked: list[_Asked]) -> torch.Tensor:
+    def _distribution(self, streams: dict[int, Stream], asked: list[Asked]) -> torch.Tensor:
         """[len(asked), K] float32: what is said next to each request."""
         mixed = torch.zeros((len(asked), len(self._vocabulary.ids[0])), device=self.device)
         for member, stream in streams.items():
@@ -241,86 +235,11 @@ class EnsembleEngine:
         text = self.tokenizer.decode(prompt, skip_special_tokens=True, clean_up_tokenization_spaces=False)
         return list(self._members[member].engine.tokenizer(text)["input_ids"])
 
-    def _completion(self, one: _Asked) -> Completion:
+    def _completion(self, one: Asked) -> Completion:
         if one.forced is not None:
             return Completion("", len(one.forced), one.log_prob, one.greedy)
         ids = self._vocabulary.ids[0][torch.tensor(one.tokens, dtype=torch.long)].tolist()
         return Completion(str(self.tokenizer.decode(ids, skip_special_tokens=True)), len(ids))
-
-
-@dataclass
-class _Asked:
-    """A request that runs. Tokens have their number in the common vocabulary."""
-
-    key: int
-    sequence: int
-    """Which of the distinct texts so far is its own."""
-    weights: Floats
-    limit: int
-    forced: list[int] | None
-    tokens: list[int] = field(default_factory=list)
-    log_prob: float = 0.0
-    greedy: bool = True
-    ended: bool = False
-
-    @property
-    def room(self) -> int:
-        """Tokens it may take."""
-        return self.limit if self.forced is None else len(self.forced)
-
-    def take(self, likeliest: int, probabilities: torch.Tensor, ends: frozenset[int]) -> None:
-        """Add the next token."""
-        token = likeliest
-        if self.forced is not None:
-            token = self.forced[len(self.tokens)]
-            self.greedy &= token == likeliest
-            self.log_prob += math.log(max(float(probabilities[token]), math.ulp(0.0)))
-        self.tokens.append(token)
-        self.ended = len(self.tokens) == self.room or (self.forced is None and token in ends)
-
-
-class _Stream:
-    """One expert's way along some sequences: keys and values of what it has read, logits of what comes next."""
-
-    def __init__(self, model: Any, prompts: list[list[int]], rows: list[int], device: torch.device) -> None:
-        """`rows` are the numbers of the sequences whose prompts these are."""
-        self.rows = rows
-        width = max(map(len, prompts))
-        tokens = torch.zeros((len(prompts), width), dtype=torch.long)
-        self._mask = torch.zeros_like(tokens)
-        for row, prompt in enumerate(prompts):  # padded on the left, so that all go on from one place
-            tokens[row, width - len(prompt) :] = torch.tensor(prompt)
-            self._mask[row, width - len(prompt) :] = 1
-        self._mask = self._mask.to(device)
-        self._cache: Any = None
-        self._takes = inspect.signature(plain(model).forward).parameters
-        self.logits = self._forward(model, tokens.to(device))
-
-    def advance(self, model: Callable[[], Any], rows: list[int], parents: list[int], tokens: torch.Tensor) -> None:
-        """Go on with sequences `rows`, each its parent and one more token; the others are left behind."""
-        if not rows:
-            self.rows = rows
-            return
-        at = {row: index for index, row in enumerate(self.rows)}
-        kept = [at[parent] for parent in parents]
-        if kept != list(range(len(self.rows))):
-            index = torch.tensor(kept, device=self._mask.device)
-            self._cache.batch_select_indices(index)
-            self._mask = self._mask[index]
-        self.rows = rows
-        self._mask = torch.cat([self._mask, self._mask.new_ones((len(rows), 1))], dim=1)
-        self.logits = self._forward(model(), tokens.to(self._mask.device)[:, None])
-
-    def _forward(self, model: Any, tokens: torch.Tensor) -> torch.Tensor:
-        more: dict[str, Any] = {}
-        if "position_ids" in self._takes:
-            more["position_ids"] = (self._mask.cumsum(dim=1) - 1).clamp(min=0)[:, -tokens.shape[1] :]
-        if "logits_to_keep" in self._takes:
-            more["logits_to_keep"] = 1
-        output = model(input_ids=tokens, attention_mask=self._mask, past_key_values=self._cache, use_cache=True, **more)
-        self._cache = output.past_key_values
-        logits: torch.Tensor = output.logits[:, -1]
-        return logits
 
 
 def _ends(model: Any) -> list[int]:
