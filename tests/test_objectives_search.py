@@ -33,24 +33,21 @@ CASES = [
 
 
 @pytest.mark.parametrize(("task", "data", "more"), CASES)
-def test_a_search_by_one_engine_and_by_two(wide, tmp_path, task, data, more):
+def test_a_search_and_its_winner_alone(wide, tmp_path, task, data, more):
     given, folder = wide
-    asked = given | {"task": task, "data": folder / data} | more
-    one = search(**asked, out=tmp_path / "one")
-    two = search(**asked, out=tmp_path / "two", engines=2)
-    for name in ("end", "mixture", "test_standard_error", "prompts", "tokens"):
-        assert one[name] == pytest.approx(two[name], abs=1e-6), name
-    assert one["start"]["expert"] == two["start"]["expert"]
-    assert one["scoring"] == more.get("scoring", "generate")
-    assert one["options"] == more.get("options", {})
-    first = told(tmp_path / "one")[0]
-    assert len(set(first["utilities"])) > 1, "a test of something"
+    found = search(**given | {"task": task, "data": folder / data} | more, out=tmp_path / "run")
+    assert found["scoring"] == more.get("scoring", "generate")
+    assert found["options"] == more.get("options", {})
+    lines = told(tmp_path / "run")
+    assert task == "abstain" or len(set(lines[0]["utilities"])) > 1, "a test of something"
+    engines = 2 if "scoring" in more else 1
     alone = evaluate(
-        str(tmp_path / "one" / "global_best"),
+        str(tmp_path / "run" / "global_best"),
         base=given["base"], task=task, data=folder / data, engine="transformers", dtype="float32", max_model_len=512,
-        **more,
+        engines=engines, **more,
     )  # fmt: skip
-    assert alone["score"] == pytest.approx(one["end"]["test"], abs=1e-6)
+    assert alone["score"] == pytest.approx(found["end"]["test"], abs=1e-6)
+    assert alone["standard_error"] == pytest.approx(found["test_standard_error"]["end"], abs=1e-6)
 
 
 @pytest.mark.parametrize(("task", "data", "more"), CASES[:2])
