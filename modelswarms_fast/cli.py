@@ -38,7 +38,10 @@ app = typer.Typer(
 
 Base = Annotated[str, typer.Option(help="Base model: a local folder, a hub id, or smollm2-135m-instruct.")]
 Task = Annotated[str, typer.Option(help="An objective of docs/objectives.md, or a function as module:function.")]
-Data = Annotated[Path | None, typer.Option(help="JSON file with the lists dev and test; for lm_eval YAML.")]
+Data = Annotated[
+    list[Path] | None,
+    typer.Option(help="JSON file with the lists dev and test; for lm_eval YAML; several for multitask."),
+]
 ScoringBy = Annotated[Scoring, typer.Option(help="loglikelihood: compare likelihoods where the task can.")]
 Options = Annotated[
     list[str] | None, typer.Option("--option", help="KEY=VALUE of the objective's own; as often as needed.")
@@ -458,6 +461,8 @@ def _show(summary: dict[str, Any], written: str) -> None:
         f"{summary['iterations']} iterations, stopped by {summary['stopped']}; "
         f"{summary['prompts_per_second']:.1f} prompts/s; {phases}"
     )
+    if summary.get("objective"):
+        console.print("objective: " + ", ".join(f"{name} {value}" for name, value in summary["objective"].items()))
     console.print(f"written to {written}")
 
 

@@ -21,6 +21,7 @@ from modelswarms_fast.config import SwarmConfig
 from modelswarms_fast.errors import InputError
 from modelswarms_fast.journal import read_json, write_json
 from modelswarms_fast.session import Session
+from modelswarms_fast.utilities import Files, named
 
 RESULTS = "baselines.json"
 RESAMPLES = 10_000
@@ -32,7 +33,7 @@ def compare(
     *,
     base: str,
     task: str,
-    data: str | Path | None = None,
+    data: Files = None,
     out: str | Path,
     budget: int,
     methods: Sequence[str] | None = None,
@@ -81,7 +82,7 @@ def compare(
     asked = {
         "base": base,
         "task": task,
-        "data": None if data is None else str(data),
+        "data": named(data),
         "dataset": session.utility.dataset,
         "examples": _digest(session.utility.examples),
         "asks": _digest(session.utility.asks),

@@ -53,7 +53,7 @@ def evaluate_run(folder: str | Path) -> None:
     """
     run = read_run(folder)
     groups = _mixtures(run)
-    names = {"limit_dev", "limit_test", "max_tokens", "scoring", "options"}
+    names = {"limit_dev", "limit_test", "max_tokens", "scoring", "options", "confirm"}
     asked = {name: value for name, value in run.config.items() if name in names and value is not None}
     settings = {name: run.config[name] for name in EngineConfig.__dataclass_fields__ if name in run.config}
     settings |= {"stop_early": False, "canary": "off"}
@@ -64,7 +64,8 @@ def evaluate_run(folder: str | Path) -> None:
         rows: dict[str, Rows] = {
             name: [partial(mix, torch.from_numpy(one)) for one in mixtures] for name, mixtures in groups.items()
         }
-        rows["experts"] = [partial(session.experts.rows.__getitem__, i) for i in range(len(session.experts.names))]
+        first = run.config.get("first") or range(len(session.experts.names))
+        rows["experts"] = [partial(session.experts.rows.__getitem__, expert) for expert in first]
         exact = session.engine_config.state == "mixture"
         found = score_groups(session.evaluator, rows)
     write_json(Path(folder) / TEST_SCORES, {"exact": exact, "groups": found})

@@ -22,7 +22,7 @@ from modelswarms_fast.progress import Progress
 from modelswarms_fast.report import write_report
 from modelswarms_fast.session import Session, check_together
 from modelswarms_fast.swarm import Swarm
-from modelswarms_fast.utilities import Scoring
+from modelswarms_fast.utilities import Files, Scoring, named
 
 
 def search(
@@ -30,7 +30,7 @@ def search(
     *,
     base: str,
     task: str,
-    data: str | Path | None = None,
+    data: Files = None,
     out: str | Path,
     limit_dev: int | None = None,
     limit_test: int | None = None,
@@ -50,8 +50,8 @@ def search(
         experts: a folder of expert folders, or a list of folders and hub ids.
         base: the base model: a local folder, a hub id, or "smollm2-135m-instruct".
         task: an objective by its name (docs/objectives.md), or a Python function as "module:function".
-        data: JSON file with the lists `dev` and `test`, or what the objective takes instead. Only `dev` steers the
-            search.
+        data: JSON file with the lists `dev` and `test`, several for multitask, or what the objective takes instead.
+            Only `dev` steers the search.
         out: the run folder to write: config.json, history.jsonl, summary.json, global_best/, report.html.
         limit_dev, limit_test: use only the first so many examples of a split.
         max_tokens: new tokens an example may take, instead of the task's own limit.
@@ -105,7 +105,7 @@ def search(
         "base": base,
         "task": task,
         "dataset": utility.dataset,
-        "data": None if data is None else str(data),
+        "data": named(data),
         "scoring": scoring,
         "options": dict(options or {}),
         "experts": list(loaded.names),
@@ -113,12 +113,14 @@ def search(
     counts = {f"{split}_examples": len(examples) for split, examples in utility.examples.items()}
     chosen = asdict(config) | asdict(engine_config)
     memory = {"memory": session.plan.as_dict()}
+    limits = {"limit_dev": limit_dev, "limit_test": limit_test, "max_tokens": max_tokens, "confirm": confirm}
     products = {"expert_products": inner_products(loaded.rows)}
     check_run_folder(out, overwrite)  # what can be refused is refused before an engine starts or a file is touched
     with session:
         engine, evaluator, events = session.engine, session.evaluator, session.evaluator.trace
         particles = session.particles(swarm)
-        asked = inputs | {"sources": list(loaded.sources)} | counts | chosen | memory | products
+        asked = inputs | {"sources": list(loaded.sources)} | counts | limits | chosen | memory | products
+        asked |= {"objective": utility.report()}
         with closing(particles), open_run(out, asked, overwrite=overwrite) as journal:
             events.write()  # a place that cannot be written is better known now
             setup_seconds = time.perf_counter() - started
@@ -129,10 +131,10 @@ def search(
                     )
             finally:
                 events.write()
+            found = choose(evaluator, swarm, particles) if confirm else None
         spent = evaluator.spent.copy()
 
         start = int(np.where(np.isnan(initial), -np.inf, initial)[: len(loaded.names)].argmax())
-        found = choose(evaluator, swarm, particles) if confirm else None
         particle = swarm.global_best_particle if found is None else found.particle
         end = {"particle": particle, "dev": swarm.global_best if found is None else found.dev}
         # A particle's best is the global best if it found that.
@@ -175,6 +177,7 @@ def search(
             "stopped": stopped,
             **memory,
             **result,
+            "objective": utility.report(),
             "evaluations": spent.evaluations,
             "prompts": spent.prompts,
             "tokens": spent.tokens,

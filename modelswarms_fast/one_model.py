@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import closing
-from pathlib import Path
 from typing import Any
 
 from modelswarms_fast.base import resolve_base
@@ -13,7 +12,7 @@ from modelswarms_fast.engines import start_engine
 from modelswarms_fast.errors import InputError
 from modelswarms_fast.evaluate import Evaluator
 from modelswarms_fast.experts import read_experts
-from modelswarms_fast.utilities import SPLITS, Scoring, load_utility
+from modelswarms_fast.utilities import SPLITS, Files, Scoring, load_utility
 
 
 def evaluate(
@@ -21,7 +20,7 @@ def evaluate(
     *,
     base: str,
     task: str,
-    data: str | Path | None = None,
+    data: Files = None,
     split: str = "test",
     limit: int | None = None,
     max_tokens: int | None = None,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -33,7 +33,7 @@ from modelswarms_fast.scores import Scores, digest
 from modelswarms_fast.shared import shared_rows
 from modelswarms_fast.swarm import Floats, Swarm
 from modelswarms_fast.trace import Trace
-from modelswarms_fast.utilities import Scoring, load_utility
+from modelswarms_fast.utilities import Files, Scoring, load_utility
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ class Session:
         *,
         base: str,
         task: str,
-        data: str | Path | None = None,
+        data: Files = None,
         out: str | Path = ".",
         limit_dev: int | None = None,
         limit_test: int | None = None,
@@ -123,9 +123,9 @@ class Session:
                 "row_dtype='bfloat16'."
             )
         self.base_folder = resolve_base(base)
-        self._initial: Floats | None = None
+        self._initial: list[Scores] | None = None
         self.initial_spent = Spent()
-        """What `initial` has cost."""
+        """What `initial_scores` have cost."""
 
     def __enter__(self) -> Self:
         """Start the engine."""
@@ -137,6 +137,7 @@ class Session:
             if self.engine_config.serve == "auto":
                 self.engine.choose(self.evaluator.prompts("dev"), self.utility.max_tokens)
             self.evaluator.canary = make_canary(self.engine, self.base_folder, self.experts, self.engine_config)
+            self._calibrate()
         except BaseException:
             self.engine.close()
             raise
@@ -155,13 +156,18 @@ class Session:
         return None if name == "auto" else getattr(torch, name)
 
     @property
-    def initial(self) -> Floats:
-        """[n] utilities of the experts on dev, evaluated when they are first asked for."""
+    def initial_scores(self) -> list[Scores]:
+        """Scores of the experts on each dev example, evaluated when they are first asked for."""
         if self._initial is None:
             before = self.evaluator.spent.copy()
-            self._initial = self.mixtures_on_dev(np.eye(len(self.experts.names)))
+            self._initial = self.score_mixtures(np.eye(len(self.experts.names)), "dev")
             self.initial_spent = self.evaluator.spent.since(before)
         return self._initial
+
+    @cached_property
+    def initial(self) -> Floats:
+        """[n] utilities of the experts on dev."""
+        return self._utilities(self.initial_scores)
 
     def utility_of(self, split: str, scores: Sequence[float]) -> float:
         """The utility of a particle with these scores on a split."""
@@ -205,6 +211,12 @@ class Session:
         if base.layout != layout:
             raise InputError(f"{self.base} has other tensors than the experts; use the base that they share.")
         return base.rows[0]
+
+    def _calibrate(self) -> None:
+        """Have a utility that wants it fix what it measures with, on what the experts answer to dev."""
+        if self.utility.calibrate is not None:
+            answers = [one for row in self.experts.rows for one in self.evaluator.answers(row, "dev")]
+            self.utility.calibrate(self.utility.examples["dev"] * len(self.experts.names), answers)
 
     def _utilities(self, scores: Sequence[Scores]) -> Floats:
         return np.array([self.utility_of("dev", one) for one in scores], dtype=np.float64)

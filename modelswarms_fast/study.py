@@ -16,9 +16,11 @@ from modelswarms_fast.analysis.every import svg
 from modelswarms_fast.config import SwarmConfig
 from modelswarms_fast.errors import InputError
 from modelswarms_fast.experts import read_model
-from modelswarms_fast.interleave import SEARCHES, Planned, run_searches
+from modelswarms_fast.interleave import SEARCHES, run_searches
+from modelswarms_fast.resumable import Planned, inputs_of
 from modelswarms_fast.session import Session, check_together
 from modelswarms_fast.swarm import Floats
+from modelswarms_fast.utilities import Files
 
 STUDY = "study.json"
 PLOT = "study.svg"
@@ -33,7 +35,7 @@ def study(
     *,
     base: str,
     task: str,
-    data: str | Path | None,
+    data: Files,
     out: str | Path,
     seeds: int = 3,
     at_once: int = 2,
@@ -66,15 +68,7 @@ def study(
     names = list(session.experts.names)
     config = SwarmConfig(**({"particles": len(names)} | (swarm or {})))
     check_together(config, session.engine_config)
-    inputs = {
-        "base": base,
-        "task": task,
-        "dataset": session.utility.dataset,
-        "data": str(data),
-        "experts": names,
-        "sources": list(session.experts.sources),
-        **{f"{split}_examples": len(examples) for split, examples in session.utility.examples.items()},
-    }
+    inputs = inputs_of(session, base=base, task=task, data=data, **settings)
     with session:
         variants = variants_of(kind, config, session.initial)
         planned = []

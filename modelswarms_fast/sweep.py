@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, fields
 from functools import partial
@@ -13,9 +14,11 @@ import numpy as np
 from modelswarms_fast import journal
 from modelswarms_fast.config import SwarmConfig
 from modelswarms_fast.errors import InputError
-from modelswarms_fast.interleave import SEARCHES, Planned, run_searches
+from modelswarms_fast.interleave import SEARCHES, run_searches
+from modelswarms_fast.resumable import Planned, inputs_of
 from modelswarms_fast.session import Session, check_together
 from modelswarms_fast.study import winners_on_test
+from modelswarms_fast.utilities import Files
 
 SWEEP = "sweep.json"
 ASKED = "sweep_config.json"
@@ -38,7 +41,7 @@ def sweep(
     *,
     base: str,
     task: str,
-    data: str | Path | None,
+    data: Files,
     out: str | Path,
     searches: int = 20,
     ranges: Mapping[str, tuple[float, float]] | None = None,
@@ -76,15 +79,7 @@ def sweep(
     names = list(session.experts.names)
     first = SwarmConfig(**({"particles": len(names)} | shared))
     check_together(first, session.engine_config)
-    inputs = {
-        "base": base,
-        "task": task,
-        "dataset": session.utility.dataset,
-        "data": str(data),
-        "experts": names,
-        "sources": list(session.experts.sources),
-        **{f"{split}_examples": len(examples) for split, examples in session.utility.examples.items()},
-    }
+    inputs = inputs_of(session, base=base, task=task, data=data, **settings)
     asked = journal.plain(inputs | {"ranges": chosen, "swarm": asdict(first), "engine": asdict(session.engine_config)})
     _check_folder(folder, asked)
     planned = [
@@ -92,6 +87,7 @@ def sweep(
         for index, drawn in enumerate(draw(chosen, searches, first.seed))
     ]
     with session:
+        trace, clock = session.evaluator.trace, time.perf_counter()
         records = run_searches(
             session,
             planned,
@@ -102,6 +98,8 @@ def sweep(
             minutes=minutes,
             ended=lambda one: say(f"{one['name']}: dev {one['end']['dev']:.4f}, {one['evaluations']} evaluations"),
         )
+        seconds = time.perf_counter() - clock
+        say(f"{seconds:.0f} s, the engine idle for {trace.idle(trace.busy(), seconds):.1%} of them")
         if not records:
             raise InputError(f"no search has ended after {minutes:g} minutes; give more")
         by_name = {one.name: one.config for one in planned}

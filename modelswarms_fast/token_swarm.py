@@ -32,14 +32,14 @@ from modelswarms_fast.particles import Particles
 from modelswarms_fast.progress import Progress
 from modelswarms_fast.report import write_report
 from modelswarms_fast.swarm import Swarm
-from modelswarms_fast.utilities import Scoring, load_utility
+from modelswarms_fast.utilities import Files, Scoring, load_utility, named
 
 
 def token_swarm(
     experts: str | Path | Sequence[str | Path],
     *,
     task: str,
-    data: str | Path,
+    data: Files,
     out: str | Path,
     base: str | None = None,
     limit_dev: int | None = None,
@@ -93,7 +93,7 @@ def token_swarm(
         "base": base,
         "task": task,
         "dataset": utility.dataset,
-        "data": str(data),
+        "data": named(data),
         "scoring": scoring,
         "options": dict(options or {}),
         "experts": names,

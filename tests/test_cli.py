@@ -169,3 +169,30 @@ def test_an_engine_that_fails_is_one_sentence_and_the_journal_stays(tiny, argume
     assert shown.count("transformers engine failed") == 1
     assert "MemoryError: no room for keys and values" in shown
     assert len(read_history(tmp_path / "run" / "history.jsonl")) == 1
+
+
+def test_scoring_and_options_reach_every_command(tmp_path, monkeypatch):
+    import modelswarms_fast.loop
+    import modelswarms_fast.one_model
+
+    seen = []
+
+    def noted(*arguments, **settings):
+        seen.append(settings)
+        return {}
+
+    def shown(*arguments, **settings):
+        noted(**settings)
+        raise cli.InputError("seen")
+
+    monkeypatch.setattr(modelswarms_fast.one_model, "evaluate", noted)
+    monkeypatch.setattr(modelswarms_fast.loop, "search", shown)
+    own = ["--base", "b", "--task", "lm_eval:t", "--scoring", "loglikelihood", "--option", "a=1", "--option", "b=x=y"]
+    assert run(monkeypatch, "evaluate", "m", *own) == 0
+    assert run(monkeypatch, "search", "m", *own, "--out", tmp_path) == 2
+    for settings in seen:
+        assert settings["scoring"] == "loglikelihood"
+        assert settings["options"] == {"a": "1", "b": "x=y"}
+        assert settings.get("data") is None
+    assert run(monkeypatch, "evaluate", "m", *own, "--option", "a=2") == 2
+    assert len(seen) == 2

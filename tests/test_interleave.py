@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import threading
+import time
 from types import SimpleNamespace
 
 import numpy as np
@@ -9,15 +11,16 @@ import pytest
 import torch
 from helpers_evaluate import ScriptedEngine, number, utility
 
-from modelswarms_fast import interleave
+from modelswarms_fast import interleave, resumable
 from modelswarms_fast.config import EngineConfig, SwarmConfig
 from modelswarms_fast.confirm import CANDIDATES, confirm, hold_back
 from modelswarms_fast.errors import InputError
 from modelswarms_fast.evaluate import Evaluator
-from modelswarms_fast.interleave import Planned, run_searches
+from modelswarms_fast.interleave import run_searches
 from modelswarms_fast.iterations import Iterations
 from modelswarms_fast.journal import Journal, read_history
 from modelswarms_fast.particles import Particles
+from modelswarms_fast.resumable import Planned
 from modelswarms_fast.scores import Tally
 from modelswarms_fast.swarm import Swarm
 
@@ -45,15 +48,16 @@ class Fake:
     def particles(self, swarm):
         return Particles(self.experts, swarm, self.engine_config, torch.device("cpu"))
 
-    def score_mixtures(self, mixtures, split):
+    @property
+    def initial_scores(self):
         swarm = Swarm(SwarmConfig(particles=3), 3)
-        found = self.evaluator.rows(self.particles(swarm), range(len(mixtures)), split)
-        return [found[index].known for index in range(len(mixtures))]
+        found = self.evaluator.rows(self.particles(swarm), range(3), "dev")
+        return [found[index].known for index in range(3)]
 
 
 @pytest.fixture(autouse=True)
 def no_export(monkeypatch):
-    monkeypatch.setattr(interleave, "export", lambda *arguments, **more: None)
+    monkeypatch.setattr(resumable, "export", lambda *arguments, **more: None)
     monkeypatch.setattr(Particles, "global_best", lambda self: None)
 
 
@@ -94,11 +98,11 @@ def test_particles_of_two_searches_share_a_batch(tmp_path, monkeypatch):
         load(shared, engine, slot, number)
 
     def stepped():
-        together.add(frozenset(of_slot[request.slot] for request in session.engine.running.values()))
+        running = session.engine.running.values()
+        together.add(frozenset(of_slot.get(request.slot) for request in running) - {None})
         return step()
 
     monkeypatch.setattr(interleave._Shared, "load", noted)
-    session.score_mixtures(np.eye(3), "dev")
     session.engine.step = stepped
     ran(tmp_path, session, at_once=2)
     assert max(map(len, together)) == 2
@@ -209,17 +213,24 @@ def test_after_its_minutes_nothing_begins_and_what_runs_stops(tmp_path, monkeypa
 
 
 def test_what_goes_wrong_in_a_move_ends_all_and_drops_what_runs(tmp_path, monkeypatch):
-    tell = Iterations.tell
+    session, tell, failing = Fake(slots=2), Iterations.tell, threading.Event()
+    step = session.engine.step
 
     def fails(steps, tallies):
-        if steps.swarm.iteration == 1:
+        if steps.swarm.iteration == 1 and steps.swarm.config.seed == 2:
+            failing.set()  # from now on no request ends
+            for _ in range(5000):
+                if session.engine.running:
+                    break
+                time.sleep(0.001)
             raise OSError("no room")
         return tell(steps, tallies)
 
     monkeypatch.setattr(Iterations, "tell", fails)
-    session = Fake()
+    session.engine.step = lambda: [] if failing.is_set() else step()
     with pytest.raises(OSError, match="no room"):
         ran(tmp_path, session, at_once=3)
+    assert "drop" in {entry[0] for entry in session.engine.log}
     assert not session.engine.running
 
 

@@ -41,6 +41,7 @@ def run(tiny, tmp_path_factory):
 def test_run_folder_is_complete(run):
     arguments, out, summary = run
     assert sorted(path.name for path in out.iterdir()) == [
+        "analysis.json",
         "config.json",
         "global_best",
         "history.jsonl",

@@ -2,6 +2,7 @@
 
 import json
 
+import helpers_search
 import numpy as np
 import pytest
 import torch
@@ -16,11 +17,12 @@ from modelswarms_fast.engines.transformers import TransformersEngine
 from modelswarms_fast.errors import InputError
 from modelswarms_fast.experts import read_experts, read_model
 from modelswarms_fast.final_test import evaluate_run
-from modelswarms_fast.interleave import Search
 from modelswarms_fast.journal import Journal, read_json
 from modelswarms_fast.loop import search
+from modelswarms_fast.resumable import Search
 from modelswarms_fast.study import study, variants_of
 
+tiny = helpers_search.tiny
 RIGHT = {"task": "helpers_search:rich", "canary": "off"}
 
 

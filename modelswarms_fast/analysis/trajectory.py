@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
+_DOTS = 20  # iterations whose positions are marked; lines show the others
+
+
 def coordinates(mixtures: Floats, products: Floats) -> Floats:
     """[..., n] points with the distances that mixtures [..., n] of the experts have as weights.
 
@@ -74,7 +77,8 @@ def plot(numbers: dict[str, Any]) -> Figure:
     ways = np.array(numbers["particles"])
     for particle in range(ways.shape[1]):
         axes.plot(ways[:, particle, 0], ways[:, particle, 1], color="#9aa4af", linewidth=0.8, alpha=0.8, zorder=1)
-    for index, way in enumerate(ways):  # later is darker
+    for index in np.unique(np.linspace(0, len(ways) - 1, _DOTS).astype(int)):  # later is darker
+        way = ways[index]
         shade = 0.15 + 0.85 * index / max(len(ways) - 1, 1)
         axes.scatter(way[:, 0], way[:, 1], s=14, color="#0b62c4", alpha=shade, linewidths=0, zorder=2)
     for name, (x, y) in zip(numbers["names"], numbers["experts"], strict=True):

@@ -50,15 +50,16 @@ def plot(numbers: dict[str, Any]) -> Figure:
     """Runs by the rank at the start of the particle that found the winner."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(5.6, 3.2), layout="constrained")
+    figure = Figure(figsize=(6.4, 3.2), layout="constrained")
     axes = figure.add_subplot()
     most = max(numbers["of"])
     axes.hist(numbers["ranks"], bins=[one + 0.5 for one in range(most + 1)], color="#0b62c4", rwidth=0.85)
     axes.axvline((most + 1) / 2, color="#b3461d", linestyle="--", linewidth=1)
-    axes.set_xlabel(f"rank at the start (1: the best of {most}) of the particle that won; dashed: the middle")
+    axes.set_xlabel(f"rank at the start, of {most}, of the particle that won; dashed: the middle")
     axes.set_ylabel("runs")
+    axes.yaxis.get_major_locator().set_params(integer=True)
     axes.set_title(
-        f"{numbers['not_the_best']:.0%} of {len(numbers['ranks'])} winners were not the best at the start, "
+        f"{numbers['not_the_best']:.0%} of {len(numbers['ranks'])} winners were not the best at the start,\n"
         f"{numbers['from_the_lower_half']:.0%} came from the lower half",
         fontsize=9,
     )

@@ -6,31 +6,44 @@ its own example and answers alone, never on what shared a batch with it.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from modelswarms_fast.config import Scoring
 from modelswarms_fast.errors import InputError
-from modelswarms_fast.utilities import abstain, callables, exact_match, lm_eval_task, multiple_choice, perplexity
-from modelswarms_fast.utilities.data import SPLITS, Wanted, read_json
+from modelswarms_fast.utilities import (
+    abstain,
+    callables,
+    exact_match,
+    judge,
+    lm_eval_task,
+    multiple_choice,
+    multitask,
+    perplexity,
+    reward,
+    toxicity,
+)
+from modelswarms_fast.utilities.data import SPLITS, Files, Wanted, named, paths_of, read_json
 from modelswarms_fast.utilities.utility import Answer, Ask, Utility
 
-__all__ = ["SPLITS", "TASKS", "Answer", "Ask", "Scoring", "Utility", "load_utility"]
+__all__ = ["SPLITS", "TASKS", "Answer", "Ask", "Files", "Scoring", "Utility", "load_utility", "named"]
 
 _LOADERS: dict[str, Callable[[Path, dict[str, Any], Wanted], Utility]] = {
     "multiple_choice": multiple_choice.load,
     "exact_match": exact_match.load,
     "abstain": abstain.load,
     "perplexity": perplexity.load,
+    "reward": reward.load,
+    "judge": judge.load,
+    "toxicity": toxicity.load,
 }
-TASKS = (*_LOADERS, "lm_eval:TASK")
+TASKS = (*_LOADERS, "multitask", "lm_eval:TASK")
 
 
 def load_utility(
     task: str,
-    data: str | os.PathLike[str] | None = None,
+    data: Files = None,
     *,
     limit_dev: int | None = None,
     limit_test: int | None = None,
@@ -40,8 +53,9 @@ def load_utility(
 ) -> Utility:
     """Read an evaluation file and make the utility of `task` from it.
 
-    task: one of TASKS, or a Python function as "module:function". data: a JSON file with the lists `dev` and `test`;
-    its field `dataset` (or else its name without ".json") picks the prompt and the token limit, in any case; for
+    task: one of TASKS, some with a suffix as in "reward:concise", or a Python function as "module:function". data: a
+    JSON file with the lists `dev` and `test`, or for "multitask" several, or the folder of a published domain; a file's
+    field `dataset` (or else its name without ".json") picks the prompt and the token limit, in any case; for
     lm_eval:TASK a YAML file or a folder with some, or None for lm-eval's own tasks. limit_dev,
     limit_test: keep the first so many examples, or all where there are fewer. max_tokens: new tokens an ask may take,
     instead of the task's own limit. scoring: "loglikelihood" where the task can compare likelihoods instead of
@@ -52,16 +66,21 @@ def load_utility(
     for name, value in limits.items():
         if value is not None and value < 1:
             raise InputError(f"{name} is {value}; give at least 1")
-    if task not in _LOADERS and ":" not in task:
+    if task not in (*_LOADERS, "multitask") and ":" not in task:
         raise InputError(f'unknown task "{task}"; choose {", ".join(TASKS)} or a function as module:function')
     if scoring not in ("generate", "loglikelihood"):
         raise InputError(f"scoring is {scoring!r}; choose generate or loglikelihood")
-    if scoring == "loglikelihood" and task != "multiple_choice":
+    kind = task.partition(":")[0]
+    if scoring == "loglikelihood" and kind not in ("multiple_choice", "multitask"):
         raise InputError(f'scoring is "loglikelihood", which task "{task}" does not have; use multiple_choice')
     wanted = Wanted(task, {"dev": limit_dev, "test": limit_test}, max_tokens, scoring, dict(options or {}))
-    if task.startswith("lm_eval:"):
-        return lm_eval_task.load(None if data is None else Path(data), wanted)
-    if data is None:
+    paths = paths_of(data)
+    if kind == "multitask":
+        return multitask.load(paths, wanted, load_utility)
+    if len(paths) > 1:
+        raise InputError(f'task "{task}" takes one evaluation file, not {len(paths)}; use multitask for several')
+    if kind == "lm_eval":
+        return lm_eval_task.load(paths[0] if paths else None, wanted)
+    if not paths:
         raise InputError(f'task "{task}" needs an evaluation file; give --data')
-    path = Path(data)
-    return _LOADERS.get(task, callables.load)(path, read_json(path), wanted)
+    return _LOADERS.get(kind, callables.load)(paths[0], read_json(paths[0]), wanted)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import math
+import os
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,8 @@ from modelswarms_fast.config import Scoring
 from modelswarms_fast.errors import InputError
 
 SPLITS = ("dev", "test")
+Files = str | os.PathLike[str] | Sequence[str | os.PathLike[str]] | None
+"""An evaluation file; several for several tasks; None for a task that brings its own data."""
 Fields = Mapping[str, tuple[type, ...]]
 """Name of a field → types that it may have."""
 
@@ -43,6 +47,44 @@ class Wanted:
         if value not in choices:
             raise InputError(f'option {name} of task "{self.task}" is {value!r}; choose {", ".join(choices)}')
         return value
+
+    def text(self, name: str, default: str | None = None) -> str:
+        """The value of an option. Raises InputError where it is empty, or missing without a default."""
+        if not (value := self.options.get(name, default)):
+            raise InputError(f'task "{self.task}" needs --option {name}=...; docs/objectives.md says what it is')
+        return value
+
+    def number(self, name: str, default: float | None = None, least: float = -math.inf) -> float:
+        """A finite number from `least` on. Raises InputError."""
+        text = self.text(name, None if default is None else str(default))
+        try:
+            value = float(text)
+        except ValueError:
+            value = math.nan
+        if not least <= value < math.inf:
+            limit = f" from {least:g} on" if least > -math.inf else ""
+            raise InputError(f'option {name} of task "{self.task}" is {text!r}; give a number{limit}')
+        return value
+
+    def whole(self, name: str, default: int, least: int = 1) -> int:
+        """A whole number from `least` on. Raises InputError."""
+        value = self.number(name, default, least)
+        if value != int(value):
+            raise InputError(f'option {name} of task "{self.task}" is {value:g}; give a whole number')
+        return int(value)
+
+
+def paths_of(data: Files) -> list[Path]:
+    """The files, of which there may be none."""
+    if data is None:
+        return []
+    return [Path(data)] if isinstance(data, (str, os.PathLike)) else [Path(one) for one in data]
+
+
+def named(data: Files) -> str | list[str] | None:
+    """What a record of a run calls them: a name, a list of several, None for none."""
+    names = [str(path) for path in paths_of(data)]
+    return names[0] if len(names) == 1 else names or None
 
 
 def read_json(path: Path) -> dict[str, Any]:

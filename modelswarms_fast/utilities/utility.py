@@ -73,6 +73,11 @@ class Utility:
     """(split, scores) → standard error of `reduce`."""
     score_range: tuple[float, float] | None = None
     """Lowest and highest score there is, if that is known; NaN aside."""
+    calibrate: Callable[[Sequence[dict[str, Any]], Sequence[Sequence[Answer]]], None] | None = None
+    """Fixes what the scores are measured with; called once, before the first score is asked for, with all that the
+    initial experts answer on dev."""
+    report: Callable[[], dict[str, Any]] = dict
+    """What a run should tell about its scoring: constants, counts, costs."""
 
     @property
     def prompts(self) -> dict[str, list[str]]:
