@@ -22,7 +22,7 @@ def read_training_data(folder: str | Path, names: Sequence[str]) -> dict[str, Pa
 
 def _read(path: Path) -> Pairs:
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8").split("\n")  # a text may hold other separators of lines
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(
             f"cannot read {path} ({error}); the training data is one NAME.jsonl for each expert NAME."

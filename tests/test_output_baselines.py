@@ -228,6 +228,8 @@ def test_training_data_is_checked(tmp_path):
     assert read_training_data(folder, NAMES)["bob"] == [("baa", "eee"), ("bba", "eee")]
     with pytest.raises(InputError, match=r"cannot read .*dan\.jsonl"):
         read_training_data(folder, ["dan"])
+    (folder / "ada.jsonl").write_text('{"prompt": "a\u2028b", "completion": "c"}\n')
+    assert read_training_data(folder, ["ada"]) == {"ada": [("a\u2028b", "c")]}
     (folder / "ada.jsonl").write_text('{"prompt": "a"}\n')
     with pytest.raises(InputError, match="line 1 is no"):
         read_training_data(folder, NAMES)

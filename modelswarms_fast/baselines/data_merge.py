@@ -17,7 +17,7 @@ from modelswarms_fast.experts import Experts, export, read_model
 from modelswarms_fast.session import Session
 from modelswarms_fast.training_data import Pairs, read_training_data
 
-STEPS = 20  # for each expert: minutes on two cores, and less than most experts have had
+STEPS = 10  # for each expert: less than most experts have had, for a CPU has to be done with it
 BATCH = 8
 LEARNING_RATE = 1e-3
 LONGEST = 256  # tokens of a prompt and its completion; a longer prompt loses its beginning
