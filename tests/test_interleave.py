@@ -89,7 +89,7 @@ def test_a_search_finds_beside_others_what_it_finds_alone(tmp_path, at_once, sto
 
 
 def test_particles_of_two_searches_share_a_batch(tmp_path, monkeypatch):
-    of_slot, together = {}, set()
+    of_slot, together, waited = {}, set(), [False] + [True] * 3000
     session = Fake()
     load, step = interleave._Shared.load, session.engine.step
 
@@ -100,6 +100,9 @@ def test_particles_of_two_searches_share_a_batch(tmp_path, monkeypatch):
     def stepped():
         running = session.engine.running.values()
         together.add(frozenset(of_slot.get(request.slot) for request in running) - {None})
+        if of_slot and max(map(len, together)) < 2 and waited.pop():
+            time.sleep(0.001)  # nothing ends until both are there
+            return []
         return step()
 
     monkeypatch.setattr(interleave._Shared, "load", noted)

@@ -49,6 +49,7 @@ def summarise(ranks: Sequence[tuple[float, int]]) -> dict[str, Any]:
 def plot(numbers: dict[str, Any]) -> Figure:
     """Runs by the rank at the start of the particle that found the winner."""
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
     figure = Figure(figsize=(6.4, 3.2), layout="constrained")
     axes = figure.add_subplot()
@@ -57,7 +58,7 @@ def plot(numbers: dict[str, Any]) -> Figure:
     axes.axvline((most + 1) / 2, color="#b3461d", linestyle="--", linewidth=1)
     axes.set_xlabel(f"rank at the start, of {most}, of the particle that won; dashed: the middle")
     axes.set_ylabel("runs")
-    axes.yaxis.get_major_locator().set_params(integer=True)
+    axes.yaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_title(
         f"{numbers['not_the_best']:.0%} of {len(numbers['ranks'])} winners were not the best at the start,\n"
         f"{numbers['from_the_lower_half']:.0%} came from the lower half",
