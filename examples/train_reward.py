@@ -26,7 +26,7 @@ from typing import Any
 
 import skills
 import torch
-from transformers import AutoModelForSequenceClassification, AutoTokenizer
+from transformers import AutoModelForSequenceClassification, AutoTokenizer, logging
 
 from modelswarms_fast.base import resolve_base
 
@@ -147,6 +147,8 @@ def main() -> None:
     parser.add_argument("--learning-rate", type=float, default=LEARNING_RATE, help="(default: %(default)s)")
     parser.add_argument("--pairs", type=int, default=480, help="held-out pairs to look at (default: %(default)s)")
     arguments = parser.parse_args()
+    logging.set_verbosity_error()  # the new head and the layers that are left out are no news
+    logging.disable_progress_bar()
     begun = time.perf_counter()
     model, tokenizer = start(resolve_base(arguments.base), arguments.layers)
     losses = train(model, tokenizer, arguments.steps, arguments.learning_rate)

@@ -296,7 +296,8 @@ def test_unknown_domain(tmp_path: Path) -> None:
 # In a search
 
 
-def test_search_stops_early_and_finds_the_same(tmp_path: Path) -> None:
+def test_search_stops_early_and_finds_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("modelswarms_fast.evaluate.FLOOR", 1)
     tiny = make_tiny(tmp_path)
     write_data(tmp_path / "other.json", 20)
     arguments = tiny | {
