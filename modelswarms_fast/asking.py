@@ -113,8 +113,6 @@ class Asking:
         names = [name for asked in given_up for name in asked.names]
         for name in names:
             del self._under_way[name]
-        for asked in given_up:
-            asked.names.clear()
         if names:
             self._engine.drop(names)
 
