@@ -2,7 +2,7 @@
 
     python examples/train_second_model.py --out runs/qwen2 largest path
 
-No package carries a second small language model, and one that begins at random numbers learns nothing in minutes. So
+The demo has one pretrained model, and a small GPT-2 that began at random numbers had learned little after minutes. So
 this is a Qwen2 with 24 layers that begins with what it can take from the demo's base, a Llama with 30: layers 18 to 23
 are left out, and Qwen2's biases begin at 0. Low-rank updates of all linear layers are trained on some of the demo's
 skills, in the wordings that the demo's experts have seen, and merged. Its weights have other names, shapes and numbers
