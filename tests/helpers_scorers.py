@@ -16,6 +16,7 @@ import torch
 from tokenizers import Regex, Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Split
+from tokenizers.processors import TemplateProcessing
 from transformers import LlamaConfig, LlamaForSequenceClassification, PreTrainedTokenizerFast
 
 from modelswarms_fast.utilities import Answer
@@ -38,7 +39,7 @@ def answers(*texts: str) -> list[list[Answer]]:
 def make_classifier(
     folder: Path, *, labels: list[str] | None = None, chat: str | None = None, pad: bool = True, **config: Any
 ) -> Path:
-    """A random Llama with a classification head, one output or those of `labels`, and a token for each character."""
+    """A random Llama with a classification head, one output or those of `labels`, a token a character, after "^"."""
     torch.manual_seed(0)
     names = labels or ["reward"]
     shape = {
@@ -53,6 +54,7 @@ def make_classifier(
     vocabulary = {letter: index for index, letter in enumerate(["~", *string.printable[:94], "\n"])}
     tokenizer = Tokenizer(WordLevel(vocabulary, unk_token="~"))
     tokenizer.pre_tokenizer = Split(Regex("[\\s\\S]"), "isolated")
+    tokenizer.post_processor = TemplateProcessing(single="^ $A", special_tokens=[("^", vocabulary["^"])])
     padding = {"pad_token": "~"} if pad else {}
     fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="~", model_max_length=64, **padding)
     fast.chat_template = chat

@@ -110,7 +110,13 @@ def test_rounding_reaches_the_search(tiny, arguments, tmp_path, monkeypatch):
     ],
 )
 def test_a_mistake_is_one_sentence_and_exit_code_2(change, message, tiny, arguments, tmp_path, monkeypatch, capsys):
-    assert run(monkeypatch, "search", tiny["experts"], *arguments, "--out", tmp_path / "run", *change) == 2
+    option, value = change
+    if option in arguments:
+        arguments = [*arguments]
+        arguments[arguments.index(option) + 1] = value
+    else:
+        arguments = [*arguments, option, value]
+    assert run(monkeypatch, "search", tiny["experts"], *arguments, "--out", tmp_path / "run") == 2
     captured = capsys.readouterr()
     assert captured.out == ""
     assert captured.err.startswith("error: ")

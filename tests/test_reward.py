@@ -81,7 +81,7 @@ def test_constants_are_measured_once() -> None:
     scorer, words = reward("general", None)
     with pytest.raises(InputError, match="no constants"):
         scorer.scores([response(1)])
-    scorer.calibrate([response(3), response(-1), response(math.nan), response(0)])
+    scorer.calibrate([response(math.nan), response(3), response(-1), response(0)])
     scorer.calibrate([response(100), response(-100)])
     assert scorer.constants == (-1, 3)
     assert scorer.scores([response(0), response(3), response(7)]) == [0.25, 1, 1]
@@ -108,7 +108,7 @@ def test_rewards_are_those_of_transformers_one_by_one(tmp_path: Path, chat: str 
     for prompt, said in pairs:
         text = f"<user>{prompt}<assistant>{said}" if chat else f"{prompt}\n{said}"
         with torch.inference_mode():
-            ids = torch.tensor([tokenizer(text)["input_ids"]])
+            ids = torch.tensor([tokenizer(text, add_special_tokens=chat is None)["input_ids"]])
             expected.append(float(model.score(model.model(input_ids=ids).last_hidden_state[:, -1])))
     rewards = Reward(Classifier(str(folder), batch=3), "general").rewards(pairs)
     assert rewards == pytest.approx(expected, abs=1e-4)
@@ -124,7 +124,7 @@ def test_a_pair_keeps_its_reward_whatever_it_is_batched_with(tmp_path: Path) -> 
 def test_a_long_text_loses_its_beginning_and_is_counted(tmp_path: Path) -> None:
     classifier = Classifier(str(make_classifier(tmp_path / "model")))
     long, end = "x" * 40 + "y" * 64, "y" * 64
-    assert classifier.logits([long])[0] == pytest.approx(classifier.logits([end])[0])
+    assert classifier.logits([long], special=False)[0] == pytest.approx(classifier.logits([end], special=False)[0])
     assert classifier.truncated == 1
 
 
