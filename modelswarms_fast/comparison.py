@@ -112,20 +112,6 @@ def compare(
     return read_json(file) if content["methods"] else content
 
 
-def settings_of(pairs: Sequence[str]) -> dict[str, Any]:
-    """Settings from texts such as "inertia=0.2": a value is JSON, or else the text itself. Raises InputError."""
-    settings: dict[str, Any] = {}
-    for pair in pairs:
-        name, equals, value = pair.partition("=")
-        if not equals:
-            raise InputError(f"{pair!r} is no setting; write name=value.")
-        try:
-            settings[name.strip().replace("-", "_")] = json.loads(value)
-        except ValueError:
-            settings[name.strip().replace("-", "_")] = value
-    return settings
-
-
 def _start(file: Path, asked: dict[str, Any]) -> dict[str, Any]:
     """What the file holds if it is of the same arguments; else a new content. Raises InputError."""
     if file.exists():

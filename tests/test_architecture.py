@@ -10,6 +10,8 @@ PACKAGE = Path(__file__).parent.parent / "modelswarms_fast"
 # From the top to the bottom; a room imports only rooms of lower floors.
 FLOORS = [
     {"cli"},
+    {"cli_many"},
+    {"cli_options"},
     {"loop", "bench", "one_model", "comparison", "sweep", "token_swarm"},
     {"study", "final_test"},
     {"interleave"},

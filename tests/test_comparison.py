@@ -12,7 +12,7 @@ from test_session import arguments_of
 
 from modelswarms_fast import baselines, cli, comparison, particles, session
 from modelswarms_fast.baselines import METHODS
-from modelswarms_fast.comparison import compare, paired, settings_of, table_of
+from modelswarms_fast.comparison import compare, paired, table_of
 from modelswarms_fast.errors import InputError
 from modelswarms_fast.loop import search
 
@@ -170,16 +170,6 @@ def test_the_bootstrap_of_several_tasks_keeps_each_ones_examples():
     assert found["interval"] == [1.0, 1.0], "5 never stands where task one is"
 
 
-def test_settings_are_read_from_texts():
-    assert settings_of(["inertia=0.2", "start-velocity=zero", "repel=false"]) == {
-        "inertia": 0.2,
-        "start_velocity": "zero",
-        "repel": False,
-    }
-    with pytest.raises(InputError, match="'inertia' is no setting"):
-        settings_of(["inertia"])
-
-
 def test_the_table_shows_every_method(compared):
     console = Console(width=200, record=True)
     with console.capture() as capture:
@@ -193,7 +183,7 @@ def test_the_table_shows_every_method(compared):
 def test_the_command(tiny, tmp_path, monkeypatch, capsys):
     given = {"base": tiny["base"], "task": tiny["task"], "data": tiny["data"], "engine": "transformers"}
     options = [text for name, value in (given | {"dtype": "float32"}).items() for text in (f"--{name}", str(value))]
-    more = ["--out", str(tmp_path / "out"), "--budget", "6", "--methods", ",".join(QUICK), "--swarm", "inertia=0.1"]
+    more = ["--out", str(tmp_path / "out"), "--budget", "6", "--methods", ",".join(QUICK), "--set", "inertia=0.1"]
     monkeypatch.setattr(sys, "argv", ["modelswarms-fast", "baselines", str(tiny["experts"]), *options, *more])
     with pytest.raises(SystemExit) as error:
         cli.main()

@@ -6,7 +6,7 @@ import math
 import pytest
 from helpers_evaluate import Rows, ScriptedEngine
 
-from modelswarms_fast.cli import read_options
+from modelswarms_fast.cli_options import read_options
 from modelswarms_fast.errors import InputError
 from modelswarms_fast.evaluate import Evaluator
 from modelswarms_fast.utilities import Answer, Ask, load_utility

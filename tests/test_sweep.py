@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 
 from modelswarms_fast import cli, sweep
 from modelswarms_fast.analysis import read_run
+from modelswarms_fast.cli_options import read_settings
 from modelswarms_fast.config import SwarmConfig
 from modelswarms_fast.engines.transformers import TransformersEngine
 from modelswarms_fast.errors import InputError
@@ -266,4 +267,4 @@ def test_variants():
 )
 def test_settings_that_cannot_be_are_refused(text, message):
     with pytest.raises(InputError, match=message):
-        cli._settings([text], SwarmConfig)
+        read_settings([text], SwarmConfig)
