@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from statistics import fmean
 from unittest.mock import create_autospec
 
 import numpy as np
@@ -91,7 +92,7 @@ def test_driver(measure: Measure, tmp_path: Path) -> None:
     random = np.random.default_rng(0)
 
     def rows_of(source: object, which: list[int], *rest: object) -> dict[int, Tally]:
-        tallies = {particle: Tally(1) for particle in which}
+        tallies = {particle: Tally(1, fmean) for particle in which}
         for tally in tallies.values():
             tally.scores[0] = float(random.random())
         return tallies

@@ -66,7 +66,8 @@ class NotingEvaluator(Evaluator):
     def rows(self, *args: Any, **kwargs: Any) -> dict[int, Tally]:
         """What is known, once; then what the engine says."""
         if not self.rounds and self.known is not None:
-            tallies = {particle: Tally(len(scores)) for particle, scores in self.known.items()}
+            utility = functools.partial(self.utility.utility_of, "dev")
+            tallies = {particle: Tally(len(scores), utility) for particle, scores in self.known.items()}
             for particle, tally in tallies.items():
                 tally.scores = list(self.known[particle])
             self._expected["dev"].learn(self.known)

@@ -1,6 +1,7 @@
 """What the benchmarks of iterations and of early stopping count and compare, without timing anything."""
 
 import importlib
+import statistics
 import sys
 from itertools import combinations
 from pathlib import Path
@@ -83,7 +84,7 @@ def test_the_least_that_an_exact_order_can_ask(scores, best, worst, least):
     assert early.least_examples(scores, limits) == least
 
     def decides(shown):
-        tally = Tally(len(scores), limits)
+        tally = Tally(len(scores), statistics.fmean, limits)
         for example in shown:
             tally.scores[example] = scores[example]
         return tally.decided

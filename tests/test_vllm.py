@@ -276,6 +276,34 @@ def test_what_is_served_does_not_depend_on_what_was_before(engine, prompts, expe
 
 
 # Before the tests with engines of their own: with an engine end the process groups that all of a process share.
+def test_continuations_are_as_likely_as_transformers_says(engine, oracle, prompts, experts):
+    """In one batch with prompts, and in the same slots; on the base as well. One is what the particle itself says."""
+    row = experts.rows[0]
+    oracle.load(0, row)
+    said = texts(oracle, prompts[:1])[0]
+    words = [said, " Paris and Rome", " 9", " the end of it"]
+    tokens = [list(oracle.tokenizer(word)["input_ids"]) for word in words]
+    pairs = list(zip(prompts, tokens, strict=True))
+    engine.load(0, row)
+    requests = [Request(0, prompt) for prompt in prompts] + [Request(0, *pair) for pair in pairs]
+    oracle.load(0, row)
+    expected, found = complete(oracle, requests, 10), complete(engine, requests, 10)
+    assert [one.text for one in found] == [one.text for one in expected]
+    assert [(one.tokens, one.greedy) for one in found[4:]] == [(one.tokens, one.greedy) for one in expected[4:]]
+    assert [one.log_prob for one in found] == pytest.approx([one.log_prob for one in expected], abs=5e-3)
+    assert found[4].greedy
+    assert not engine._continuations
+
+    engine.submit(77, requests[-1], 1)
+    engine.drop([77])
+    assert not engine._continuations
+    engine.restore()
+    oracle.restore()
+    pairs = [Request(None, *pair) for pair in pairs]
+    expected, found = complete(oracle, pairs, 1), complete(engine, pairs, 1)
+    assert [one.log_prob for one in found] == pytest.approx([one.log_prob for one in expected], abs=5e-3)
+
+
 def test_an_engine_that_fails_says_so_once(engine, prompts, experts, monkeypatch):
     engine.load(0, experts.rows[0])
     engine.submit(0, Request(0, prompts[0]), 4)
@@ -459,31 +487,3 @@ def test_a_search_whose_every_load_is_proved(serve, state, tmp_path):
     assert len(read_history(tmp_path / "run" / "history.jsonl")) == 2
     assert summary["end"]["dev"] >= summary["start"]["dev"]
     assert (tmp_path / "run" / "global_best" / "tokenizer.json").exists()
-
-
-def test_continuations_are_as_likely_as_transformers_says(engine, oracle, prompts, experts):
-    """In one batch with prompts, and in the same slots; on the base as well. One is what the particle itself says."""
-    row = experts.rows[0]
-    oracle.load(0, row)
-    said = texts(oracle, prompts[:1])[0]
-    words = [said, " Paris and Rome", " 9", " the end of it"]
-    tokens = [list(oracle.tokenizer(word)["input_ids"]) for word in words]
-    pairs = list(zip(prompts, tokens, strict=True))
-    engine.load(0, row)
-    requests = [Request(0, prompt) for prompt in prompts] + [Request(0, *pair) for pair in pairs]
-    oracle.load(0, row)
-    expected, found = complete(oracle, requests, 10), complete(engine, requests, 10)
-    assert [one.text for one in found] == [one.text for one in expected]
-    assert [(one.tokens, one.greedy) for one in found[4:]] == [(one.tokens, one.greedy) for one in expected[4:]]
-    assert [one.log_prob for one in found] == pytest.approx([one.log_prob for one in expected], abs=5e-3)
-    assert found[4].greedy
-    assert not engine._continuations
-
-    engine.submit(77, requests[-1], 1)
-    engine.drop([77])
-    assert not engine._continuations
-    engine.restore()
-    oracle.restore()
-    pairs = [Request(None, *pair) for pair in pairs]
-    expected, found = complete(oracle, pairs, 1), complete(engine, pairs, 1)
-    assert [one.log_prob for one in found] == pytest.approx([one.log_prob for one in expected], abs=5e-3)
