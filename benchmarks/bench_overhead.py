@@ -97,7 +97,7 @@ def test_driver(measure: Measure, tmp_path: Path) -> None:
             tally.scores[0] = float(random.random())
         return tallies
 
-    evaluator = create_autospec(Evaluator, instance=True, spent=Spent(), trace=Trace())
+    evaluator = create_autospec(Evaluator, instance=True, spent=Spent(), trace=Trace(), utility=None)
     evaluator.rows = rows_of
     bar = create_autospec(Progress, instance=True, asked=False)
 
