@@ -38,13 +38,13 @@ class Claim:
 
 CLAIMS = {
     "p3_mixed": Claim("exact_match", ("p3_mixed",), 100, 280),
-    "p3_science": Claim("exact_match", ("p3_science",), 100, 400),
-    "p3_topic": Claim("exact_match", ("p3_topic",), 100, 400),
+    "p3_science": Claim("exact_match", ("p3_science",), 60, 200),
+    "p3_topic": Claim("exact_match", ("p3_topic",), 60, 200),
     "p3_sentiment+p3_paraphrase": Claim(
-        "multitask", ("p3_sentiment", "p3_paraphrase"), 50, 200, {"tasks": "exact_match"}
+        "multitask", ("p3_sentiment", "p3_paraphrase"), 30, 100, {"tasks": "exact_match"}
     ),
-    "legal": Claim("multitask:legal", ("hearsay", "citation_prediction_classification"), 30, 108),
-    "hellaswag": Claim("multiple_choice", ("hellaswag",), 50, 200),
+    "hellaswag": Claim("multiple_choice", ("hellaswag",), 40, 150),
+    "legal": Claim("multitask:legal", ("hearsay", "citation_prediction_classification"), 20, 75),
 }
 
 
@@ -60,7 +60,7 @@ def run(name: str, experts: str, data: Path, out: Path, train: str | None, metho
         experts,
         base=BASE,
         task=claim.task,
-        data=paths[0] if len(paths) == 1 else paths,
+        data=data if ":" in claim.task else paths[0] if len(paths) == 1 else paths,
         out=folder,
         budget=BUDGET,
         methods=methods,
