@@ -1,6 +1,9 @@
 """Model Swarms and every other way to compose the same experts, on several tasks, at one budget of evaluations.
 
     python benchmarks/claims.py EXPERTS DATA OUT [--train FOLDER] [--only TASK,...] [--methods NAME,...]
+    python benchmarks/claims.py examples/experts examples/data OUT --only reward --option model=FOLDER
+    python benchmarks/claims.py examples/experts examples/data OUT --only judge --option model=NAME \\
+        --option endpoint=URL
 
 EXPERTS is a folder of adapters of SmolLM2-135M-Instruct, DATA a folder of evaluation files; OUT gets a JSON file a
 task, which write_results.py reads. --train is what the experts were trained on, for the methods that train or
@@ -34,6 +37,7 @@ class Claim:
     dev: int
     test: int
     options: dict[str, str] = field(default_factory=dict)
+    max_tokens: int | None = None
 
 
 CLAIMS = {
@@ -45,17 +49,24 @@ CLAIMS = {
     ),
     "hellaswag": Claim("multiple_choice", ("hellaswag",), 40, 150),
     "legal": Claim("multitask:legal", ("hearsay", "citation_prediction_classification"), 20, 75),
+    "reward": Claim("reward", ("skills_mix",), 64, 240, max_tokens=16),
+    "judge": Claim("judge", ("skills_mix",), 24, 80, max_tokens=16),
 }
+ASKED_FOR = ("reward", "judge")  # they need a model
 
 
-def run(name: str, experts: str, data: Path, out: Path, train: str | None, methods: list[str]) -> None:
+def run(
+    name: str, experts: str, data: Path, out: Path, train: str | None, methods: list[str], options: dict[str, str]
+) -> None:
     """One task; its file is written anew after each method."""
     claim = CLAIMS[name]
     paths = [data / f"{file}.json" for file in claim.files]
     folder = out / "runs" / name
     settings: dict[str, Any] = {"max_model_len": 2048, "limit_dev": claim.dev, "limit_test": claim.test}
-    if claim.options:
-        settings["options"] = claim.options
+    if options := claim.options | options:
+        settings["options"] = options
+    if claim.max_tokens:
+        settings["max_tokens"] = claim.max_tokens
     content = compare(
         experts,
         base=BASE,
@@ -75,7 +86,7 @@ def run(name: str, experts: str, data: Path, out: Path, train: str | None, metho
         machines.append(here)
     examples = {"dev": claim.dev, "test": claim.test, "files": list(claim.files)}
     # Where things lay is nobody's business.
-    config = {key: value for key, value in content["config"].items() if key not in ("sources", "train")}
+    config = {key: value for key, value in content["config"].items() if key not in ("data", "sources", "options")}
     write_json(target, content | {"config": config, "name": name, "examples": examples, "machines": machines})
 
 
@@ -86,11 +97,13 @@ def main() -> None:
     parser.add_argument("data", type=Path)
     parser.add_argument("out", type=Path)
     parser.add_argument("--train")
-    parser.add_argument("--only", default=",".join(CLAIMS))
+    parser.add_argument("--only", default=",".join(name for name in CLAIMS if name not in ASKED_FOR))
     parser.add_argument("--methods", default=",".join(METHODS))
+    parser.add_argument("--option", action="append", default=[], metavar="NAME=VALUE", help="of the objective")
     asked = parser.parse_args()
+    methods, options = asked.methods.split(","), dict(one.split("=", 1) for one in asked.option)
     for name in asked.only.split(","):
-        run(name, asked.experts, asked.data, asked.out, asked.train, asked.methods.split(","))
+        run(name, asked.experts, asked.data, asked.out, asked.train, methods, options)
 
 
 if __name__ == "__main__":
