@@ -17,7 +17,8 @@ Rows of an iteration against the published code (--model-swarm) have the fact `p
 which it asks for, and in bfloat16, in which ours runs; without float16 arithmetic a CPU is faster in it. Each round
 measures another one of its particles in both, and then ours. Besides seconds and ratio these say measured_particles
 (the seconds are their median, times the particles) and, of a particle, the median seconds of update and evaluate, and
-of the pauses that were left out (sleep).
+of the pauses that were left out (sleep). `products_seconds` are those of the matrix products of the model (products.py)
+alone, for as many tokens on all threads, the median of the rounds.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ from early import stopped_early
 from engines import DATA, EXAMPLES, MAX_MODEL_LEN, PARTICLES, SERVES, config, engine, experts, write_data
 from iterations import iterate, utility_of_benchmark
 from measure import CORES, Measure
+from products import seconds_of
 from published import published_iteration
 
 from modelswarms_fast import search
@@ -61,6 +63,8 @@ def test_published(measure: Measure, model_swarm: Path, engines: int) -> None:
     """
     particles, (prompts, rounds) = len(experts().names), (20, 1) if measure.quick else (200, 3)
     server, ours, theirs = engine("merged"), list[Any](), dict[str, list[dict[str, Any]]]()
+    read = sum(map(len, server.tokenizer(utility_of_benchmark(prompts).prompts["dev"])["input_ids"]))
+    products: list[float] = []
     if engines > 1:
         server = start_engine(resolve_base(PACKAGED), experts(), config("merged", engines=engines))
 
@@ -68,9 +72,14 @@ def test_published(measure: Measure, model_swarm: Path, engines: int) -> None:
         found = theirs.setdefault(dtype or "float16", [])
         found.append(published(model_swarm, prompts, len(found), dtype))
 
+    def iteration() -> None:
+        ours.append(iterate(server, "merged", prompts=prompts, particles=particles))
+        # The last token of an answer is not read by the model.
+        products.append(seconds_of(particles * (read - prompts) + ours[-1].tokens, ours[-1].tokens))
+
     measure.row(
         f"iteration, {particles} particles" + (f", {engines} engines" if engines > 1 else ""),
-        lambda: ours.append(iterate(server, "merged", prompts=prompts, particles=particles)),
+        iteration,
         baselines={"float16": lambda: run(""), "bfloat16": lambda: run("bfloat16")},
         rounds=rounds, warmup=False, memory=False, serve="merged", state="weights", particles=particles,
         prompts=particles * prompts, engines=engines, stop_early=False, published=True, threads=CORES,
@@ -89,6 +98,7 @@ def test_published(measure: Measure, model_swarm: Path, engines: int) -> None:
             "dtype": found[0]["dtype"],
         }
     facts = {"seconds": seconds, "baselines": baselines, "phases": ours[-1].phases}
+    facts["products_seconds"] = statistics.median(products)
     facts["dtype"] = str(server.dtype).removeprefix("torch.")
     measure.benchmark.extra_info.update(facts)
     server.restore()

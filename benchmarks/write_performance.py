@@ -104,6 +104,15 @@ def reasons(run: Run) -> Iterator[tuple[str, str]]:
         )
         or "—",
     )
+    yield (
+        "iteration against the published code: seconds, those of the model's products alone",
+        "<br>".join(
+            f"{row['engines']} engine{'s' * (row['engines'] > 1)} {row['seconds']:.1f}, {row['products_seconds']:.1f}"
+            for row in run.find("search", published=True)
+            if "products_seconds" in row
+        )
+        or "—",
+    )
 
 
 def reason_table(runs: Sequence[Run]) -> list[str]:
