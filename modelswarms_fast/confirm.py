@@ -36,11 +36,18 @@ class Confirmed:
 def hold_back(utility: Utility, count: int) -> Utility:
     """The utility with `count` of its dev examples in a split of their own, evenly spread over the file.
 
-    Which ones depends on nothing but how many there are, so that searches can be compared.
+    Which ones depends on nothing but how many there are, so that searches can be compared. Of several tasks each keeps
+    back as many, the first ones one more where `count` cannot be divided.
 
     Raises:
         InputError: no dev example would be left, or parts of dev say nothing about the utility.
     """
+    if utility.of_parts is not None:
+        many = len(utility.parts)
+        if count < many:
+            raise InputError(f"confirm is {count} but {utility.name} has {many} tasks; give an example a task or more.")
+        shares = [(count + many - 1 - number) // many for number in range(many)]
+        return utility.of_parts([hold_back(part, share) for part, share in zip(utility.parts, shares, strict=True)])
     total = len(utility.examples["dev"])
     if not 0 < count < total:
         raise InputError(f"confirm is {count} but there are {total} dev examples; give from 1 to {total - 1}.")

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from modelswarms_fast.cli import app
+from modelswarms_fast.confirm import hold_back
 from modelswarms_fast.errors import InputError
 from modelswarms_fast.journal import read_history
 from modelswarms_fast.loop import search
@@ -222,6 +223,23 @@ def test_calibration_reaches_each_task_with_its_own_examples() -> None:
 
 
 # Options and files
+
+
+def test_each_task_keeps_back_its_part_for_confirm(tmp_path: Path) -> None:
+    paths = [answer_file(tmp_path / name, *(f"{name}{index}" for index in range(size))) for name, size in
+             (("one.json", 7), ("two.json", 4))]  # fmt: skip
+    whole = matched(paths)
+    kept = hold_back(whole, 5)
+    assert [len(kept.examples[split]) for split in ("dev", "confirm", "test")] == [4 + 2, 3 + 2, 2]
+    answers = [[one["answer"] for one in kept.examples[split]] for split in ("dev", "confirm")]
+    assert sorted(answers[0] + answers[1]) == sorted(one["answer"] for one in whole.examples["dev"])
+    # The harmonic mean of 2 of 3 and 1 of 2, by the tasks' own part of what was kept back.
+    right = [Answer(text) for text in answers[1]]
+    given = [[right[0]], [right[1]], [Answer("")], [right[3]], [Answer("")]]
+    scores = kept.score("confirm", range(5), given)
+    assert kept.utility_of("confirm", scores) == pytest.approx(2 / (3 / 2 + 2))
+    with pytest.raises(InputError, match="confirm is 1 but multitask has 2 tasks"):
+        hold_back(whole, 1)
 
 
 def test_options_of_one_task_are_numbered(tmp_path: Path, pair: list[Path]) -> None:

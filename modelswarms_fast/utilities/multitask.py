@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from modelswarms_fast.errors import InputError
-from modelswarms_fast.utilities.data import SPLITS, Wanted
+from modelswarms_fast.utilities.data import Wanted
 from modelswarms_fast.utilities.utility import Answer, Ask, Utility
 
 COMBINE = ("harmonic", "mean", "min")
@@ -84,13 +84,13 @@ def join(name: str, tasks: Sequence[Utility], weights: Sequence[float], combine:
     Its standard error is that of the delta method, Σ (∂utility/∂u)² error², with those of the tasks, which are
     independent samples; for a minimum the error of the task that has it.
     """
-    ranges = [task.score_range for task in tasks]
+    splits, ranges = tuple(tasks[0].examples), [task.score_range for task in tasks]
     known = [one for one in ranges if one is not None]
 
     def own(examples: Sequence[dict[str, Any]], answers: Sequence[Sequence[Answer]]) -> list[float]:
         scores = [math.nan] * len(examples)
         for which, task in enumerate(tasks):
-            for split in SPLITS:
+            for split in splits:
                 mine = [place for place, one in enumerate(examples) if one["_place"][:2] == (which, split)]
                 numbers = [examples[place]["_place"][2] for place in mine]
                 found = task.score(split, numbers, [answers[place] for place in mine])
@@ -134,9 +134,9 @@ def join(name: str, tasks: Sequence[Utility], weights: Sequence[float], combine:
                 for which, task in enumerate(tasks)
                 for number, one in enumerate(task.examples[split])
             ]
-            for split in SPLITS
+            for split in splits
         },
-        {split: [asks for task in tasks for asks in task.asks[split]] for split in SPLITS},
+        {split: [asks for task in tasks for asks in task.asks[split]] for split in splits},
         own,
         follow_up if any(task.follow_up for task in tasks) else None,
         max(task.batch for task in tasks),
@@ -145,6 +145,8 @@ def join(name: str, tasks: Sequence[Utility], weights: Sequence[float], combine:
         (min(low for low, _ in known), max(high for _, high in known)) if len(known) == len(tasks) else None,
         calibrate if any(task.calibrate for task in tasks) else None,
         lambda: {f"{number}. {task.dataset}": task.report() for number, task in enumerate(tasks, 1) if task.report()},
+        tuple(tasks),
+        lambda parts: join(name, parts, weights, combine),
     )
 
 

@@ -78,6 +78,10 @@ class Utility:
     initial experts answer on dev."""
     report: Callable[[], dict[str, Any]] = dict
     """What a run should tell about its scoring: constants, counts, costs."""
+    parts: tuple[Utility, ...] = ()
+    """The utilities that this one is made of."""
+    of_parts: Callable[[Sequence[Utility]], Utility] | None = None
+    """Makes this utility of others in their place."""
 
     @property
     def prompts(self) -> dict[str, list[str]]:
