@@ -57,7 +57,8 @@ def compare(
 
     Returns:
         The content of baselines.json: `methods` has for each its dev, test, test_standard_error, test_scores,
-        evaluations, prompts, seconds and recipe, `against_model_swarms` the paired bootstrap.
+        evaluations, prompts, seconds and recipe, `against_model_swarms` the paired bootstrap, `objective` what the
+        utility tells of itself.
 
     Raises:
         InputError: something given cannot be used, or `out` holds results of other arguments.
@@ -105,6 +106,7 @@ def compare(
             for name in left:
                 result = _measure(session, partial(runs[name], session, budget, seed))
                 content["methods"][name] = result
+                content["objective"] = session.utility.report()
                 content["against_model_swarms"] = against_model_swarms(session, content["methods"], seed)
                 write_json(file, content)
                 console.print(f"{name}: dev {_text(result['dev'])}, test {_text(result['test'])}", highlight=False)

@@ -14,7 +14,7 @@ import numpy as np
 from modelswarms_fast.config import EngineConfig, SwarmConfig
 from modelswarms_fast.confirm import CONFIRM
 from modelswarms_fast.confirm import confirm as choose
-from modelswarms_fast.experts import export, inner_products, read_experts, read_model
+from modelswarms_fast.experts import export, read_experts, read_model
 from modelswarms_fast.final_test import write_test_scores
 from modelswarms_fast.iterations import run_iterations
 from modelswarms_fast.journal import check_run_folder, open_run, write_json
@@ -114,7 +114,7 @@ def search(
     chosen = asdict(config) | asdict(engine_config)
     memory = {"memory": session.plan.as_dict()}
     limits = {"limit_dev": limit_dev, "limit_test": limit_test, "max_tokens": max_tokens, "confirm": confirm}
-    products = {"expert_products": inner_products(loaded.rows)}
+    products = {"expert_products": session.expert_products}
     check_run_folder(out, overwrite)  # what can be refused is refused before an engine starts or a file is touched
     with session:
         engine, evaluator, events = session.engine, session.evaluator, session.evaluator.trace

@@ -53,14 +53,16 @@ class Search:
         config = dict(inputs) | {"first": planned.first} | asdict(planned.config) | asdict(session.engine_config)
         config = journal.plain(config)
         if (folder / journal.HISTORY).exists():
-            if (path := folder / journal.CONFIG).exists() and read_json(path) != config:
+            path = folder / journal.CONFIG
+            # Sums in another order have other last digits.
+            if path.exists() and {name: read_json(path).get(name) for name in config} != config:
                 raise InputError(f"{folder} holds a search with other settings; choose another folder")
             self._old = read_history(folder / journal.HISTORY)
         folder.mkdir(parents=True, exist_ok=True)
         # Written anew as far as it is whole: a line that a crash cut off must not stand before the next one.
         lines = [journal.to_line(line) for line in self._old]
         journal.write_text(folder / journal.HISTORY, "".join(lines))
-        write_json(folder / journal.CONFIG, config)
+        write_json(folder / journal.CONFIG, config | {"expert_products": session.expert_products})
         self._journal = Journal(folder / journal.HISTORY)
 
     def advance(self, tallies: Mapping[int, Tally], asked_to_stop: Callable[[], bool]) -> list[int]:

@@ -22,7 +22,7 @@ from modelswarms_fast.confirm import hold_back
 from modelswarms_fast.engines import Engine, start_engine
 from modelswarms_fast.errors import InputError
 from modelswarms_fast.evaluate import Evaluator, Source, Spent
-from modelswarms_fast.experts import Experts, read_experts
+from modelswarms_fast.experts import Experts, inner_products, read_experts
 from modelswarms_fast.iterations import run_iterations
 from modelswarms_fast.memory import empty_rows
 from modelswarms_fast.memory_plan import MemoryPlan, plan_memory
@@ -168,6 +168,11 @@ class Session:
     def initial(self) -> Floats:
         """[n] utilities of the experts on dev."""
         return self._utilities(self.initial_scores)
+
+    @cached_property
+    def expert_products(self) -> list[list[float]] | None:
+        """[n, n] inner products of the experts, by which distances of mixtures are exact."""
+        return inner_products(self.experts.rows)
 
     def utility_of(self, split: str, scores: Sequence[float]) -> float:
         """The utility of a particle with these scores on a split."""

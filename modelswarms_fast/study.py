@@ -108,6 +108,7 @@ def study(
     content = {
         "kind": kind,
         **inputs,
+        "objective": session.utility.report(),
         "seeds": seeds,
         "best_expert": {
             "expert": names[expert],

@@ -125,6 +125,7 @@ def sweep(
     test, error = session.utility.utility_of, session.utility.error_of
     content = {
         **inputs,
+        "objective": session.utility.report(),
         "ranges": chosen,
         "evaluations": len(names) + sum(one["evaluations"] for one in table),
         "best": {

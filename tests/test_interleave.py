@@ -44,6 +44,7 @@ class Fake:
         rows = torch.zeros(3, 1)
         self.experts = SimpleNamespace(names=("a", "b", "c"), rows=rows, room=rows, layout=None)
         self.base_folder = None
+        self.expert_products = [[1.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, 1.0]]
 
     def particles(self, swarm):
         return Particles(self.experts, swarm, self.engine_config, torch.device("cpu"))

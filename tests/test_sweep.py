@@ -16,7 +16,7 @@ from modelswarms_fast.cli_options import read_settings
 from modelswarms_fast.config import SwarmConfig
 from modelswarms_fast.engines.transformers import TransformersEngine
 from modelswarms_fast.errors import InputError
-from modelswarms_fast.experts import read_experts, read_model
+from modelswarms_fast.experts import inner_products, read_experts, read_model
 from modelswarms_fast.final_test import evaluate_run
 from modelswarms_fast.journal import Journal, read_json
 from modelswarms_fast.loop import search
@@ -162,6 +162,9 @@ def test_a_search_of_a_sweep_is_a_run_of_its_own(tiny, tmp_path):
     result = CliRunner().invoke(cli.app, ["report", str(folder), "--plots", str(tmp_path / "plots")])
     assert result.exit_code == 0, result.output
     assert (folder / "report.html").exists()
+    products = [read_json(run / "config.json")["expert_products"] for run in (folder, tmp_path / "alone")]
+    assert products[0] == products[1] == inner_products(read_experts(tiny["experts"]).rows)
+    assert read_json(folder / "analysis.json")["trajectory"]["exact"]
     assert (tmp_path / "plots" / "trajectory.svg").read_bytes().startswith(b"<?xml")
 
 
