@@ -33,7 +33,7 @@ class Task:
     iterations: int
 
 
-TASKS = {"skills_mix": Task(64, 240, 5), "p3_mixed": Task(60, 200, 4)}
+TASKS = {"skills_mix": Task(64, 240, 5), "p3_mixed": Task(50, 160, 4)}
 
 
 def shown(content: dict[str, Any]) -> dict[str, Any]:

@@ -1,4 +1,7 @@
-"""Write docs/results.md from the JSON files of quality.py and of the demo: python benchmarks/write_results.py."""
+"""Write docs/results.md from the JSON files of quality.py, claims.py, findings.py and of the demo.
+
+python benchmarks/write_results.py
+"""
 
 from __future__ import annotations
 
@@ -12,12 +15,16 @@ from matplotlib import rc_context
 from matplotlib.figure import Figure
 from write_performance import STYLE
 
+from modelswarms_fast.analysis import emergence, studies, trajectory
+from modelswarms_fast.analysis.every import svg
 from modelswarms_fast.baselines import METHODS
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results" / "quality"
 CLAIMS = HERE / "results" / "claims"
+FINDINGS = HERE / "results" / "findings"
 TARGET = HERE.parent / "docs" / "results.md"
+FIGURES = TARGET.parent / "figures"
 PHASES = ("setup", "update", "load", "generate", "score", "test", "total")
 
 INTRODUCTION = """\
@@ -168,7 +175,7 @@ def draw_claims(claims: list[dict[str, Any]]) -> None:
         panels[0].set_yticks(range(len(names)), names)
         figure.supxlabel("test score ± standard error", fontsize=8)
         figure.tight_layout()
-        figure.savefig(TARGET.parent / "figures" / "claims.svg", metadata={"Date": None})
+        figure.savefig(FIGURES / "claims.svg", metadata={"Date": None})
 
 
 def comparison() -> list[str]:
@@ -190,6 +197,84 @@ def comparison() -> list[str]:
         *([notes.read_text()] if notes.exists() else []),
         *(line for claim in claims for line in claim_rows(claim)),
     ]
+
+
+def findings() -> list[str]:
+    """What happens in a swarm, and what each part of it does, task by task."""
+    found = [json.loads(path.read_text()) for path in sorted(FINDINGS.glob("*.json"))]
+    if not found:
+        return []
+    notes = FINDINGS / "notes.md"
+    return [
+        "## Findings\n",
+        "Made by `benchmarks/findings.py`: one search whose experts and particles are all scored on test afterwards,",
+        "and studies, in which searches differ in one thing ([analysis.md](analysis.md)). Test is the mean of the",
+        "seeds with its standard error over them; `beside the first` is the same of the differences in pairs of equal",
+        "seeds, which leaves out what the test examples themselves are uncertain by.\n",
+        *([notes.read_text()] if notes.exists() else []),
+        *(line for one in found for line in finding_rows(one)),
+    ]
+
+
+def finding_rows(one: dict[str, Any]) -> list[str]:
+    """Emergence and studies of one task, with their figures."""
+    name, summary, swarm = one["name"], one["search"], one["swarm"]
+
+    def figure(kind: str, plot: Any, numbers: Any) -> str:
+        (FIGURES / f"{name}-{kind}.svg").write_bytes(svg(plot, numbers))
+        return f"![{kind} on {name}](figures/{name}-{kind}.svg)\n"
+
+    start, end, error = summary["start"], summary["end"], summary["test_standard_error"]["end"]
+    lines = [
+        f"### {name}\n",
+        f"{one['examples']['dev']} dev and {one['examples']['test']} test examples, {summary['particles']} particles, "
+        f"{swarm['iterations']} iterations a search. With seed {summary['seed']}: best expert ({start['expert']}) dev "
+        f"{start['dev']:.3f}, test {start['test']:.3f}; winner dev {end['dev']:.3f}, test {end['test']:.3f} ± "
+        f"{error:.3f}; {summary['prompts']} prompts, {summary['seconds']['total']:.0f} s.\n",
+    ]
+    analysis = one["analysis"]
+    if numbers := analysis.get("emergence", {}).get("test"):
+        lines += [
+            f"On test, C-surge is {numbers['c_surge']:.3f}: so many questions are answered by more particles than at "
+            f"the start (fewer: {numbers['c_fall']:.3f}). All experts miss {numbers['missed_by_all_experts']} of the "
+            f"{numbers['questions']} questions, and C-emerge is {numbers['c_emerge']:.3f} ± "
+            f"{numbers['c_emerge_standard_error']:.3f}: a final particle answers {numbers['per_particle']:.3f} of "
+            f"them, one more expert would {numbers['one_more_expert']:.3f}.\n",
+            figure("emergence", emergence.plot, analysis["emergence"]),
+        ]
+    if "trajectory" in analysis:
+        lines.append(figure("trajectory", trajectory.plot, analysis["trajectory"]))
+    for kind, study in one["studies"].items():
+        lines += study_rows(kind, study)
+        lines.append(figure(kind, studies.plot, study))
+    return lines
+
+
+def study_rows(kind: str, study: dict[str, Any]) -> list[str]:
+    """One line a variant."""
+
+    def spread(numbers: dict[str, float | None] | None, sign: str = "") -> str:
+        if numbers is None or numbers["mean"] is None:
+            return ""
+        error = "" if numbers["error"] is None else f" ± {numbers['error']:.3f}"
+        return f"{numbers['mean']:{sign}.3f}{error}"
+
+    best = study["best_expert"]
+    lines = [
+        f"#### {kind} on {study['dataset']}\n",
+        f"Best expert: {best['expert']}, dev {best['dev']:.3f}, test {best['test']:.3f} ± "
+        f"{best['test_standard_error']:.3f}; {study['seeds']} seeds a variant.\n",
+        "| | dev | test | beside the first | evaluations | ranks of the winners at the start |",
+        "|---|---|---|---|---|---|",
+    ]
+    for index, (variant, numbers) in enumerate(study["summary"].items()):
+        ranks = ", ".join(f"{rank:g}" for rank in numbers["weak_to_strong"]["ranks"])
+        beside = "" if index == 0 else spread(numbers["test_beside_the_first"], "+")
+        lines.append(
+            f"| {variant} | {spread(numbers['dev'])} | {spread(numbers['test'])} | {beside} "
+            f"| {numbers['evaluations']['mean']:.0f} | {ranks} |"
+        )
+    return [*lines, ""]
 
 
 def demo() -> list[str]:
@@ -226,6 +311,7 @@ def main() -> None:
         "",
         *([notes.read_text()] if notes.exists() else []),
         *comparison(),
+        *findings(),
         *demo(),
         "## Seconds by phase\n",
         *time_rows(results),
