@@ -233,7 +233,7 @@ def finding_rows(one: dict[str, Any]) -> list[str]:
         f"{error:.3f}; {summary['prompts']} prompts, {summary['seconds']['total']:.0f} s.\n",
     ]
     analysis = one["analysis"]
-    if numbers := analysis.get("emergence", {}).get("test"):
+    if (numbers := analysis.get("emergence", {}).get("test")) and numbers["missed_by_all_experts"]:
         lines += [
             f"On test, C-surge is {numbers['c_surge']:.3f}: so many questions are answered by more particles than at "
             f"the start (fewer: {numbers['c_fall']:.3f}). All experts miss {numbers['missed_by_all_experts']} of the "
