@@ -19,7 +19,7 @@ from typing import Any
 
 from quality import BASE, machine
 
-from modelswarms_fast.baselines import METHODS
+from modelswarms_fast.baselines import METHODS, data_merge
 from modelswarms_fast.comparison import compare
 from modelswarms_fast.journal import read_json, write_json
 
@@ -90,6 +90,18 @@ def run(
     write_json(target, content | {"config": config, "name": name, "examples": examples, "machines": machines})
 
 
+def train_once() -> None:
+    """data_merge trains on what depends on no task: once for all tasks of this run, in the seconds of the first."""
+    train, known = data_merge.train, list[Any]()
+
+    def once(*arguments: Any, **more: Any) -> Any:
+        if not known:
+            known.append(train(*arguments, **more))
+        return known[0]
+
+    data_merge.train = once
+
+
 def main() -> None:
     """Run what was asked for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -102,6 +114,7 @@ def main() -> None:
     parser.add_argument("--option", action="append", default=[], metavar="NAME=VALUE", help="of the objective")
     asked = parser.parse_args()
     methods, options = asked.methods.split(","), dict(one.split("=", 1) for one in asked.option)
+    train_once()
     for name in asked.only.split(","):
         run(name, asked.experts, asked.data, asked.out, asked.train, methods, options)
 
