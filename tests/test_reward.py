@@ -140,6 +140,8 @@ def test_a_causal_model_is_no_scorer(tmp_path: Path) -> None:
     tiny = make_tiny(tmp_path)
     with pytest.raises(InputError, match=r"has no weights for score\.weight"):
         Classifier(tiny["base"])
+    with pytest.raises(InputError, match="folder /no/model does not exist"):
+        Classifier("/no/model")
 
 
 # The task
