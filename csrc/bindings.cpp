@@ -254,6 +254,19 @@ void mix_cuda(Address out, Int out_stride, Address experts, Int experts_stride, 
   throw_on(modelswarms_mix_cuda(at(out), out_stride, at(experts), experts_stride, at<float>(mixture),
                                 particles, count, size, dtype, device, at<CUstream_st>(stream)));
 }
+
+void copy_plan_cuda(Address row, Address parts, Address tiles, Int count, bool store, int dtype, int device,
+                    Address stream) {
+  throw_on(modelswarms_copy_plan_cuda(at(row), at(parts), at(tiles), count, store, dtype, device,
+                                      at<CUstream_st>(stream)));
+}
+
+void merge_plan_cuda(Address row, Address parts, Address tiles, Int count, int dtype, int device,
+                     Address stream) {
+  throw_on(modelswarms_merge_plan_cuda(at(row), at(parts), at(tiles), count, dtype, device,
+                                       at<CUstream_st>(stream)));
+}
+
 constexpr bool kHasCuda = true;
 #else
 constexpr bool kHasCuda = false;
@@ -298,6 +311,8 @@ PYBIND11_MODULE(_C, m) {
 #ifdef MODELSWARMS_CUDA
   m.def("swarm_update_cuda", &swarm_update_cuda, NoGil());
   m.def("mix_cuda", &mix_cuda, NoGil());
+  m.def("copy_plan_cuda", &copy_plan_cuda, NoGil());
+  m.def("merge_plan_cuda", &merge_plan_cuda, NoGil());
 #endif
 
   m.def("simd_levels", &simd_levels);

@@ -203,7 +203,7 @@ def _update(
     if backend == "cpp":
         _C.swarm_update(*arguments)
     else:
-        _launch(_C.swarm_update_cuda, arguments, position)
+        launch(_C.swarm_update_cuda, arguments, position)
 
 
 def mix_(out: Tensor, experts: Tensor, mixture: Tensor, *, backend: str = "auto") -> None:
@@ -250,7 +250,7 @@ def mix_(out: Tensor, experts: Tensor, mixture: Tensor, *, backend: str = "auto"
     if chosen == "cpp":
         _C.mix(*arguments, parts, out.stride(1) if out.dim() == 3 else 0)
     else:
-        _launch(_C.mix_cuda, arguments, out)
+        launch(_C.mix_cuda, arguments, out)
 
 
 def _takes_plain(backend: str) -> bool:
@@ -308,7 +308,8 @@ def _kernels(name: str) -> ModuleType:
     return importlib.import_module(f"modelswarms_fast.kernels.{name}")
 
 
-def _launch(function: Any, arguments: tuple[Any, ...], rows: Tensor) -> None:
+def launch(function: Any, arguments: tuple[Any, ...], rows: Tensor) -> None:
+    """Call a launcher with device and stream behind its other arguments: those on which torch works on these rows."""
     with torch.cuda.device(rows.device):
         stream = torch.cuda.current_stream(rows.device).cuda_stream
         function(*arguments, rows.device.index, stream)

@@ -1,22 +1,27 @@
 """Plans: where an engine keeps the tensors of a row, compiled once, so that a load is one call and one pass.
 
-On a CPU the extension does it, on all threads and without Python for each tensor. Elsewhere torch does the same.
+On a CPU the extension does it, on all threads and without Python for each tensor, and on a GPU in one launch of a
+kernel (kernels/plan.cu). Elsewhere torch does the same.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from modelswarms_fast.checks import DTYPE_CODES
 from modelswarms_fast.extension import _C
 from modelswarms_fast.layout import TensorSpec
-from modelswarms_fast.ops import mix_
+from modelswarms_fast.ops import launch, mix_
 
 MAX_RANK = 512  # of csrc/plan.h; adapters of more go through torch
+# Of kernels/plan.cu: what a block does, and the elements of a tensor that it can count.
+COPY_ELEMENTS, MERGE_ROWS, MOST_ELEMENTS = 8192, 16, 1 << 31
 
 
 @dataclass(frozen=True)
@@ -65,16 +70,12 @@ class CopyPlan:
         for target in self._targets:
             _check_place(target.spec.name, target.place, target.spec.shape, target.start, self._targets[0].place)
         self._end = max(target.spec.end for target in self._targets)
-        self._compiled = None
-        if _compiles(self._targets[0].place):
-            parts = []
-            for target in self._targets:
-                place = _as_matrix(target.place)
-                rows, columns = place.shape
-                first, step = _first(target.spec, target.start)
-                where = (place.data_ptr(), max(place.stride(0), columns))
-                parts.append((target.spec.offset + first, rows, columns, step, *where, target.scaling))
-            self._compiled = _C.CopyPlan(parts, DTYPE_CODES[self._targets[0].place.dtype])
+        self._compiled, self._table = None, None
+        first = self._targets[0].place
+        if _compiles(first):
+            self._compiled = _C.CopyPlan(copy_parts(self._targets), DTYPE_CODES[first.dtype])
+        elif _launches(first, [target.place for target in self._targets]):
+            self._table = copy_table(self._targets)
 
     def load(self, row: Tensor) -> None:
         """Write a row [size] into the places. Raises ValueError for a row that is none."""
@@ -84,10 +85,20 @@ class CopyPlan:
         if self._compiled is not None:
             self._compiled.load(row.data_ptr())
             return
-        self._put([_part(_view(row, target.spec), target) for target in self._targets])
+        if self._table is not None:
+            self._table.launch(_C.copy_plan_cuda, row, False)
+            return
+        torch._foreach_copy_(
+            [target.place for target in self._targets],
+            [_part(_view(row, target.spec), target) for target in self._targets],
+        )
+        scaled = [target for target in self._targets if target.scaling != 1.0]
+        if scaled:
+            torch._foreach_mul_([target.place for target in scaled], [target.scaling for target in scaled])
 
     def load_mixture(self, experts: Tensor, mixture: Tensor) -> None:
-        """Write the mixture [n] of rows [n, size] into the places, as `mix_` and `load` would, without a row between.
+        """Write the mixture [n] of rows [n, size] into the places, as `mix_` and `load` would; on a CPU without a row
+        between.
 
         Raises ValueError for rows that are none.
         """
@@ -95,7 +106,7 @@ class CopyPlan:
         if self._compiled is not None and experts.dtype == self._targets[0].place.dtype:
             self._compiled.load_mixture(*_addresses(experts, mixture := _numbers(experts, mixture)))
             return
-        self._put([_part(_mixed(experts, mixture, target.spec), target) for target in self._targets])
+        self.load(_mixed(experts, mixture, self._end))
 
     def store(self, row: Tensor) -> None:
         """Read a row [size] back from the places; padding is left alone.
@@ -110,14 +121,11 @@ class CopyPlan:
         if self._compiled is not None:
             self._compiled.store(row.data_ptr())
             return
+        if self._table is not None:
+            self._table.launch(_C.copy_plan_cuda, row, True)
+            return
         for target in self._targets:
             _part(_view(row, target.spec), target).copy_(target.place / target.scaling)
-
-    def _put(self, tensors: Sequence[Tensor]) -> None:
-        torch._foreach_copy_([target.place for target in self._targets], list(tensors))
-        scaled = [target for target in self._targets if target.scaling != 1.0]
-        if scaled:
-            torch._foreach_mul_([target.place for target in scaled], [target.scaling for target in scaled])
 
     def _checked(self, row: Tensor) -> Tensor:
         return _checked_row(row, self._end, self._targets[0].place)
@@ -141,16 +149,11 @@ class MergePlan:
             if not target.base.is_contiguous():
                 raise ValueError(f"the base weight of {target.b.name} is not contiguous")
         self._end = max(max(target.a.end, target.b.end) for target in self._targets)
-        self._compiled = None
+        self._compiled, self._table = None, None
         if _compiles(first) and all(target.a.shape[0] <= MAX_RANK for target in self._targets):
-            parts = []
-            for target in self._targets:
-                (rank, step), (rows, columns) = target.a.shape, target.base.shape
-                top, left = target.start or (0, 0)
-                halves = (target.a.offset + left, target.b.offset + top * rank)
-                addresses = (target.base.data_ptr(), target.live.data_ptr(), max(target.live.stride(0), columns))
-                parts.append((*halves, rank, rows, columns, step, *addresses, target.scaling))
-            self._compiled = _C.MergePlan(parts, DTYPE_CODES[first.dtype])
+            self._compiled = _C.MergePlan(merge_parts(self._targets), DTYPE_CODES[first.dtype])
+        elif _launches(first, [target.live for target in self._targets]):
+            self._table = merge_table(self._targets)
 
     def load(self, row: Tensor) -> None:
         """Merge the particle of this row [size]. Raises ValueError for a row that is none."""
@@ -160,23 +163,101 @@ class MergePlan:
         if self._compiled is not None:
             self._compiled.load(row.data_ptr())
             return
+        if self._table is not None:
+            self._table.launch(_C.merge_plan_cuda, row)
+            return
         for target in self._targets:
             a, b = target.halves(_view(row, target.a), _view(row, target.b))
             torch.addmm(target.base, b, a, alpha=target.scaling, out=target.live)
 
     def load_mixture(self, experts: Tensor, mixture: Tensor) -> None:
-        """Merge the mixture [n] of rows [n, size], as `mix_` and `load` would, without a row between.
+        """Merge the mixture [n] of rows [n, size], as `mix_` and `load` would; on a CPU without a row between.
 
         Raises ValueError for rows that are none.
         """
         _check_experts(experts, mixture, self._end)
-        dtype = self._targets[0].base.dtype
-        if self._compiled is not None and experts.dtype == dtype:
+        if self._compiled is not None and experts.dtype == self._targets[0].base.dtype:
             self._compiled.load_mixture(*_addresses(experts, mixture := _numbers(experts, mixture)))
             return
-        for target in self._targets:
-            a, b = target.halves(*(_mixed(experts, mixture, spec).to(dtype) for spec in (target.a, target.b)))
-            torch.addmm(target.base, b, a, alpha=target.scaling, out=target.live)
+        self.load(_mixed(experts, mixture, self._end))
+
+
+class Table:
+    """A plan as its kernel on a GPU reads it: the parts, and for each block which of them and where it begins."""
+
+    def __init__(self, parts: Sequence[Sequence[int]], tiles: Sequence[tuple[int, int]], place: Tensor) -> None:
+        self.parts = torch.tensor(parts, dtype=torch.int64, device=place.device)
+        self.tiles = torch.tensor(tiles, dtype=torch.int64, device=place.device)
+        self._dtype = DTYPE_CODES[place.dtype]
+
+    def arguments(self, row: Tensor, *more: bool) -> tuple[Any, ...]:
+        """Of the launcher, but for device and stream."""
+        return row.data_ptr(), self.parts.data_ptr(), self.tiles.data_ptr(), len(self.tiles), *more, self._dtype
+
+    def launch(self, kernel: Callable[..., None], row: Tensor, *more: bool) -> None:
+        """Run the plan on a row of its device, on the current stream."""
+        launch(kernel, self.arguments(row, *more), row)
+
+
+CopyPart = tuple[int, int, int, int, int, int, float]
+MergePart = tuple[int, int, int, int, int, int, int, int, int, float]
+
+
+def copy_parts(targets: Sequence[CopyTarget]) -> list[CopyPart]:
+    """CopyPart of csrc/plan.h, field by field."""
+    parts = []
+    for target in targets:
+        place = _as_matrix(target.place)
+        rows, columns = place.shape
+        first, step = _first(target.spec, target.start)
+        where = (place.data_ptr(), max(place.stride(0), columns))
+        parts.append((target.spec.offset + first, rows, columns, step, *where, target.scaling))
+    return parts
+
+
+def merge_parts(targets: Sequence[MergeTarget]) -> list[MergePart]:
+    """MergePart of csrc/plan.h, field by field."""
+    parts = []
+    for target in targets:
+        (rank, step), (rows, columns) = target.a.shape, target.base.shape
+        top, left = target.start or (0, 0)
+        halves = (target.a.offset + left, target.b.offset + top * rank)
+        addresses = (target.base.data_ptr(), target.live.data_ptr(), max(target.live.stride(0), columns))
+        parts.append((*halves, rank, rows, columns, step, *addresses, target.scaling))
+    return parts
+
+
+def copy_table(targets: Sequence[CopyTarget]) -> Table:
+    """The table of a copy."""
+    parts, tiles, item = [], [], targets[0].place.element_size()
+    for number, (offset, rows, columns, step, place, stride, scaling) in enumerate(copy_parts(targets)):
+        wide = _wide(place, *(item * count for count in (offset, columns, step, stride)))
+        parts.append((offset, rows, columns, step, place, stride, _bits(scaling), wide))
+        tiles += [(number, begin) for begin in range(0, rows * columns, COPY_ELEMENTS)]
+    return Table(parts, tiles, targets[0].place)
+
+
+def merge_table(targets: Sequence[MergeTarget]) -> Table:
+    """The table of a merge."""
+    parts, tiles, item = [], [], targets[0].live.element_size()
+    for number, (a, b, rank, rows, columns, step, base, live, stride, scaling) in enumerate(merge_parts(targets)):
+        wide = _wide(base, live, *(item * count for count in (a, columns, step, stride)))
+        parts.append((a, b, rank, rows, columns, step, base, live, stride, _bits(scaling), wide))
+        tiles += [(number, begin) for begin in range(0, rows, MERGE_ROWS)]
+    return Table(parts, tiles, targets[0].live)
+
+
+def _wide(*bytes_or_addresses: int) -> bool:
+    return all(one % 16 == 0 for one in bytes_or_addresses)
+
+
+def _bits(scaling: float) -> int:
+    return int(np.float64(scaling).view(np.int64))
+
+
+def _launches(first: Tensor, places: Sequence[Tensor]) -> bool:
+    on_gpu = _C is not None and _C.has_cuda and first.device.type == "cuda" and first.dtype != torch.float64
+    return on_gpu and all(place.numel() < MOST_ELEMENTS for place in places)
 
 
 def _compiles(place: Tensor) -> bool:
@@ -220,11 +301,11 @@ def _addresses(experts: Tensor, numbers: Tensor) -> tuple[int, int, int, int]:
     return experts.data_ptr(), experts.stride(0), len(experts), numbers.data_ptr()
 
 
-def _mixed(experts: Tensor, mixture: Tensor, spec: TensorSpec) -> Tensor:
-    """One tensor of the mixture."""
-    tensor = torch.empty((1, spec.numel), dtype=experts.dtype, device=experts.device)
-    mix_(tensor, experts[:, spec.offset : spec.end], _numbers(experts, mixture)[None])
-    return tensor.view(spec.shape)
+def _mixed(experts: Tensor, mixture: Tensor, size: int) -> Tensor:
+    """The mixture as a row."""
+    row = torch.empty((1, size), dtype=experts.dtype, device=experts.device)
+    mix_(row, experts[:, :size], _numbers(experts, mixture)[None])
+    return row[0]
 
 
 def _as_matrix(place: Tensor) -> Tensor:

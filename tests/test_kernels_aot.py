@@ -20,7 +20,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from modelswarms_fast import plans
 from modelswarms_fast.checks import DTYPE_CODES
+from modelswarms_fast.layout import Layout
 from modelswarms_fast.ops import mix_, swarm_update_, swarm_update_rows_
 from modelswarms_fast.reference import round_stochastically
 
@@ -301,7 +303,10 @@ def on_cpu(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
     target = tmp_path_factory.mktemp("cuda_on_cpu") / "kernels.so"
     flags = ("-std=c++17", "-O1", "-ffp-contract=off", "-fno-strict-aliasing", "-shared", "-fPIC", "-w", "-x", "c++")
     folders = (f"-I{Path(__file__).parent / 'cuda_on_cpu'}", f"-I{KERNELS}")
-    sources = [KERNELS / "swarm_update.cu", KERNELS / "mix.cu", Path(__file__).parent / "cuda_on_cpu" / "extra.cpp"]
+    sources = [
+        *(KERNELS / f"{name}.cu" for name in ("swarm_update", "mix", "plan")),
+        Path(__file__).parent / "cuda_on_cpu" / "extra.cpp",
+    ]
     static_gpu.run("g++", *flags, *folders, *map(str, sources), "-o", str(target))
     return ctypes.CDLL(str(target))
 
@@ -380,6 +385,79 @@ def test_cuda_source_of_the_mix_equals_the_reference(dtype: torch.dtype, on_cpu:
         assert out.intact()
 
 
+def run_plan(library: ctypes.CDLL, name: str, table: plans.Table, row: Tensor, *store: bool) -> None:
+    """What `Table.launch` does, by the source of the kernel as plain C++."""
+    address, parts, tiles, count, *more, dtype = table.arguments(row, *store)
+    words = [ctypes.c_int64(word) for word in (address, parts, tiles, count)]
+    flags = [ctypes.c_bool(flag) for flag in more]
+    assert library[f"modelswarms_{name}_plan_cuda"](*words, *flags, dtype, 0, ctypes.c_void_p(0)) == 0
+
+
+# Wide and narrow rows, more than a tile, a part of a tensor with columns left out, rows that no pack fits.
+COPIES = {"a": (8, 96, None), "b": (700, 8, (100, 0)), "c": (5, 7, None), "d": (9, 2048, (2, 256)), "e": (300, 4, None)}
+
+
+@pytest.mark.parametrize("start", [0, 1])
+@pytest.mark.parametrize("scaling", [1.0, 0.3])
+@pytest.mark.parametrize("dtype", TYPES.values(), ids=str)
+def test_cuda_source_of_a_copy_plan_equals_the_cpu_one(
+    dtype: torch.dtype, scaling: float, start: int, on_cpu: ctypes.CDLL
+) -> None:
+    shapes = {name: torch.empty(rows, columns, device="meta") for name, (rows, columns, _) in COPIES.items()}
+    layout = Layout.of(shapes, dtype)
+    places: list[list[Tensor]] = [[], []]
+    targets: list[list[plans.CopyTarget]] = [[], []]
+    for spec in layout.specs:
+        rows, columns, part = COPIES[spec.name]
+        top, left = part or (0, 0)
+        for mine, ours in zip(places, targets, strict=True):
+            mine.append(torch.full((rows - top, columns - left + 8), 7.0, dtype=dtype))
+            ours.append(plans.CopyTarget(spec, mine[-1][:, : columns - left], scaling, part))
+    row = torch.randn(layout.size + start, generator=torch.Generator().manual_seed(1)).to(dtype)[start:]
+    plan, table = plans.CopyPlan(targets[0]), plans.copy_table(targets[1])
+    assert table.parts[:, 7].any(), "some move 16 bytes at a time"
+    assert not table.parts[:, 7].all()
+    plan.load(row)
+    run_plan(on_cpu, "copy", table, row, False)
+    for one, other in zip(*places, strict=True):
+        assert torch.equal(one, other)
+    backs = [torch.full_like(row, 5.0) for _ in range(2)]
+    plan.store(backs[0])
+    run_plan(on_cpu, "copy", table, backs[1], True)
+    assert torch.equal(*backs)
+    assert (backs[1] == 5.0).any(), "what is no part was left alone"
+
+
+@pytest.mark.parametrize("start", [0, 1])
+@pytest.mark.parametrize("dtype", TYPES.values(), ids=str)
+def test_cuda_source_of_a_merge_plan_equals_the_cpu_one(dtype: torch.dtype, start: int, on_cpu: ctypes.CDLL) -> None:
+    # rank, rows, columns, and the part of them
+    merges = [(4, 50, 96, None), (1, 3, 7, None), (16, 37, 128, (5, 64)), (3, 17, 640, (1, 0))]
+    generator, shapes = torch.Generator().manual_seed(2), {}
+    for number, (rank, rows, columns, _) in enumerate(merges):
+        shapes |= {f"{number}a": torch.empty(rank, columns), f"{number}b": torch.empty(rows, rank)}
+    layout = Layout.of(shapes, dtype)
+    specs = {spec.name: spec for spec in layout.specs}
+    lives: list[list[Tensor]] = [[], []]
+    targets: list[list[plans.MergeTarget]] = [[], []]
+    for number, (_, rows, columns, part) in enumerate(merges):
+        top, left = part or (0, 0)
+        base = torch.randn(rows - top, columns - left, generator=generator).to(dtype)
+        for mine, ours in zip(lives, targets, strict=True):
+            mine.append(torch.full((rows - top, columns - left + 8), 7.0, dtype=dtype))
+            live = mine[-1][:, : columns - left]
+            ours.append(plans.MergeTarget(specs[f"{number}a"], specs[f"{number}b"], base, live, 0.3 + number, part))
+    row = torch.randn(layout.size + start, generator=generator).to(dtype)[start:]
+    table = plans.merge_table(targets[1])
+    assert table.parts[:, 10].any()
+    assert not table.parts[:, 10].all()
+    plans.MergePlan(targets[0]).load(row)
+    run_plan(on_cpu, "merge", table, row)
+    for one, other in zip(*lives, strict=True):
+        assert torch.equal(one, other)
+        assert (one[:, -8:] == 7.0).all()
+
+
 # ---- CUDA, compiled ----
 
 NEEDS_NVCC = pytest.mark.skipif(shutil.which("nvcc") is None, reason="this machine has no nvcc")
@@ -408,6 +486,23 @@ def test_cuda_rounds_as_the_reference(name: str, architecture: int) -> None:
         stores = {kind for kind in memory_instructions(body) if kind.startswith("STG")}
         assert len(stores) == 1
         assert (stores == {"STG.128"}) == (form[1] != "1"), (key, stores)
+
+
+@NEEDS_NVCC
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_cuda_plans_compiled(architecture: int) -> None:
+    """Both kernels of each type move 16 bytes at a time where they can, spill nothing and fuse nothing."""
+    report, functions = static_gpu.compiled("plan", architecture)
+    spills = re.findall(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads", report)
+    assert spills == [("0", "0", "0")] * 9, report  # load, store and merge
+    assert len(functions) == 9
+    for key, body in functions.items():
+        assert "FFMA" not in body, f"{key} fuses a multiply-add"
+        # Only what an integer division is made of.
+        assert set(re.findall(r"\w+(?:\.\w+)*\.FTZ", body)) <= {"F2I.FTZ"}, key
+        moves = memory_instructions(body)
+        assert moves["LDG.128"], (key, moves)
+        assert moves["STG.128"], (key, moves)
 
 
 @NEEDS_NVCC

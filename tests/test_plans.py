@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
+from helpers_rows import GPU, NEEDS_GPU
 from torch import Tensor
 
 from modelswarms_fast import _C, plans
@@ -431,3 +433,41 @@ def test_the_extension_refuses_what_makes_no_sense() -> None:
     for part in ((0, 8, 0, 1, 8, 8, place, place, 8, 1.0), (0, 8, 1, 1, 8, 7, place, place, 8, 1.0)):
         with pytest.raises(ValueError, match="merge plan"):
             _C.MergePlan([part], 0)
+
+
+@GPU
+@NEEDS_GPU
+@pytest.mark.parametrize("dtype", DTYPES[:3], ids=str)
+def test_a_gpu_loads_and_stores_the_same_bits(dtype: torch.dtype) -> None:
+    layout = layout_of(SHAPES, dtype)
+    places = [
+        [torch.zeros(one.shape, dtype=dtype, device=device) for one in layout.specs] for device in ("cpu", "cuda")
+    ]
+    on_cpu, on_gpu = (
+        CopyPlan([CopyTarget(one, place, 0.3) for one, place in zip(layout.specs, some, strict=True)])
+        for some in places
+    )
+    row = random_row(layout)
+    on_cpu.load(row)
+    on_gpu.load(row.cuda())
+    for one, other in zip(*places, strict=True):
+        assert torch.equal(one, other.cpu())
+    backs = [torch.zeros_like(row), torch.zeros_like(row).cuda()]
+    on_cpu.store(backs[0])
+    on_gpu.store(backs[1])
+    assert torch.equal(backs[0], backs[1].cpu())
+
+
+@GPU
+@NEEDS_GPU
+@pytest.mark.parametrize("dtype", DTYPES[:3], ids=str)
+def test_a_gpu_merges_the_same_bits(dtype: torch.dtype) -> None:
+    layout, targets = make_merge(dtype)
+    moved = [replace(target, base=target.base.cuda(), live=target.live.cuda()) for target in targets]
+    experts, mixture = torch.stack([random_row(layout, seed) for seed in range(3)]), torch.tensor([0.5, -0.3, 0.8])
+    plan, same = MergePlan(targets), MergePlan(moved)
+    for load in (lambda one, rows: one.load(rows[0]), lambda one, rows: one.load_mixture(rows, mixture)):
+        load(plan, experts)
+        load(same, experts.cuda())
+        for target, other in zip(targets, moved, strict=True):
+            assert torch.equal(target.live, other.live.cpu())
