@@ -1,6 +1,6 @@
 """The paper's findings on one task: a search whose particles are all tested, and the studies. One JSON file a task.
 
-    python benchmarks/findings.py EXPERTS DATA OUT [--only NAME,...] [--kinds KIND,...] [--seeds N]
+    python benchmarks/findings.py EXPERTS DATA OUT [--only NAME,...] [--kinds KIND,...] [--seeds N] [--dev N] ...
 
 EXPERTS and DATA are folders, as for claims.py. OUT gets NAME.json, which write_results.py draws, and in runs/ the
 folders of all searches: what they hold is not run again.
@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -41,9 +41,9 @@ def shown(content: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in content.items() if key not in ("data", "sources", "memory", "objective")}
 
 
-def run(name: str, experts: str, data: Path, out: Path, kinds: list[str], seeds: int) -> dict[str, Any]:
+def run(name: str, experts: str, data: Path, out: Path, kinds: list[str], seeds: int, task: Task) -> dict[str, Any]:
     """All of one task."""
-    task, folder = TASKS[name], out / "runs" / name
+    folder = out / "runs" / name
     common: dict[str, Any] = {
         "base": BASE,
         "task": "exact_match",
@@ -59,8 +59,7 @@ def run(name: str, experts: str, data: Path, out: Path, kinds: list[str], seeds:
     found: dict[str, Any] = {
         "name": name,
         "machine": machine(),
-        "examples": {"dev": task.dev, "test": task.test},
-        "swarm": swarm,
+        "swarm": SWARM,
         "search": shown(read_json(whole / "summary.json")),
         "analysis": json.loads(json.dumps(analyse(read_run(whole)))),
         "studies": {},
@@ -82,11 +81,15 @@ def main() -> None:
     parser.add_argument("--only", default=",".join(TASKS))
     parser.add_argument("--kinds", default=",".join(KINDS))
     parser.add_argument("--seeds", type=int, default=2)
+    for field in fields(Task):
+        parser.add_argument(f"--{field.name}", type=int, help="instead of the task's own, for what has not been run")
     asked = parser.parse_args()
+    given = {field.name: getattr(asked, field.name) for field in fields(Task)}
     for name in asked.only.split(","):
         kinds = asked.kinds.split(",")
+        task = replace(TASKS[name], **{key: value for key, value in given.items() if value is not None})
         for count in range(len(kinds) + 1):
-            content = run(name, asked.experts, asked.data, asked.out, kinds[:count], asked.seeds)
+            content = run(name, asked.experts, asked.data, asked.out, kinds[:count], asked.seeds, task)
             write_json(asked.out / f"{name}.json", content)
 
 

@@ -218,7 +218,7 @@ def findings() -> list[str]:
 
 def finding_rows(one: dict[str, Any]) -> list[str]:
     """Emergence and studies of one task, with their figures."""
-    name, summary, swarm = one["name"], one["search"], one["swarm"]
+    name, summary = one["name"], one["search"]
 
     def figure(kind: str, plot: Any, numbers: Any) -> str:
         (FIGURES / f"{name}-{kind}.svg").write_bytes(svg(plot, numbers))
@@ -227,10 +227,10 @@ def finding_rows(one: dict[str, Any]) -> list[str]:
     start, end, error = summary["start"], summary["end"], summary["test_standard_error"]["end"]
     lines = [
         f"### {name}\n",
-        f"{one['examples']['dev']} dev and {one['examples']['test']} test examples, {summary['particles']} particles, "
-        f"{swarm['iterations']} iterations a search. With seed {summary['seed']}: best expert ({start['expert']}) dev "
-        f"{start['dev']:.3f}, test {start['test']:.3f}; winner dev {end['dev']:.3f}, test {end['test']:.3f} ± "
-        f"{error:.3f}; {summary['prompts']} prompts, {summary['seconds']['total']:.0f} s.\n",
+        f"The search: {summary['dev_examples']} dev and {summary['test_examples']} test examples, "
+        f"{summary['particles']} particles, {summary['iterations']} iterations, seed {summary['seed']}. Best expert "
+        f"({start['expert']}): dev {start['dev']:.3f}, test {start['test']:.3f}; winner: dev {end['dev']:.3f}, test "
+        f"{end['test']:.3f} ± {error:.3f}; {summary['prompts']} prompts, {summary['seconds']['total']:.0f} s.\n",
     ]
     analysis = one["analysis"]
     if (numbers := analysis.get("emergence", {}).get("test")) and numbers["missed_by_all_experts"]:
@@ -262,8 +262,9 @@ def study_rows(kind: str, study: dict[str, Any]) -> list[str]:
     best = study["best_expert"]
     lines = [
         f"#### {kind} on {study['dataset']}\n",
+        f"{study['dev_examples']} dev and {study['test_examples']} test examples, {study['seeds']} seeds a variant. "
         f"Best expert: {best['expert']}, dev {best['dev']:.3f}, test {best['test']:.3f} ± "
-        f"{best['test_standard_error']:.3f}; {study['seeds']} seeds a variant.\n",
+        f"{best['test_standard_error']:.3f}.\n",
         "| | dev | test | beside the first | evaluations | ranks of the winners at the start |",
         "|---|---|---|---|---|---|",
     ]
