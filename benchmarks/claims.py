@@ -81,12 +81,15 @@ def run(
         **settings,
     )
     target = out / f"{name}.json"
-    machines = read_json(target)["machines"] if target.exists() else []
-    if (here := machine()) not in machines:
+    before = read_json(target) if target.exists() else {"machines": [], "methods": {}}
+    machines = before["machines"]
+    if content["methods"].keys() != before["methods"].keys() and (here := machine()) not in machines:
         machines.append(here)
     examples = {"dev": claim.dev, "test": claim.test, "files": list(claim.files)}
     # Where things lay is nobody's business.
     config = {key: value for key, value in content["config"].items() if key not in ("data", "sources", "options")}
+    for result in content["methods"].values():
+        result["recipe"].pop("adapter", None)
     write_json(target, content | {"config": config, "name": name, "examples": examples, "machines": machines})
 
 
