@@ -25,6 +25,7 @@ CLAIMS = HERE / "results" / "claims"
 FINDINGS = HERE / "results" / "findings"
 TARGET = HERE.parent / "docs" / "results.md"
 FIGURES = TARGET.parent / "figures"
+PANELS = 4  # a row of the figure
 PHASES = ("setup", "update", "load", "generate", "score", "test", "total")
 
 INTRODUCTION = """\
@@ -157,12 +158,13 @@ def claim_rows(claim: dict[str, Any]) -> list[str]:
 
 
 def draw_claims(claims: list[dict[str, Any]]) -> None:
-    """One row of dots a method and one panel a task: test scores with their standard errors."""
+    """A panel a task and in it a row a method: test scores with their standard errors."""
     names = methods_of(claims)[::-1]
     with rc_context(STYLE):
-        figure = Figure(figsize=(2.0 + 1.7 * len(claims), 0.6 + 0.24 * len(names)))
-        panels = figure.subplots(1, len(claims), sharey=True, squeeze=False)[0]
-        for panel, claim in zip(panels, claims, strict=True):
+        rows = -(-len(claims) // PANELS)
+        figure = Figure(figsize=(9.5, rows * (0.7 + 0.2 * len(names))))
+        panels = figure.subplots(rows, PANELS, sharey=True, squeeze=False)
+        for panel, claim in zip(panels.flat, claims, strict=False):
             for place, name in enumerate(names):
                 if result := claim["methods"].get(name):
                     colour = "C3" if name == "model_swarms" else "C0"
@@ -170,9 +172,11 @@ def draw_claims(claims: list[dict[str, Any]]) -> None:
                     panel.errorbar(result["test"], place, xerr=error, fmt="o", markersize=4, color=colour, linewidth=1)
             if "model_swarms" in claim["methods"]:
                 panel.axvline(claim["methods"]["model_swarms"]["test"], color="C3", linewidth=0.6)
-            panel.set_title(claim["name"], fontsize=8)
+            panel.set_title(claim["name"].replace("+", "\n+ "), fontsize=8)
             panel.grid(axis="y", visible=False)
-        panels[0].set_yticks(range(len(names)), names)
+        for panel in panels.flat[len(claims) :]:
+            panel.set_visible(False)
+        panels[0][0].set_yticks(range(len(names)), names)
         figure.supxlabel("test score ± standard error", fontsize=8)
         figure.tight_layout()
         figure.savefig(FIGURES / "claims.svg", metadata={"Date": None})
