@@ -543,15 +543,19 @@ def test_reasons_of_what_was_missed():
     roof = row("mix", dtype="float32", registers=True, threads=1, **{"GFLOP/s": 100.0})
     growth = row("growth", against="D", limit_spread=0.125)
     stopped = row("search", task="mix", serve="merged", stop_early=True, evaluated_share=0.9, least_share=0.8)
-    run = write_performance.Run("run", results(update, mix, *cached, roof, growth, stopped))
+    beside = [
+        row("search", published=True, engines=2, seconds=20.0, products_seconds=12.5),
+        row("search", published=True),
+    ]
+    run = write_performance.Run("run", results(update, mix, *cached, roof, growth, stopped, *beside))
     # 32 GB/s of ours are 1.25 times torch.compile's 25.6, which are 0.64 of 40; 400 operations for 480 bytes.
     assert [text for _, text in write_performance.reasons(run)] == [
         "bfloat16 55", "bfloat16 40", "bfloat16 30%, threads 1",
         "bfloat16 0.64, threads 1", "bfloat16 2, threads 1",
         "float32 100, threads 1",
-        "bfloat16 17, threads 1", "D 12%", "mix, merged 0.90, 0.80",
+        "bfloat16 17, threads 1", "D 12%", "mix, merged 0.90, 0.80", "2 engines 20.0, 12.5",
     ]  # fmt: skip
-    assert [text for _, text in write_performance.reasons(write_performance.Run("none", results()))] == ["—"] * 9
+    assert [text for _, text in write_performance.reasons(write_performance.Run("none", results()))] == ["—"] * 10
 
 
 def test_operations_of_the_roofline():

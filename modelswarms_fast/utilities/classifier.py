@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from modelswarms_fast.base import HUB_ID
 from modelswarms_fast.errors import InputError
 
 DTYPES = ("float32", "bfloat16", "float16")
@@ -27,7 +26,7 @@ class Classifier:
         from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
         self.name, self.batch, self.truncated = name, batch, 0
-        if not Path(name).is_dir() and not HUB_ID.fullmatch(name):
+        if name.startswith(("/", ".")) and not Path(name).is_dir():  # no hub id, as which it would be looked for
             raise InputError(f"the classifier's folder {name} does not exist; give a folder or a hub id")
         try:
             self.tokenizer: Any = AutoTokenizer.from_pretrained(name)
