@@ -54,8 +54,9 @@ class Search:
         config = journal.plain(config)
         if (folder / journal.HISTORY).exists():
             path = folder / journal.CONFIG
-            # Sums in another order have other last digits.
-            if path.exists() and {name: read_json(path).get(name) for name in config} != config:
+            known = read_json(path) if path.exists() else config
+            known.pop("expert_products", None)  # sums in another order have other last digits
+            if known != config:
                 raise InputError(f"{folder} holds a search with other settings; choose another folder")
             self._old = read_history(folder / journal.HISTORY)
         folder.mkdir(parents=True, exist_ok=True)

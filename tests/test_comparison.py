@@ -35,6 +35,7 @@ def test_every_method_has_its_numbers(compared, tiny):
     _, out, content = compared
     assert json.loads((out / "baselines.json").read_text()) == content
     assert list(content["methods"]) == list(METHODS)
+    assert content["objective"] == {}, "this one has nothing to tell"
     for name, result in content["methods"].items():
         promised = "dev test test_standard_error test_scores evaluations prompts seconds recipe"
         assert set(result) == set(promised.split()), name
