@@ -123,14 +123,16 @@ def test_the_greedy_rule_finds_what_trying_the_whole_grid_finds(logits):
 
 def test_pack_weighs_each_prompt_by_itself(session):
     ensemble = Ensemble(session, "logits")
-    route = pack.route(ensemble.engine, pack.softmax, 3)
+    by_rule = pack.routes(ensemble.engine, {"softmax": pack.softmax, "greedy": pack.greedy}, 3)
+    route = by_rule["softmax"]
     prompts = session.evaluator.prompts("dev")
     before = ensemble.engine.passes
     first, second = route(prompts[0]), route(prompts[1])
     assert first.sum() == pytest.approx(1)
     assert not np.allclose(first, second, atol=1e-6)
     assert route(prompts[0]) is first
-    assert ensemble.engine.passes == before + 6
+    assert not np.allclose(by_rule["greedy"](prompts[0]), first, atol=1e-6)
+    assert ensemble.engine.passes == before + 6  # of two prompts through three experts, for both rules
     assert route(prompts[0][:1]).tolist() == [1 / 3] * 3
 
 

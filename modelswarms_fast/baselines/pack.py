@@ -5,7 +5,7 @@ Mavromatis et al., arXiv 2404.11531. Nothing is learned from dev, which only cho
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 
 import numpy as np
@@ -17,6 +17,9 @@ from modelswarms_fast.engines.ensemble import EnsembleEngine, Route
 from modelswarms_fast.errors import InputError
 from modelswarms_fast.session import Session
 from modelswarms_fast.swarm import Floats
+
+Rule = Callable[[Sequence[torch.Tensor], torch.Tensor], Floats]
+"""Logits [T, K] of each expert and the tokens [T] that came → coefficients [n]."""
 
 # The shares of an expert that the greedy rule tries: 0, 0.05, ..., 1.
 SHARES = 21
@@ -31,31 +34,34 @@ def run(session: Session, budget: int, seed: int) -> Choice:
     if budget < count:
         raise InputError(f"the budget is {budget} evaluations, less than the {count} experts take; give more.")
     ensemble = Ensemble(session, "logits")
-    rules = {"greedy": greedy, "softmax": softmax} if budget >= 2 * count else {"greedy": greedy}
-    routes = {name: route(ensemble.engine, rule, count) for name, rule in rules.items()}
-    utilities = {name: ensemble.dev(one) for name, one in routes.items()}
-    chosen = list(routes)[best_of(np.array(list(utilities.values())))]
+    rules: dict[str, Rule] = {"greedy": greedy, "softmax": softmax} if budget >= 2 * count else {"greedy": greedy}
+    utilities = {name: ensemble.dev(one) for name, one in routes(ensemble.engine, rules, count).items()}
+    chosen = list(rules)[best_of(np.array(list(utilities.values())))]
     recipe = {"rule": chosen, "dev_by_rule": utilities, "mixed": "logits"}
     return Choice(
         recipe,
         utilities[chosen],
         count * len(rules),
-        lambda: ensemble.scores(routes[chosen], "test"),
+        lambda: ensemble.scores(routes(ensemble.engine, {chosen: rules[chosen]}, count)[chosen], "test"),
         looks_at_experts=False,
     )
 
 
-def route(engine: EnsembleEngine, rule: Callable[[Sequence[torch.Tensor], torch.Tensor], Floats], count: int) -> Route:
-    """Coefficients of a prompt by a rule, computed once."""
+def routes(engine: EnsembleEngine, rules: Mapping[str, Rule], count: int) -> dict[str, Route]:
+    """Coefficients of a prompt by each rule. The experts read a prompt once for all rules."""
 
     @cache
-    def weights(prompt: tuple[int, ...]) -> Floats:
+    def weights(prompt: tuple[int, ...]) -> dict[str, Floats]:
         if len(prompt) < 2:  # nothing to be surprised by
-            return np.full(count, 1 / count)
+            return dict.fromkeys(rules, np.full(count, 1 / count))
         said = [engine.prompt_logits(member, list(prompt))[:-1] for member in range(count)]
-        return rule(said, torch.tensor(prompt[1:], device=said[0].device))
+        tokens = torch.tensor(prompt[1:], device=said[0].device)
+        return {name: rule(said, tokens) for name, rule in rules.items()}
 
-    return lambda prompt: weights(tuple(prompt))
+    def route(name: str) -> Route:
+        return lambda prompt: weights(tuple(prompt))[name]
+
+    return {name: route(name) for name in rules}
 
 
 def surprise(logits: torch.Tensor, tokens: torch.Tensor) -> float:
