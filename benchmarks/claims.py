@@ -1,6 +1,6 @@
 """Model Swarms and every other way to compose the same experts, on several tasks, at one budget of evaluations.
 
-    python benchmarks/claims.py EXPERTS DATA OUT [--train FOLDER] [--only TASK,...] [--methods NAME,...]
+    python benchmarks/claims.py EXPERTS DATA OUT [--train FOLDER] [--only TASK,...] [--methods NAME,...] [--budget N]
     python benchmarks/claims.py examples/experts examples/data OUT --only reward --option model=FOLDER
     python benchmarks/claims.py examples/experts examples/data OUT --only judge --option model=NAME \\
         --option endpoint=URL
@@ -56,7 +56,15 @@ ASKED_FOR = ("reward", "judge")  # they need a model
 
 
 def run(
-    name: str, experts: str, data: Path, out: Path, train: str | None, methods: list[str], options: dict[str, str]
+    name: str,
+    experts: str,
+    data: Path,
+    out: Path,
+    *,
+    train: str | None,
+    methods: list[str],
+    budget: int,
+    options: dict[str, str],
 ) -> None:
     """One task; its file is written anew after each method."""
     claim = CLAIMS[name]
@@ -73,7 +81,7 @@ def run(
         task=claim.task,
         data=data if ":" in claim.task else paths[0] if len(paths) == 1 else paths,
         out=folder,
-        budget=BUDGET,
+        budget=budget,
         methods=methods,
         swarm=SWARM,
         train=train,
@@ -114,12 +122,22 @@ def main() -> None:
     parser.add_argument("--train")
     parser.add_argument("--only", default=",".join(name for name in CLAIMS if name not in ASKED_FOR))
     parser.add_argument("--methods", default=",".join(METHODS))
+    parser.add_argument("--budget", type=int, default=BUDGET, metavar="EVALUATIONS")
     parser.add_argument("--option", action="append", default=[], metavar="NAME=VALUE", help="of the objective")
     asked = parser.parse_args()
     methods, options = asked.methods.split(","), dict(one.split("=", 1) for one in asked.option)
     train_once()
     for name in asked.only.split(","):
-        run(name, asked.experts, asked.data, asked.out, asked.train, methods, options)
+        run(
+            name,
+            asked.experts,
+            asked.data,
+            asked.out,
+            train=asked.train,
+            methods=methods,
+            budget=asked.budget,
+            options=options,
+        )
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ from modelswarms_fast.baselines import METHODS
 HERE = Path(__file__).parent
 RESULTS = HERE / "results" / "quality"
 CLAIMS = HERE / "results" / "claims"
+MORE = CLAIMS / "larger_budget"
 FINDINGS = HERE / "results" / "findings"
 TARGET = HERE.parent / "docs" / "results.md"
 FIGURES = TARGET.parent / "figures"
@@ -105,9 +106,9 @@ def mixtures(results: list[dict[str, Any]]) -> list[str]:
     return lines
 
 
-def load_claims() -> list[dict[str, Any]]:
+def load_claims(folder: Path) -> list[dict[str, Any]]:
     """The comparison of each task, in the order of claims.py."""
-    found = [json.loads(path.read_text()) for path in sorted(CLAIMS.glob("*.json"))]
+    found = [json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))]
     return sorted(found, key=lambda claim: list(PLANNED).index(claim["name"]))
 
 
@@ -184,7 +185,7 @@ def draw_claims(claims: list[dict[str, Any]]) -> None:
 
 def comparison() -> list[str]:
     """Model Swarms beside all other methods."""
-    if not (claims := load_claims()):
+    if not (claims := load_claims(CLAIMS)):
         return []
     draw_claims(claims)
     notes = CLAIMS / "notes.md"
@@ -199,6 +200,20 @@ def comparison() -> list[str]:
         *overview(claims),
         "",
         *([notes.read_text()] if notes.exists() else []),
+        *(line for claim in claims for line in claim_rows(claim)),
+        *larger_budget(),
+    ]
+
+
+def larger_budget() -> list[str]:
+    """The methods that can use more evaluations, with more of them."""
+    if not (claims := load_claims(MORE)):
+        return []
+    return [
+        "## The methods that search, with more evaluations\n",
+        *overview(claims),
+        "",
+        (MORE / "notes.md").read_text(),
         *(line for claim in claims for line in claim_rows(claim)),
     ]
 
