@@ -14,8 +14,8 @@ from pybind11.setup_helpers import Pybind11Extension, build_ext
 from setuptools import setup
 
 ARCHITECTURES = (80, 90, 100)
-CPU_FILES = ("arena", "bindings", "limit", "mix", "plan", "simd", "slab", "swarm_update", "tensor_update", "view")
-CPU_SOURCES = [f"csrc/{name}.cpp" for name in CPU_FILES]
+CPU_FILES = "arena bindings limit mix plan simd slab swarm_update swiglu tensor_update view"
+CPU_SOURCES = [f"csrc/{name}.cpp" for name in CPU_FILES.split()]
 CUDA_SOURCES = ["kernels/host_memory.cu", "kernels/mix.cu", "kernels/plan.cu", "kernels/swarm_update.cu"]
 HEADERS = [str(path) for folder in ("csrc", "kernels") for path in sorted(Path(folder).glob("*.*h"))]
 # No contraction into fused multiply-adds: every SIMD level gives the bits of the reference.

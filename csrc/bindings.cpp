@@ -13,6 +13,7 @@
 #include "plan.h"
 #include "simd.h"
 #include "swarm_update.h"
+#include "swiglu.h"
 #include "tensor.h"
 #include "tensor_update.h"
 #include "view.h"
@@ -80,6 +81,10 @@ void mix_cpu(Address out, Int out_stride, Address experts, Int experts_stride, A
              Int count, Int size, int dtype, Int parts, Int part_stride) {
   mix({at(out), out_stride, at(experts), experts_stride, at(mixture), particles, count, size,
        static_cast<DType>(dtype), parts, part_stride});
+}
+
+void swiglu_cpu(Address out, Address in, Int rows, Int width, int dtype) {
+  swiglu({at(out), at(in), rows, width, static_cast<DType>(dtype)});
 }
 
 using CopyTuple = std::tuple<Int, Int, Int, Int, Address, Int, double>;
@@ -284,6 +289,7 @@ PYBIND11_MODULE(_C, m) {
   m.def("swarm_update_rows", &swarm_update_rows);
   m.def("swarm_update", &swarm_update_cpu, NoGil());
   m.def("mix", &mix_cpu, NoGil());
+  m.def("swiglu", &swiglu_cpu, NoGil());
 
   py::class_<CopyPlan>(m, "CopyPlan")
       .def(py::init(&copy_plan))

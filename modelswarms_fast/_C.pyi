@@ -145,6 +145,7 @@ def swarm_update_cuda(
     device: int,
     stream: int,
 ) -> None: ...
+def swiglu(out: int, given: int, rows: int, width: int, dtype: int) -> None: ...
 def mix_cuda(
     out: int,
     out_stride: int,

@@ -253,6 +253,20 @@ def mix_(out: Tensor, experts: Tensor, mixture: Tensor, *, backend: str = "auto"
         launch(_C.mix_cuda, arguments, out)
 
 
+def swiglu(given: Tensor) -> Tensor:
+    """``silu(g) * u`` for ``given [..., 2 · width] = [g, u]``, with silu(g) = g / (1 + exp(-g)).
+
+    In the extension in one pass, rounded once, for float32, bfloat16 and float16 on a CPU; by torch elsewhere.
+    """
+    width = given.shape[-1] // 2
+    if _C is None or given.device.type != "cpu" or given.dtype == torch.float64 or not given.numel():
+        return torch.nn.functional.silu(given[..., :width]) * given[..., width:]
+    given = given.contiguous()
+    out = torch.empty((*given.shape[:-1], width), dtype=given.dtype)
+    _C.swiglu(out.data_ptr(), given.data_ptr(), out.numel() // width, width, checks.DTYPE_CODES[given.dtype])
+    return out
+
+
 def _takes_plain(backend: str) -> bool:
     """Whether the extension may be asked to do it at once: it does where nothing can be wrong, and says so."""
     return _C is not None and backend in ("auto", "cpp")

@@ -1,4 +1,5 @@
-"""What is changed in vLLM's CPU build, on import, before it builds a model: weights stay writable, LoRA is fast."""
+"""What is changed in vLLM's CPU build, on import, before it builds a model: weights stay writable, and LoRA, norms and
+gated activations are fast."""
 
 from __future__ import annotations
 
@@ -9,7 +10,14 @@ import torch
 import vllm._custom_ops
 import vllm.model_executor.layers.utils
 from vllm.lora.punica_wrapper.punica_cpu import PunicaWrapperCPU
+from vllm.model_executor.layers.activation import SiluAndMul
+from vllm.model_executor.layers.layernorm import RMSNorm
 from vllm.platforms import current_platform
+
+from modelswarms_fast.ops import swiglu
+
+# Numbers in the widest vector of vLLM's CPU kernels.
+VECTOR = 32
 
 # Ranks of all slots together up to which every token is multiplied by the A of every slot.
 ALL_SLOTS = 64
@@ -104,8 +112,31 @@ class GroupedPunicaWrapper(PunicaWrapperCPU):  # type: ignore[misc]
             start += size
 
 
+def rms_norm(
+    self: Any, x: torch.Tensor, residual: torch.Tensor | None = None
+) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
+    """RMSNorm by the kernel that vLLM has for it, which writes over x and residual as on a GPU.
+
+    vLLM itself takes it on other processors only, and a dozen torch operators on x86.
+    """
+    weight = self.weight.data
+    fits = self.variance_size_override is None and self.has_weight and weight.dtype == x.dtype
+    if not fits or x.shape[-1] % VECTOR or not x.is_contiguous():
+        return self.forward_native(x, residual)  # type: ignore[no-any-return]
+    if residual is None:
+        out = torch.empty_like(x)
+        torch.ops._C.rms_norm(out, x, weight, self.variance_epsilon)
+        return out
+    if not residual.is_contiguous():
+        return self.forward_native(x, residual)  # type: ignore[no-any-return]
+    torch.ops._C.fused_add_rms_norm(x, residual, weight, self.variance_epsilon)
+    return x, residual
+
+
 if current_platform.is_cpu():
     # Packed into oneDNN or SGL handles, a linear layer's weights could not be written again in place.
     vllm._custom_ops._supports_onednn = False
     vllm.model_executor.layers.utils.check_cpu_sgl_kernel = lambda n, k, dtype: False
     type(current_platform).get_punica_wrapper = classmethod(lambda cls: f"{__name__}.{GroupedPunicaWrapper.__name__}")
+    RMSNorm.forward_cpu = rms_norm
+    SiluAndMul.forward_cpu = lambda self, x: swiglu(x)

@@ -22,6 +22,7 @@
 #include "plan.h"
 #include "simd.h"
 #include "swarm_update.h"
+#include "swiglu.h"
 
 using namespace modelswarms;
 using Int = std::int64_t;
@@ -118,6 +119,19 @@ void mixes() {
           return out;
         });
       }
+}
+
+void activations() {
+  for (const DType dtype : {DType::float32, DType::bfloat16, DType::float16})
+    for (const Int width : kSizes) {
+      constexpr Int rows = 3;
+      const Bytes given = some_rows(rows * 2 * width, dtype, 8);
+      same_at_every_level("activation of " + std::to_string(width), [&] {
+        Bytes out(static_cast<std::size_t>(rows * width * itemsize(dtype)));
+        swiglu({out.as<void>(), given.as<void>(), rows, width, dtype});
+        return out;
+      });
+    }
 }
 
 // [rows, columns] of a row, in a place with gaps; and a merge of rank 3 into another.
@@ -292,6 +306,7 @@ int main() {
   readers_beside_a_writer();
   updates();
   mixes();
+  activations();
   plans();
   plans_past_the_caches();
   updates_side_by_side();

@@ -1,0 +1,103 @@
+"""The gated activation of a feed-forward layer against float64, at every SIMD level; and the norm of vLLM's kernel."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from helpers_rows import restored_extension
+from torch import Tensor
+from torch.nn.functional import silu
+
+from modelswarms_fast import _C
+from modelswarms_fast.ops import swiglu
+
+__all__ = ["restored_extension"]
+pytestmark = pytest.mark.usefixtures("restored_extension")
+
+DTYPES = [torch.float32, torch.bfloat16, torch.float16]
+SPREAD = torch.tensor([0.0, -0.0, 1e-30, -1e-6, 0.3466, -5.0, 20.0, -88.0, 88.0, -103.0, 200.0, -1e4])
+
+
+def given(rows: int, width: int, dtype: torch.dtype) -> Tensor:
+    """Gates over all that exponentials can take, each beside a factor near 1."""
+    generator = torch.Generator().manual_seed(width)
+    gates = 12 * torch.randn(rows, width, generator=generator)
+    gates.view(-1)[: len(SPREAD)] = SPREAD[: gates.numel()]
+    return torch.cat([gates, 1 + 0.5 * torch.rand(rows, width, generator=generator)], 1).to(dtype)
+
+
+def exact(both: Tensor) -> Tensor:
+    """In float64."""
+    gates, factors = both.double().chunk(2, dim=-1)
+    return gates * torch.sigmoid(gates) * factors
+
+
+@pytest.mark.parametrize("level", _C.simd_levels())
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(("rows", "width"), [(1, 1), (3, 31), (2, 64), (5, 77), (700, 96)])
+def test_it_is_right_at_every_level(level: str, dtype: torch.dtype, rows: int, width: int) -> None:
+    both = given(rows, width, dtype)
+    _C.set_simd_level(level)
+    found = swiglu(both)
+    # What is next to nothing may be nothing: far below any sum that it enters.
+    assert torch.allclose(found.double(), exact(both), rtol=max(5e-7, 0.502 * torch.finfo(dtype).eps), atol=1e-7)
+    _C.set_simd_level("portable")
+    assert torch.equal(found, swiglu(both))
+
+
+def test_threads_change_no_bit_and_rounding_is_once() -> None:
+    both = given(2000, 160, torch.bfloat16)
+    _C.set_num_threads(1)
+    one = swiglu(both)
+    _C.set_num_threads(2)
+    assert torch.equal(one, swiglu(both))
+    wide = both.float()
+    assert torch.equal(one, swiglu(wide).bfloat16())
+    gates, factors = both.chunk(2, dim=-1)
+    assert not torch.equal(one, silu(gates) * factors)  # torch rounds what silu gives
+
+
+def test_what_is_no_number_stays_none() -> None:
+    nan, infinite = float("nan"), float("inf")
+    found = swiglu(torch.tensor([[nan, 1.0, infinite, -2.0, 2.0, nan, 1.0, infinite]]))
+    assert found.isnan().tolist() == [[True, True, False, False]]
+    assert found[0, 2:].tolist() == [infinite, -infinite]
+
+
+def test_shapes_as_torch_takes_them() -> None:
+    both = given(6, 48, torch.float32)
+    assert swiglu(both.view(2, 3, 96)).shape == (2, 3, 48)
+    assert torch.equal(swiglu(both[::2]), swiglu(both)[::2])
+    assert torch.equal(swiglu(both.t().contiguous().t()), swiglu(both))
+    assert swiglu(both[:0]).shape == (0, 48)
+    assert torch.allclose(swiglu(both.double()), exact(both))
+
+
+@pytest.mark.parametrize("width", [576, 100])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_norms_are_those_of_vllm_by_either_way(dtype: torch.dtype, width: int) -> None:
+    """Widths that do not fill the vectors of vLLM's kernel go the long way."""
+    vllm_cpu = pytest.importorskip("modelswarms_fast.engines.vllm_cpu")
+    native = []
+
+    def forward_native(x: Tensor, residual: Tensor | None) -> Tensor | tuple[Tensor, Tensor]:
+        native.append(width)
+        total = x.double() + (0.0 if residual is None else residual.double())
+        normed = (total * torch.rsqrt((total**2).mean(-1, keepdim=True) + 1e-5) * weight.double()).to(dtype)
+        return normed if residual is None else (normed, total.to(dtype))
+
+    generator = torch.Generator().manual_seed(1)
+    x, residual, weight = (
+        torch.randn(shape, generator=generator).to(dtype) for shape in ((9, width), (9, width), width)
+    )
+    layer = SimpleNamespace(
+        weight=SimpleNamespace(data=weight), variance_epsilon=1e-5, variance_size_override=None, has_weight=True
+    )
+    layer.forward_native = forward_native
+    close = {"rtol": 2.5 * torch.finfo(dtype).eps, "atol": 2e-6}
+    assert torch.allclose(vllm_cpu.rms_norm(layer, x.clone()), forward_native(x, None), **close)
+    for found, wanted in zip(
+        vllm_cpu.rms_norm(layer, x.clone(), residual.clone()), forward_native(x, residual), strict=True
+    ):
+        assert torch.allclose(found, wanted, **close)
+    assert len(native) == (2 if width == 576 else 4)
