@@ -25,7 +25,7 @@ sanitize:
 	build/sanitize/address/main
 	build/sanitize/thread/main
 
-SANITIZED := $(addprefix csrc/,arena.cpp mix.cpp plan.cpp simd.cpp slab.cpp swarm_update.cpp swiglu.cpp) tests/sanitize/main.cpp
+SANITIZED := $(addprefix csrc/,arena.cpp low_rank.cpp mix.cpp plan.cpp simd.cpp slab.cpp swarm_update.cpp swiglu.cpp) tests/sanitize/main.cpp
 SANITIZE_FLAGS := -std=c++17 -O1 -g1 -ffp-contract=off -fopenmp -Icsrc -Wno-ignored-attributes -Wno-uninitialized \
 	-Wno-maybe-uninitialized
 build/sanitize/address/%: SANITIZE_FLAGS += -fsanitize=address,undefined -fno-sanitize-recover=all

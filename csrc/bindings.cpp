@@ -9,6 +9,7 @@
 #include "arena.h"
 #include "check.h"
 #include "limit.h"
+#include "low_rank.h"
 #include "mix.h"
 #include "plan.h"
 #include "simd.h"
@@ -85,6 +86,27 @@ void mix_cpu(Address out, Int out_stride, Address experts, Int experts_stride, A
 
 void swiglu_cpu(Address out, Address in, Int rows, Int width, int dtype) {
   swiglu({at(out), at(in), rows, width, static_cast<DType>(dtype)});
+}
+
+using LowRankTuple = std::tuple<Address, Int, Int, Address, Int, Int, Int, Int, double>;
+using TokenTuple = std::tuple<Int, Int, std::vector<float>>;
+
+LowRank low_rank(const std::vector<LowRankTuple>& parts, Int inputs, Int blocks, int dtype) {
+  std::vector<LowRankPart> given;
+  for (const auto& [a, a_block, a_row, b, b_block, rank, outputs, column, scaling] : parts)
+    given.push_back({at(a), a_block, a_row, at(b), b_block, rank, outputs, column, scaling});
+  return {std::move(given), inputs, blocks, static_cast<DType>(dtype)};
+}
+
+TokenGroups token_groups(Address order, Int count, const std::vector<TokenTuple>& groups) {
+  std::vector<TokenGroup> given;
+  for (const auto& [tokens, first, coefficients] : groups) given.push_back({tokens, first, coefficients});
+  return {std::vector<Int>(at<Int>(order), at<Int>(order) + count), std::move(given)};
+}
+
+void add_low_rank(const LowRank& linear, const TokenGroups& groups, Address x, Int x_stride, Address low,
+                  Address y, Int y_stride) {
+  linear.add(groups, {at(x), x_stride, at<float>(low), at(y), y_stride});
 }
 
 using CopyTuple = std::tuple<Int, Int, Int, Int, Address, Int, double>;
@@ -290,6 +312,12 @@ PYBIND11_MODULE(_C, m) {
   m.def("swarm_update", &swarm_update_cpu, NoGil());
   m.def("mix", &mix_cpu, NoGil());
   m.def("swiglu", &swiglu_cpu, NoGil());
+
+  py::class_<TokenGroups>(m, "TokenGroups").def(py::init(&token_groups));
+  py::class_<LowRank>(m, "LowRank")
+      .def(py::init(&low_rank))
+      .def_property_readonly("width", &LowRank::width)
+      .def("add", &add_low_rank, NoGil());
 
   py::class_<CopyPlan>(m, "CopyPlan")
       .def(py::init(&copy_plan))

@@ -145,6 +145,22 @@ def swarm_update_cuda(
     device: int,
     stream: int,
 ) -> None: ...
+
+class TokenGroups:
+    def __init__(self, order: int, count: int, groups: list[tuple[int, int, list[float]]]) -> None: ...
+
+class LowRank:
+    def __init__(
+        self,
+        parts: list[tuple[int, int, int, int, int, int, int, int, float]],
+        inputs: int,
+        blocks: int,
+        dtype: int,
+    ) -> None: ...
+    @property
+    def width(self) -> int: ...
+    def add(self, groups: TokenGroups, x: int, x_stride: int, low: int, y: int, y_stride: int) -> None: ...
+
 def swiglu(out: int, given: int, rows: int, width: int, dtype: int) -> None: ...
 def mix_cuda(
     out: int,

@@ -4,6 +4,8 @@ import numpy as np
 import pytest
 import torch
 
+from modelswarms_fast.engines import mixture
+from modelswarms_fast.engines.low_rank import TokenGroups
 from modelswarms_fast.engines.mixture import MixtureServer, Place
 from modelswarms_fast.errors import InputError
 from modelswarms_fast.experts import Experts
@@ -74,24 +76,30 @@ def expected(model, experts, x, row):
     return outputs
 
 
+@pytest.mark.parametrize("few", [0, 16])
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 2e-2)])
-def test_each_token_gets_its_own_mixture(dtype, tolerance):
-    """Particles, the base model, a row that is no mixture, and padding behind them, in one step."""
+def test_each_token_gets_its_own_mixture(dtype, tolerance, few, monkeypatch):
+    """Particles, the base model, a row that is no mixture, and padding behind them, in one step; in either order."""
+    monkeypatch.setattr(mixture, "FEW_GROUPS", few)
     model, experts, server = make(dtype)
     mixtures = {slot: torch.randn(COUNT) for slot in (0, 7, 2)}
     alien = torch.randn(experts.layout.size).to(dtype) / 4
     slots, tokens = [7, -1, 0, 900, 2, 7], np.array([3, 2, 1, 4, 2, 1])
-    rows = {slot: (mixture @ experts.rows.float()) for slot, mixture in mixtures.items()} | {-1: None, 900: alien}
+    rows = {slot: (coefficients @ experts.rows.float()) for slot, coefficients in mixtures.items()} | {
+        -1: None,
+        900: alien,
+    }
     x = torch.randn(tokens.sum() + 3, INPUTS).to(dtype)
     base, right, start = model(x), [], 0
     for slot, count in [*zip(slots, tokens, strict=True), (-1, 3)]:
         right.append(expected(model, experts, x[start : start + count], rows[slot]))
         start += count
-    for slot, mixture in mixtures.items():
-        server.load_mixture(slot, mixture)
+    for slot, coefficients in mixtures.items():
+        server.load_mixture(slot, coefficients)
     server.load(900, alien)
     server.switch(on=True)
     server.begin(slots, tokens)
+    assert isinstance(server._step, TokenGroups) == (few > 0)
     served = model(x)
     for name in ("qkv", "o"):
         wanted = torch.cat([part[name] for part in right])

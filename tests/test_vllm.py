@@ -161,7 +161,10 @@ def test_slots_of_either_kind_add_what_their_rows_say(fill, tokens):
     shapes = {"q.a": (4, inputs), "q.b": (40, 4), "v.a": (3, inputs), "v.b": (16, 3)}
     layout = Layout.of({name: torch.empty(shape) for name, shape in shapes.items()}, torch.float32)
     wrapper = GroupedPunicaWrapper.__new__(GroupedPunicaWrapper)
-    wrapper.scalings, wrapper._groups = {}, [(1, tokens)]
+    wrapper.begin()
+    slots = torch.full((5,), -1)
+    slots[tokens] = 1
+    wrapper.group(slots)
     layer = SimpleNamespace(
         lora_a_stacked=tuple(torch.zeros(2, 1, rank, inputs) for _ in sizes),
         lora_b_stacked=tuple(torch.zeros(2, 1, size, rank) for size in sizes),

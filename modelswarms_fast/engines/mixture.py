@@ -1,8 +1,11 @@
-"""Mixtures of LoRA experts served without making their weights: each token brings its particle's coefficients.
+"""Mixtures of LoRA experts served without keeping their weights: each token brings its particle's coefficients.
 
-The experts lie beside the base model as one adapter. With h = x Aᵀ for the A of all experts, a particle with the
-coefficients a adds scaling · (a ⊗ Σ aⱼ hⱼ) Bᵀ, which is scaling · (Σ aᵢ Bᵢ)(Σ aⱼ Aⱼ) x: A and B are mixed each by
-itself, as they are when a particle's weights are made.
+The experts lie beside the base model as one adapter. A particle with the coefficients a adds
+scaling · (Σ aᵢ Bᵢ)(Σ aⱼ Aⱼ) x: A and B are mixed each by itself, as they are when a particle's weights are made.
+
+On a CPU each layer mixes them in every step for the particles that it has tokens of (low_rank.py), which costs as much
+as the mixture of a few tokens. Where particles have as few as that, and on a GPU, the sums are taken in another order,
+with two products for all tokens at once: with h = x Aᵀ for the A of all experts, scaling · (a ⊗ Σ aⱼ hⱼ) Bᵀ.
 """
 
 from __future__ import annotations
@@ -13,9 +16,13 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
+from modelswarms_fast.engines.low_rank import LowRank, LowRankPart, TokenGroups, group_tokens
 from modelswarms_fast.errors import InputError
 from modelswarms_fast.experts import Experts, LoraModule
 from modelswarms_fast.plans import CopyPlan, CopyTarget
+
+# A particle's weights are mixed once a step where there are this few particles, or this many tokens for each.
+FEW_GROUPS, MANY_TOKENS = 16, 16
 
 
 class Place(NamedTuple):
@@ -77,9 +84,10 @@ class MixtureServer:
         self._row_slot: int | None = None
         self._coefficients = torch.zeros((1, count + 1))
         """[slots + 1, n + 1]; the first for tokens without a particle."""
-        self._step: torch.Tensor | None = None
+        self._step: torch.Tensor | TokenGroups | None = None
         self._handles: list[Any] = []
         self._device = device
+        self._grouped = all(linear.compiled is not None for _, linear in self._linears)
 
     def switch(self, on: bool) -> None:
         """Add to what the model computes, or leave it alone."""
@@ -121,9 +129,18 @@ class MixtureServer:
         if not self._handles or max(slots) < 0:
             self._step = None
             return
+        of_token = torch.from_numpy(np.repeat(np.asarray(slots), tokens))
+        particles = len(set(slots) - {-1})
+        if self._grouped and (particles <= FEW_GROUPS or len(of_token) >= MANY_TOKENS * particles):
+            self._step = group_tokens(of_token, self._blocks)
+            return
         width = self._count + (self._row_slot in slots)
-        of_token = torch.from_numpy(np.repeat(np.asarray(slots) + 1, tokens))
-        self._step = self._coefficients[:, :width].index_select(0, of_token).to(self._device)
+        self._step = self._coefficients[:, :width].index_select(0, of_token + 1).to(self._device)
+
+    def _blocks(self, slot: int) -> tuple[int, list[float]]:
+        if slot == self._row_slot:
+            return self._count, [1.0]
+        return 0, self._coefficients[slot + 1, : self._count].tolist()
 
     def _reserve(self, slot: int) -> None:
         missing = slot + 2 - len(self._coefficients)
@@ -142,26 +159,45 @@ class MixtureServer:
 class _MixedLinear:
     """All blocks of one module; the layers that are fused in it are its parts.
 
-    a [blocks, parts, rank, in], and b of each part [out, blocks, rank]; lower ranks are padded with zeros.
+    a [blocks, parts, rank, in], and b of each part [out, blocks, rank], on a CPU block by block; lower ranks are padded
+    with zeros.
     """
 
     def __init__(
         self, parts: Sequence[tuple[LoraModule, Place]], blocks: int, device: torch.device, dtype: torch.dtype
     ) -> None:
         rank = max(module.rank for module, _ in parts)
-        self.a = torch.zeros((blocks, len(parts), rank, parts[0][1].inputs), device=device, dtype=dtype)
-        self.b = [torch.zeros((place.size, blocks, rank), device=device, dtype=dtype) for _, place in parts]
+        where: dict[str, Any] = {"device": device, "dtype": dtype}
+        self.a = torch.zeros((blocks, len(parts), rank, parts[0][1].inputs), **where)
+        if device.type == "cpu":
+            self.b = [torch.zeros((blocks, place.size, rank), **where).transpose(0, 1) for _, place in parts]
+        else:
+            self.b = [torch.zeros((place.size, blocks, rank), **where) for _, place in parts]
         self._columns = [(place.start, place.start + place.size, module.scaling) for module, place in parts]
         self._sum = parts[0][1].sum
+        low = [
+            LowRankPart(self.a[:, index], b.transpose(0, 1), place.start, module.scaling)
+            for index, (b, (module, place)) in enumerate(zip(self.b, parts, strict=True))
+        ]
+        self.compiled = LowRank(low) if LowRank.able(low) else None
 
-    def add(self, x: torch.Tensor, y: torch.Tensor, coefficients: torch.Tensor) -> None:
-        """y += scaling · (c ⊗ Σ cⱼ hⱼ) Bᵀ for the coefficients [tokens, m] of the first m blocks.
+    def add(self, x: torch.Tensor, y: torch.Tensor, step: torch.Tensor | TokenGroups) -> None:
+        """Add to y what the tokens' mixtures make of x.
 
         x [tokens or more, in], y [tokens or more, out]; rows behind the tokens are padding.
         """
+        x, y = x.view(-1, x.shape[-1]), y.view(-1, y.shape[-1])
+        if isinstance(step, TokenGroups):
+            assert self.compiled is not None
+            self.compiled.add(x, y, step, self._sum)
+        else:
+            self._add_to_all(x, y, step)
+
+    def _add_to_all(self, x: torch.Tensor, y: torch.Tensor, coefficients: torch.Tensor) -> None:
+        """y += scaling · (c ⊗ Σ cⱼ hⱼ) Bᵀ for the coefficients [tokens, m] of the first m blocks."""
         tokens, blocks = coefficients.shape
         _, parts, rank, _ = self.a.shape
-        x, y = x.view(-1, x.shape[-1])[:tokens], y.view(-1, y.shape[-1])[:tokens]
+        x, y = x[:tokens], y[:tokens]
         # In float32 where the model is in a half type: coefficients rounded to 8 bits would be other particles.
         high = (x @ self.a[:blocks].flatten(0, 2).t()).view(tokens, blocks, parts * rank).float()
         low = torch.bmm(coefficients[:, None], high).view(tokens, parts * rank)

@@ -3,7 +3,7 @@ gated activations are fast."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
 from typing import Any
 
 import torch
@@ -14,47 +14,42 @@ from vllm.model_executor.layers.activation import SiluAndMul
 from vllm.model_executor.layers.layernorm import RMSNorm
 from vllm.platforms import current_platform
 
+from modelswarms_fast.engines.low_rank import LowRank, LowRankPart, TokenGroups, group_tokens
 from modelswarms_fast.ops import swiglu
 
 # Numbers in the widest vector of vLLM's CPU kernels.
 VECTOR = 32
 
-# Ranks of all slots together up to which every token is multiplied by the A of every slot.
-ALL_SLOTS = 64
-
 
 class GroupedPunicaWrapper(PunicaWrapperCPU):  # type: ignore[misc]
-    """LoRA on a CPU as two matrix products an adapter, over the tokens that use it.
+    """LoRA on a CPU in one call of the extension a layer, or without it as two matrix products an adapter.
 
     The stock one gathers a whole [out, rank] matrix for every token, which is 3 to 10 times slower, and reads
-    the last slot for tokens without an adapter (their index is -1). Here those tokens are in no group. Where several
-    adapters of low ranks share a step, two products with all slots at once, of which each token keeps its own part,
-    cost less than many small ones.
+    the last slot for tokens without an adapter (their index is -1). Here those tokens are in no group.
     """
-
-    _groups: list[tuple[int, slice | torch.Tensor]]
-    _slots: torch.Tensor
-    _foreign: torch.Tensor | None
-    """[tokens, S, 1] whether a slot is not the token's own; made when it is first asked for in a step."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        self.begin()
+
+    def begin(self) -> None:
+        """Nothing is known of the model's layers or of a step."""
         self.scalings: dict[torch.Tensor, float] = {}
         """Of each stacked B that holds it unscaled, as a row has it."""
+        self._compiled: dict[int, tuple[Any, LowRank | None]] = {}
+        """By the identity of a layer's stacked B, these, and its form in the extension if it has one."""
+        self._slots = torch.empty(0, dtype=torch.long)
+        self._groups: TokenGroups | None = None
 
     def update_metadata(self, *args: Any, **kwargs: Any) -> None:
         """Group the tokens of a step by slot, once for all layers."""
         super().update_metadata(*args, **kwargs)
-        self._groups, self._foreign = [], None
-        slots = self._slots = self.token_lora_indices
-        for slot in torch.unique(slots).tolist():
-            if slot < 0:
-                continue
-            tokens = torch.nonzero(slots == slot).flatten()
-            first, last = int(tokens[0]), int(tokens[-1])
-            # Requests are submitted particle by particle, so a slot's tokens are mostly one slice: no copies.
-            contiguous = last - first + 1 == tokens.numel()
-            self._groups.append((slot, slice(first, last + 1) if contiguous else tokens))
+        self.group(self.token_lora_indices)
+
+    def group(self, slots: torch.Tensor) -> None:
+        """The slot of each token of a step [tokens], -1 for the base model."""
+        self._slots = slots.clone()
+        self._groups = group_tokens(self._slots, lambda slot: (slot, [1.0]))
 
     def add_lora_linear(
         self,
@@ -71,45 +66,30 @@ class GroupedPunicaWrapper(PunicaWrapperCPU):  # type: ignore[misc]
         x [tokens, in], y [tokens, out], A [S, 1, rank, in], B [S, 1, out, rank].
         """
         x, y = x.view(-1, x.shape[-1]), y.view(-1, y.shape[-1])
-        count, _, rank, _ = lora_a_stacked[0].shape
-        if len(self._groups) > 1 and count * rank <= ALL_SLOTS:
-            every_b = [b[:, 0].transpose(1, 2).reshape(-1, b.shape[2]) for b in lora_b_stacked]
-            # A token's part of another slot is 0, and so is its product with anything but infinity and NaN.
-            if all(b.sum().isfinite() for b in every_b):
-                scales = [scale * self.scalings.get(b, 1.0) for b in lora_b_stacked]
-                self._add_all_slots(y, x, lora_a_stacked, every_b, scales, output_slices)
+        columns = list(itertools.accumulate(output_slices, initial=0))
+        scales = [scale * self.scalings.get(b, 1.0) for b in lora_b_stacked]
+        if self._groups is not None:
+            given, compiled = self._compiled.get(id(lora_b_stacked), (None, None))
+            if given is not lora_b_stacked:
+                stacked = zip(lora_a_stacked, lora_b_stacked, columns, scales, strict=False)
+                rows = any(b in self.scalings for b in lora_b_stacked)  # what the experts do not adapt is zero then
+                parts = [
+                    LowRankPart(a[:, 0], b[:, 0], column, factor)
+                    for a, b, column, factor in stacked
+                    if not rows or b in self.scalings
+                ]
+                compiled = LowRank(parts) if LowRank.able(parts) else None
+                self._compiled[id(lora_b_stacked)] = lora_b_stacked, compiled
+            if compiled is not None and x.dtype == y.dtype == lora_b_stacked[0].dtype:
+                compiled.add(x, y, self._groups)
                 return
-        for slot, tokens in self._groups:
-            inputs = x[tokens]
-            start = 0
-            for a, b, size in zip(lora_a_stacked, lora_b_stacked, output_slices, strict=True):
-                low = inputs @ a[slot, 0].t()
-                factor = scale * self.scalings.get(b, 1.0)
-                if isinstance(tokens, slice):
-                    y[tokens, start : start + size].addmm_(low, b[slot, 0].t(), alpha=factor)
-                else:
-                    y[tokens, start : start + size] += factor * (low @ b[slot, 0].t())
-                start += size
-
-    def _add_all_slots(
-        self,
-        y: torch.Tensor,
-        x: torch.Tensor,
-        lora_a_stacked: tuple[torch.Tensor, ...],
-        every_b: Sequence[torch.Tensor],
-        scales: Sequence[float],
-        output_slices: tuple[int, ...],
-    ) -> None:
-        """The same with B of all slots below each other [S · rank, out]."""
-        tokens, start = len(self._slots), 0
-        for a, b, scale, size in zip(lora_a_stacked, every_b, scales, output_slices, strict=True):
-            count, _, rank, _ = a.shape
-            if self._foreign is None:
-                self._foreign = (self._slots[:, None] != torch.arange(count))[:, :, None]
-            low = (x[:tokens] @ a.reshape(count * rank, -1).t()).view(tokens, count, rank)
-            low.masked_fill_(self._foreign, 0.0)
-            y[:tokens, start : start + size].addmm_(low.view(tokens, -1), b, alpha=scale)
-            start += size
+        for slot in torch.unique(self._slots).tolist():
+            if slot < 0:
+                continue
+            tokens = torch.nonzero(self._slots == slot).flatten()
+            for a, b, column, factor in zip(lora_a_stacked, lora_b_stacked, columns, scales, strict=False):
+                low = x[tokens] @ a[slot, 0].t()
+                y[tokens, column : column + b.shape[2]] += factor * (low @ b[slot, 0].t())
 
 
 def rms_norm(

@@ -1,0 +1,120 @@
+#include "low_rank.h"
+
+#include <memory>
+#include <new>
+#include <type_traits>
+#include <utility>
+
+#include "bits.h"
+#include "check.h"
+#include "columns.h"
+#include "plan.h"
+#include "simd.h"
+
+namespace modelswarms {
+namespace {
+
+// Tokens that share what is loaded of A.
+constexpr int kTokens = 8;
+
+// Numbers of the widest register.
+constexpr std::int64_t kWidest = 16;
+
+// What of A and x is worked on at once has room in the first cache.
+constexpr std::int64_t kInputs = 256, kNumbersOfA = 8192;
+
+// Fewer tokens than that are done before a second thread has woken.
+constexpr std::int64_t kTokensOfThread = 16;
+
+// Some tokens of one group, and a thread's room to work in. No containers: nothing of the standard library is
+// to be compiled for an instruction set that the machine may lack.
+struct Run {
+  const LowRankPart* parts;
+  const LowRankPart* parts_end;
+  const float* scalings;
+  std::int64_t inputs, inputs_at_once, width;
+  const float* coefficients;
+  std::int64_t blocks, first_block;
+  const std::int64_t* order;
+  std::int64_t count;
+  LowRankStep step;  // low: of the first of them
+  float* a;          // [inputs_at_once, width]
+  float* x;          // [kTokens, inputs_at_once]
+  char* mixed;
+};
+
+using RunTokens = void (*)(const Run&);
+
+#define MS_KERNEL "low_rank_kernel.h"
+#include "each_simd_level.h"
+
+struct Freed {
+  void operator()(char* room) const { ::operator delete[](room, std::align_val_t{64}); }
+};
+
+}  // namespace
+
+TokenGroups::TokenGroups(std::vector<std::int64_t> given, std::vector<TokenGroup> of)
+    : order(std::move(given)), groups(std::move(of)) {
+  std::int64_t tokens = 0;
+  for (const TokenGroup& group : groups) {
+    MS_CHECK(group.tokens > 0 && group.first >= 0 && !group.coefficients.empty(),
+             "a group of tokens is empty, or has no weights");
+    tokens += group.tokens;
+  }
+  MS_CHECK(tokens == static_cast<std::int64_t>(order.size()), "groups must have all of the tokens");
+}
+
+LowRank::LowRank(std::vector<LowRankPart> parts, std::int64_t inputs, std::int64_t blocks, DType dtype)
+    : parts_(std::move(parts)), inputs_(inputs), blocks_(blocks), dtype_(dtype) {
+  MS_CHECK(dtype != DType::float64, "low-rank products are float32, bfloat16 or float16");
+  MS_CHECK(inputs > 0 && blocks > 0, "a linear layer has inputs, and low-rank products a block");
+  std::int64_t largest = 0;
+  for (const LowRankPart& part : parts_) {
+    MS_CHECK(part.rank > 0 && part.outputs > 0 && part.column >= 0 && part.a_row >= inputs,
+             "a low-rank part has no numbers, or rows that overlap");
+    MS_CHECK(part.a != nullptr && part.b != nullptr, "a low-rank part has no place");
+    scalings_.insert(scalings_.end(), static_cast<std::size_t>(part.rank), static_cast<float>(part.scaling));
+    largest = std::max(largest, part.rank * part.outputs);
+  }
+  width_ = (static_cast<std::int64_t>(scalings_.size()) + kWidest - 1) / kWidest * kWidest;
+  scalings_.resize(static_cast<std::size_t>(width_));
+  inputs_at_once_ = std::min(kInputs, std::max(kNumbersOfA / std::max(width_, kWidest), std::int64_t{32}));
+  mixed_bytes_ = std::max(2 * largest, inputs_at_once_) * itemsize(dtype);
+}
+
+void LowRank::add(const TokenGroups& groups, const LowRankStep& step) const {
+  for (const TokenGroup& group : groups.groups)
+    MS_CHECK(group.first + static_cast<std::int64_t>(group.coefficients.size()) <= blocks_,
+             "a group of tokens has blocks that there are not");
+  const RunTokens run = MS_PICK(run_tokens_of)(dtype_);
+  const auto tokens = static_cast<std::int64_t>(groups.order.size());
+  const auto threads = static_cast<int>(
+      std::clamp<std::int64_t>(tokens / kTokensOfThread, 1, std::max(omp_get_max_threads(), 1)));
+  // For each thread, before they begin: memory that is not to be had is an exception here, and the end there.
+  const std::int64_t numbers = inputs_at_once_ * (width_ + kTokens);
+  const std::int64_t bytes = (numbers * 4 + mixed_bytes_ + 63) / 64 * 64;
+  const std::unique_ptr<char[], Freed> room(
+      static_cast<char*>(::operator new[](static_cast<std::size_t>(bytes * threads), std::align_val_t{64})));
+  const auto work = [&](int thread) {
+    char* own = room.get() + thread * bytes;
+    auto* a = reinterpret_cast<float*>(own);
+    const std::int64_t begin = tokens * thread / threads, end = tokens * (thread + 1) / threads;
+    std::int64_t first = 0;
+    for (const TokenGroup& group : groups.groups) {
+      const std::int64_t from = std::max(begin, first), to = std::min(end, first + group.tokens);
+      first += group.tokens;
+      if (from >= to) continue;
+      LowRankStep some = step;
+      some.low += from * width_;
+      run({parts_.data(), parts_.data() + parts_.size(), scalings_.data(), inputs_, inputs_at_once_, width_,
+           group.coefficients.data(), static_cast<std::int64_t>(group.coefficients.size()), group.first,
+           groups.order.data() + from, to - from, some, a, a + inputs_at_once_ * width_, own + numbers * 4});
+    }
+  };
+  if (threads == 1) return work(0);
+#pragma omp parallel for schedule(static) num_threads(threads)
+  for (int thread = 0; thread < threads; ++thread) work(thread);
+}
+
+}  // namespace modelswarms
