@@ -14,14 +14,11 @@
 namespace modelswarms {
 namespace {
 
-// Tokens that share what is loaded of A.
-constexpr int kTokens = 8;
+// Sums that a sum over the inputs is made of: as many as the widest register has numbers.
+constexpr std::int64_t kPartial = 16;
 
-// Numbers of the widest register.
-constexpr std::int64_t kWidest = 16;
-
-// What of A and x is worked on at once has room in the first cache.
-constexpr std::int64_t kInputs = 256, kNumbersOfA = 8192;
+// Tokens whose sums the most registers have room for.
+constexpr int kTokens = 4;
 
 // Fewer tokens than that are done before a second thread has woken.
 constexpr std::int64_t kTokensOfThread = 16;
@@ -32,14 +29,14 @@ struct Run {
   const LowRankPart* parts;
   const LowRankPart* parts_end;
   const float* scalings;
-  std::int64_t inputs, inputs_at_once, width;
+  std::int64_t inputs, padded, width;
   const float* coefficients;
   std::int64_t blocks, first_block;
   const std::int64_t* order;
   std::int64_t count;
   LowRankStep step;  // low: of the first of them
-  float* a;          // [inputs_at_once, width]
-  float* x;          // [kTokens, inputs_at_once]
+  float* a;          // [width, padded]
+  float* x;          // [kTokens, padded]
   char* mixed;
 };
 
@@ -77,10 +74,8 @@ LowRank::LowRank(std::vector<LowRankPart> parts, std::int64_t inputs, std::int64
     scalings_.insert(scalings_.end(), static_cast<std::size_t>(part.rank), static_cast<float>(part.scaling));
     largest = std::max(largest, part.rank * part.outputs);
   }
-  width_ = (static_cast<std::int64_t>(scalings_.size()) + kWidest - 1) / kWidest * kWidest;
-  scalings_.resize(static_cast<std::size_t>(width_));
-  inputs_at_once_ = std::min(kInputs, std::max(kNumbersOfA / std::max(width_, kWidest), std::int64_t{32}));
-  mixed_bytes_ = std::max(2 * largest, inputs_at_once_) * itemsize(dtype);
+  padded_ = (inputs + kPartial - 1) / kPartial * kPartial;
+  mixed_bytes_ = std::max(2 * largest, inputs) * itemsize(dtype);
 }
 
 void LowRank::add(const TokenGroups& groups, const LowRankStep& step) const {
@@ -92,7 +87,7 @@ void LowRank::add(const TokenGroups& groups, const LowRankStep& step) const {
   const auto threads = static_cast<int>(
       std::clamp<std::int64_t>(tokens / kTokensOfThread, 1, std::max(omp_get_max_threads(), 1)));
   // For each thread, before they begin: memory that is not to be had is an exception here, and the end there.
-  const std::int64_t numbers = inputs_at_once_ * (width_ + kTokens);
+  const std::int64_t numbers = (width() + kTokens) * padded_;
   const std::int64_t bytes = (numbers * 4 + mixed_bytes_ + 63) / 64 * 64;
   const std::unique_ptr<char[], Freed> room(
       static_cast<char*>(::operator new[](static_cast<std::size_t>(bytes * threads), std::align_val_t{64})));
@@ -106,10 +101,10 @@ void LowRank::add(const TokenGroups& groups, const LowRankStep& step) const {
       first += group.tokens;
       if (from >= to) continue;
       LowRankStep some = step;
-      some.low += from * width_;
-      run({parts_.data(), parts_.data() + parts_.size(), scalings_.data(), inputs_, inputs_at_once_, width_,
+      some.low += from * width();
+      run({parts_.data(), parts_.data() + parts_.size(), scalings_.data(), inputs_, padded_, width(),
            group.coefficients.data(), static_cast<std::int64_t>(group.coefficients.size()), group.first,
-           groups.order.data() + from, to - from, some, a, a + inputs_at_once_ * width_, own + numbers * 4});
+           groups.order.data() + from, to - from, some, a, a + width() * padded_, own + numbers * 4});
     }
   };
   if (threads == 1) return work(0);

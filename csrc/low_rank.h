@@ -53,14 +53,14 @@ class LowRank {
   LowRank(std::vector<LowRankPart> parts, std::int64_t inputs, std::int64_t blocks, DType dtype);
   // low from x, unless that is nullptr; then y += B low, unless y is.
   void add(const TokenGroups& groups, const LowRankStep& step) const;
-  // Ranks of all parts together, and what is added to fill the widest register.
-  std::int64_t width() const { return width_; }
+  // Ranks of all parts together.
+  std::int64_t width() const { return static_cast<std::int64_t>(scalings_.size()); }
 
  private:
   std::vector<LowRankPart> parts_;
-  std::int64_t inputs_, blocks_, width_ = 0, inputs_at_once_ = 0, mixed_bytes_ = 0;
+  std::int64_t inputs_, padded_ = 0, blocks_, mixed_bytes_ = 0;
   DType dtype_;
-  std::vector<float> scalings_;
+  std::vector<float> scalings_;  // of each row of A
 };
 
 }  // namespace modelswarms

@@ -7,79 +7,95 @@ RowMixture blocks_of(const Run& run, const void* first, std::int64_t step) {
   return {static_cast<const S*>(first) + run.first_block * step, step, run.blocks, run.coefficients};
 }
 
-// Columns [first, first + count) of the group's A, mixed, as rows: [count, width].
+// A sum over the inputs is one of each 16th of them, and then of these.
+constexpr int kLane = sizeof(typename Lanes<float>::Reg) / sizeof(float), kRegs = kPartial / kLane;
+
+// Tokens and rows of A whose sums the registers have room for.
+constexpr int kTile = MS_SIMD >= 2 ? kTokens : kTokens / 2;
+
+// Numbers as float32, and zeros behind them.
 template <class S>
-void turned_a(const Run& run, std::int64_t first, std::int64_t count) {
-  const std::int64_t width = run.width;
+inline void widen(const S* in, std::int64_t count, std::int64_t padded, float* out) {
+  for (std::int64_t k = 0; k < count; ++k) out[k] = widened(in[k]);
+  for (std::int64_t k = count; k < padded; ++k) out[k] = 0.0f;
+}
+
+template <class S>
+void mix_a(const Run& run) {
   S* mixed = reinterpret_cast<S*>(run.mixed);
   float* a = run.a;
-  std::int64_t left = width;
   for (const LowRankPart* part = run.parts; part != run.parts_end; ++part) {
     const RowMixture blocks = blocks_of<S>(run, part->a, part->a_block);
-    for (std::int64_t r = 0; r < part->rank; ++r, ++a, --left) {
-      mix_columns(blocks, r * part->a_row + first, r * part->a_row + first + count, mixed);
-      for (std::int64_t k = 0; k < count; ++k) a[k * width] = widened(mixed[k]);
+    for (std::int64_t r = 0; r < part->rank; ++r, a += run.padded) {
+      mix_columns(blocks, r * part->a_row, r * part->a_row + run.inputs, mixed);
+      widen(mixed, run.inputs, run.padded, a);
     }
   }
-  for (; left > 0; ++a, --left)
-    for (std::int64_t k = 0; k < count; ++k) a[k * width] = 0.0f;
 }
 
-// low[i] (+)= sum over so many inputs of x[i, k] * a[k], for R tokens and a register of columns; at the last
-// inputs times their scaling.
-template <int R>
-inline void shrink_tile(const Run& run, std::int64_t inputs, bool first, bool last, std::int64_t column,
-                        float* low) {
+// The sum of all: of the first and the second half, until one is left.
+inline float total(const typename Lanes<float>::Reg* sums) {
+#if MS_SIMD == 0
+  float halves[kPartial / 2];
+  for (int lane = 0; lane < kPartial / 2; ++lane) halves[lane] = sums[lane] + sums[lane + kPartial / 2];
+  for (int half = kPartial / 4; half > 0; half /= 2)
+    for (int lane = 0; lane < half; ++lane) halves[lane] += halves[lane + half];
+  return halves[0];
+#else
+#if MS_SIMD == 1
+  const __m256 eight = sums[0] + sums[1];
+#else
+  const __m256 eight = _mm512_castps512_ps256(sums[0]) + _mm512_extractf32x8_ps(sums[0], 1);
+#endif
+  const __m128 four = _mm256_castps256_ps128(eight) + _mm256_extractf128_ps(eight, 1);
+  const __m128 two = four + _mm_movehl_ps(four, four);
+  return _mm_cvtss_f32(two + _mm_movehdup_ps(two));
+#endif
+}
+
+// low[i, r] = scalings[r] * sum over k of x[i, k] * a[r, k], for T tokens and R rows of A.
+template <int T, int R>
+inline void shrink_tile(const Run& run, const float* a, const float* scalings, float* low) {
   using L = Lanes<float>;
   using Reg = typename L::Reg;
-  const std::int64_t width = run.width, step = run.inputs_at_once;
-  const float* a = run.a + column;
-  const float* x = run.x;
-  Reg sums[R];
-  each<R>([&](auto i) {
-    sums[i] = first ? L::broadcast(0) : *reinterpret_cast<const Reg*>(low + i * width + column);
-  });
-  for (std::int64_t k = 0; k < inputs; ++k, a += width) {
-    const Reg row = *reinterpret_cast<const Reg*>(a);
-    each<R>([&](auto i) { sums[i] = sums[i] + L::broadcast(x[i * step + k]) * row; });
+  Reg sums[T * R * kRegs];
+  each<T * R * kRegs>([&](auto i) { sums[i] = L::broadcast(0); });
+  for (std::int64_t k = 0; k < run.padded; k += kPartial) {
+    each<kRegs>([&](auto part) {
+      Reg rows[R];
+      each<R>(
+          [&](auto r) { rows[r] = *reinterpret_cast<const Reg*>(a + r * run.padded + k + part * kLane); });
+      each<T>([&](auto i) {
+        const Reg token = *reinterpret_cast<const Reg*>(run.x + i * run.padded + k + part * kLane);
+        each<R>([&](auto r) {
+          constexpr int at = (i * R + r) * kRegs + part;
+          sums[at] = sums[at] + token * rows[r];
+        });
+      });
+    });
   }
-  const float* scalings = run.scalings + column;
-  each<R>([&](auto i) {
-    float* out = low + i * width + column;
-    if (last) {
-      for (std::int64_t lane = 0; lane < static_cast<std::int64_t>(sizeof(Reg) / sizeof(float)); ++lane)
-        out[lane] = scalings[lane] * reinterpret_cast<const float*>(&sums[i])[lane];
-    } else {
-      *reinterpret_cast<Reg*>(out) = sums[i];
-    }
-  });
+  each<T * R>([&](auto i) { low[i / R * run.width + i % R] = scalings[i % R] * total(sums + i * kRegs); });
 }
 
-template <class S, int R>
-inline void shrink_tokens(const Run& run, std::int64_t from, std::int64_t first, std::int64_t count) {
-  constexpr auto kLane = static_cast<std::int64_t>(sizeof(typename Lanes<float>::Reg) / sizeof(float));
-  for (int i = 0; i < R; ++i) {
-    const S* in = static_cast<const S*>(run.step.x) + run.order[from + i] * run.step.x_stride + first;
-    float* out = run.x + i * run.inputs_at_once;
-    for (std::int64_t k = 0; k < count; ++k) out[k] = widened(in[k]);
+template <class S, int T>
+inline void shrink_tokens(const Run& run, std::int64_t from) {
+  for (int i = 0; i < T; ++i) {
+    const S* in = static_cast<const S*>(run.step.x) + run.order[from + i] * run.step.x_stride;
+    widen(in, run.inputs, run.padded, run.x + i * run.padded);
   }
-  const bool last = first + count == run.inputs;
-  for (std::int64_t column = 0; column < run.width; column += kLane)
-    shrink_tile<R>(run, count, first == 0, last, column, run.step.low + from * run.width);
+  float* low = run.step.low + from * run.width;
+  std::int64_t r = 0;
+  for (; r + kTile <= run.width; r += kTile)
+    shrink_tile<T, kTile>(run, run.a + r * run.padded, run.scalings + r, low + r);
+  for (; r < run.width; ++r) shrink_tile<T, 1>(run, run.a + r * run.padded, run.scalings + r, low + r);
 }
 
 template <class S>
 void shrink(const Run& run) {
-  const std::int64_t inputs = run.inputs;
-  for (std::int64_t first = 0, count; first < inputs; first += count) {
-    count = std::min(run.inputs_at_once, inputs - first);
-    turned_a<S>(run, first, count);
-    std::int64_t i = 0;
-    for (; i + 8 <= run.count; i += 8) shrink_tokens<S, 8>(run, i, first, count);
-    if (i + 4 <= run.count) shrink_tokens<S, 4>(run, i, first, count), i += 4;
-    if (i + 2 <= run.count) shrink_tokens<S, 2>(run, i, first, count), i += 2;
-    if (i < run.count) shrink_tokens<S, 1>(run, i, first, count);
-  }
+  mix_a<S>(run);
+  std::int64_t i = 0;
+  for (; i + kTile <= run.count; i += kTile) shrink_tokens<S, kTile>(run, i);
+  for (; i < run.count; ++i) shrink_tokens<S, 1>(run, i);
 }
 
 // y[i] += sum over the rank of low[i, k] * b[k], for R tokens.

@@ -76,11 +76,12 @@ def expected(model, experts, x, row):
     return outputs
 
 
-@pytest.mark.parametrize("few", [0, 16])
+@pytest.mark.parametrize("few", [0, 64])
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 2e-2)])
 def test_each_token_gets_its_own_mixture(dtype, tolerance, few, monkeypatch):
     """Particles, the base model, a row that is no mixture, and padding behind them, in one step; in either order."""
     monkeypatch.setattr(mixture, "FEW_GROUPS", few)
+    monkeypatch.setattr(mixture, "MANY_TOKENS", 100)
     model, experts, server = make(dtype)
     mixtures = {slot: torch.randn(COUNT) for slot in (0, 7, 2)}
     alien = torch.randn(experts.layout.size).to(dtype) / 4

@@ -1,6 +1,4 @@
-"""The gated activation of a feed-forward layer against float64, at every SIMD level; and the norm of vLLM's kernel."""
-
-from types import SimpleNamespace
+"""The gated activation of a feed-forward layer against float64, at every SIMD level."""
 
 import pytest
 import torch
@@ -71,33 +69,3 @@ def test_shapes_as_torch_takes_them() -> None:
     assert torch.equal(swiglu(both.t().contiguous().t()), swiglu(both))
     assert swiglu(both[:0]).shape == (0, 48)
     assert torch.allclose(swiglu(both.double()), exact(both))
-
-
-@pytest.mark.parametrize("width", [576, 100])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_norms_are_those_of_vllm_by_either_way(dtype: torch.dtype, width: int) -> None:
-    """Widths that do not fill the vectors of vLLM's kernel go the long way."""
-    vllm_cpu = pytest.importorskip("modelswarms_fast.engines.vllm_cpu")
-    native = []
-
-    def forward_native(x: Tensor, residual: Tensor | None) -> Tensor | tuple[Tensor, Tensor]:
-        native.append(width)
-        total = x.double() + (0.0 if residual is None else residual.double())
-        normed = (total * torch.rsqrt((total**2).mean(-1, keepdim=True) + 1e-5) * weight.double()).to(dtype)
-        return normed if residual is None else (normed, total.to(dtype))
-
-    generator = torch.Generator().manual_seed(1)
-    x, residual, weight = (
-        torch.randn(shape, generator=generator).to(dtype) for shape in ((9, width), (9, width), width)
-    )
-    layer = SimpleNamespace(
-        weight=SimpleNamespace(data=weight), variance_epsilon=1e-5, variance_size_override=None, has_weight=True
-    )
-    layer.forward_native = forward_native
-    close = {"rtol": 2.5 * torch.finfo(dtype).eps, "atol": 2e-6}
-    assert torch.allclose(vllm_cpu.rms_norm(layer, x.clone()), forward_native(x, None), **close)
-    for found, wanted in zip(
-        vllm_cpu.rms_norm(layer, x.clone(), residual.clone()), forward_native(x, residual), strict=True
-    ):
-        assert torch.allclose(found, wanted, **close)
-    assert len(native) == (2 if width == 576 else 4)

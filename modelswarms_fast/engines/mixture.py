@@ -22,7 +22,7 @@ from modelswarms_fast.experts import Experts, LoraModule
 from modelswarms_fast.plans import CopyPlan, CopyTarget
 
 # A particle's weights are mixed once a step where there are this few particles, or this many tokens for each.
-FEW_GROUPS, MANY_TOKENS = 16, 16
+FEW_GROUPS, MANY_TOKENS = 64, 6
 
 
 class Place(NamedTuple):

@@ -13,6 +13,7 @@ from vllm.lora.punica_wrapper.punica_cpu import PunicaWrapperCPU
 from vllm.model_executor.layers.activation import SiluAndMul
 from vllm.model_executor.layers.layernorm import RMSNorm
 from vllm.platforms import current_platform
+from vllm.v1.sample.sampler import Sampler
 
 from modelswarms_fast.engines.low_rank import LowRank, LowRankPart, TokenGroups, group_tokens
 from modelswarms_fast.ops import swiglu
@@ -113,10 +114,29 @@ def rms_norm(
     return x, residual
 
 
+_room = torch.empty(0)
+_plain_sample = Sampler.forward
+
+
+def sample(self: Sampler, logits: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+    """vLLM's, which wants its logits [sequences, tokens] in float32: here in the same memory in every step.
+
+    Memory of this size is otherwise the system's again after each step, and new pages cost as much as the conversion.
+    """
+    global _room
+    if logits is None or logits.dtype == torch.float32:
+        return _plain_sample(self, logits, *args, **kwargs)
+    if _room.numel() < logits.numel():
+        _room = torch.empty(logits.numel())
+    converted = _room[: logits.numel()].view(logits.shape).copy_(logits)
+    return _plain_sample(self, converted, *args, **kwargs)
+
+
 if current_platform.is_cpu():
     # Packed into oneDNN or SGL handles, a linear layer's weights could not be written again in place.
     vllm._custom_ops._supports_onednn = False
     vllm.model_executor.layers.utils.check_cpu_sgl_kernel = lambda n, k, dtype: False
     type(current_platform).get_punica_wrapper = classmethod(lambda cls: f"{__name__}.{GroupedPunicaWrapper.__name__}")
     RMSNorm.forward_cpu = rms_norm
+    Sampler.forward = sample
     SiluAndMul.forward_cpu = lambda self, x: swiglu(x)

@@ -18,6 +18,7 @@
 #include <vector>
 
 #include "arena.h"
+#include "low_rank.h"
 #include "mix.h"
 #include "plan.h"
 #include "simd.h"
@@ -132,6 +133,39 @@ void activations() {
         return out;
       });
     }
+}
+
+// Two fused parts, mixtures and single blocks, on one thread and several.
+void low_rank_products() {
+  constexpr Int blocks = 3, tokens = 50, outputs = 70;
+  for (const DType dtype : {DType::float32, DType::bfloat16, DType::float16})
+    for (const Int inputs : {Int{1}, Int{33}, Int{576}})
+      for (const Int rank : {Int{1}, Int{4}, Int{7}}) {
+        const Bytes a = some_rows(blocks * 2 * rank * inputs, dtype, 9);
+        const Bytes b = some_rows(blocks * 2 * outputs * rank, dtype, 10);
+        const Bytes x = some_rows(tokens * inputs, dtype, 11);
+        const auto part = [&](Int index) {
+          return LowRankPart{a.as<char>() + index * rank * inputs * itemsize(dtype),
+                             2 * rank * inputs,
+                             inputs,
+                             b.as<char>() + index * outputs * rank * itemsize(dtype),
+                             2 * outputs * rank,
+                             rank,
+                             outputs,
+                             index * outputs,
+                             0.5};
+        };
+        const LowRank linear({part(0), part(1)}, inputs, blocks, dtype);
+        std::vector<Int> order;
+        for (Int token = tokens - 1; token >= 3; --token) order.push_back(token);
+        const TokenGroups groups(order, {{41, 0, {0.5f, -1.0f, 2.0f}}, {5, 2, {1.0f}}, {1, 1, {1.0f, 0.5f}}});
+        same_at_every_level("low rank " + std::to_string(rank), [&] {
+          Bytes y = some_rows(tokens * 2 * outputs, dtype, 12);
+          std::vector<float> low(order.size() * static_cast<std::size_t>(linear.width()));
+          linear.add(groups, {x.as<void>(), inputs, low.data(), y.as<void>(), 2 * outputs});
+          return y;
+        });
+      }
 }
 
 // [rows, columns] of a row, in a place with gaps; and a merge of rank 3 into another.
@@ -307,6 +341,7 @@ int main() {
   updates();
   mixes();
   activations();
+  low_rank_products();
   plans();
   plans_past_the_caches();
   updates_side_by_side();
