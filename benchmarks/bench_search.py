@@ -118,7 +118,7 @@ def test_stop_early_in_one_batch(measure: Measure) -> None:
 
 def measure_stop_early(measure: Measure, serve: str) -> None:
     """The moves of a search, with and without."""
-    task, (prompts, moves) = "addition", (12, 2) if measure.quick else (80, 10)
+    task, (prompts, moves) = "addition", (12, 2) if measure.quick else (200, 10)
     found: dict[str, Any] = {}
     server = engine(serve)
 

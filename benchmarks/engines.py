@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import functools
+import importlib.util
 import itertools
 import json
+import sys
 from pathlib import Path
 from typing import Any, get_args
 
@@ -118,13 +120,27 @@ def write_large_adapters(folder: Path, count: int = 4) -> list[str]:
     return folders
 
 
-def write_data(file: Path, prompts: int, domain: str | None = None) -> Path:
-    """An evaluation file whose dev split has so many of the example prompts, of one skill or of all that are mixed.
+def write_data(file: Path, prompts: int, skill: str | None = None) -> Path:
+    """An evaluation file whose dev split has so many prompts: of one skill, or those of the examples, mixed.
 
-    More than the examples' own dev has, of both splits together.
+    The mix has more than the examples' own dev, of both splits together.
     """
     content = json.loads(DATA.read_text())
-    found = [one for one in content["dev"] + content["test"] if domain in (None, one["domain"])]
+    found = content["dev"] + content["test"]
+    if skill is not None:
+        found = skills().generate(skill, "dev", prompts, held_out=True)
     file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps({"dataset": DATASET, "dev": found[:prompts], "test": found[-4:]}))
+    file.write_text(json.dumps({"dataset": DATASET, "dev": found[:prompts], "test": content["test"][-4:]}))
     return file
+
+
+@functools.cache
+def skills() -> Any:
+    """examples/skills.py, which draws questions of one skill."""
+    spec = importlib.util.spec_from_file_location("skills", EXAMPLES / "skills.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["skills"] = module  # its dataclasses look for it there
+    spec.loader.exec_module(module)
+    return module

@@ -95,10 +95,10 @@ class Bar:
 
 
 @functools.cache
-def utility_of_benchmark(prompts: int, domain: str | None = None) -> Utility:
-    """So many of the example prompts, of one skill or mixed."""
+def utility_of_benchmark(prompts: int, skill: str | None = None) -> Utility:
+    """So many prompts, of one skill or those of the examples, mixed."""
     with tempfile.TemporaryDirectory() as folder:
-        return load_utility("exact_match", write_data(Path(folder, "data.json"), prompts, domain))
+        return load_utility("exact_match", write_data(Path(folder, "data.json"), prompts, skill))
 
 
 @contextmanager

@@ -52,7 +52,7 @@ FLOORS = [
     {"engines.ranks"},
     {"engines", "engines.vllm_worker", "journal", "shard"},
     {"engines.mixture", "engines.vllm_cpu", "stream"},
-    {"plans"},
+    {"plans", "engines.low_rank"},
     {"swarm", "utilities", "experts", "ops", "memory_plan", "scores"},
     {
         "export",
