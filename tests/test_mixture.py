@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from modelswarms_fast.engines import mixture
+from modelswarms_fast.engines import low_rank
 from modelswarms_fast.engines.low_rank import TokenGroups
 from modelswarms_fast.engines.mixture import MixtureServer, Place
 from modelswarms_fast.errors import InputError
@@ -76,12 +76,12 @@ def expected(model, experts, x, row):
     return outputs
 
 
-@pytest.mark.parametrize("few", [0, 64])
+@pytest.mark.parametrize("compiled", [True, False])
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 2e-2)])
-def test_each_token_gets_its_own_mixture(dtype, tolerance, few, monkeypatch):
+def test_each_token_gets_its_own_mixture(dtype, tolerance, compiled, monkeypatch):
     """Particles, the base model, a row that is no mixture, and padding behind them, in one step; in either order."""
-    monkeypatch.setattr(mixture, "FEW_GROUPS", few)
-    monkeypatch.setattr(mixture, "MANY_TOKENS", 100)
+    if not compiled:
+        monkeypatch.setattr(low_rank, "_C", None)
     model, experts, server = make(dtype)
     mixtures = {slot: torch.randn(COUNT) for slot in (0, 7, 2)}
     alien = torch.randn(experts.layout.size).to(dtype) / 4
@@ -100,7 +100,7 @@ def test_each_token_gets_its_own_mixture(dtype, tolerance, few, monkeypatch):
     server.load(900, alien)
     server.switch(on=True)
     server.begin(slots, tokens)
-    assert isinstance(server._step, TokenGroups) == (few > 0)
+    assert isinstance(server._step, TokenGroups) == compiled
     served = model(x)
     for name in ("qkv", "o"):
         wanted = torch.cat([part[name] for part in right])

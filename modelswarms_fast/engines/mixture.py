@@ -3,9 +3,9 @@
 The experts lie beside the base model as one adapter. A particle with the coefficients a adds
 scaling · (Σ aᵢ Bᵢ)(Σ aⱼ Aⱼ) x: A and B are mixed each by itself, as they are when a particle's weights are made.
 
-On a CPU each layer mixes them in every step for the particles that it has tokens of (low_rank.py), which costs as much
-as the mixture of a few tokens. Where particles have as few as that, and on a GPU, the sums are taken in another order,
-with two products for all tokens at once: with h = x Aᵀ for the A of all experts, scaling · (a ⊗ Σ aⱼ hⱼ) Bᵀ.
+On a CPU each layer mixes them in every step for the particles that it has tokens of (low_rank.py), which costs what a
+few tokens save. On a GPU the sums are taken in another order, with two products for all tokens at once: with h = x Aᵀ
+for the A of all experts, scaling · (a ⊗ Σ aⱼ hⱼ) Bᵀ.
 """
 
 from __future__ import annotations
@@ -20,9 +20,6 @@ from modelswarms_fast.engines.low_rank import LowRank, LowRankPart, TokenGroups,
 from modelswarms_fast.errors import InputError
 from modelswarms_fast.experts import Experts, LoraModule
 from modelswarms_fast.plans import CopyPlan, CopyTarget
-
-# A particle's weights are mixed once a step where there are this few particles, or this many tokens for each.
-FEW_GROUPS, MANY_TOKENS = 64, 6
 
 
 class Place(NamedTuple):
@@ -130,8 +127,7 @@ class MixtureServer:
             self._step = None
             return
         of_token = torch.from_numpy(np.repeat(np.asarray(slots), tokens))
-        particles = len(set(slots) - {-1})
-        if self._grouped and (particles <= FEW_GROUPS or len(of_token) >= MANY_TOKENS * particles):
+        if self._grouped:
             self._step = group_tokens(of_token, self._blocks)
             return
         width = self._count + (self._row_slot in slots)
