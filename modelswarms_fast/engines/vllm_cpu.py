@@ -15,7 +15,7 @@ from vllm.model_executor.layers.layernorm import RMSNorm
 from vllm.platforms import current_platform
 from vllm.v1.sample.sampler import Sampler
 
-from modelswarms_fast.engines.low_rank import LowRank, LowRankPart, TokenGroups, group_tokens
+from modelswarms_fast.engines.low_rank import LowRank, LowRankPart, group_tokens
 from modelswarms_fast.ops import swiglu
 
 # Numbers in the widest vector of vLLM's CPU kernels.
@@ -37,10 +37,9 @@ class GroupedPunicaWrapper(PunicaWrapperCPU):  # type: ignore[misc]
         """Nothing is known of the model's layers or of a step."""
         self.scalings: dict[torch.Tensor, float] = {}
         """Of each stacked B that holds it unscaled, as a row has it."""
-        self._compiled: dict[int, tuple[Any, LowRank | None]] = {}
-        """By the identity of a layer's stacked B, these, and its form in the extension if it has one."""
-        self._slots = torch.empty(0, dtype=torch.long)
-        self._groups: TokenGroups | None = None
+        self._layers: dict[tuple[int, float], tuple[Any, list[LowRankPart], LowRank | None]] = {}
+        """By the identity of a layer's stacked B: these, its parts, and the extension's, if it has them."""
+        self.group(torch.empty(0, dtype=torch.long))
 
     def update_metadata(self, *args: Any, **kwargs: Any) -> None:
         """Group the tokens of a step by slot, once for all layers."""
@@ -50,6 +49,7 @@ class GroupedPunicaWrapper(PunicaWrapperCPU):  # type: ignore[misc]
     def group(self, slots: torch.Tensor) -> None:
         """The slot of each token of a step [tokens], -1 for the base model."""
         self._slots = slots.clone()
+        self._used = [slot for slot in torch.unique(self._slots).tolist() if slot >= 0]
         self._groups = group_tokens(self._slots, lambda slot: (slot, [1.0]))
 
     def add_lora_linear(
@@ -66,31 +66,29 @@ class GroupedPunicaWrapper(PunicaWrapperCPU):  # type: ignore[misc]
 
         x [tokens, in], y [tokens, out], A [S, 1, rank, in], B [S, 1, out, rank].
         """
+        if not self._used:
+            return
         x, y = x.view(-1, x.shape[-1]), y.view(-1, y.shape[-1])
-        columns = list(itertools.accumulate(output_slices, initial=0))
-        scales = [scale * self.scalings.get(b, 1.0) for b in lora_b_stacked]
-        if self._groups is not None:
-            given, compiled = self._compiled.get(id(lora_b_stacked), (None, None))
-            if given is not lora_b_stacked:
-                stacked = zip(lora_a_stacked, lora_b_stacked, columns, scales, strict=False)
-                rows = any(b in self.scalings for b in lora_b_stacked)  # what the experts do not adapt is zero then
-                parts = [
-                    LowRankPart(a[:, 0], b[:, 0], column, factor)
-                    for a, b, column, factor in stacked
-                    if not rows or b in self.scalings
-                ]
-                compiled = LowRank(parts) if LowRank.able(parts) else None
-                self._compiled[id(lora_b_stacked)] = lora_b_stacked, compiled
-            if compiled is not None and x.dtype == y.dtype == lora_b_stacked[0].dtype:
-                compiled.add(x, y, self._groups)
-                return
-        for slot in torch.unique(self._slots).tolist():
-            if slot < 0:
-                continue
+        key = (id(lora_b_stacked), scale)
+        given, parts, compiled = self._layers.get(key, (None, [], None))
+        if given is not lora_b_stacked:
+            columns = itertools.accumulate(output_slices, initial=0)
+            stacked = zip(lora_a_stacked, lora_b_stacked, columns, strict=False)
+            rows = any(b in self.scalings for b in lora_b_stacked)  # then the others are not adapted, and zero
+            parts = [
+                LowRankPart(a[:, 0], b[:, 0], column, scale * self.scalings.get(b, 1.0))
+                for a, b, column in stacked
+                if not rows or b in self.scalings
+            ]
+            compiled = LowRank(parts) if LowRank.able(parts) else None
+            self._layers[key] = lora_b_stacked, parts, compiled
+        if self._groups is not None and compiled is not None and x.dtype == y.dtype == parts[0].a.dtype:
+            compiled.add(x, y, self._groups)
+            return
+        for slot in self._used:
             tokens = torch.nonzero(self._slots == slot).flatten()
-            for a, b, column, factor in zip(lora_a_stacked, lora_b_stacked, columns, scales, strict=False):
-                low = x[tokens] @ a[slot, 0].t()
-                y[tokens, column : column + b.shape[2]] += factor * (low @ b[slot, 0].t())
+            for a, b, column, scaling in parts:
+                y[tokens, column : column + b.shape[1]] += scaling * (x[tokens] @ a[slot].t() @ b[slot].t())
 
 
 def rms_norm(
