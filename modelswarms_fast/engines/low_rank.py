@@ -29,7 +29,6 @@ class TokenGroups(NamedTuple):
     rows: int
     """Tokens of the step, those of the base model too."""
     tokens: int
-    groups: int
     compiled: Any
 
 
@@ -52,7 +51,7 @@ def group_tokens(of_token: torch.Tensor, blocks_of: Callable[[int], tuple[int, S
         return None
     tokens = sum(count for count, _, _ in groups)
     own = order[len(order) - tokens :]
-    return TokenGroups(len(order), tokens, len(groups), _C.TokenGroups(own.data_ptr(), tokens, groups))
+    return TokenGroups(len(order), tokens, _C.TokenGroups(own.data_ptr(), tokens, groups))
 
 
 class LowRank:
