@@ -102,7 +102,7 @@ class _Running:
     """Examples that have been asked for and have no score yet."""
 
     def next_examples(self, floor: int) -> Iterator[int]:
-        """The examples to ask for now: no more than could be needed, but at least `floor` under way.
+        """The examples to ask for now: about as many as will be needed, but at least `floor` under way.
 
         Without limits that is all. With them wrong answers come first, since they keep a particle from its personal
         best; once they have, right answers, which keep it above the global worst.

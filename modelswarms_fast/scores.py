@@ -85,10 +85,11 @@ class Tally:
 
     @property
     def need(self) -> tuple[int, int]:
-        """Least number of further lowest scores that make it no personal best, and of highest that make it no worst.
+        """About how many further examples make it no personal best, and how many make it no global worst.
 
-        An estimate, as if every missing score counted alike: it says how many examples are worth asking for, not when
-        to stop.
+        Estimates of what is worth asking for, not of when to stop, as if every missing score counted alike. The first
+        expects low scores as often as so far, the next one being low; the second the highest scores alone, since those
+        that are likely high have not been asked for yet.
         """
         missing = self.scores.count(None)
         if self.limits is None or not missing:
@@ -97,6 +98,10 @@ class Tally:
         one = (upper - lower) / missing
         distances = upper - self.limits.personal_best, self.limits.global_worst - lower
         lows, highs = (_steps(distance, one, missing) for distance in distances)
+        known, span = self.known, self.limits.highest - self.limits.lowest
+        low = sum(self.limits.highest - score for score in known) / (span or 1.0)
+        if lows:
+            lows = min(math.ceil(lows * (len(known) + 1) / (low + 1)), missing)
         return lows, highs
 
 

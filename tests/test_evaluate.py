@@ -228,6 +228,18 @@ def test_no_more_is_asked_for_than_could_be_needed(monkeypatch):
     assert len(tally.known) == 13
 
 
+def test_as_many_are_worth_asking_for_as_it_takes_at_the_rate_so_far():
+    """A few at a time would keep batches small to the end of a particle that is a new best."""
+    tally = Tally(40, mean_of, Limits(10 / 40, 0.0, 0.0, 1.0))
+    assert tally.need == (30, 0)
+    tally.scores[:4] = [0.0, 0.0, 1.0, 0.0]
+    assert tally.need == (math.ceil(27 * 5 / 4), 0)
+    tally.scores[:4] = [1.0] * 4
+    assert tally.need == (36, 0), "no more than there are"
+    tally.scores[:4] = [0.25] * 4
+    assert tally.need == (math.ceil(27 * 5 / 4), 0), "four of them are three low ones"
+
+
 def test_right_answers_come_next_where_the_worst_is_near(monkeypatch):
     """It cannot win after thirteen wrong answers; ten right ones show that it is not the worst."""
     monkeypatch.setattr(evaluate, "FLOOR", 1)
