@@ -3,12 +3,13 @@
 Before every call, ours or not, memory larger than the caches is read, as an engine's steps between two loads do.
 
 Besides what every row has (measure.py): serve, kind ("lora" or "full"), row_bytes (what a load brings in; 0 for a
-mixture). Row "from a file, fetched ahead": `seconds` are of a load of a row that the disk has and the page cache has
-not, and which is fetched while the engine completes prompts; `turn_seconds` are of prompts and load together, ours and
-of each baseline. Of the copies, `torch copy_` is torch's own, `memcpy` the C library's and `past the caches` a loop of
-stores that do not read what they overwrite, each on all threads and on one; the fastest of them is the bound. `base
-weights` copies are of the weights that a merge reads and writes. A row "... mixed" loads a mixture of all experts;
-`mix` loops read as many rows and write one.
+mixture, and for a slot on a CPU that serves a row of the experts' room where it lies; rows "slots, copied" are of
+rows that lie elsewhere). Row "from a file, fetched ahead": `seconds` are of a load of a row that the disk has and
+the page cache has not, and which is fetched while the engine completes prompts; `turn_seconds` are of prompts and
+load together, ours and of each baseline. Of the copies, `torch copy_` is torch's own, `memcpy` the C library's and
+`past the caches` a loop of stores that do not read what they overwrite, each on all threads and on one; the fastest
+of them is the bound. `base weights` copies are of the weights that a merge reads and writes. A row "... mixed"
+loads a mixture of all experts; `mix` loops read as many rows and write one.
 """
 
 from __future__ import annotations
@@ -47,6 +48,7 @@ from modelswarms_fast.tiers import TierCache
 
 pytest.importorskip("vllm")
 
+COPIED = "slots, copied"
 OTHER_MEMORY = np.zeros(1 << 24, np.int64)
 """128 MiB, more than the caches hold."""
 
@@ -68,10 +70,13 @@ def adapted_bytes() -> int:
     return int(weights * engine("merged").dtype.itemsize)
 
 
-@pytest.mark.parametrize("serve", SERVES)
+@pytest.mark.parametrize("serve", [*SERVES, COPIED])
 def test_load(measure: Measure, serve: str) -> None:
     """The row is in memory when ours starts, the adapter's file in the page cache when add_lora does."""
-    rows, server = experts().rows, engine(serve)
+    rows, server = experts().rows, engine(serve.removesuffix(", copied"))
+    if serve == COPIED:
+        rows = rows.clone()
+    views = list(rows)
     mixtures = torch.eye(len(rows), dtype=torch.float64)
     particles, slots = itertools.count(), itertools.cycle(range(server.slots))
 
@@ -80,7 +85,7 @@ def test_load(measure: Measure, serve: str) -> None:
         if serve == "mixture":
             server.load_mixture(next(slots), mixtures[particle])
         else:
-            server.load(next(slots), rows[particle])
+            server.load(next(slots), views[particle])
 
     folders = [str(EXAMPLES / "experts" / name) for name in experts().names]
     baselines = {"add_lora from a file": adder(plain_vllm(), folders)}
@@ -90,8 +95,13 @@ def test_load(measure: Measure, serve: str) -> None:
     if serve == "merged":
         baselines |= named("base weights", copies(adapted_bytes(), server.device))
     measure_load(measure, f"{serve}, D={rows.shape[1]:,}", server, load, baselines, serve=serve, kind="lora",
-                 slots=SLOTS if serve == "slots" else 1, size=rows.shape[1],
-                 row_bytes=0 if serve == "mixture" else row_bytes)  # fmt: skip
+                 slots=SLOTS if serve.startswith("slots") else 1, size=rows.shape[1],
+                 row_bytes=0 if serve == "mixture" or lies(serve, server) else row_bytes)  # fmt: skip
+
+
+def lies(serve: str, server: Any) -> bool:
+    """Whether a row of the experts is served where it lies."""
+    return serve == "slots" and server.device.type == "cpu"
 
 
 def adder(plain: Any, folders: Sequence[str]) -> Call:
@@ -107,18 +117,26 @@ def adder(plain: Any, folders: Sequence[str]) -> Call:
     return add_lora
 
 
+@pytest.fixture(scope="module")
+def large_adapters(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, ...]:
+    """Folders; written once, so that one engine serves them."""
+    return tuple(write_large_adapters(tmp_path_factory.mktemp("large")))
+
+
 @pytest.mark.usefixtures("full")
-def test_load_large_adapters(measure: Measure, tmp_path: Path) -> None:
+@pytest.mark.parametrize("serve", ["slots", COPIED])
+def test_load_large_adapters(measure: Measure, large_adapters: tuple[str, ...], serve: str) -> None:
     """Rank 32 on all linear layers, into slots: twenty times the weights of the examples."""
-    folders = write_large_adapters(tmp_path)
-    server, only = slots_for(tuple(folders))
-    numbers, slots = itertools.count(), itertools.cycle(range(server.slots))
-    row_bytes = only.rows.shape[1] * only.rows.element_size()
+    folders = large_adapters
+    server, only = slots_for(folders)
+    rows = only.rows.clone() if serve == COPIED else only.rows
+    views, slots = itertools.cycle(list(rows)), itertools.cycle(range(server.slots))
+    row_bytes = rows.shape[1] * rows.element_size()
     baselines = {"add_lora from a file": adder(plain_vllm(LARGE_RANK, ALL_LINEAR), folders)}
-    measure_load(measure, f"slots, D={only.rows.shape[1]:,}", server,
-                 lambda: server.load(next(slots), only.rows[next(numbers) % len(folders)]),
-                 baselines | named("row", copies(row_bytes, server.device)), serve="slots", kind="large lora",
-                 slots=SLOTS, size=only.rows.shape[1], row_bytes=row_bytes)  # fmt: skip
+    measure_load(measure, f"{serve}, D={rows.shape[1]:,}", server,
+                 lambda: server.load(next(slots), next(views)),
+                 baselines | named("row", copies(row_bytes, server.device)), serve=serve, kind="large lora",
+                 slots=SLOTS, size=rows.shape[1], row_bytes=0 if lies(serve, server) else row_bytes)  # fmt: skip
 
 
 @pytest.mark.parametrize("serve", ["merged", "slots"])

@@ -18,15 +18,18 @@ from modelswarms_fast.engines.transformers import TransformersEngine
 from modelswarms_fast.errors import EngineError, InputError
 from modelswarms_fast.experts import export, read_experts
 from modelswarms_fast.journal import read_history
-from modelswarms_fast.layout import Layout
+from modelswarms_fast.layout import Layout, TensorSpec
 from modelswarms_fast.loop import search
 from modelswarms_fast.lora import LoraModule
+from modelswarms_fast.memory import empty_rows
 from modelswarms_fast.one_model import evaluate
+from modelswarms_fast.plans import CopyPlan, CopyTarget
 
 pytest.importorskip("vllm")
 
+from modelswarms_fast.engines import low_rank
 from modelswarms_fast.engines.vllm_cpu import GroupedPunicaWrapper
-from modelswarms_fast.engines.vllm_worker import SlotPart, SwarmWorker
+from modelswarms_fast.engines.vllm_worker import RowSlot, SlotPart, SwarmWorker
 
 EXAMPLES = Path(__file__).parent.parent / "examples" / "experts"
 SLOTS = 3
@@ -152,39 +155,80 @@ def test_slots_are_served_in_one_batch_beside_the_base(engines, oracle, prompts,
     engine.restore()
 
 
-@pytest.mark.parametrize("fill", ["_slots_that_are_rows", "_slots_that_are_stacked"])
+@pytest.mark.parametrize(
+    ("fill", "room"),
+    [("_slots_that_are_rows", False), ("_slots_that_are_rows", True), ("_slots_that_are_stacked", False)],
+)
+@pytest.mark.parametrize("compiled", [True, False])
 @pytest.mark.parametrize("tokens", [slice(1, 4), torch.tensor([0, 3])], ids=["neighbours", "apart"])
-def test_slots_of_either_kind_add_what_their_rows_say(fill, tokens):
-    """A fused layer whose second part is not adapted, ranks below that of the slots, two slots, two scalings."""
+def test_slots_of_every_kind_add_what_their_rows_say(fill, room, compiled, tokens, monkeypatch):
+    """A fused layer whose second part is not adapted, ranks below that of the slots, three slots, two scalings.
+
+    Slots that are rows show those of the room where they lie, and copies of others; here, of both kinds in one step.
+    """
+    if not compiled:
+        monkeypatch.setattr(low_rank, "_C", None)
     inputs, sizes, rank = 24, (40, 8, 16), 8
     modules = [LoraModule("q", "q.a", "q.b", 4, 2.0), LoraModule("v", "v.a", "v.b", 3, 0.5)]
     shapes = {"q.a": (4, inputs), "q.b": (40, 4), "v.a": (3, inputs), "v.b": (16, 3)}
     layout = Layout.of({name: torch.empty(shape) for name, shape in shapes.items()}, torch.float32)
     wrapper = GroupedPunicaWrapper.__new__(GroupedPunicaWrapper)
     wrapper.begin()
-    slots = torch.full((5,), -1)
-    slots[tokens] = 1
-    wrapper.group(slots)
     layer = SimpleNamespace(
-        lora_a_stacked=tuple(torch.zeros(2, 1, rank, inputs) for _ in sizes),
-        lora_b_stacked=tuple(torch.zeros(2, 1, size, rank) for size in sizes),
+        lora_a_stacked=tuple(torch.zeros(3, 1, rank, inputs) for _ in sizes),
+        lora_b_stacked=tuple(torch.zeros(3, 1, size, rank) for size in sizes),
         punica_wrapper=wrapper,
     )
     worker = SwarmWorker()
-    worker._swarm_experts = SimpleNamespace(layout=layout)
-    plans = getattr(worker, fill)(2, [SlotPart(modules[0], layer, 0, 0, 0), SlotPart(modules[1], layer, 2, 0, 0)])
-    rows = torch.zeros(2, layout.size)
-    for plan, row in zip(plans, rows, strict=True):
+    rows = empty_rows(4, layout.size, torch.float32).zero_()
+    worker._swarm_experts = SimpleNamespace(layout=layout, room=rows)
+    loaders = getattr(worker, fill)(3, [SlotPart(modules[0], layer, 0, 0, 0), SlotPart(modules[1], layer, 2, 0, 0)])
+    for row in rows:
         for view in layout.views(row).values():
             view.copy_(torch.randn(view.shape))
-        plan.load(row)
-    x, y = torch.randn(5, inputs), torch.randn(5, sum(sizes))
-    expected, views = y.clone(), layout.views(rows[1])
-    for module, start in zip(modules, (0, 48), strict=True):
-        a, b = views[module.a], views[module.b]
-        expected[tokens, start : start + len(b)] += 3.0 * module.scaling * (x[tokens] @ a.t()) @ b.t()
+    served = [3, 0, 2]
+    for slot, (loader, row) in enumerate(zip(loaders, served, strict=True)):
+        loader.load(rows[row] if room and slot else rows[row].clone())
+    if fill == "_slots_that_are_rows":
+        assert wrapper.lying == ({1: 0, 2: 2} if room else {})
+    slots = torch.tensor([0, -1, -1, 2, 0, -1])
+    slots[tokens] = 1
+    wrapper.group(slots)
+    x, y = torch.randn(6, inputs), torch.randn(6, sum(sizes))
+    expected = y.clone()
+    for token, slot in enumerate(slots.tolist()):
+        views = layout.views(rows[served[slot]])
+        for module, start in zip(modules if slot >= 0 else (), (0, 48), strict=False):
+            a, b = views[module.a], views[module.b]
+            expected[token, start : start + len(b)] += 3.0 * module.scaling * b @ (a @ x[token])
     wrapper.add_lora_linear(y, x, layer.lora_a_stacked, layer.lora_b_stacked, 3.0, sizes)
     torch.testing.assert_close(y, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_a_slot_forgets_the_row_that_it_showed():
+    """A copy, a mixture or another row takes its place; what is not quite a row of the room is copied or refused."""
+    layout = Layout.of({"t": torch.empty(40)}, torch.float32)
+    rows = empty_rows(3, layout.size, torch.float32).zero_()
+    rows += torch.arange(3.0)[:, None]
+    own, lying = torch.zeros(1, layout.size), {}
+    plan = CopyPlan([CopyTarget(TensorSpec("row", 0, (1, layout.size)), own)])
+    slot = RowSlot(5, plan, rows, lying)
+    slot.load(rows[2])
+    slot.load(rows[1])
+    assert lying == {5: 1}
+    assert not own.any()
+    slot.load(rows[2].double())
+    assert lying == {}
+    assert (own == 2).all()
+    slot.load(rows[1])
+    slot.load_mixture(rows, torch.tensor([0.0, 1.0, 1.0]))
+    assert lying == {}
+    assert (own == 3).all()
+    slot.load(rows[0])
+    for wrong in (rows[1, 1:], rows[0].as_strided((layout.size,), (2,)), rows[0, :-1]):
+        with pytest.raises(ValueError, match="row"):
+            slot.load(wrong)
+        assert lying == {5: 0}
 
 
 def test_mixtures_are_served_in_one_batch_beside_the_base(engines, oracle, prompts, experts):
@@ -483,6 +527,7 @@ def test_a_search_whose_every_load_is_proved(serve, state, tmp_path):
         iterations=1,
         limit_dev=6,
         limit_test=4,
+        dtype="bfloat16",
         max_model_len=256,
     )
     assert summary["dtype"] == "bfloat16"

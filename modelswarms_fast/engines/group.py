@@ -71,24 +71,24 @@ class EngineGroup:
         self._looked = time.monotonic()
         self._failure: Exception | None = None
         descriptors: tuple[int, ...] = ()
-        rows = (0, 0, 0, 0)
+        room = (0, 0, 0, 0)
         if experts is not None:
             self._layout = experts.layout
             # An engine serves as many rows as it has LoRA slots, otherwise one.
             copies = count * config.slots if config.serve in ("slots", "auto") else count
             self._copies = shared_rows(copies, experts.layout.size, experts.layout.dtype)
-            self._experts = experts.rows
-            if place_of(self._experts) is None:  # such as rows in a file
-                self._experts = self._copies[:1]  # stands for experts of which nothing is mixed
+            self._room = experts.room
+            if place_of(self._room) is None:  # such as rows in a file
+                self._room = self._copies[:1]  # stands for experts of which nothing is mixed
                 if config.state == "mixture" or config.serve == "auto":
-                    self._experts = shared_rows(len(experts.rows), experts.layout.size, experts.layout.dtype)
-                    self._experts.copy_(experts.rows)
-            descriptor, offset = self._place(self._experts)
+                    self._room = shared_rows(len(experts.rows), experts.layout.size, experts.layout.dtype)
+                    self._room.copy_(experts.rows)
+            descriptor, offset = self._place(self._room)
             descriptors = tuple({descriptor, self._place(self._copies)[0]})
-            rows = (descriptor, offset, len(self._experts), self._experts.stride(0))
+            room = (descriptor, offset, len(self._room), self._room.stride(0))
             nothing = torch.empty(0)
             experts = replace(experts, rows=nothing, room=nothing)
-        start = Start(base, experts, replace(config, engines=1), descriptors, rows)
+        start = Start(base, experts, replace(config, engines=1), descriptors, room)
         self._workers: list[Worker] = []
         try:
             for number in range(count):

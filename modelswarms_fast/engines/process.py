@@ -32,15 +32,15 @@ BEAT = 1.0  # seconds after which a step is told of even if no request has ended
 
 @dataclass(frozen=True)
 class Start:
-    """The first message: what engine to start. The rows of `experts` are left out; where they lie is said beside."""
+    """The first message: what engine to start. The room of `experts` is left out; where it lies is said beside."""
 
     base: Path
     experts: Experts | None
     config: EngineConfig
     descriptors: tuple[int, ...]
     """Of the shared memory, inherited."""
-    rows: tuple[int, int, int, int]
-    """Descriptor, first byte, number of rows, elements from one to the next."""
+    room: tuple[int, int, int, int]
+    """Of the experts: descriptor, first byte, number of rows, elements from one to the next."""
 
 
 class Served:
@@ -51,10 +51,10 @@ class Served:
         experts = start.experts
         if experts is not None:
             self._layout = experts.layout
-            descriptor, offset, count, stride = start.rows
+            descriptor, offset, count, stride = start.room
             memory = self._memory[descriptor][offset:].view(experts.layout.dtype)
-            rows = memory.as_strided((count, experts.layout.size), (stride, 1))
-            experts = replace(experts, rows=rows, room=rows)
+            room = memory.as_strided((count, experts.layout.size), (stride, 1))
+            experts = replace(experts, rows=room[: len(experts.names)], room=room)
         self.engine: Engine = start_here(start.base, experts, start.config)
         self.engine.watch = self._watch
         self.running: set[int] = set()

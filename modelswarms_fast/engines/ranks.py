@@ -53,7 +53,7 @@ class Ranks:
     def swarm_attach(self, serve: str, experts: Experts) -> None:
         """As the worker's."""
         nothing = torch.empty(0)
-        self._call("swarm_attach", serve, replace(experts, rows=nothing, room=nothing), locate(experts.rows))
+        self._call("swarm_attach", serve, replace(experts, rows=nothing, room=nothing), locate(experts.room))
 
     def swarm_serve(self, serve: str) -> None:
         """As the worker's."""

@@ -4,7 +4,7 @@ gated activations are fast."""
 from __future__ import annotations
 
 import itertools
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import vllm._custom_ops
@@ -15,11 +15,29 @@ from vllm.model_executor.layers.layernorm import RMSNorm
 from vllm.platforms import current_platform
 from vllm.v1.sample.sampler import Sampler
 
-from modelswarms_fast.engines.low_rank import LowRank, LowRankPart, group_tokens
+from modelswarms_fast.engines.low_rank import LowRank, LowRankPart, TokenGroups, group_tokens
 from modelswarms_fast.ops import swiglu
 
 # Numbers in the widest vector of vLLM's CPU kernels.
 VECTOR = 32
+
+
+class RowPart(NamedTuple):
+    """What a stacked B that vLLM was given stands for, where slots are rows: part of a row, with B unscaled."""
+
+    scaling: float
+    a: torch.Tensor
+    """[R, 1, rank, in] of the rows that are served where they lie."""
+    b: torch.Tensor
+    """[R, 1, out, rank]"""
+
+
+class _Table(NamedTuple):
+    """The LoRA of a linear layer, of all rows that lie in one memory."""
+
+    parts: list[LowRankPart]
+    compiled: LowRank | None
+    """None where the extension cannot do it."""
 
 
 class GroupedPunicaWrapper(PunicaWrapperCPU):  # type: ignore[misc]
@@ -35,10 +53,12 @@ class GroupedPunicaWrapper(PunicaWrapperCPU):  # type: ignore[misc]
 
     def begin(self) -> None:
         """Nothing is known of the model's layers or of a step."""
-        self.scalings: dict[torch.Tensor, float] = {}
-        """Of each stacked B that holds it unscaled, as a row has it."""
-        self._layers: dict[tuple[int, float], tuple[Any, list[LowRankPart], LowRank | None]] = {}
-        """By the identity of a layer's stacked B: these, its parts, and the extension's, if it has them."""
+        self.rows: dict[torch.Tensor, RowPart] = {}
+        """By stacked B."""
+        self.lying: dict[int, int] = {}
+        """Slots that serve a row where it lies → which of these rows."""
+        self._layers: dict[tuple[int, float], tuple[Any, list[_Table]]] = {}
+        """By the identity of a layer's stacked B: these; the slots' own memory, and that of rows that lie elsewhere."""
         self.group(torch.empty(0, dtype=torch.long))
 
     def update_metadata(self, *args: Any, **kwargs: Any) -> None:
@@ -49,8 +69,20 @@ class GroupedPunicaWrapper(PunicaWrapperCPU):  # type: ignore[misc]
     def group(self, slots: torch.Tensor) -> None:
         """The slot of each token of a step [tokens], -1 for the base model."""
         self._slots = slots.clone()
-        self._used = [slot for slot in torch.unique(self._slots).tolist() if slot >= 0]
-        self._groups = group_tokens(self._slots, lambda slot: (slot, [1.0]))
+        used = [slot for slot in torch.unique(slots).tolist() if slot >= 0]
+        lying = {slot: self.lying[slot] for slot in used if slot in self.lying}
+        self._blocks = [{slot: slot for slot in used if slot not in lying}, lying]
+        """Of each table, the slots of the step → their blocks there."""
+        self._groups = [self._group_blocks(blocks, used) for blocks in self._blocks]
+
+    def _group_blocks(self, blocks: dict[int, int], used: list[int]) -> TokenGroups | None:
+        if not blocks:
+            return None
+        slots = self._slots
+        for slot in used:
+            if slot not in blocks:
+                slots = torch.where(slots == slot, -1, slots)
+        return group_tokens(slots, lambda slot: (blocks[slot], [1.0]))
 
     def add_lora_linear(
         self,
@@ -66,29 +98,40 @@ class GroupedPunicaWrapper(PunicaWrapperCPU):  # type: ignore[misc]
 
         x [tokens, in], y [tokens, out], A [S, 1, rank, in], B [S, 1, out, rank].
         """
-        if not self._used:
+        if not any(self._blocks):
             return
         x, y = x.view(-1, x.shape[-1]), y.view(-1, y.shape[-1])
         key = (id(lora_b_stacked), scale)
-        given, parts, compiled = self._layers.get(key, (None, [], None))
+        given, tables = self._layers.get(key, (None, []))
         if given is not lora_b_stacked:
-            columns = itertools.accumulate(output_slices, initial=0)
-            stacked = zip(lora_a_stacked, lora_b_stacked, columns, strict=False)
-            rows = any(b in self.scalings for b in lora_b_stacked)  # then the others are not adapted, and zero
-            parts = [
-                LowRankPart(a[:, 0], b[:, 0], column, scale * self.scalings.get(b, 1.0))
-                for a, b, column in stacked
-                if not rows or b in self.scalings
-            ]
-            compiled = LowRank(parts) if LowRank.able(parts) else None
-            self._layers[key] = lora_b_stacked, parts, compiled
-        if self._groups is not None and compiled is not None and x.dtype == y.dtype == parts[0].a.dtype:
-            compiled.add(x, y, self._groups)
-            return
-        for slot in self._used:
-            tokens = torch.nonzero(self._slots == slot).flatten()
-            for a, b, column, scaling in parts:
-                y[tokens, column : column + b.shape[1]] += scaling * (x[tokens] @ a[slot].t() @ b[slot].t())
+            tables = self._tables(lora_a_stacked, lora_b_stacked, scale, output_slices)
+            self._layers[key] = lora_b_stacked, tables
+        for (parts, compiled), blocks, groups in zip(tables, self._blocks, self._groups, strict=False):
+            if groups is not None and compiled is not None and x.dtype == y.dtype == parts[0].a.dtype:
+                compiled.add(x, y, groups)
+                continue
+            for slot, block in blocks.items():
+                tokens = torch.nonzero(self._slots == slot).flatten()
+                for a, b, column, scaling in parts:
+                    y[tokens, column : column + b.shape[1]] += scaling * (x[tokens] @ a[block].t() @ b[block].t())
+
+    def _tables(
+        self, a: tuple[torch.Tensor, ...], b: tuple[torch.Tensor, ...], scale: float, sizes: tuple[int, ...]
+    ) -> list[_Table]:
+        """The slots' own memory and, where slots are rows, that of the others."""
+        stacked = list(zip(a, b, itertools.accumulate(sizes, initial=0), strict=False))
+        if not any(one in self.rows for one in b):
+            return [_table([LowRankPart(a[:, 0], b[:, 0], column, scale) for a, b, column in stacked])]
+        # A part that is not adapted is zero.
+        adapted = [(a, b, column, self.rows[b]) for a, b, column in stacked if b in self.rows]
+        return [
+            _table([LowRankPart(a[:, 0], b[:, 0], column, scale * row.scaling) for a, b, column, row in adapted]),
+            _table([LowRankPart(row.a[:, 0], row.b[:, 0], column, scale * row.scaling) for *_, column, row in adapted]),
+        ]
+
+
+def _table(parts: list[LowRankPart]) -> _Table:
+    return _Table(parts, LowRank(parts) if LowRank.able(parts) else None)
 
 
 def rms_norm(

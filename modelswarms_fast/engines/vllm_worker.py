@@ -21,8 +21,8 @@ from vllm.model_executor.layers.linear import ColumnParallelLinear, LinearBase, 
 from vllm.model_executor.layers.vocab_parallel_embedding import VocabParallelEmbedding
 from vllm.platforms import current_platform
 
-import modelswarms_fast.engines.vllm_cpu  # noqa: F401 - changes vLLM
 from modelswarms_fast.engines.mixture import MixtureServer, Place
+from modelswarms_fast.engines.vllm_cpu import RowPart  # changes vLLM, too
 from modelswarms_fast.errors import InputError
 from modelswarms_fast.experts import Experts, LoraModule
 from modelswarms_fast.layout import TensorSpec
@@ -70,6 +70,33 @@ class SlotPart(NamedTuple):
     """Of A."""
 
 
+class RowSlot:
+    """A slot on a CPU: a row of the room is served where it lies, any other is copied into the slot's own."""
+
+    def __init__(self, slot: int, own: CopyPlan, room: torch.Tensor, lying: dict[int, int]) -> None:
+        """`room` [R, D]. `lying` says which of its rows a slot serves, for slots that serve one."""
+        self._slot, self._own, self._room, self._lying = slot, own, room, lying
+        self._first, self._apart = room.data_ptr(), room.stride(0) * room.element_size()
+        self._shape, self._dtype = room.shape[1:], room.dtype
+
+    def load(self, row: torch.Tensor) -> None:
+        """Serve a row [D]; one of the room must not change before what is asked of the slot has ended."""
+        number, rest = divmod(row.data_ptr() - self._first, self._apart)
+        if (
+            rest == 0 and 0 <= number < len(self._room) and row.shape == self._shape and row.dtype == self._dtype
+            and row.stride(0) == 1
+        ):  # fmt: skip
+            self._lying[self._slot] = number
+            return
+        self._own.load(row)
+        self._lying.pop(self._slot, None)
+
+    def load_mixture(self, experts: torch.Tensor, mixture: torch.Tensor) -> None:
+        """Serve a mixture [n] of the experts [n, D]."""
+        self._own.load_mixture(experts, mixture)
+        self._lying.pop(self._slot, None)
+
+
 class SwarmWorker:
     """Mixed into vLLM's worker.
 
@@ -107,16 +134,16 @@ class SwarmWorker:
         if os.getppid() != parent:
             os._exit(0)
 
-    def swarm_attach(self, serve: str, experts: Experts, rows: torch.Tensor | None = None) -> None:
+    def swarm_attach(self, serve: str, experts: Experts, room: torch.Tensor | None = None) -> None:
         """Resolve every tensor of the layout to its place in the live model, once for each way of serving.
 
-        `rows` are those of the experts, where they are not in `experts`.
+        `room` is that of the experts, where it is not in `experts`.
 
         Raises:
             InputError: a tensor has no place in this base model, or another shape there, or vLLM would not see changes.
         """
-        if rows is not None:
-            experts = replace(experts, rows=rows, room=rows)
+        if room is not None:
+            experts = replace(experts, rows=room[: len(experts.names)], room=room)
         if self.model_runner.model_config.use_mla and any("kv_b_proj" in spec.name for spec in experts.layout.specs):
             raise InputError(
                 "The experts change kv_b_proj, of which vLLM uses a copy made when it loads the model (MLA); "
@@ -190,7 +217,7 @@ class SwarmWorker:
 
     def _way(
         self,
-        plans: Sequence[CopyPlan | MergePlan],
+        plans: Sequence[CopyPlan | MergePlan | RowSlot],
         live: Sequence[torch.Tensor] = (),
         base: Sequence[torch.Tensor] = (),
     ) -> Way:
@@ -284,31 +311,38 @@ class SwarmWorker:
                 raise InputError(f"{module.a} does not fit {module.name} of the base model; use the base they share.")
             row, column = shard.start or (0, 0)
             parts_of.append(SlotPart(module, layer, index, row, column))
-        fill = self._slots_that_are_rows if current_platform.is_cpu() else self._slots_that_are_stacked
-        return self._way(fill(manager.lora_slots, parts_of))
+        if current_platform.is_cpu():
+            return self._way(self._slots_that_are_rows(manager.lora_slots, parts_of))
+        return self._way(self._slots_that_are_stacked(manager.lora_slots, parts_of))
 
-    def _slots_that_are_rows(self, count: int, parts: Sequence[SlotPart]) -> list[CopyPlan]:
-        """Each slot is a row, and what vLLM takes for its stacked A and B are views of it: a load is one plain copy.
+    def _slots_that_are_rows(self, count: int, parts: Sequence[SlotPart]) -> list[RowSlot]:
+        """What vLLM takes for a slot's A and B are views of a row: of the experts' room, or else of its own.
 
         The scaling, which vLLM keeps in B, is left to GroupedPunicaWrapper, and ranks are not padded. A rank of a
         tensor-parallel engine has whole rows too, and its views show its part.
         """
         layout, dtype = self._swarm_experts.layout, parts[0].layer.lora_a_stacked[0].dtype
         slots = empty_rows(count, layout.size, dtype).zero_()
-
-        def stacked(name: str) -> torch.Tensor:
-            spec = self._spec(name)
-            return slots[:, spec.offset : spec.end].view(count, 1, *spec.shape)
-
+        room = self._swarm_experts.room
+        if room.dtype != dtype:
+            room = slots  # no row that is given lies there
+        lying: dict[int, int] = {}
         for module, layer, index, row, column in parts:
             outputs, inputs = layer.lora_b_stacked[index].shape[2], layer.lora_a_stacked[index].shape[3]
-            a = stacked(module.a)[..., column : column + inputs]
-            b = stacked(module.b)[:, :, row : row + outputs]
+
+            def shown(rows: torch.Tensor, name: str) -> torch.Tensor:
+                spec = self._spec(name)
+                return rows[:, spec.offset : spec.end].view(len(rows), 1, *spec.shape)
+
+            a, lying_a = (shown(rows, module.a)[..., column : column + inputs] for rows in (slots, room))
+            b, lying_b = (shown(rows, module.b)[:, :, row : row + outputs] for rows in (slots, room))
             layer.lora_a_stacked = (*layer.lora_a_stacked[:index], a, *layer.lora_a_stacked[index + 1 :])
             layer.lora_b_stacked = (*layer.lora_b_stacked[:index], b, *layer.lora_b_stacked[index + 1 :])
-            layer.punica_wrapper.scalings[b] = module.scaling
+            layer.punica_wrapper.rows[b] = RowPart(module.scaling, lying_a, lying_b)
+            layer.punica_wrapper.lying = lying
         line = TensorSpec("row", 0, (layout.size // layout.step, layout.step))
-        return [CopyPlan([CopyTarget(line, slot.view(line.shape))]) for slot in slots]
+        plans = [CopyPlan([CopyTarget(line, own.view(line.shape))]) for own in slots]
+        return [RowSlot(slot, plan, room, lying) for slot, plan in enumerate(plans)]
 
     def _slots_that_are_stacked(self, count: int, parts: Sequence[SlotPart]) -> list[CopyPlan]:
         """The stacked tensors that vLLM made, as its GPU kernels want them contiguous. vLLM keeps the scaling in B."""
