@@ -123,7 +123,7 @@ class EngineConfig:
     """Processes that share one engine's model, each with a part of every layer; must divide its heads."""
     state: State = "weights"
     dtype: DType = "auto"
-    """Of the base model in the engine; `auto` is what its config.json says."""
+    """Of the base model in the engine; `auto` is what its config.json says, or float32 on a CPU that is slow in it."""
     row_dtype: DType = "auto"
     """Of the rows; `auto` is the experts'."""
     rounding: Rounding = "nearest"

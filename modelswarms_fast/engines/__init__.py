@@ -141,8 +141,7 @@ def start_here(base: Path, experts: Experts | None, config: EngineConfig) -> Eng
     settings: dict[str, Any] = {"dtype": config.dtype, "max_model_len": config.max_model_len}
     base_config = json.loads((base / "config.json").read_text())
     if config.dtype == "auto":
-        # Said here for both engines: left to itself, vLLM makes half precision of a float32 checkpoint.
-        settings["dtype"] = base_config.get("dtype") or base_config.get("torch_dtype") or "float32"
+        settings["dtype"] = _dtype_of(base_config)
     settings["max_model_len"] = min(
         config.max_model_len, base_config.get("max_position_embeddings", config.max_model_len)
     )
@@ -154,6 +153,16 @@ def start_here(base: Path, experts: Experts | None, config: EngineConfig) -> Eng
 
     settings |= {"slots": config.slots, "state": config.state, "tensor_parallel": config.tensor_parallel}
     return VllmEngine(base, experts, serve=config.serve, **settings)
+
+
+def _dtype_of(base_config: dict[str, Any]) -> str:
+    """The checkpoint's own, for both engines: left to itself, vLLM makes half precision of a float32 checkpoint.
+
+    float32 on an x86 CPU without AVX-512, where torch computes the half types many times slower (docs/engine.md).
+    """
+    if not torch.cuda.is_available() and torch.backends.cpu.get_cpu_capability() == "AVX2":
+        return "float32"
+    return str(base_config.get("dtype") or base_config.get("torch_dtype") or "float32")
 
 
 def share_cores(cores: list[int], number: int, count: int) -> list[int]:
