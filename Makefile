@@ -58,8 +58,11 @@ else
 endif
 	touch $@
 
+# What the extra names, and not the package again, which would compile everything a second time.
+DEV = import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["dev"], sep="\n")
 .venv/dev: .venv/run
-	$(BIN)/pip install --quiet -e '.[dev]'
+	$(BIN)/python -c '$(DEV)' > .venv/dev.txt
+	$(BIN)/pip install --quiet -r .venv/dev.txt
 	touch $@
 
 clean:

@@ -10,7 +10,7 @@ import shutil
 import subprocess
 from pathlib import Path
 
-from pybind11.setup_helpers import Pybind11Extension, build_ext
+from pybind11.setup_helpers import ParallelCompile, Pybind11Extension, build_ext
 from setuptools import setup
 
 ARCHITECTURES = (80, 90, 100)
@@ -57,7 +57,7 @@ class BuildWithCuda(build_ext):
         built = [a for a in ARCHITECTURES if f"sm_{a}" in known]  # nvcc before 12.8 does not know sm_100
         codes = [f"-gencode=arch=compute_{a},code=sm_{a}" for a in built]
         codes.append(f"-gencode=arch=compute_{built[-1]},code=compute_{built[-1]}")
-        flags = ["-std=c++17", "-O3", "-Xcompiler=-fPIC,-fvisibility=hidden", "-cudart=static"]
+        flags = ["-std=c++17", "-O3", "-Xcompiler=-fPIC,-fvisibility=hidden", "-cudart=static", "--threads=0"]
         subprocess.run([nvcc, *flags, *codes, "-c", source, "-o", str(target)], check=True)
         return str(target)
 
@@ -69,6 +69,7 @@ def library_folders(nvcc: str) -> list[str]:
     return re.findall(r'-L"?([^"\s]+)"?', line.group(1)) if line else []
 
 
+ParallelCompile().install()
 setup(
     ext_modules=[
         Pybind11Extension(
