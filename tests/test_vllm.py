@@ -24,6 +24,7 @@ from modelswarms_fast.lora import LoraModule
 from modelswarms_fast.memory import empty_rows
 from modelswarms_fast.one_model import evaluate
 from modelswarms_fast.plans import CopyPlan, CopyTarget
+from modelswarms_fast.scores import digest
 
 pytest.importorskip("vllm")
 
@@ -95,8 +96,12 @@ def texts(engine, prompts, slot=0):
 
 
 def oracle_texts(oracle, prompts, row):
-    oracle.load(0, row)
-    return texts(oracle, prompts)
+    """What it says is kept: it is slow, and asked for the same in many tests."""
+    said, key = vars(oracle).setdefault("said", {}), (digest(row), str(prompts))
+    if key not in said:
+        oracle.load(0, row)
+        said[key] = texts(oracle, prompts)
+    return said[key]
 
 
 def test_canary_proves_each_load(engine, oracle, probe, experts):
