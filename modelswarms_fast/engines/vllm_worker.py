@@ -327,13 +327,13 @@ class SwarmWorker:
         if room.dtype != dtype:
             room = slots  # no row that is given lies there
         lying: dict[int, int] = {}
+
+        def shown(rows: torch.Tensor, name: str) -> torch.Tensor:
+            spec = self._spec(name)
+            return rows[:, spec.offset : spec.end].view(len(rows), 1, *spec.shape)
+
         for module, layer, index, row, column in parts:
             outputs, inputs = layer.lora_b_stacked[index].shape[2], layer.lora_a_stacked[index].shape[3]
-
-            def shown(rows: torch.Tensor, name: str) -> torch.Tensor:
-                spec = self._spec(name)
-                return rows[:, spec.offset : spec.end].view(len(rows), 1, *spec.shape)
-
             a, lying_a = (shown(rows, module.a)[..., column : column + inputs] for rows in (slots, room))
             b, lying_b = (shown(rows, module.b)[:, :, row : row + outputs] for rows in (slots, room))
             layer.lora_a_stacked = (*layer.lora_a_stacked[:index], a, *layer.lora_a_stacked[index + 1 :])
