@@ -118,12 +118,18 @@ void move_rows(const CopyPart& part, const void* row, std::int64_t begin, std::i
 // Rows of live weights that share every load of A.
 constexpr std::int64_t kMergeRows = 5;
 
+// Up to this rank memory is what is waited for, and rows go one after the other, as it gives them fastest.
+// Measured in docs/log.md.
+constexpr std::int64_t kRowByRowRank = 4;
+
 // R rows of live weights, T pairs of columns: sums over the rank stay in registers, base is read and live
 // written once. `b` are the R rows of scaling * B.
 template <class S, int R, int T, bool kStream>
 inline void merge_tile(const MergePart& part, const S* a, std::int64_t step,
                        const typename Lanes<S>::Scalar* b, const S* base, S* live) {
   using L = Lanes<S>;
+  // Of several rows at once, each is too short for the processor to find out where the next ones go on.
+  if constexpr (R > 1) each<R>([&](auto r) { prefetch<S, T>(base + (R + r) * part.columns); });
   Tile<S, R, T> tile;
   for (std::int64_t k = 0; k < part.rank; ++k, a += step) tile.add(a, b + k, part.rank);
   each<R>([&](auto r) {
@@ -163,8 +169,9 @@ void merge_rows(const MergePart& part, const S* a, std::int64_t step, const S* b
   const S* base = static_cast<const S*>(part.base) + begin * part.columns;
   S* live = static_cast<S*>(part.live) + begin * part.stride;
   alignas(64) Scalar scaled[kMergeRows * MergePlan::kMaxRank];
-  for (std::int64_t left = end - begin; left > 0; left -= kMergeRows) {
-    const std::int64_t rows = std::min(kMergeRows, left);
+  const std::int64_t together = part.rank <= kRowByRowRank ? 1 : kMergeRows;
+  for (std::int64_t left = end - begin; left > 0; left -= together) {
+    const std::int64_t rows = std::min(together, left);
     for (std::int64_t k = 0; k < rows * part.rank; ++k)
       scaled[k] = static_cast<Scalar>(part.scaling) * widened(b[k]);
     if (rows == 5) merge_some_rows<S, 5, kStream>(part, a, step, scaled, base, live);
