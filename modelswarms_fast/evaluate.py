@@ -27,10 +27,9 @@ from modelswarms_fast.scores import (
 from modelswarms_fast.trace import Trace
 from modelswarms_fast.utilities import SPLITS, Answer, Utility
 
-# Examples under way in an engine, of all its particles together, even where fewer could decide them: a step costs
-# nearly as much for one sequence as for several, and the transformers engine takes 16 at once. But an example that is
-# dropped has cost its prompt.
-FLOOR = 16
+# Examples under way in an engine, of all its particles together, even where fewer could decide them: a step has a cost
+# of its own. But an example that is dropped has cost its prompt, which on a CPU is more.
+FLOOR = 4
 
 
 class Source(Protocol):
