@@ -4,9 +4,11 @@ import math
 from types import SimpleNamespace
 
 import pytest
+import torch
 from helpers_evaluate import Rows, ScriptedEngine, number, utility
 
 from modelswarms_fast import evaluate
+from modelswarms_fast.canary import PROBES, Canary
 from modelswarms_fast.errors import InputError
 from modelswarms_fast.evaluate import Evaluator
 from modelswarms_fast.progress import Interrupted
@@ -134,6 +136,28 @@ def test_the_canary_sees_an_engine_that_does_nothing_else(left, checks):
     found = evaluator.rows(Rows(*range(4)), range(4), "dev")
     assert seen == [float(value) for value in range(checks)]
     assert len(found) == 4
+
+
+@pytest.mark.parametrize(("off", "right"), [([0.8, 0.0, 0.0, 0.1], True), ([0.3, 0.3, 0.3, 0.3], False)])
+def test_the_canary_judges_by_all_its_prompts(off, right):
+    """One of them may be far off in bfloat16 although the weights are right."""
+
+    def tokens(text):
+        return {"input_ids": [PROBES.index(text)]}
+
+    def served(request, top=None):
+        return {7: -1.0}
+
+    def expected(request):
+        return {7: -1.0 + off[request.prompt[0]], 8: -9.0}
+
+    engine = SimpleNamespace(tokenizer=tokens, log_probs=served, dtype=torch.bfloat16)
+    canary = Canary(engine, SimpleNamespace(load=lambda slot, row: None, log_probs=expected))
+    if right:
+        assert canary.check(0, torch.zeros(1)) == pytest.approx(sum(off) / 4)
+    else:
+        with pytest.raises(RuntimeError, match=r"differ by 0\.3 on average"):
+            canary.check(0, torch.zeros(1))
 
 
 @pytest.mark.parametrize("slots", [1, 2, 4])

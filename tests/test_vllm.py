@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from modelswarms_fast.base import resolve_base
-from modelswarms_fast.canary import PROBE, Canary
+from modelswarms_fast.canary import PROBES, Canary
 from modelswarms_fast.config import EngineConfig
 from modelswarms_fast.engines import Request, complete, start_engine
 from modelswarms_fast.engines.transformers import TransformersEngine
@@ -75,7 +75,7 @@ def engine(request, engines):
 
 @pytest.fixture(scope="module")
 def probe(oracle):
-    return list(oracle.tokenizer(PROBE)["input_ids"])
+    return list(oracle.tokenizer(PROBES[0])["input_ids"])
 
 
 @pytest.fixture(scope="module")
@@ -106,7 +106,7 @@ def oracle_texts(oracle, prompts, row):
 
 def test_canary_proves_each_load(engine, oracle, probe, experts):
     """Every load, to every slot, serves the weights given; the base is the base before and after."""
-    canary = Canary(engine, oracle, probe)
+    canary = Canary(engine, oracle)
     canary.check(None, None)
     before = engine.log_probs(Request(None, probe))
     mixed = experts.rows.mean(dim=0)
@@ -120,7 +120,7 @@ def test_canary_proves_each_load(engine, oracle, probe, experts):
 
 
 def test_canary_sees_a_wrong_load(engine, oracle, probe, experts):
-    canary = Canary(engine, oracle, probe)
+    canary = Canary(engine, oracle)
     engine.load(0, experts.rows[1])
     with pytest.raises(RuntimeError, match="does not serve the weights"):
         canary.check(0, experts.rows[0])
@@ -128,7 +128,7 @@ def test_canary_sees_a_wrong_load(engine, oracle, probe, experts):
 
 def test_canary_sees_a_base_that_is_not_restored(engines, oracle, probe, experts, monkeypatch):
     engine = engines("merged")
-    canary = Canary(engine, oracle, probe)
+    canary = Canary(engine, oracle)
     engine.load(0, experts.rows[0])
     monkeypatch.setattr(engine, "_versions", {})  # as if it had been restored
     with pytest.raises(RuntimeError, match="does not serve the weights"):
@@ -413,7 +413,7 @@ def test_full_weights_are_served_in_place(base, probe, prompts):
             view.mul_(1.05)
     engine = start_engine(base, weights, EngineConfig(dtype="float32", max_model_len=512))
     oracle = TransformersEngine(base, weights, dtype="float32", device=torch.device("cpu"))
-    canary = Canary(engine, oracle, probe)
+    canary = Canary(engine, oracle)
     before = engine.log_probs(Request(None, probe))
     for row in (weights.rows[0], changed):
         engine.load(0, row)
