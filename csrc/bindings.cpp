@@ -138,6 +138,15 @@ bool load_tensor(const Plan& plan, py::handle row) {
   return true;
 }
 
+// Which of the rows [R, D] this row [D] is; -1 of any other tensor.
+Int row_number(py::handle rows, py::handle row) {
+  TensorRows all, one;
+  if (!all.read(rows.ptr(), 2) || !one.read(row.ptr(), 1)) return -1;
+  if (!one.like(all) || one.size != all.size || one.data < all.data) return -1;
+  const Int before = one.data - all.data, apart = all.stride * (all.bits / 8);
+  return before % apart == 0 && before / apart < all.count ? before / apart : -1;
+}
+
 template <class Plan>
 void load_mixture(const Plan& plan, Address experts, Int stride, Int count, Address mixture) {
   plan.load_mixture({at(experts), stride, count, at(mixture)});
@@ -307,6 +316,7 @@ PYBIND11_MODULE(_C, m) {
       "CPU and CUDA operators of modelswarms_fast; use modelswarms_fast.ops, which checks its arguments.";
 
   m.def("know_tensors", [](py::handle type, py::handle api) { return know_tensors(type.ptr(), api.ptr()); });
+  m.def("row_number", &row_number);
   m.def("swarm_update_tensors", &swarm_update_tensors);
   m.def("swarm_update_rows", &swarm_update_rows);
   m.def("swarm_update", &swarm_update_cpu, NoGil());

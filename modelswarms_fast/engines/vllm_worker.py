@@ -25,6 +25,7 @@ from modelswarms_fast.engines.mixture import MixtureServer, Place
 from modelswarms_fast.engines.vllm_cpu import RowPart  # changes vLLM, too
 from modelswarms_fast.errors import InputError
 from modelswarms_fast.experts import Experts, LoraModule
+from modelswarms_fast.extension import _C
 from modelswarms_fast.layout import TensorSpec
 from modelswarms_fast.memory import empty_rows
 from modelswarms_fast.plans import CopyPlan, CopyTarget, MergePlan, MergeTarget
@@ -76,16 +77,11 @@ class RowSlot:
     def __init__(self, slot: int, own: CopyPlan, room: torch.Tensor, lying: dict[int, int]) -> None:
         """`room` [R, D]. `lying` says which of its rows a slot serves, for slots that serve one."""
         self._slot, self._own, self._room, self._lying = slot, own, room, lying
-        self._first, self._apart = room.data_ptr(), room.stride(0) * room.element_size()
-        self._shape, self._dtype = room.shape[1:], room.dtype
 
     def load(self, row: torch.Tensor) -> None:
         """Serve a row [D]; one of the room must not change before what is asked of the slot has ended."""
-        number, rest = divmod(row.data_ptr() - self._first, self._apart)
-        if (
-            rest == 0 and 0 <= number < len(self._room) and row.shape == self._shape and row.dtype == self._dtype
-            and row.stride(0) == 1
-        ):  # fmt: skip
+        number = -1 if _C is None else _C.row_number(self._room, row)
+        if number >= 0:
             self._lying[self._slot] = number
             return
         self._own.load(row)
