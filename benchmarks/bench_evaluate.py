@@ -21,6 +21,7 @@ cached prefixes of the one before. The two take turns at every step. Besides wha
 from __future__ import annotations
 
 import functools
+import gc
 import json
 import shutil
 import subprocess
@@ -154,6 +155,9 @@ def test_driver(measure: Measure) -> None:
     iterations = 5 if measure.quick else 40
     phases: dict[str, float] = {}
     wall: list[float] = []
+
+    gc.collect()
+    gc.freeze()  # as a vLLM engine does at its start; else a collection of all modules' objects may fall into the loop
 
     def run() -> None:
         swarm = fresh_swarm(DRIVEN, iterations, patience=iterations + 1)  # all moves score alike, none is the last

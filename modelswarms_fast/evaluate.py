@@ -122,20 +122,33 @@ class _Round:
     """Particles that have no slot yet."""
     running: dict[int, _Running] = field(default_factory=dict)
     """By slot."""
+    busy: set[bytes | None] = field(default_factory=set)
+    """Keys of what runs."""
     ended: list[Asked] = field(default_factory=list)
     """Have all their answers but no score yet."""
     keys: dict[int, bytes | None] = field(default_factory=dict)
 
     def take(self) -> tuple[int, bytes | None] | None:
         """The first of the queue whose position is not being evaluated, and its key; None if all that are left are."""
-        busy = {one.key for one in self.running.values()} - {None}
         for particle in self.queue:
             if particle not in self.keys:
                 self.keys[particle] = self.source.key(particle)
-            if self.keys[particle] not in busy:
+            if self.keys[particle] not in self.busy:
                 self.queue.remove(particle)
                 return particle, self.keys[particle]
         return None
+
+    def begin(self, slot: int, one: _Running) -> None:
+        """A particle has the slot from now on."""
+        self.running[slot] = one
+        if one.key is not None:
+            self.busy.add(one.key)
+
+    def end(self, slot: int) -> _Running:
+        """The particle of the slot leaves it."""
+        one = self.running.pop(slot)
+        self.busy.discard(one.key)
+        return one
 
 
 class Evaluator:
@@ -290,7 +303,7 @@ class Evaluator:
                 if one.tally.decided:
                     known.append(one)
                     continue
-                work.running[slot] = one
+                work.begin(slot, one)
                 self.trace.now["particles"] = [one.particle]
                 with self.spent.clock("load"):
                     work.source.load(self.engine, slot, one.particle)
@@ -339,7 +352,7 @@ class Evaluator:
         for slot in touched:
             if slot not in decided:
                 self._submit(slot, work)
-        done = [work.running.pop(slot) for slot in sorted(decided)]
+        done = [work.end(slot) for slot in sorted(decided)]
         self._asking.drop([asked for one in done for asked in one.asked.values()])
         return done
 

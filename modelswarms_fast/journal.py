@@ -185,7 +185,15 @@ def to_line(line: Mapping[str, Any]) -> str:
 
 
 def _dumps(content: Any, indent: int | None = None) -> str:
-    return json.dumps(plain(content), allow_nan=False, ensure_ascii=False, indent=indent)
+    try:
+        return json.dumps(content, default=_plainer, allow_nan=False, ensure_ascii=False, indent=indent)
+    except (TypeError, ValueError):
+        # Not finite, or keys that are no strings. To look for them first takes several times as long as to write.
+        return json.dumps(plain(content), allow_nan=False, ensure_ascii=False, indent=indent)
+
+
+def _plainer(value: Any) -> Any:
+    return value.tolist() if isinstance(value, (np.ndarray, np.generic)) else plain(value)
 
 
 def plain(value: Any) -> Any:

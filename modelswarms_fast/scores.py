@@ -131,12 +131,14 @@ class Expectation:
 
     def learn(self, scores: Mapping[int, Sequence[float | None]]) -> None:
         """Take in the scores of particles. A NaN, which decides at once, counts as very low."""
-        for particle, values in scores.items():
-            last = self._last.setdefault(particle, np.zeros(len(self._lengths)))
-            given = np.array([value is not None for value in values])
-            last[given] = np.nan_to_num([value for value in values if value is not None], nan=-1e9)
-            self._sum[given] += last[given]
-            self._count += given
+        if not scores:
+            return
+        given = np.array([[value is not None for value in values] for values in scores.values()])
+        found = np.nan_to_num(np.array(list(scores.values()), dtype=np.float64), nan=-1e9)  # None, too, until masked
+        for particle, values, known in zip(scores, found, given, strict=True):
+            np.copyto(self._last.setdefault(particle, np.zeros(len(self._lengths))), values, where=known)
+        self._sum += np.where(given, found, 0.0).sum(axis=0)
+        self._count += given.sum(axis=0)
 
 
 def digest(row: torch.Tensor) -> bytes:
