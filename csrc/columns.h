@@ -44,6 +44,10 @@ constexpr std::int64_t kSerialCopyBytes = 1024 * 1024;
 // So much is copied past the caches, less with memcpy.
 constexpr std::int64_t kStreamPiece = 4096;
 
+// What comes from memory one line after the other is asked for so far ahead, where the processor on its own
+// asks for too little: a copy takes a fifth less. Measured in docs/log.md.
+constexpr std::int64_t kAheadBytes = 4096;
+
 // memcpy, past the caches where that is worth it. Whoever calls it ends with end_streaming().
 inline void copy_streaming(char* out, const char* in, std::int64_t bytes) {
 #if defined(__x86_64__)
@@ -52,6 +56,7 @@ inline void copy_streaming(char* out, const char* in, std::int64_t bytes) {
     std::memcpy(out, in, static_cast<std::size_t>(head));
     out += head, in += head, bytes -= head;
     for (; bytes >= 64; out += 64, in += 64, bytes -= 64) {
+      if (bytes > kAheadBytes) _mm_prefetch(in + kAheadBytes, _MM_HINT_T1);
       const auto* from = reinterpret_cast<const __m128i*>(in);
       auto* to = reinterpret_cast<__m128i*>(out);
       const __m128i a = _mm_loadu_si128(from), b = _mm_loadu_si128(from + 1), c = _mm_loadu_si128(from + 2),

@@ -155,8 +155,11 @@ void limit_copy(char* out, const char* in, Int bytes, int threads, bool stream) 
       std::memcpy(out + begin, in + begin, static_cast<std::size_t>(end - begin));
       return;
     }
-    modelswarms::stream(reinterpret_cast<Word*>(out + begin), reinterpret_cast<const Word*>(in + begin), 0,
-                        (end - begin) / 8);
+    for (Int i = begin; i < end; i += kLine * 8) {
+      // A line that comes from memory is asked for ahead, or some processors copy a fifth slower.
+      __builtin_prefetch(in + i + 4096, 0, 2);
+      modelswarms::stream(reinterpret_cast<Word*>(out + i), reinterpret_cast<const Word*>(in + i), 0, kLine);
+    }
     fence();
   };
   if (threads == 1) return copy(0, bytes);

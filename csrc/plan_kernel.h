@@ -115,49 +115,71 @@ void move_rows(const CopyPart& part, const void* row, std::int64_t begin, std::i
   }
 }
 
-// Rows of live weights that share every load of A.
-constexpr std::int64_t kMergeRows = 5;
+// Of A so much is widened at once for all rows of live weights: half of the first cache, but two pairs of
+// columns even of a high rank.
+constexpr std::int64_t kWideBytes = 16384;
 
-// Up to this rank memory is what is waited for, and rows go one after the other, as it gives them fastest.
-// Measured in docs/log.md.
+// Rows of live weights that share every load of A, above this rank. Up to it memory is what is waited for,
+// and rows go one after the other, as it gives them fastest. Both measured in docs/log.md.
+constexpr int kMergeRows = 3;
 constexpr std::int64_t kRowByRowRank = 4;
 
-// R rows of live weights, T pairs of columns: sums over the rank stay in registers, base is read and live
-// written once. `b` are the R rows of scaling * B.
+// A piece of a merge: `a` is A of some columns, widened, its rows `step` elements apart. Base weights are
+// asked for `ahead` elements before their turn: else memory and the arithmetic are waited for one after the
+// other.
+template <class S>
+struct MergePiece {
+  const MergePart& part;
+  const typename Lanes<S>::Scalar* a;
+  std::int64_t step, columns, ahead;
+};
+
+// R rows of live weights, T pairs of columns from d on: sums over the rank stay in registers, base is read
+// and live written once. `b` are the R rows of scaling * B.
+template <class S, int R, int T>
+inline __attribute__((always_inline)) Tile<typename Lanes<S>::Scalar, R, T> products(
+    const MergePiece<S>& piece, const typename Lanes<S>::Scalar* b, std::int64_t d) {
+  Tile<typename Lanes<S>::Scalar, R, T> tile;
+  const auto* a = piece.a + d;
+  for (std::int64_t k = 0; k < piece.part.rank; ++k, a += piece.step) tile.add(a, b + k, piece.part.rank);
+  return tile;
+}
+
 template <class S, int R, int T, bool kStream>
-inline void merge_tile(const MergePart& part, const S* a, std::int64_t step,
-                       const typename Lanes<S>::Scalar* b, const S* base, S* live) {
+inline void merge_tile(const MergePiece<S>& piece, const typename Lanes<S>::Scalar* b, std::int64_t d,
+                       const S* base, S* live) {
   using L = Lanes<S>;
-  // Of several rows at once, each is too short for the processor to find out where the next ones go on.
-  if constexpr (R > 1) each<R>([&](auto r) { prefetch<S, T>(base + (R + r) * part.columns); });
-  Tile<S, R, T> tile;
-  for (std::int64_t k = 0; k < part.rank; ++k, a += step) tile.add(a, b + k, part.rank);
+  each<R>([&](auto r) { prefetch<S, T>(base + r * piece.part.columns + d + piece.ahead); });
+  const auto tile = products<S, R, T>(piece, b, d);
   each<R>([&](auto r) {
+    const S* in = base + r * piece.part.columns + d;
+    S* out = live + r * piece.part.stride + d;
     each<T>([&](auto t) {
-      const std::int64_t d = t * L::columns;
-      put<S, kStream>(live + r * part.stride + d,
-                      L::bits(L::load(base + r * part.columns + d) + tile.sum(r, t)));
+      put<S, kStream>(out + t * L::columns, L::bits(L::load(in + t * L::columns) + tile.sum(r, t)));
     });
   });
 }
 
 template <class S, int R, bool kStream>
-void merge_some_rows(const MergePart& part, const S* a, std::int64_t step, const typename Lanes<S>::Scalar* b,
-                     const S* base, S* live) {
+void merge_some_rows(const MergePiece<S>& piece, const S* b, const S* base, S* live) {
   using L = Lanes<S>;
+  using Scalar = typename L::Scalar;
+  const std::int64_t columns = piece.columns;
+  alignas(64) Scalar scaled[R * MergePlan::kMaxRank];
+  for (std::int64_t k = 0; k < R * piece.part.rank; ++k)
+    scaled[k] = static_cast<Scalar>(piece.part.scaling) * widened(b[k]);
   std::int64_t d = 0;
-  for (; d + 2 * L::columns <= part.columns; d += 2 * L::columns)
-    merge_tile<S, R, 2, kStream>(part, a + d, step, b, base + d, live + d);
-  for (; d + L::columns <= part.columns; d += L::columns)
-    merge_tile<S, R, 1, kStream>(part, a + d, step, b, base + d, live + d);
-  if (const std::int64_t some = part.columns - d) {
-    for (int r = 0; r < R; ++r) {
-      typename L::Pair sum{L::broadcast(0), L::broadcast(0)};
-      for (std::int64_t k = 0; k < part.rank; ++k)
-        sum = sum + L::broadcast(b[r * part.rank + k]) * load_some(a + k * step + d, some);
-      store_some(live + r * part.stride + d, L::bits(load_some(base + r * part.columns + d, some) + sum),
-                 some);
-    }
+  for (; d + 2 * L::columns <= columns; d += 2 * L::columns)
+    merge_tile<S, R, 2, kStream>(piece, scaled, d, base, live);
+  for (; d + L::columns <= columns; d += L::columns)
+    merge_tile<S, R, 1, kStream>(piece, scaled, d, base, live);
+  if (const std::int64_t some = columns - d) {
+    const auto tile = products<S, R, 1>(piece, scaled, d);
+    each<R>([&](auto r) {
+      const auto old = load_some(base + r * piece.part.columns + d, some);
+      const auto sum = tile.sum(r, std::integral_constant<int, 0>());
+      store_some(live + r * piece.part.stride + d, L::bits(old + sum), some);
+    });
   }
 }
 
@@ -165,21 +187,33 @@ void merge_some_rows(const MergePart& part, const S* a, std::int64_t step, const
 template <class S, bool kStream>
 void merge_rows(const MergePart& part, const S* a, std::int64_t step, const S* b, std::int64_t begin,
                 std::int64_t end) {
-  using Scalar = typename Lanes<S>::Scalar;
-  const S* base = static_cast<const S*>(part.base) + begin * part.columns;
-  S* live = static_cast<S*>(part.live) + begin * part.stride;
-  alignas(64) Scalar scaled[kMergeRows * MergePlan::kMaxRank];
-  const std::int64_t together = part.rank <= kRowByRowRank ? 1 : kMergeRows;
-  for (std::int64_t left = end - begin; left > 0; left -= together) {
-    const std::int64_t rows = std::min(together, left);
-    for (std::int64_t k = 0; k < rows * part.rank; ++k)
-      scaled[k] = static_cast<Scalar>(part.scaling) * widened(b[k]);
-    if (rows == 5) merge_some_rows<S, 5, kStream>(part, a, step, scaled, base, live);
-    if (rows == 4) merge_some_rows<S, 4, kStream>(part, a, step, scaled, base, live);
-    if (rows == 3) merge_some_rows<S, 3, kStream>(part, a, step, scaled, base, live);
-    if (rows == 2) merge_some_rows<S, 2, kStream>(part, a, step, scaled, base, live);
-    if (rows == 1) merge_some_rows<S, 1, kStream>(part, a, step, scaled, base, live);
-    b += rows * part.rank, base += rows * part.columns, live += rows * part.stride;
+  using L = Lanes<S>;
+  using Wide = Lanes<typename L::Scalar>;  // stores a pair of S's as it is
+  constexpr std::int64_t kItem = sizeof(typename L::Scalar), kLeast = 2 * L::columns;
+  alignas(64) typename L::Scalar wide[std::max(kWideBytes / kItem, kLeast * MergePlan::kMaxRank)];
+  const std::int64_t rank = part.rank, most = std::max(kWideBytes / kItem / rank / kLeast * kLeast, kLeast);
+  for (std::int64_t first = 0; first < part.columns; first += most) {
+    const std::int64_t columns = std::min(most, part.columns - first);
+    for (std::int64_t k = 0; k < rank; ++k) {
+      const S* from = a + k * step + first;
+      for (std::int64_t d = 0; d < columns; d += L::columns) {
+        const bool whole = d + L::columns <= columns;
+        Wide::store(wide + k * most + d, whole ? L::load(from + d) : load_some(from + d, columns - d));
+      }
+    }
+    const std::int64_t bytes = columns * static_cast<std::int64_t>(sizeof(S));
+    const std::int64_t rows_ahead = std::max<std::int64_t>(kMergeRows, (kAheadBytes + bytes - 1) / bytes);
+    const MergePiece<S> piece{part, wide, most, columns, rows_ahead * part.columns};
+    const S* base = static_cast<const S*>(part.base) + first;
+    S* live = static_cast<S*>(part.live) + first;
+    const auto merge = [&](auto rows, std::int64_t i) {
+      merge_some_rows<S, rows, kStream>(piece, b + (i - begin) * rank, base + i * part.columns,
+                                        live + i * part.stride);
+    };
+    std::int64_t i = begin;
+    if (rank > kRowByRowRank)
+      for (; i + kMergeRows <= end; i += kMergeRows) merge(std::integral_constant<int, kMergeRows>(), i);
+    for (; i < end; ++i) merge(std::integral_constant<int, 1>(), i);
   }
 }
 
@@ -202,9 +236,10 @@ void merge_mixture(const MergePart& part, const RowMixture& row, void* room, std
                    std::int64_t end) {
   S* a = static_cast<S*>(room);
   mix_matrix(row, part.a, part.rank, part.columns, part.step, a);
-  // As many rows of B as there is room for: a few, of a low rank, would be less than a register.
-  alignas(64) S b[kMergeRows * MergePlan::kMaxRank];
-  const std::int64_t together = MergePlan::kMaxRank / part.rank * kMergeRows;
+  // As many rows of B as there is room for: A is widened for all of them.
+  constexpr std::int64_t kMixed = 8 * MergePlan::kMaxRank;
+  alignas(64) S b[kMixed];
+  const std::int64_t together = kMixed / part.rank;
   for (std::int64_t i = begin; i < end; i += together) {
     const std::int64_t stop = std::min(end, i + together);
     mix_columns(row, part.b + i * part.rank, part.b + stop * part.rank, b);

@@ -123,7 +123,7 @@ def with_level(level: str, threads: int, call: Callable[[], None]) -> None:
 
 
 # rank, out, in
-MERGES = [(1, 1, 1), (2, 7, 33), (4, 12, 64), (8, 75, 576), (16, 3, 131), (3, 64, 16)]
+MERGES = [(1, 1, 1), (2, 7, 33), (4, 12, 64), (8, 75, 576), (16, 3, 131), (3, 64, 16), (100, 5, 77)]
 
 
 def make_merge(dtype: torch.dtype, gap: int = 0) -> tuple[Layout, list[MergeTarget]]:
