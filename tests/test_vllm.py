@@ -230,6 +230,11 @@ def test_a_slot_forgets_the_row_that_it_showed():
     assert lying == {}
     assert (own == 3).all()
     slot.load(rows[0])
+    between = rows.as_strided((layout.size,), (1,), 1)
+    slot.load(between)
+    assert lying == {}, "not a row, but the end of one and the beginning of the next"
+    assert torch.equal(own[0], between)
+    slot.load(rows[0])
     for wrong in (rows[1, 1:], rows[0].as_strided((layout.size,), (2,)), rows[0, :-1]):
         with pytest.raises(ValueError, match="row"):
             slot.load(wrong)
