@@ -31,7 +31,7 @@ from modelswarms_fast.utilities import SPLITS, Answer, Utility
 # of its own. But an example that is dropped has cost its prompt, which on a CPU is more, if it has no AMX. Measured in
 # docs/log.md, but for GPUs, whose tokens are the cheapest. (Whether there is one is not asked here: a process that has
 # asked cannot fork into others that use it.)
-FLOOR = 16 if torch.version.cuda is not None or torch.cpu._is_amx_tile_supported() else 4
+FLOOR = 48 if torch.version.cuda is not None or torch.cpu._is_amx_tile_supported() else 4
 
 
 class Source(Protocol):
@@ -106,10 +106,14 @@ class _Running:
         """The examples to ask for now: about as many as will be needed, but at least `floor` under way.
 
         Without limits that is all. With them wrong answers come first, since they keep a particle from its personal
-        best; once they have, right answers, which keep it above the global worst.
+        best; once they have, right answers, which keep it above the global worst. If hardly any would be left they are
+        asked for too, since more steps for those that turn out to be needed cost more.
         """
         lows, highs = self.tally.need
-        for _ in range(min(max(lows or highs, floor) - len(self.asked), len(self.waiting))):
+        count = max(lows or highs, floor) - len(self.asked)
+        if len(self.waiting) - count <= floor // 2:
+            count = len(self.waiting)
+        for _ in range(min(count, len(self.waiting))):
             yield self.waiting.popleft() if lows else self.waiting.pop()
 
 
