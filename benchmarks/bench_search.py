@@ -112,8 +112,10 @@ def test_stop_early(measure: Measure) -> None:
 
 
 @pytest.mark.usefixtures("full")
-def test_stop_early_in_one_batch(measure: Measure) -> None:
-    measure_stop_early(measure, "mixture")
+@pytest.mark.parametrize("serve", ["slots", "mixture"])
+def test_stop_early_in_one_batch(measure: Measure, serve: str) -> None:
+    """Several particles at once."""
+    measure_stop_early(measure, serve)
 
 
 def measure_stop_early(measure: Measure, serve: str) -> None:
