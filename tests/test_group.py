@@ -180,14 +180,6 @@ def test_a_wrong_call_raises_and_nothing_hangs(tiny, experts):
     group.close()
 
 
-def test_closed_engines_are_gone(tiny, experts):
-    group = start_engine(Path(tiny["base"]), experts, CONFIG)
-    workers = list(group._workers)
-    group.close()
-    assert [worker.process.returncode for worker in workers] == [0, 0]
-    group.close()
-
-
 def test_shared_rows_are_seen_through_their_descriptor_and_leave_nothing():
     before = set(os.listdir("/proc/self/fd"))
     rows = shared_rows(3, 100, torch.bfloat16)
@@ -224,6 +216,7 @@ def test_one_engine_and_two_find_the_same(tiny, tmp_path, state):
 def test_experts_in_a_file_are_copied_only_to_be_mixed(tiny, experts, prompts, right, tmp_path, state):
     apart = read_experts(tiny["experts"], place=lambda *shape: empty_rows(*shape, tier="file", folder=tmp_path))
     group = start_engine(Path(tiny["base"]), apart, replace(CONFIG, state=state))
+    workers = list(group._workers)
     try:
         assert len(group._room) == (3 if state == "mixture" else 1)
         if state == "mixture":
@@ -233,3 +226,5 @@ def test_experts_in_a_file_are_copied_only_to_be_mixed(tiny, experts, prompts, r
         assert complete(group, [Request(1, prompt) for prompt in prompts], 8) == right(experts.rows[1])
     finally:
         group.close()
+    assert [worker.process.returncode for worker in workers] == [0, 0], "closed engines are gone"
+    group.close()
