@@ -1,6 +1,7 @@
 """What an example asks until its last answer: several asks, follow-ups, batches, drops; any monotone utility."""
 
 import math
+from collections import deque
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -223,6 +224,16 @@ def test_with_limits_and_batches_the_same_is_decided(monkeypatch):
                 assert lower <= whole[particle] / 30 <= upper
                 assert tally.complete == (whole[particle] > 15) or (tally.complete and upper <= 15 / 30)
             assert not engine.running
+
+
+@pytest.mark.parametrize(
+    ("floor", "personal_best", "asked"), [(8, 0.5, 10), (8, 0.2, 20), (8, 0.25, 15), (12, 0.5, 12), (16, 0.5, 20)]
+)
+def test_the_last_few_examples_are_asked_for_with_the_others(floor, personal_best, asked):
+    """As many as could be needed and at least the floor; all if no more than half of that would be left."""
+    tally = Tally(20, lambda scores: sum(scores) / 20, Limits(personal_best, 0.0, 0.0, 1.0))
+    running = evaluate._Running(0, None, tally, deque(range(20)))
+    assert list(running.next_examples(floor)) == list(range(asked))
 
 
 # Any monotone utility
