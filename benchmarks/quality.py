@@ -71,6 +71,8 @@ def run(experts: str, data: Path, name: str, dev: int | None, test: int | None, 
     for record in (summary, config):  # paths of this machine say nothing to a reader
         record["data"] = f"{name}.json"
         record.pop("sources", None)
+    for line in history:  # the scores of single examples, 18,000 of them, are not looked at again
+        line.pop("scores", None)
     return {
         "name": name,
         "summary": summary,
