@@ -21,13 +21,12 @@ void RowShape::check() const {
     throw OutOfMemory(in_words() + " are more than there can be.");
 }
 
-Arena::Arena(RowShape shape, Slab::Shared slab, bool held) : shape_(shape), slab_(std::move(slab)) {
+Arena::Arena(RowShape shape, Slab::Shared slab) : shape_(shape), slab_(std::move(slab)) {
   shape_.check();
   if (slab_->bytes() < shape_.bytes())
     throw std::invalid_argument(shape_.in_words() + " take " + std::to_string(shape_.bytes()) +
                                 " bytes, but there are " + std::to_string(slab_->bytes()) + ".");
-  counts_.assign(shape_.rows, held ? 1 : 0);
-  if (held) return;
+  counts_.assign(shape_.rows, 0);
   free_.resize(shape_.rows);
   std::iota(free_.rbegin(), free_.rend(), 0);
 }

@@ -26,8 +26,7 @@ struct RowShape {
 // OutOfMemory if all rows are held, std::invalid_argument for a row that is not there or is free.
 class Arena {
  public:
-  // `held`: rows that are handed out elsewhere, by the process whose memory this is; all count as held once.
-  Arena(RowShape shape, Slab::Shared slab, bool held = false);
+  Arena(RowShape shape, Slab::Shared slab);
 
   const RowShape& shape() const { return shape_; }
   const Slab::Shared& slab() const { return slab_; }

@@ -166,22 +166,14 @@ Slab::Shared new_slab(const RowShape& shape, const std::string& tier, const std:
   }
   if (tier == "host") return Slab::host(shape.bytes(), shape.in_words());
   if (tier == "pinned") return Slab::pinned(shape.bytes(), shape.in_words());
-  if (tier == "shared") return Slab::shared(shape.bytes(), shape.in_words());
   if (tier == "file") return Slab::file(folder, shape.bytes(), shape.in_words());
-  throw std::invalid_argument("tier must be host, pinned, shared or file, got '" + tier + "'");
+  throw std::invalid_argument("tier must be host, pinned or file, got '" + tier + "'");
 }
 
 std::unique_ptr<Arena> new_arena(Int rows, Int used, Int stride, const std::string& tier,
                                  const std::string& folder, Int spilled) {
   const RowShape shape{rows, used, stride};
   return std::make_unique<Arena>(shape, new_slab(shape, tier, folder, spilled));
-}
-
-template <class Place>  // a descriptor or a path
-std::unique_ptr<Arena> attached_arena(const Place& place, Int rows, Int used, Int stride) {
-  const RowShape shape{rows, used, stride};
-  shape.check();
-  return std::make_unique<Arena>(shape, Slab::attach(place, shape.bytes(), shape.in_words()), true);
 }
 
 std::unique_ptr<Arena> given_arena(Address address, Int bytes, Int rows, Int used, Int stride,
@@ -229,13 +221,10 @@ void bind_arena(py::module_& m) {
   py::class_<Arena>(m, "Arena")
       .def(py::init(&new_arena), py::arg("rows"), py::arg("row_bytes"), py::arg("stride_bytes"),
            py::arg("tier") = "host", py::arg("folder") = ".", py::arg("spilled") = 0)
-      .def_static("attach", &attached_arena<int>)
-      .def_static("attach", &attached_arena<std::string>)
       .def_static("given", &given_arena)
       .def_property_readonly("rows", [](const Arena& arena) { return arena.shape().rows; })
       .def_property_readonly("row_bytes", [](const Arena& arena) { return arena.shape().used; })
       .def_property_readonly("stride_bytes", [](const Arena& arena) { return arena.shape().stride; })
-      .def_property_readonly("descriptor", [](const Arena& arena) { return arena.slab()->descriptor(); })
       .def_property_readonly("free", &Arena::free)
       .def("count", &Arena::count)
       .def("acquire", &Arena::acquire)
@@ -303,9 +292,9 @@ void merge_plan_cuda(Address row, Address parts, Address tiles, Int count, int d
                                        at<CUstream_st>(stream)));
 }
 
-constexpr bool kHasCuda = true;
+bool has_cuda() { return modelswarms_cuda_is_usable(); }
 #else
-constexpr bool kHasCuda = false;
+bool has_cuda() { return false; }
 #endif
 
 }  // namespace
@@ -351,7 +340,7 @@ PYBIND11_MODULE(_C, m) {
 
   bind_arena(m);
 
-  m.attr("has_cuda") = kHasCuda;
+  m.attr("has_cuda") = has_cuda();
 #ifdef MODELSWARMS_CUDA
   m.def("swarm_update_cuda", &swarm_update_cuda, NoGil());
   m.def("mix_cuda", &mix_cuda, NoGil());

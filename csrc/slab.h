@@ -34,19 +34,13 @@ class Slab {
   static Shared host(std::size_t bytes, const std::string& what);
   // The same, page-locked for copies by a GPU. Throws std::runtime_error without CUDA or if CUDA declines.
   static Shared pinned(std::size_t bytes, const std::string& what);
-  // A memory file without a name, all of it there: whoever is given its descriptor maps the same memory, and
-  // nothing is left behind by a process that is killed. Throws OutOfMemory, std::system_error.
-  static Shared shared(std::size_t bytes, const std::string& what);
   // A file in a folder with its room on the disk; it loses its name at once, so that no end of the process
   // leaves it behind. Throws std::system_error: a full disk does here, and not where rows are written.
-  // The first `near` bytes, rounded down to whole pages, lie in memory instead, page-locked if `pin`, and the
-  // file has only the rest. Throws std::system_error, OutOfMemory, or std::runtime_error as `pinned` does.
+  // The first `near` bytes lie in memory instead, page-locked if `pin`, and the file has only the rest: to
+  // the byte, since CUDA copies nothing of which a part alone is page-locked. Throws std::system_error,
+  // OutOfMemory, or std::runtime_error as `pinned` does.
   static Shared file(const std::string& folder, std::size_t bytes, const std::string& what,
                      std::size_t near = 0, bool pin = false);
-  // Another's memory file or file, by descriptor (which stays the caller's) or by path. Throws
-  // std::system_error, or std::invalid_argument if it has another size.
-  static Shared attach(int descriptor, std::size_t bytes, const std::string& what);
-  static Shared attach(const std::string& path, std::size_t bytes, const std::string& what);
   // Memory that `owner` keeps alive, on any device.
   static Shared given(void* address, std::size_t bytes, Device device, std::shared_ptr<void> owner);
 
@@ -57,8 +51,6 @@ class Slab {
   char* address() const { return static_cast<char*>(address_); }
   std::size_t bytes() const { return bytes_; }
   Device device() const { return device_; }
-  // Of a shared or attached slab or a file, also where that is only a part of the slab; -1 of others.
-  int descriptor() const { return descriptor_; }
 
  private:
   Slab() = default;
@@ -70,7 +62,8 @@ class Slab {
   std::size_t bytes_ = 0;
   Device device_;
   int descriptor_ = -1;
-  bool mapped_ = false;
+  void* mapping_ = nullptr;  // whole pages; what is pinned begins there too
+  std::size_t mapped_ = 0;
   bool pinned_ = false;
   std::shared_ptr<void> owner_;
 };

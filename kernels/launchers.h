@@ -35,5 +35,9 @@ int modelswarms_merge_plan_cuda(void* row, const void* parts, const void* tiles,
 int modelswarms_pin_host(void* address, size_t bytes);
 int modelswarms_unpin_host(void* address);
 
+// False if there is a driver and its major version of CUDA is older than the one that was compiled in: then
+// every call would fail.
+bool modelswarms_cuda_is_usable();
+
 const char* modelswarms_cuda_error(int code);
 }

@@ -1,6 +1,7 @@
 """Pointers are addresses (``tensor.data_ptr()``), strides count elements; see csrc/bindings.cpp."""
 
 has_cuda: bool
+"""Whether the CUDA kernels are compiled in, and not for a newer CUDA than the driver has, if there is a driver."""
 
 class CopyPlan:
     def __init__(self, parts: list[tuple[int, int, int, int, int, int, float]], dtype: int) -> None: ...
@@ -27,8 +28,6 @@ class Arena:
     rows: int
     row_bytes: int
     stride_bytes: int
-    descriptor: int
-    """Of a shared or attached arena or a file, -1 of others."""
     free: int
     """Rows that nobody holds."""
     def __init__(
@@ -40,8 +39,6 @@ class Arena:
         folder: str = ".",
         spilled: int = 0,
     ) -> None: ...
-    @staticmethod
-    def attach(place: int | str, rows: int, row_bytes: int, stride_bytes: int) -> Arena: ...
     @staticmethod
     def given(
         address: int,

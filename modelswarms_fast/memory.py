@@ -13,7 +13,7 @@ from modelswarms_fast.layout import ALIGNMENT
 if TYPE_CHECKING:
     from modelswarms_fast._C import Arena
 
-Tier = Literal["host", "pinned", "shared", "file"]
+Tier = Literal["host", "pinned", "file"]
 
 
 def row_stride(size: int, dtype: torch.dtype) -> int:
@@ -41,8 +41,8 @@ def empty_rows(
     Args:
         count, size, dtype: how many rows of how many numbers.
         device: anything but a CPU has one tier, its own memory.
-        tier: of a CPU: `host`, in huge pages if the system has any; `pinned`, which a GPU copies by itself; `shared`,
-            which other processes map; `file`, mapped from a file without a name in `folder`.
+        tier: of a CPU: `host`, in huge pages if the system has any; `pinned`, which a GPU copies by itself; `file`,
+            mapped from a file without a name in `folder`.
         spilled: of the tiers `host` and `pinned`, so many of the last rows lie in such a file all the same.
 
     Raises:

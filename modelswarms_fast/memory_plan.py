@@ -17,7 +17,7 @@ from modelswarms_fast.memory import Tier, empty_rows, row_stride
 from modelswarms_fast.rows import count_rows
 from modelswarms_fast.shared import shared_rows
 
-Place = Tier | Literal["device"]
+Place = Tier | Literal["shared", "device"]
 Amounts = dict[Place, int]
 
 # The least a cache works with: the global best, the row that is served, and the one that comes next.
@@ -48,13 +48,13 @@ class MemoryPlan:
     cache_rows: int
     """Rows that are copied to the fast tier to be served, 0 if all are served from where they lie."""
     bytes: Amounts
-    """Held on each tier; where memory ends and a file begins, by up to a page more in the file."""
+    """Held on each tier."""
     moved: dict[str, Amounts]
     """What each phase of an iteration (update, load, prefetch) reads and writes on each tier.
 
     Of a file the most it can be: it depends on how many bests need a row.
     """
-    first: tuple[Tier, int, int]
+    first: tuple[Tier | Literal["shared"], int, int]
     """Tier of the host, and rows, that the experts are read into (rows beyond them become the swarm's), and how many
     of them lie in a file."""
     folder: Path
@@ -160,7 +160,7 @@ def plan_memory(
         loads[fast] += particles * number  # the mixture itself
         moved = {"update": Counter({"host": (5 * particles + 2) * experts * 8}), "load": loads}
     if near != "device":
-        first: tuple[Tier, int, int] = (near, rows, far)
+        first: tuple[Tier | Literal["shared"], int, int] = (near, rows, far)
     else:  # they pass through the host
         first = ("host", experts, 0 if experts * row <= host else experts)
     if config.own_processes and first[0] == "host" and not first[2]:

@@ -287,7 +287,7 @@ def _missing(backend: str) -> str | None:
     if backend == "cpp" and _C is None:
         return "the extension modelswarms_fast._C is not built"
     if backend == "cuda" and not (_C is not None and _C.has_cuda):
-        return "the extension modelswarms_fast._C was built without CUDA"
+        return "the extension modelswarms_fast._C was built without CUDA, or with a newer one than the driver has"
     if backend == "triton" and importlib.util.find_spec("triton") is None:
         return "triton is not installed"
     if backend in ("triton", "cuda") and not torch.cuda.is_available() and not (backend == "triton" and _interpreted()):

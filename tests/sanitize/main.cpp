@@ -269,11 +269,9 @@ void expect_throws(const Work& work, const std::string& words) {
 // alone.
 void arenas() {
   const RowShape shape{6, 1000, 1088};
-  const Slab::Shared shared = Slab::shared(shape.bytes(), "rows");
   for (const Slab::Shared& slab :
-       {Slab::host(shape.bytes(), "rows"), shared, Slab::file("/tmp", shape.bytes(), "rows"),
-        Slab::file("/tmp", shape.bytes(), "rows", 4096),
-        Slab::attach(shared->descriptor(), shape.bytes(), "rows"), Slab::host(5 << 20, "large rows")}) {
+       {Slab::host(shape.bytes(), "rows"), Slab::file("/tmp", shape.bytes(), "rows"),
+        Slab::file("/tmp", shape.bytes(), "rows", 4096), Slab::host(5 << 20, "large rows")}) {
     Arena arena(shape, slab);
     std::atomic<int> copied{0};
     start_threads(4, [&](int mark) {
@@ -305,8 +303,9 @@ void arenas() {
         expect_throws<std::invalid_argument>([&] { arena.release(row); }, "of 1000 bytes is free");
   }
   expect_throws<OutOfMemory>([] { Slab::host(std::size_t{1} << 60, "rows"); }, "do not fit into memory");
-  Arena held(shape, Slab::attach(shared->descriptor(), shape.bytes(), "rows"), true);
-  expect_throws<OutOfMemory>([&] { held.acquire(); }, "No row is free");
+  Arena one({1, 1000, 1088}, Slab::host(1088, "row"));
+  one.acquire();
+  expect_throws<OutOfMemory>([&] { one.acquire(); }, "No row is free");
 }
 
 // One holder writes, through copy on write, what another reads.
