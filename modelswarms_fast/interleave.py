@@ -147,10 +147,17 @@ def run_searches(
     def begin(one: Planned) -> tuple[Search, dict[int, Tally], list[int]]:
         search = Search(session, one, folder / SEARCHES / one.name, inputs)
         open_searches.append(search)
-        return search, *search.begin(experts, late)
+        known, wanted = search.begin(experts, late)
+        return search, known, settled(wanted)
 
     def advance(search: Search, found: dict[int, Tally]) -> tuple[Search, dict[int, Tally], list[int]]:
-        return search, {}, search.advance(found, late)
+        return search, {}, settled(search.advance(found, late))
+
+    def settled(wanted: list[int]) -> list[int]:
+        """Once their rows are written: the engine reads them from another thread, perhaps on another stream."""
+        if session.engine.device.type == "cuda":
+            torch.cuda.current_stream(session.engine.device).synchronize()
+        return wanted
 
     def take_in(search: Search, known: dict[int, Tally], wanted: list[int]) -> list[int]:
         """What a job has come to: particles to evaluate, or the end of its search."""

@@ -58,13 +58,20 @@ class Particles:
             self._mixtures = Shard(self._identity, self._positions, mixtures)
         cached = 0 if plan is None else plan.cache_rows
         self._in_place = 0 if plan is None else plan.served_in_place
-        self._experts = experts.rows if cached else experts.rows.to(device)
         self._weights: Shard | None = None
         if config.state == "weights":
-            here = self._experts.data_ptr() == experts.room.data_ptr() and len(experts.room) == count_rows(count)
-            size, dtype = experts.layout.size, self._experts.dtype
-            rows = experts.room if here else empty_rows(count_rows(count), size, dtype, device)
+            rows, self._experts = experts.room, experts.rows
+            where = rows.device if cached else device
+            here = rows.device.type == where.type and rows.data_ptr() == experts.rows.data_ptr()
+            if not here or len(rows) != count_rows(count):
+                rows = empty_rows(count_rows(count), experts.layout.size, experts.rows.dtype, where)
+                if swarm.first == list(range(len(experts.rows))):
+                    # Where they begin as particles: on a GPU there may be no room for a copy beside that.
+                    self._experts = rows[: len(experts.rows)].copy_(experts.rows)
+            self._experts = self._experts.to(where)
             self._weights = Shard(self._experts, self._positions, rows, device=device)
+        else:
+            self._experts = experts.rows if cached else experts.rows.to(device)
         self._cache: TierCache | None = None
         self._served: torch.Tensor | None = None  # what the cache has given us last
         if cached and self._weights is not None:
@@ -122,6 +129,8 @@ class Particles:
         """Have the engine serve a particle from a slot."""
         if self._weights is not None:
             engine.load(slot, self.row(particle, best))
+        elif self._experts.device.type == "cuda" and engine.serve != "mixture":
+            engine.load(slot, self._mix(self._mixture(particle, best)))  # the engine has the experts on the host
         else:
             engine.load_mixture(slot, self._mixture(particle, best))
 

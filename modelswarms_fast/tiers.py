@@ -56,12 +56,12 @@ class TierCache:
             MemoryError: every place is pinned or in use.
             Exception: what the copy raised; the next `get` tries again.
         """
-        loaded: Future[None] | None = None
+        loaded: Future[torch.cuda.Event | None] | None = None
         with self._lock:
             entry = self._entries.pop(row, None)
             if entry is None:
                 entry, loaded = self._admit(row), Future()
-                entry.ready = loaded.result
+                entry.ready = partial(_wait, self._device, loaded)
             self._entries[row] = entry  # the most recently used is the last
             self._arena.retain(entry.place)
         try:
@@ -71,7 +71,7 @@ class TierCache:
                 except BaseException as error:
                     loaded.set_exception(error)  # for others who wait for it
                 else:
-                    loaded.set_result(None)
+                    loaded.set_result(_event(self._device))
             entry.ready()
         except BaseException:
             with self._lock:
@@ -149,3 +149,14 @@ class TierCache:
             if self._arena.count(entry.place) == 1:  # else who holds it has waited, and nobody writes it again
                 entry.ready()
         self._arena.release(entry.place)
+
+
+def _event(device: torch.device) -> torch.cuda.Event | None:
+    """When what the current stream has been given is done; None of a CPU, which has done it."""
+    return None if device.type == "cpu" else torch.cuda.current_stream(device).record_event()
+
+
+def _wait(device: torch.device, loaded: Future[torch.cuda.Event | None]) -> None:
+    """Until another thread has copied, on a GPU by making the current stream wait."""
+    if (copied := loaded.result()) is not None:
+        torch.cuda.current_stream(device).wait_event(copied)

@@ -403,12 +403,16 @@ def test_mixtures_are_written_into_rows_without_a_copy_of_them():
 
 @pytest.mark.parametrize("state", ["weights", "mixture"])
 def test_experts_that_were_brought_to_a_device_are_let_go(state):
-    """In state weights the rows are all there is. `to` stands for a copy to a GPU."""
+    """In state weights the rows are all there is, from the beginning. `to` stands for a copy to a GPU."""
     values = random_rows(3, 64, torch.bfloat16, 0)
     experts = pool(values)
-    experts.rows = SimpleNamespace(to=lambda device: values.clone())
+    if state == "mixture":
+        experts.rows = SimpleNamespace(to=lambda device: values.clone())
     swarm = Swarm(SwarmConfig(particles=4), 3)
     particles = Particles(experts, swarm, EngineConfig(state=state), torch.device("cpu"))
+    if particles._weights is not None:
+        assert particles._weights.rows.data_ptr() == particles._experts.data_ptr() != values.data_ptr()
+        assert_same(particles._weights.rows[:3], values)
     assert len(list(search(swarm, particles, 2))) == 2
     tensors = [each for each in vars(particles).values() if isinstance(each, torch.Tensor)]
     storages = [each.untyped_storage() for each in tensors if each.dtype == torch.bfloat16]

@@ -5,6 +5,7 @@ import os
 import random
 import resource
 import threading
+from contextlib import closing
 from itertools import permutations
 
 import pytest
@@ -16,9 +17,11 @@ from hypothesis import strategies as st
 
 from modelswarms_fast import stream
 from modelswarms_fast.errors import InputError
+from modelswarms_fast.memory import empty_rows
 from modelswarms_fast.ops import swarm_update_rows_
 from modelswarms_fast.rows import RowTable
 from modelswarms_fast.stream import file_rows, stream_update_rows_
+from modelswarms_fast.tiers import TierCache
 
 BACKENDS = ["reference", "cpp", *(pytest.param(name, marks=[GPU, NEEDS_GPU]) for name in ("triton", "cuda"))]
 NOISE = {
@@ -97,6 +100,23 @@ def test_same_bits_as_resident(backend, dtype, noise):
             moved = streamed(on_host(rows, backend), table, best, worst, backend, block, **KEY, **NOISE[noise])
             assert_same(moved, expected)
             assert not torch.equal(moved, rows)
+
+
+@GPU
+@NEEDS_GPU
+def test_rows_of_page_locked_memory_and_a_file(tmp_path):
+    """Every one is copied, also the last in memory and the first of the file."""
+    table, best, worst, count = some_table(3, 0)
+    values = random_rows(count, 1003, torch.bfloat16, 0)
+    rows = empty_rows(count, 1003, torch.bfloat16, tier="pinned", folder=tmp_path, spilled=count // 2)
+    rows.copy_(values)
+    expected = resident(values, table, best, worst, "cuda", **KEY)
+    assert_same(streamed(rows, table, best, worst, "cuda", 64, **KEY), expected)
+    with closing(TierCache(rows, 3, "cuda")) as cache:
+        for row in range(count):
+            view = cache.get(row)
+            assert_same(view.cpu(), expected[row])
+            cache.release(view)
 
 
 @settings(max_examples=60, deadline=None)
