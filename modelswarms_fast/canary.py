@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
@@ -28,29 +29,34 @@ PROBES = (
 class Canary:
     """Compares what an engine serves with the transformers engine given the same row.
 
-    The oracle holds a second copy of the base model on the CPU. `loads` is how many loads are checked, None for all.
+    The oracle holds a second copy of the base model on the CPU. What is checked is every load, or the first of each
+    engine: slot i is a slot of engine i mod `engines`.
     """
 
-    def __init__(self, engine: Engine, oracle: TransformersEngine, loads: int | None = None) -> None:
+    def __init__(self, engine: Engine, oracle: TransformersEngine, engines: int = 1, every: bool = True) -> None:
         self._engine, self._oracle = engine, oracle
         self._prompts = [list(engine.tokenizer(probe)["input_ids"]) for probe in PROBES]
-        self._left = loads
+        self._engines, self._left = engines, None if every else set(range(engines))
         self.tolerance = TOLERANCE[engine.dtype]
 
-    @property
-    def wanted(self) -> bool:
-        """Whether the next load is to be checked."""
-        return self._left != 0
+    def wanted(self, slot: int) -> bool:
+        """Whether the next load of a slot is to be checked."""
+        return self._left is None or slot % self._engines in self._left
+
+    def hindered(self, slot: int, running: Iterable[int]) -> bool:
+        """Whether the engine of this slot works for one of the slots that run: it must do nothing else in a check."""
+        return any((slot - other) % self._engines == 0 for other in running)
 
     def after_load(self, slot: int, row: torch.Tensor) -> None:
-        """Check a load, unless enough have been checked.
+        """Check a load, unless its engine has been checked.
 
         Raises:
             RuntimeError: as `check`.
         """
-        if self.wanted:
+        if self.wanted(slot):
             self.check(slot, row)
-            self._left = None if self._left is None else self._left - 1
+            if self._left is not None:
+                self._left.discard(slot % self._engines)
 
     def check(self, slot: int | None, row: torch.Tensor | None) -> float:
         """The mean difference for the row [D] in `slot`, or for the base model (None, None).
@@ -81,4 +87,4 @@ def make_canary(engine: Engine, base: Path, experts: Experts, config: EngineConf
     if config.canary == "off" or config.engine == "transformers":
         return None
     oracle = TransformersEngine(base, experts, dtype=str(engine.dtype)[6:], device=torch.device("cpu"))
-    return Canary(engine, oracle, loads=config.engines if config.canary == "first" else None)
+    return Canary(engine, oracle, config.engines, every=config.canary == "all")

@@ -301,9 +301,9 @@ class Evaluator:
         known: list[_Running] = []
         for slot in range(self.engine.slots) if work.queue else ():
             while slot not in work.running and work.queue:
-                checked = self.canary is not None and self.canary.wanted
-                if checked and work.running:
-                    return known  # the canary looks only at an engine that does nothing else
+                canary = self.canary if self.canary is not None and self.canary.wanted(slot) else None
+                if canary is not None and canary.hindered(slot, work.running):
+                    break
                 if (one := self._next(work)) is None:
                     return known
                 if one.tally.decided:
@@ -313,8 +313,8 @@ class Evaluator:
                 self.trace.now["particles"] = [one.particle]
                 with self.spent.clock("load"):
                     work.source.load(self.engine, slot, one.particle)
-                if checked and self.canary is not None:
-                    self.canary.after_load(slot, work.source.row(one.particle))
+                if canary is not None:
+                    canary.after_load(slot, work.source.row(one.particle))
                 self.spent.evaluations += 1
                 self._submit(slot, work)
                 work.source.prefetch(work.queue[: self.engine.slots])

@@ -121,21 +121,34 @@ def test_the_error_of_an_engine_that_died_is_the_one_that_is_seen():
         Evaluator(engine, utility(PROMPTS)).rows(Rows(1, 2), [0, 1], "dev")
 
 
-@pytest.mark.parametrize(("left", "checks"), [(1, 1), (None, 4)])
-def test_the_canary_sees_an_engine_that_does_nothing_else(left, checks):
+@pytest.mark.parametrize(("every", "checks"), [(False, 1), (True, 4)])
+def test_the_canary_sees_an_engine_that_does_nothing_else(every, checks, monkeypatch):
     engine, seen = ScriptedEngine(3), []
     evaluator = Evaluator(engine, utility(PROMPTS))
 
-    def after_load(slot, row):
+    def check(slot, row):
         engine.log_probs(None)
         seen.append(float(row))
-        canary.wanted = left is None
 
-    canary = SimpleNamespace(wanted=True, after_load=after_load)
+    canary = Canary(engine, None, every=every)
+    monkeypatch.setattr(canary, "check", check)
     evaluator.canary = canary
     found = evaluator.rows(Rows(*range(4)), range(4), "dev")
     assert seen == [float(value) for value in range(checks)]
     assert len(found) == 4
+
+
+def test_the_canary_checks_the_first_load_of_each_engine_while_others_work(monkeypatch):
+    engine, seen = ScriptedEngine(6), []
+    evaluator = Evaluator(engine, utility(PROMPTS))
+
+    def check(slot, row):
+        seen.append((slot, sorted({request.slot for request in engine.running.values()})))
+
+    evaluator.canary = Canary(engine, None, engines=3, every=False)
+    monkeypatch.setattr(evaluator.canary, "check", check)
+    assert len(evaluator.rows(Rows(*range(8)), range(8), "dev")) == 8
+    assert seen == [(0, []), (1, [0]), (2, [0, 1])]
 
 
 @pytest.mark.parametrize(("off", "right"), [([0.8, 0.0, 0.0, 0.1], True), ([0.3, 0.3, 0.3, 0.3], False)])
