@@ -70,7 +70,6 @@ class NotingEvaluator(Evaluator):
             tallies = {particle: Tally(len(scores), utility) for particle, scores in self.known.items()}
             for particle, tally in tallies.items():
                 tally.scores = list(self.known[particle])
-            self._expected["dev"].learn(self.known)
         else:
             tallies = super().rows(*args, **kwargs)
         self.rounds.append(tallies)

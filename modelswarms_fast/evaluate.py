@@ -23,6 +23,7 @@ from modelswarms_fast.scores import (
     Scores,
     Tally,
     digest,
+    longest_first,
 )
 from modelswarms_fast.trace import Trace
 from modelswarms_fast.utilities import SPLITS, Answer, Utility
@@ -174,7 +175,7 @@ class Evaluator:
         self.trace = trace or Trace()
         engine.watch = self.trace.watch
         self._asking = Asking(engine, utility, splits)
-        self._expected = {split: Expectation(self._asking.lengths(split)) for split in splits}
+        self._longest_first = {split: longest_first(self._asking.lengths(split)) for split in splits}
         self._cache = ScoreCache()
 
     def prompts(self, split: str) -> list[list[int]]:
@@ -203,7 +204,6 @@ class Evaluator:
                 if len(found) < len(particles):
                     prompts, told = self.spent.prompts - told, self.spent.prompts
                     between(prompts)
-        self._expected[split].learn({particle: tally.scores for particle, tally in found.items()})
         return found
 
     def stream(
@@ -256,7 +256,7 @@ class Evaluator:
     def answers(self, row: torch.Tensor, split: str) -> list[list[Answer]]:
         """Answers of one row [D] to each example of the split, not scored and not kept."""
         self._load(row, 1)
-        answers = self._ask(split, self._expected[split].longest_first, [0])
+        answers = self._ask(split, self._longest_first[split], [0])
         return [answers[example] for example in range(self._asking.count(split))]
 
     def _load(self, row: torch.Tensor, slots: int) -> None:
@@ -266,13 +266,17 @@ class Evaluator:
             if self.canary is not None:
                 self.canary.after_load(slot, row)
 
+    def expectation(self, split: str) -> Expectation:
+        """What a search that stops early is to learn from its evaluations on the split."""
+        return Expectation(self._asking.lengths(split))
+
     def tally(self, split: str, limits: Limits | None = None) -> Tally:
         """A tally of a particle on a split, without scores."""
         return Tally(self._asking.count(split), partial(self.utility.utility_of, split), limits)
 
     def _complete(self, split: str, tally: Tally, slots: Sequence[int | None]) -> None:
         """Give every example that has no score yet its score."""
-        order = [example for example in self._expected[split].longest_first if tally.scores[example] is None]
+        order = [example for example in self._longest_first[split] if tally.scores[example] is None]
         answers = self._ask(split, order, slots)
         with self.spent.clock("score"):
             scores = self.utility.score(split, order, [answers[example] for example in order])
@@ -328,8 +332,7 @@ class Evaluator:
             particle, key = taken
             tally = self.tally(work.split, work.limits.get(particle))
             self.spent.reused += self._cache.fill(work.split, key, tally)
-            expected = self._expected[work.split]
-            order = expected.longest_first if tally.limits is None else expected.order(particle)
+            order = (tally.limits and tally.limits.order) or self._longest_first[work.split]
             return _Running(particle, key, tally, deque(example for example in order if tally.scores[example] is None))
 
     def _submit(self, slot: int, work: _Round) -> None:

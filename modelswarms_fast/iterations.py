@@ -12,7 +12,7 @@ import numpy as np
 from modelswarms_fast.evaluate import Evaluator
 from modelswarms_fast.particles import Particles
 from modelswarms_fast.progress import Interrupted, Progress
-from modelswarms_fast.scores import Limits, Tally
+from modelswarms_fast.scores import Expectation, Limits, Tally
 from modelswarms_fast.swarm import Floats, Plan, Swarm
 from modelswarms_fast.utilities import Utility
 
@@ -34,9 +34,12 @@ class Iterations:
         steps.move()
     """
 
-    def __init__(self, swarm: Swarm, particles: Particles, utility: Utility, *, stop_early: bool = False) -> None:
+    def __init__(
+        self, swarm: Swarm, particles: Particles, utility: Utility, expected: Expectation | None = None
+    ) -> None:
+        """`expected`: stop early, and learn here which examples to ask for first."""
         self.swarm, self.particles = swarm, particles
-        self._utility, self._stop_early = utility, stop_early
+        self._utility, self._expected = utility, expected
         self._plan: Plan | None = None  # the initial particles are evaluated where they are
         self.initial: Floats = swarm.utilities
         """[P] utilities of the initial particles, once they are told."""
@@ -50,11 +53,13 @@ class Iterations:
         plan = self._plan = self.swarm.plan()
         self.particles.update(plan)
         self.wanted = np.flatnonzero(plan.evaluate).tolist()
-        self.limits = limits_of(self.swarm, self._utility) if self._stop_early else None
+        self.limits = None if self._expected is None else limits_of(self.swarm, self._utility, self._expected)
 
     def tell(self, tallies: Mapping[int, Tally]) -> dict[str, Any]:
         """Take in what the evaluation found, promote, and say what happened: a line of the history but its cost."""
         swarm, plan = self.swarm, self._plan
+        if self._expected is not None:
+            self._expected.learn({particle: tally.scores for particle, tally in tallies.items()})
         utilities, bounded = swarm.utilities.copy(), []
         for particle, tally in tallies.items():
             lower, utilities[particle] = tally.bounds
@@ -95,7 +100,7 @@ def run_iterations(
 
     Returns the initial utilities [P], the seconds of all updates, why it stopped, and the idle share of the engine.
     """
-    steps = Iterations(swarm, particles, evaluator.utility, stop_early=stop_early)
+    steps = Iterations(swarm, particles, evaluator.utility, evaluator.expectation("dev") if stop_early else None)
     update_seconds, first = 0.0, True
     trace = evaluator.trace
     began, busy_before = time.perf_counter(), trace.busy()
@@ -145,8 +150,12 @@ def _written(scores: Sequence[float | None]) -> list[float | str | None]:
     return ["nan" if score is not None and math.isnan(score) else score for score in scores]
 
 
-def limits_of(swarm: Swarm, utility: Utility) -> dict[int, Limits]:
+def limits_of(swarm: Swarm, utility: Utility, expected: Expectation | None = None) -> dict[int, Limits]:
     """What the next utilities are compared with, by particle."""
     assert utility.score_range is not None
     worst, bests = swarm.global_worst, swarm.personal_best.tolist()
-    return {particle: Limits(best, worst, *utility.score_range) for particle, best in enumerate(bests)}
+    orders = [None if expected is None else expected.order(particle) for particle in range(len(bests))]
+    return {
+        particle: Limits(best, worst, *utility.score_range, order)
+        for particle, (best, order) in enumerate(zip(bests, orders, strict=True))
+    }

@@ -41,9 +41,8 @@ class Search:
         self.planned, self.folder, self._session, self._inputs = planned, folder, session, inputs
         self.swarm = Swarm(planned.config, len(session.experts.names), planned.first)
         self.particles = session.particles(self.swarm)
-        self.steps = Iterations(
-            self.swarm, self.particles, session.utility, stop_early=session.engine_config.stop_early
-        )
+        expected = session.evaluator.expectation("dev") if session.engine_config.stop_early else None
+        self.steps = Iterations(self.swarm, self.particles, session.utility, expected)
         self.evaluations = 0
         """Particles evaluated up to now, the experts at its start left out."""
         self.began = time.perf_counter()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
@@ -29,6 +29,8 @@ class Limits:
     global_worst: float
     lowest: float
     highest: float
+    order: Sequence[int] | None = field(default=None, compare=False)
+    """All examples, those that may settle it first: the likeliest low scores."""
 
 
 class Tally:
@@ -113,14 +115,13 @@ def _steps(distance: float, one: float, most: int) -> int:
 
 
 class Expectation:
-    """Which examples will score low, judged by the evaluations of a split so far."""
+    """Which examples will score low, judged by the evaluations of a search so far."""
 
     def __init__(self, lengths: Sequence[int]) -> None:
         """`lengths` of the prompts: among equals the longest comes first, so that no long one is left for the end."""
         self._lengths = np.array(lengths, dtype=np.float64)
         self._sum, self._count = np.zeros(len(lengths)), np.zeros(len(lengths))
         self._last: dict[int, npt.NDArray[np.float64]] = {}
-        self.longest_first: list[int] = np.argsort(-self._lengths, kind="stable").tolist()
 
     def order(self, particle: int) -> list[int]:
         """All examples, the likeliest lowest score first: by its own last scores, then by the mean of all."""
@@ -139,6 +140,12 @@ class Expectation:
             np.copyto(self._last.setdefault(particle, np.zeros(len(self._lengths))), values, where=known)
         self._sum += np.where(given, found, 0.0).sum(axis=0)
         self._count += given.sum(axis=0)
+
+
+def longest_first(lengths: Sequence[int]) -> list[int]:
+    """All examples, the longest prompt first."""
+    order: list[int] = np.argsort(-np.array(lengths), kind="stable").tolist()
+    return order
 
 
 def digest(row: torch.Tensor) -> bytes:

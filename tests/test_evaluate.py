@@ -234,14 +234,21 @@ def graded(score):
     return prompts, utility(prompts, score_range=(0.0, 1.0)), lambda held, prompt: str(score(int(prompt)))
 
 
+def likeliest_low_first(evaluator, source):
+    """An order of the examples, learned from a whole evaluation."""
+    expected = evaluator.expectation("dev")
+    expected.learn({0: evaluator.rows(source, [0], "dev")[0].scores})
+    return expected.order(0)
+
+
 def stopped(score, personal_best, global_worst=0.0, at_once=1):
     """A particle that is evaluated whole and then, elsewhere, with limits: its tally, the engine, the evaluator."""
     _, scripted, answer = graded(score)
     engine = ScriptedEngine(1, at_once, answer=answer)
     evaluator = Evaluator(engine, scripted)
-    evaluator.rows(Rows(1), [0], "dev")
+    limits = Limits(personal_best, global_worst, 0.0, 1.0, likeliest_low_first(evaluator, Rows(1)))
     engine.log.clear()
-    tally = evaluator.rows(Rows(2), [0], "dev", limits={0: Limits(personal_best, global_worst, 0.0, 1.0)})[0]
+    tally = evaluator.rows(Rows(2), [0], "dev", limits={0: limits})[0]
     return tally, engine, evaluator
 
 
@@ -323,8 +330,7 @@ def test_a_partial_evaluation_is_completed_later(monkeypatch):
     _, scripted, answer = graded(lambda index: float(index < 25))
     engine, source = ScriptedEngine(1, 1, answer=answer), Rows(1, 2)
     evaluator = Evaluator(engine, scripted)
-    evaluator.rows(source, [0], "dev")
-    limits = Limits(27 / 40, 0.0, 0.0, 1.0)
+    limits = Limits(27 / 40, 0.0, 0.0, 1.0, likeliest_low_first(evaluator, source))
     assert evaluator.rows(source, [1], "dev", limits={1: limits})[1].scores.count(None) == 27
     before = evaluator.spent.prompts
     assert evaluator.rows(source, [1], "dev")[1].bounds == (25 / 40, 25 / 40)

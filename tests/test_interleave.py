@@ -4,6 +4,7 @@ import json
 import shutil
 import threading
 import time
+from collections import defaultdict
 from types import SimpleNamespace
 
 import numpy as np
@@ -87,6 +88,31 @@ def test_a_search_finds_beside_others_what_it_finds_alone(tmp_path, at_once, sto
     if not stop_early:
         for one in searches:
             assert histories(tmp_path / one.name)[one.name] == histories(tmp_path / "together")[one.name]
+
+
+def test_early_stopping_learns_from_the_particles_of_the_own_search(tmp_path, monkeypatch):
+    """A particle's last low scores come first, whatever number it has among those of all searches."""
+    lasts, checked = defaultdict(dict), []
+    tell, move = Iterations.tell, Iterations.move
+
+    def told(steps, tallies):
+        for particle, tally in tallies.items():
+            known = {example: score for example, score in enumerate(tally.scores) if score is not None}
+            lasts[steps][particle] = lasts[steps].get(particle, {}) | known
+        return tell(steps, tallies)
+
+    def moved(steps):
+        move(steps)
+        for particle in steps.wanted:
+            order, last = steps.limits[particle].order, lasts[steps][particle]
+            scores = [last.get(example, 0.0) for example in order]
+            checked.append(sorted(order) == list(range(len(PROMPTS))) and scores == sorted(scores))
+
+    monkeypatch.setattr(Iterations, "tell", told)
+    monkeypatch.setattr(Iterations, "move", moved)
+    ran(tmp_path, Fake(stop_early=True), at_once=3)
+    assert len(checked) > 40
+    assert all(checked)
 
 
 def test_particles_of_two_searches_share_a_batch(tmp_path, monkeypatch):
