@@ -125,6 +125,7 @@ def test_one_engine_chooses_for_all_and_for_those_started_anew(fakes, what):
         "1 slots None 1"
     ] * 2
     assert len(fakes.lines()) == 1
+    assert (group.serve, group.slots) == ("slots", 6), "and not what one that is started anew begins with"
 
 
 def test_a_killed_engine_changes_nothing(tiny, tmp_path, disturb, caplog):

@@ -286,8 +286,9 @@ class EngineGroup:
         elif what == "answer":
             self._answer = content[0]
         elif what == "ready":
-            self.serve, slots, self.dtype, self.max_model_len = content
-            self.slots = slots * len(self._workers)
+            serve, slots, self.dtype, self.max_model_len = content
+            if self._chosen is None:  # one that is started anew is told what has been chosen
+                self.serve, self.slots = serve, slots * len(self._workers)
             worker.ready = True
         else:
             self._failure = content[0]
