@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import time
@@ -19,7 +18,7 @@ from rich.table import Table
 from modelswarms_fast.baselines import METHODS, Run, load_method
 from modelswarms_fast.config import SwarmConfig
 from modelswarms_fast.errors import InputError
-from modelswarms_fast.journal import read_json, write_json
+from modelswarms_fast.journal import alone, read_json, write_json
 from modelswarms_fast.session import Session
 from modelswarms_fast.utilities import Files, named
 
@@ -85,8 +84,7 @@ def compare(
         "task": task,
         "data": named(data),
         "dataset": session.utility.dataset,
-        "examples": _digest(session.utility.examples),
-        "asks": _digest(session.utility.asks),
+        **session.utility.digests(),
         "experts": list(session.experts.names),
         "sources": list(session.experts.sources),
         "budget": budget,
@@ -95,6 +93,7 @@ def compare(
         "scoring": settings.get("scoring", "generate"),
         "options": dict(settings.get("options") or {}),
         "max_tokens": settings.get("max_tokens"),
+        "train": None if session.train is None else str(session.train),
         "engine": asdict(session.engine_config),
     }
     file = Path(out) / RESULTS
@@ -102,7 +101,7 @@ def compare(
     left = [name for name in runs if name not in content["methods"]]
     if left:
         console = Console(stderr=True, quiet=not progress)
-        with session:
+        with alone(file.parent), session:
             for name in left:
                 result = _measure(session, partial(runs[name], session, budget, seed))
                 content["methods"][name] = result
@@ -127,11 +126,6 @@ def _start(file: Path, asked: dict[str, Any]) -> dict[str, Any]:
     except OSError as error:
         raise InputError(f"cannot make {file.parent}: {error.strerror}; choose another folder.") from error
     return {"config": asked, "methods": {}}
-
-
-def _digest(examples: Any) -> str:
-    """Names the examples, so that results of another file are not taken for those of this one."""
-    return hashlib.blake2b(json.dumps(examples, sort_keys=True).encode(), digest_size=16).hexdigest()
 
 
 def _measure(session: Session, run: Callable[[], Any]) -> dict[str, Any]:

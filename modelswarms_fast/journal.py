@@ -6,12 +6,13 @@ All of it is strict JSON: NaN and infinities, which JSON lacks, are written as n
 
 from __future__ import annotations
 
+import fcntl
 import json
 import math
 import os
 import shutil
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO, Self
@@ -107,6 +108,22 @@ def open_run(folder: str | os.PathLike[str], config: Mapping[str, Any], overwrit
         journal.close()
         raise
     return journal
+
+
+@contextmanager
+def alone(folder: str | os.PathLike[str]) -> Iterator[None]:
+    """Keep a folder that several calls may fill from being filled by two at once. Raises InputError if one does."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise InputError(f"another process is at work in {folder}; wait for it, or choose another folder") from None
+        except OSError:  # a file system without locks
+            pass
+        yield
+    finally:
+        os.close(handle)
 
 
 def write_json(path: str | os.PathLike[str], content: Any) -> None:

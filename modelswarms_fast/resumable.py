@@ -143,6 +143,17 @@ class Search:
         write_json(self.folder / journal.SUMMARY, self.record)
 
 
+def claim_folder(folder: Path, name: str, asked: dict[str, Any]) -> None:
+    """Have the folder say in a file of this name what is asked for. Raises InputError if it says something else."""
+    if (folder / name).exists():
+        if journal.read_json(folder / name) != journal.plain(asked):
+            raise InputError(f"{folder} holds searches of other arguments ({name}); choose another folder")
+        return
+    journal.check_run_folder(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / name, asked)
+
+
 def inputs_of(session: Session, *, base: str, task: str, data: Any, **settings: Any) -> dict[str, Any]:
     """What all searches of a session share: what their results depend on beside the settings of swarm and engine."""
     optional: dict[str, Any] = {
@@ -160,5 +171,6 @@ def inputs_of(session: Session, *, base: str, task: str, data: Any, **settings: 
         "experts": list(session.experts.names),
         "sources": list(session.experts.sources),
         **{f"{split}_examples": len(examples) for split, examples in session.utility.examples.items()},
+        **session.utility.digests(),
         **{name: settings.get(name, default) for name, default in optional.items()},
     }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,13 +17,14 @@ from modelswarms_fast.config import SwarmConfig
 from modelswarms_fast.errors import InputError
 from modelswarms_fast.experts import read_model
 from modelswarms_fast.interleave import SEARCHES, run_searches
-from modelswarms_fast.resumable import Planned, inputs_of
+from modelswarms_fast.resumable import Planned, claim_folder, inputs_of
 from modelswarms_fast.session import Session, check_together
 from modelswarms_fast.swarm import Floats
 from modelswarms_fast.utilities import Files
 
 STUDY = "study.json"
 PLOT = "study.svg"
+ASKED = "study_config.json"
 KINDS = ("ablation", "diversity", "drop", "seeds", "weak")
 Variant = tuple[dict[str, Any], tuple[int, ...] | None]
 """Settings that differ, and the experts that the first particles are."""
@@ -69,7 +70,10 @@ def study(
     config = SwarmConfig(**({"particles": len(names)} | (swarm or {})))
     check_together(config, session.engine_config)
     inputs = inputs_of(session, base=base, task=task, data=data, **settings)
-    with session:
+    claim_folder(
+        folder, ASKED, inputs | {"kind": kind, "swarm": asdict(config), "engine": asdict(session.engine_config)}
+    )
+    with journal.alone(folder), session:
         variants = variants_of(kind, config, session.initial)
         planned = []
         for name, (changed, first) in variants.items():

@@ -15,7 +15,7 @@ from modelswarms_fast import journal
 from modelswarms_fast.config import SwarmConfig
 from modelswarms_fast.errors import InputError
 from modelswarms_fast.interleave import SEARCHES, run_searches
-from modelswarms_fast.resumable import Planned, inputs_of
+from modelswarms_fast.resumable import Planned, claim_folder, inputs_of
 from modelswarms_fast.session import Session, check_together
 from modelswarms_fast.study import winners_on_test
 from modelswarms_fast.utilities import Files
@@ -80,13 +80,13 @@ def sweep(
     first = SwarmConfig(**({"particles": len(names)} | shared))
     check_together(first, session.engine_config)
     inputs = inputs_of(session, base=base, task=task, data=data, **settings)
-    asked = journal.plain(inputs | {"ranges": chosen, "swarm": asdict(first), "engine": asdict(session.engine_config)})
-    _check_folder(folder, asked)
+    asked = inputs | {"ranges": chosen, "swarm": asdict(first), "engine": asdict(session.engine_config)}
+    claim_folder(folder, ASKED, asked)
     planned = [
         Planned(f"{index:03d}", SwarmConfig(**asdict(first) | drawn | {"seed": first.seed + index}))
         for index, drawn in enumerate(draw(chosen, searches, first.seed))
     ]
-    with session:
+    with journal.alone(folder), session:
         trace, clock = session.evaluator.trace, time.perf_counter()
         records = run_searches(
             session,
@@ -181,14 +181,3 @@ def draw(ranges: Mapping[str, tuple[float, float]], count: int, seed: int) -> li
         random = np.random.Generator(np.random.Philox(key=key, counter=np.array([0, index, 0, 0], dtype=np.uint64)))
         found.append({name: float(random.uniform(low, high)) for name, (low, high) in sorted(ranges.items())})
     return found
-
-
-def _check_folder(folder: Path, asked: dict[str, Any]) -> None:
-    """Raise InputError for a folder that holds anything but a sweep of the same arguments."""
-    if (folder / ASKED).exists():
-        if journal.read_json(folder / ASKED) != asked:
-            raise InputError(f"{folder} holds a sweep of other arguments; choose another folder")
-        return
-    journal.check_run_folder(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    journal.write_json(folder / ASKED, asked)

@@ -125,7 +125,8 @@ def test_a_run_that_was_cut_goes_on(tiny, tmp_path, monkeypatch):
 
 def test_results_of_other_arguments_are_not_mixed(compared):
     arguments, _, _ = compared
-    for change, name in (({"seed": 4}, "seed"), ({"budget": 10}, "budget"), ({"limit_dev": 3}, "examples")):
+    others = {"seed": {"seed": 4}, "budget": {"budget": 10}, "examples": {"limit_dev": 3}, "train": {"train": "x.json"}}
+    for name, change in others.items():
         with pytest.raises(InputError, match=f"holds results of another {name}"):
             compare(**arguments | change)
 

@@ -1,6 +1,7 @@
 """Searches with confirm and test scores, the report after the fact, sweeps and studies, on the exact engine."""
 
 import json
+import shutil
 
 import helpers_search
 import numpy as np
@@ -10,7 +11,7 @@ from helpers_search import told, write_data
 from transformers import AutoTokenizer
 from typer.testing import CliRunner
 
-from modelswarms_fast import cli, sweep
+from modelswarms_fast import cli, journal, sweep
 from modelswarms_fast.analysis import read_run
 from modelswarms_fast.cli_options import read_settings
 from modelswarms_fast.config import SwarmConfig
@@ -41,8 +42,8 @@ def test_confirm_examples_are_never_seen_by_the_search(tiny, tmp_path, monkeypat
         asked.append(tuple(request.prompt))
         return submit(engine, key, request, *more)
 
-    def appended(journal, line):
-        append(journal, line)
+    def appended(mine, line):
+        append(mine, line)
         at_lines.append(len(asked))
 
     monkeypatch.setattr(TransformersEngine, "submit", submitted)
@@ -171,7 +172,7 @@ def test_a_search_of_a_sweep_is_a_run_of_its_own(tiny, tmp_path):
 def test_a_sweep_of_other_arguments_is_refused(tiny, tmp_path):
     settings = sizes(tiny) | {"searches": 1}
     sweep.sweep(**settings, out=tmp_path / "sweep")
-    with pytest.raises(InputError, match="holds a sweep of other arguments"):
+    with pytest.raises(InputError, match=r"holds searches of other arguments \(sweep_config\.json\)"):
         sweep.sweep(**settings | {"ranges": {"inertia": (0.2, 0.3)}}, out=tmp_path / "sweep")
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "letter.txt").touch()
@@ -230,6 +231,31 @@ def test_a_study_by_the_command_line(tiny, tmp_path):
     assert (tmp_path / "study" / "study.svg").read_bytes().startswith(b"<?xml")
     best = content["variants"]["all"][0]
     assert best["test"] == pytest.approx(np.mean(best["test_scores"]))
+
+
+def test_a_study_of_other_arguments_is_refused(tiny, tmp_path):
+    """Also where its searches have all ended, and where only what the data file holds is another."""
+    data = tmp_path / "data.json"
+    shutil.copy(tiny["data"], data)
+    settings = sizes(tiny) | {"data": data, "out": tmp_path / "study", "seeds": 1}
+    study("seeds", **settings)
+    others = [("seeds", settings | {"swarm": {"inertia": 0.9}}), ("ablation", settings)]
+    for kind, other in others:
+        with pytest.raises(InputError, match=r"holds searches of other arguments \(study_config\.json\)"):
+            study(kind, **other)
+    content = read_json(data)
+    content["dev"][0]["prompt"] += " "
+    data.write_text(json.dumps(content))
+    with pytest.raises(InputError, match="holds searches of other arguments"):
+        study("seeds", **settings)
+
+
+def test_a_folder_that_another_process_fills_is_refused(tiny, tmp_path):
+    settings = sizes(tiny) | {"searches": 1, "out": tmp_path / "sweep"}
+    sweep.sweep(**settings)
+    with journal.alone(tmp_path / "sweep"), pytest.raises(InputError, match="another process is at work in"):
+        sweep.sweep(**settings)
+    sweep.sweep(**settings)
 
 
 def test_a_study_of_diversity(tiny, tmp_path):

@@ -275,6 +275,7 @@ def plain(example, output): return output == "good"
 def single(example, output): return numpy.float32(0.5)
 def nan(example, output): return float("nan")
 def infinite(example, output): return float("inf")
+def huge(example, output): return -1e200
 def text(example, output): return "1.0"
 def nothing(example, output): return None
 def fails(example, output):
@@ -325,6 +326,7 @@ def test_function_gets_the_text_stripped_and_returns_any_number(functions: Path)
     ("name", "message"),
     [
         ("infinite", "example 0 returned inf"),
+        ("huge", r"example 0 returned -1e\+200; return a number of at most 1e\+100"),
         ("text", "example 0 returned '1.0'"),
         ("nothing", "example 0 returned None"),
         ("fails", "example 1 raised KeyError: 'colour'"),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -10,6 +12,10 @@ from typing import Any, NamedTuple
 from modelswarms_fast.errors import InputError
 
 __all__ = ["Answer", "Ask", "Utility", "mean", "mean_error"]
+
+
+# So that sums and squares of scores are finite.
+LARGEST_SCORE = 1e100
 
 
 class Ask(NamedTuple):
@@ -94,6 +100,12 @@ class Utility:
         every = (ask for asked in self.asks.values() for asks in asked for ask in asks)
         return max((ask.max_tokens for ask in every if ask.continuation is None), default=1)
 
+    def digests(self) -> dict[str, str]:
+        """Names of the content of `examples` and `asks`, so that results of another file are not taken for these."""
+        named = {"examples": self.examples, "asks": self.asks}
+        data = {name: json.dumps(content, sort_keys=True).encode() for name, content in named.items()}
+        return {name: hashlib.blake2b(one, digest_size=16).hexdigest() for name, one in data.items()}
+
     def utility_of(self, split: str, scores: Sequence[float]) -> float:
         """The utility of the scores of all examples of a split, in order; NaN if one is NaN."""
         if any(math.isnan(score) for score in scores):
@@ -136,12 +148,12 @@ class Utility:
         ]
 
     def _checked(self, returned: Any, where: str) -> float:
-        remedy = "return a finite number or NaN"
+        remedy = f"return a number of at most {LARGEST_SCORE:g}, or NaN"
         try:
             score = math.inf if isinstance(returned, (str, bytes)) else float(returned)
         except (TypeError, ValueError, OverflowError, RuntimeError) as error:
             raise InputError(f"{where} returned {returned!r}; {remedy}") from error
-        if math.isinf(score):
+        if abs(score) > LARGEST_SCORE:
             raise InputError(f"{where} returned {returned!r}; {remedy}")
         if self.score_range is not None and (score < self.score_range[0] or score > self.score_range[1]):
             lowest, highest = self.score_range
