@@ -91,7 +91,30 @@ def _checked(folder: Path) -> Path:
             raise InputError(f"{folder} lacks {missing[0]}, which {index.name} names; copy the checkpoint again")
     if not any((folder / name).is_file() for name in TOKENIZER_FILES):
         raise InputError(f"{folder} has no tokenizer; copy tokenizer.json and tokenizer_config.json into it")
+    _check_whole(folder)
     return folder
+
+
+def _check_whole(folder: Path) -> None:
+    """Raise InputError for a file that was cut off: the engines would say so in words of their own."""
+    from safetensors import SafetensorError, safe_open
+
+    for name in ("config.json", "tokenizer.json", "tokenizer_config.json"):
+        if (file := folder / name).is_file():
+            try:
+                content = json.loads(file.read_text(encoding="utf-8"))
+            except (OSError, ValueError, RecursionError) as error:
+                raise InputError(f"{file} cannot be read as JSON ({error}); copy the checkpoint again") from error
+            if not isinstance(content, dict):
+                raise InputError(f"{file} is not a JSON object; copy the checkpoint again")
+    for file in sorted(folder.glob("*.safetensors")):
+        try:
+            with safe_open(file, framework="numpy"):
+                pass
+        except (OSError, SafetensorError) as error:
+            raise InputError(
+                f"{file} is not a complete safetensors file ({error}); copy the checkpoint again"
+            ) from error
 
 
 def _download(hub_id: str) -> Path:
@@ -116,6 +139,8 @@ def _packaged() -> Path:
             return _checked(target)
         except InputError as error:
             raise InputError(f"the cached base model is damaged ({error}); delete {target} and start again") from None
+    from safetensors import SafetensorError
+
     source = _packaged_gguf()
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -125,7 +150,10 @@ def _packaged() -> Path:
             f"the cache folder {target.parent} cannot be written ({error}); set MODELSWARMS_CACHE"
         ) from None
     try:
-        convert_gguf(source, temporary)
+        try:
+            convert_gguf(source, temporary)
+        except (OSError, SafetensorError) as error:  # a full disk
+            raise InputError(f"{temporary} cannot be written ({error}); make room, or set MODELSWARMS_CACHE") from error
         # mkdtemp and safetensors make them private; a cache that several users share has to be readable.
         temporary.chmod(0o755)
         (temporary / "model.safetensors").chmod(0o644)

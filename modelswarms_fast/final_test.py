@@ -18,27 +18,27 @@ from modelswarms_fast.journal import TEST_SCORES, write_json
 from modelswarms_fast.particles import LARGEST_NAMED, Particles
 from modelswarms_fast.scores import digest
 from modelswarms_fast.session import Session, mix_row
-from modelswarms_fast.swarm import Floats
+from modelswarms_fast.swarm import Floats, Swarm
 from modelswarms_fast.utilities import Answer, Utility
 from modelswarms_fast.utilities.multiple_choice import parse
 
 Rows = Sequence[Callable[[], torch.Tensor]]
 
 
-def write_test_scores(
-    evaluator: Evaluator, experts: Experts, initial: Floats, particles: Particles, folder: Path
-) -> None:
+def write_test_scores(evaluator: Evaluator, experts: Experts, swarm: Swarm, particles: Particles, folder: Path) -> None:
     """Write test_scores.json of a search that has ended.
 
-    initial [P, n]: where the particles began. The particles' own rows are tested, to the bit.
+    The particles' own rows are tested, to the bit; those of a move that was not evaluated any more are left out.
     """
+    initial = swarm.initial_positions()
     everyone = range(len(initial))
     rows: dict[str, Rows] = {
         "experts": [partial(experts.rows.__getitem__, index) for index in range(len(experts.names))],
         "start": [partial(mix_row, experts, torch.from_numpy(one)) for one in initial],
         "best": [partial(particles.row, one, True) for one in everyone],
-        "end": [partial(particles.row, one) for one in everyone],
     }
+    if not swarm.waiting:
+        rows["end"] = [partial(particles.row, one) for one in everyone]
     write_json(folder / TEST_SCORES, {"exact": True, "groups": score_groups(evaluator, rows)})
 
 

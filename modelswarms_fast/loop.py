@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import closing
+from contextlib import ExitStack
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
@@ -14,10 +14,11 @@ import numpy as np
 from modelswarms_fast.config import EngineConfig, SwarmConfig
 from modelswarms_fast.confirm import CONFIRM
 from modelswarms_fast.confirm import confirm as choose
+from modelswarms_fast.errors import InputError
 from modelswarms_fast.experts import export, read_experts, read_model
 from modelswarms_fast.final_test import write_test_scores
 from modelswarms_fast.iterations import run_iterations
-from modelswarms_fast.journal import check_run_folder, open_run, write_json
+from modelswarms_fast.journal import GLOBAL_BEST, check_run_folder, open_run, write_json
 from modelswarms_fast.progress import Progress
 from modelswarms_fast.report import write_report
 from modelswarms_fast.session import Session, check_together
@@ -115,13 +116,19 @@ def search(
     memory = {"memory": session.plan.as_dict()}
     limits = {"limit_dev": limit_dev, "limit_test": limit_test, "max_tokens": max_tokens, "confirm": confirm}
     products = {"expert_products": session.expert_products}
-    check_run_folder(out, overwrite)  # what can be refused is refused before an engine starts or a file is touched
-    with session:
+    # What can be refused is refused before an engine starts or a file is touched.
+    check_run_folder(out, overwrite)
+    for source in (*map(Path, loaded.sources), session.base_folder):
+        if source.resolve().is_relative_to(Path(out, GLOBAL_BEST).resolve()):
+            raise InputError(f"{source} would be replaced by the winner of this search; choose another run folder.")
+    with ExitStack() as stack:
+        stack.enter_context(session)
         engine, evaluator, events = session.engine, session.evaluator, session.evaluator.trace
         particles = session.particles(swarm)
+        stack.callback(particles.close)
         asked = inputs | {"sources": list(loaded.sources)} | counts | limits | chosen | memory | products
         asked |= {"objective": utility.report()}
-        with closing(particles), open_run(out, asked, overwrite=overwrite) as journal:
+        with open_run(out, asked, overwrite=overwrite) as journal:
             events.write()  # a place that cannot be written is better known now
             setup_seconds = time.perf_counter() - started
             try:
@@ -147,7 +154,7 @@ def search(
             "test_standard_error": {},
             **counts,
         }
-        winner = journal.folder / "global_best"
+        winner = journal.folder / GLOBAL_BEST
         provenance = inputs | {"mixture": mixture, "utility": task, "dev": end["dev"], "settings": chosen}
         export(winner, particles.row(particle, best=True), loaded, base=session.base_folder, provenance=provenance)
         testing = time.perf_counter()
@@ -163,7 +170,7 @@ def search(
             result["test_standard_error"][which] = utility.error_of("test", scores)
         if final_test:
             every = read_experts(list(loaded.sources), dtype=session.row_dtype)
-            write_test_scores(evaluator, every, swarm.initial_positions(), particles, journal.folder)
+            write_test_scores(evaluator, every, swarm, particles, journal.folder)
         seconds = {"setup": setup_seconds, "update": update_seconds} | spent.seconds
         summary = inputs | {
             "particles": config.particles,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import importlib.util
 import json
 import os
@@ -36,6 +37,28 @@ def checkpoint(folder: Path) -> Path:
     (folder / "tokenizer.json").write_text("{}")
     save_file({"w": torch.zeros(2)}, folder / "model.safetensors")
     return folder
+
+
+@pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "model.safetensors"])
+def test_a_file_that_was_cut_off_is_one_sentence(tmp_path: Path, name: str) -> None:
+    folder = checkpoint(tmp_path / "base")
+    assert resolve_base(str(folder)) == folder
+    file = folder / name
+    file.write_bytes(file.read_bytes()[:-1])
+    with pytest.raises(InputError, match=rf"^{file} (cannot be read|is not a complete).* copy the checkpoint again$"):
+        resolve_base(str(folder))
+
+
+@packaged
+def test_a_full_disk_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*arguments: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setenv("MODELSWARMS_CACHE", str(tmp_path))
+    monkeypatch.setattr(base, "_write_json", full)
+    with pytest.raises(InputError, match=r"No space left on device.*make room"):
+        resolve_base(PACKAGED)
+    assert not list(tmp_path.iterdir())
 
 
 @packaged

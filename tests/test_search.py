@@ -288,6 +288,16 @@ def test_a_nan_utility_is_never_a_best(tiny, tmp_path):
     assert summary["end"]["dev"] == max(value for value in utilities if value is not None)
 
 
+def test_an_expert_in_the_place_of_the_winner_is_refused(tiny, tmp_path):
+    search(**tiny, out=tmp_path / "run")
+    winner = tmp_path / "run" / "global_best"
+    kept = (winner / "adapter_model.safetensors").read_bytes()
+    experts = [winner, *sorted(path for path in Path(tiny["experts"]).iterdir() if path.is_dir())]
+    with pytest.raises(InputError, match="global_best would be replaced by the winner of this search"):
+        search(**tiny | {"experts": experts}, out=tmp_path / "run", overwrite=True)
+    assert (winner / "adapter_model.safetensors").read_bytes() == kept
+
+
 def test_limits(tiny, tmp_path):
     summary = search(**tiny, out=tmp_path / "run", limit_dev=3, limit_test=2)
     assert (summary["dev_examples"], summary["test_examples"]) == (3, 2)
@@ -305,9 +315,12 @@ def test_an_interrupt_keeps_what_was_found(tiny, tmp_path, monkeypatch):
 
     before = signal.getsignal(signal.SIGINT)
     monkeypatch.setattr(TransformersEngine, "step", interrupting)
-    summary = search(**tiny, out=tmp_path / "run")
+    summary = search(**tiny, out=tmp_path / "run", final_test=True)
     assert summary["stopped"] == "interrupted"
     assert len(history_of(tmp_path / "run")) == 1
+    groups = json.loads((tmp_path / "run" / "test_scores.json").read_text())["groups"]
+    assert set(groups) == {"experts", "start", "best"}, "where the dropped iteration had moved to is no end"
+    assert "test" not in json.loads((tmp_path / "run" / "analysis.json").read_text()).get("emergence", {})
     assert summary["iterations"] == 0
     assert summary["end"]["dev"] == summary["start"]["dev"]
     assert (tmp_path / "run" / "global_best" / "adapter_model.safetensors").exists()

@@ -71,7 +71,8 @@ class RunFolder:
         return {"start": start, "end": end, "best": best}
 
     def test_scores(self) -> dict[str, Floats] | None:
-        """Scores on test of the `experts` [n, E], of the particles [P, E] at the `end` and at their `best`."""
+        """Scores on test of the `experts` [n, E], of the particles [P, E] at the `start`, at their `best` and at the
+        `end`, which a search lacks that was cut in an iteration."""
         if self.test is None:
             return None
         return {name: _array(group["scores"]) for name, group in self.test["groups"].items()}

@@ -64,7 +64,7 @@ def of_run(run: RunFolder) -> dict[str, Any] | None:
     found: dict[str, Any] = {}
     if (dev := run.dev_scores()) is not None:
         found["dev"] = emergence(dev["start"][run.initial_experts], dev["start"], dev["end"])
-    if (test := run.test_scores()) is not None:
+    if (test := run.test_scores()) is not None and "end" in test:
         found["test"] = emergence(test["experts"], test["start"], test["end"])
     found = {split: numbers for split, numbers in found.items() if numbers is not None}
     return found or None
