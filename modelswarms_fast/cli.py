@@ -129,7 +129,6 @@ def evaluate_command(
     scoring: ScoringBy = "generate",
     option: Options = None,
     engine: Engine = EngineConfig.engine,
-    serve: ServeMode = EngineConfig.serve,
     engines: Engines = EngineConfig.engines,
     tensor_parallel: TensorParallel = EngineConfig.tensor_parallel,
     dtype: EngineDType = EngineConfig.dtype,

@@ -7,7 +7,7 @@ from contextlib import closing
 from typing import Any
 
 from modelswarms_fast.base import resolve_base
-from modelswarms_fast.config import DType, EngineConfig, EngineName, Serve
+from modelswarms_fast.config import DType, EngineConfig, EngineName
 from modelswarms_fast.engines import start_engine
 from modelswarms_fast.errors import InputError
 from modelswarms_fast.evaluate import Evaluator
@@ -27,7 +27,6 @@ def evaluate(
     scoring: Scoring = "generate",
     options: Mapping[str, str] | None = None,
     engine: EngineName = EngineConfig.engine,
-    serve: Serve = EngineConfig.serve,
     engines: int = EngineConfig.engines,
     tensor_parallel: int = EngineConfig.tensor_parallel,
     dtype: DType = EngineConfig.dtype,
@@ -48,7 +47,6 @@ def evaluate(
         raise InputError(f"split is {split!r}; choose dev or test.")
     config = EngineConfig(
         engine=engine,
-        serve=serve,
         engines=engines,
         tensor_parallel=tensor_parallel,
         dtype=dtype,
