@@ -15,7 +15,7 @@ from helpers_group import lives, pids
 from helpers_search import told
 
 from modelswarms_fast.config import EngineConfig
-from modelswarms_fast.engines import Request, complete, share_cores, start_engine
+from modelswarms_fast.engines import Request, asked_threads, complete, share_cores, start_engine
 from modelswarms_fast.errors import InputError
 from modelswarms_fast.experts import read_experts
 from modelswarms_fast.loop import search
@@ -228,3 +228,10 @@ def test_experts_in_a_file_are_copied_only_to_be_mixed(tiny, experts, prompts, r
         group.close()
     assert [worker.process.returncode for worker in workers] == [0, 0], "closed engines are gone"
     group.close()
+
+
+@pytest.mark.parametrize(("said", "threads"), [("4", 4), ("4,2", 4), ("", 7), ("many", 7)])
+def test_threads_that_the_environment_asks_for(monkeypatch, said, threads):
+    """A list of them, one a level of nesting, is legal."""
+    monkeypatch.setenv("OMP_NUM_THREADS", said)
+    assert asked_threads(7) == threads

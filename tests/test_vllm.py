@@ -467,7 +467,7 @@ def test_auto_serves_in_every_way_and_takes_the_fastest(base, oracle, prompts, e
     engine = start_engine(base, experts, config)
     engine.choose(prompts, 2)
     assert set(engine.auto_timings) == {"merged", "slots", "mixture"}
-    assert engine.auto_timings[engine.serve] == max(engine.auto_timings.values()) > 0
+    assert engine.auto_timings[engine.serve] >= 0.95 * max(engine.auto_timings.values()) > 0
     plain = texts(engine, prompts, slot=None)
     oracle.restore()
     assert plain == texts(oracle, prompts, slot=None)
@@ -477,13 +477,17 @@ def test_auto_serves_in_every_way_and_takes_the_fastest(base, oracle, prompts, e
     expected = texts(oracle, prompts)
     assert expected != plain
     for fastest, slots in (("slots", SLOTS), ("merged", 1), ("mixture", 1024), ("slots", SLOTS)):
-        monkeypatch.setattr(engine, "_seconds", lambda way, *_, fastest=fastest: 1.0 if way == fastest else 2.0)
+        monkeypatch.setattr(engine, "_seconds", lambda way, *_, fastest=fastest: 1.0 if way == fastest else 1.06)
         engine.choose(prompts, 2)
         assert (engine.serve, engine.slots) == (fastest, slots)
         engine.load_mixture(0, mixture)
         assert texts(engine, prompts) == expected
         engine.restore()
         assert texts(engine, prompts, slot=None) == plain
+    for fast, taken in ((("merged", "slots"), "slots"), (("merged", "mixture"), "mixture")):
+        monkeypatch.setattr(engine, "_seconds", lambda way, *_, fast=fast: {fast[0]: 1.0, fast[1]: 1.04}.get(way, 2.0))
+        engine.choose(prompts, 2)
+        assert engine.serve == taken, "about as fast, and more particles at once"
 
 
 def test_misuse_is_refused(engine, experts, prompts):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -163,6 +164,12 @@ def _dtype_of(base_config: dict[str, Any]) -> str:
     if not torch.cuda.is_available() and torch.backends.cpu.get_cpu_capability() == "AVX2":
         return "float32"
     return str(base_config.get("dtype") or base_config.get("torch_dtype") or "float32")
+
+
+def asked_threads(otherwise: int) -> int:
+    """Threads that OMP_NUM_THREADS asks for at the outermost level: its first number, if it has one."""
+    first = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()
+    return int(first) if first.isdecimal() else otherwise
 
 
 def share_cores(cores: list[int], number: int, count: int) -> list[int]:

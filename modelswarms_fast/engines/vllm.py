@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from modelswarms_fast.config import Serve, State
-from modelswarms_fast.engines import Completion, Request, Watch, complete, working
+from modelswarms_fast.engines import Completion, Request, Watch, asked_threads, complete, working
 from modelswarms_fast.engines.ranks import Ranks, cores_of_ranks
 from modelswarms_fast.errors import EngineError, InputError
 from modelswarms_fast.experts import Experts
@@ -20,6 +20,7 @@ from modelswarms_fast.experts import Experts
 CPU_KV_CACHE_BYTES = 1 << 30
 MIXTURES = 1024  # slots of serve="mixture"; each costs n numbers, and a batch has fewer requests
 FEW, AUTO_REQUESTS = 8, 1024  # requests that serve="auto" begins with, and its most
+TIE = 0.05  # of the fastest way's prompts a second: less is noise
 LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # the ranks that vLLM's slots can have
 
 
@@ -84,12 +85,14 @@ class VllmEngine:
             settings["gpu_memory_utilization"] = 0.75  # rows and the untouched base weights want the rest
         if tensor_parallel > 1:
             settings |= {"tensor_parallel_size": tensor_parallel, "distributed_executor_backend": "mp"}
+            # A fork of a process that has looked for GPUs cannot use them.
+            os.environ["VLLM_WORKER_MULTIPROC_METHOD"] = "spawn"
             # Ranks end with this process and leave their queues to Python to clear up, which it would warn of.
             warnings = [os.environ.get("PYTHONWARNINGS"), "ignore:resource_tracker"]
             os.environ["PYTHONWARNINGS"] = ",".join(filter(None, warnings))
             if on_cpu:  # vLLM itself would ask for a NUMA node a rank
                 cores = sorted(os.sched_getaffinity(0))
-                threads = int(os.environ.get("OMP_NUM_THREADS", len(cores)))
+                threads = asked_threads(len(cores))
                 os.environ["VLLM_CPU_OMP_THREADS_BIND"] = cores_of_ranks(cores, threads, tensor_parallel)
         if "slots" in ways:
             rank = max(module.rank for module in modules)
@@ -120,11 +123,10 @@ class VllmEngine:
             reason = " ".join(str(error).split())
             raise InputError(f"vLLM cannot serve {base} with max_model_len {max_model_len}: {reason}") from error
         except Exception as error:
-            if tensor_parallel == 1:
-                raise
+            reason = " ".join(str(error).split()) or type(error).__name__
+            processes = f" {tensor_parallel} processes" if tensor_parallel > 1 else ""
             raise EngineError(
-                f"vLLM could not start {tensor_parallel} processes for {base} ({' '.join(str(error).split())}); what "
-                "they said is above, on standard error."
+                f"vLLM could not start{processes} for {base} ({reason}); what it said is above, on standard error."
             ) from error
         self.tokenizer = self.llm.get_tokenizer()
         # Of the rows: the ranks read them in the host's memory.
@@ -172,6 +174,9 @@ class VllmEngine:
     def choose(self, prompts: Sequence[list[int]], max_tokens: int) -> None:
         """With serve="auto", time each way on the first requests of an iteration, a second each, and take the best.
 
+        Of those that are about as fast it is the one that serves the most particles at once: where they have few
+        prompts or are stopped early, which this does not time, it loses the least.
+
         Every way completes the same requests: the prompts of the first expert, then those of the second, as many as
         the first way completes in a second. They are not found in the prefix cache again, since each load has its
         version.
@@ -185,7 +190,8 @@ class VllmEngine:
         for way in self._ways:
             seconds = min(self._seconds(way, prompts, count, max_tokens) for _ in range(2))
             self.auto_timings[way] = count / seconds
-        self.serve_by(max(self._ways, key=lambda way: self.auto_timings[way]))
+        enough = (1 - TIE) * max(self.auto_timings.values())
+        self.serve_by([way for way in self._ways if self.auto_timings[way] >= enough][-1])
 
     def _seconds(self, way: Serve, prompts: Sequence[list[int]], count: int, max_tokens: int) -> float:
         assert self._experts is not None

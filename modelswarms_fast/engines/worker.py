@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from modelswarms_fast.engines import share_cores
+from modelswarms_fast.engines import asked_threads, share_cores
 from modelswarms_fast.engines.process import Start
 from modelswarms_fast.errors import InputError
 
@@ -130,7 +130,7 @@ class Worker:
 
 def _environment(number: int, count: int, cores: int, ranks: int) -> dict[str, str]:
     """Of an engine's process: its threads, its GPUs, and the modules that this process can import."""
-    threads = max(1, min(cores, int(os.environ.get("OMP_NUM_THREADS", 0)) // count or cores))
+    threads = max(1, min(cores, asked_threads(0) // count or cores))
     environment = os.environ | {
         "OMP_NUM_THREADS": str(threads),
         "PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path),
