@@ -25,7 +25,7 @@ class _Encoded:
         return self.prompt + (self.continuation or [])
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, slots=True)
 class Asked:
     """An example that is being asked, and its answers so far."""
 
@@ -199,5 +199,8 @@ def _split(ask: Ask) -> tuple[str, str | None]:
 def _answer(ask: Ask, completion: Completion) -> Answer:
     if ask.continuation is not None:
         return Answer(ask.continuation, completion.tokens, completion.log_prob, completion.greedy)
-    ends = [place for stop in ask.stop if stop and (place := completion.text.find(stop)) >= 0]
-    return Answer(completion.text[: min(ends, default=None)], completion.tokens, math.nan, True)
+    text = completion.text
+    if ask.stop:
+        ends = [place for stop in ask.stop if stop and (place := text.find(stop)) >= 0]
+        text = text[: min(ends, default=None)]
+    return Answer(text, completion.tokens, math.nan, True)

@@ -67,8 +67,9 @@ class Progress:
             Interrupted: the user asked for it.
         """
         self._prompts += prompts
-        rate = self._prompts / (time.perf_counter() - self._started)
-        self._bar.update(self._task, advance=1, rate=f"{rate:.1f}")
+        if not self._bar.disable:
+            rate = self._prompts / (time.perf_counter() - self._started)
+            self._bar.update(self._task, advance=1, rate=f"{rate:.1f}")
         if self.asked:
             raise Interrupted
 

@@ -133,31 +133,31 @@ class Utility:
         return scores
 
     def _score(self, split: str, numbers: Sequence[int], answers: Sequence[Sequence[Answer]]) -> list[float]:
-        where = f'"{self.name}" on {split} example{"s" * (len(numbers) > 1)} {", ".join(map(str, numbers))}'
         try:
             returned = list(self.score_examples([self.examples[split][number] for number in numbers], answers))
         except InputError:
             raise
         except Exception as error:  # whatever a function of the user raises
+            where = self._where(split, *numbers)
             raise InputError(f"{where} raised {type(error).__name__}: {error}; correct the function") from error
         if len(returned) != len(numbers):
-            raise InputError(f"{where} returned {len(returned)} scores; return one for each")
-        return [
-            self._checked(value, f'"{self.name}" on {split} example {number}')
-            for number, value in zip(numbers, returned, strict=True)
-        ]
+            raise InputError(f"{self._where(split, *numbers)} returned {len(returned)} scores; return one for each")
+        return [self._checked(value, split, number) for number, value in zip(numbers, returned, strict=True)]
 
-    def _checked(self, returned: Any, where: str) -> float:
-        remedy = f"return a number of at most {LARGEST_SCORE:g}, or NaN"
+    def _checked(self, returned: Any, split: str, number: int) -> float:
+        lowest, highest = self.score_range or (-LARGEST_SCORE, LARGEST_SCORE)
+        if type(returned) is float and (lowest <= returned <= highest or returned != returned):
+            return returned
         try:
             score = math.inf if isinstance(returned, (str, bytes)) else float(returned)
-        except (TypeError, ValueError, OverflowError, RuntimeError) as error:
-            raise InputError(f"{where} returned {returned!r}; {remedy}") from error
+        except (TypeError, ValueError, OverflowError, RuntimeError):
+            score = math.inf
+        what = f"{self._where(split, number)} returned {returned!r}"
         if abs(score) > LARGEST_SCORE:
-            raise InputError(f"{where} returned {returned!r}; {remedy}")
-        if self.score_range is not None and (score < self.score_range[0] or score > self.score_range[1]):
-            lowest, highest = self.score_range
-            raise InputError(
-                f"{where} returned {returned!r}; its score_range says {lowest:g} to {highest:g}, correct it"
-            )
+            raise InputError(f"{what}; return a number of at most {LARGEST_SCORE:g}, or NaN")
+        if score < lowest or score > highest:
+            raise InputError(f"{what}; its score_range says {lowest:g} to {highest:g}, correct it")
         return score
+
+    def _where(self, split: str, *numbers: int) -> str:
+        return f'"{self.name}" on {split} example{"s" * (len(numbers) > 1)} {", ".join(map(str, numbers))}'
