@@ -38,19 +38,22 @@ def llm_beside(serve: str) -> Any:
 
 def warm(llm: Any) -> None:
     """The first large steps of an engine are slow; here they are, for the plain model."""
-    base = BaseModel(llm, [[([token % 100 + 1] * 25, 4) for token in range(128)]])
+    base = BaseModel(llm, [[[([token % 100 + 1] * 25, 4) for token in range(128)]]])
     base.work()
 
 
 class BaseModel:
-    """Completes passes over prompts, one after another, each of them without what the one before left in the cache."""
+    """Completes waves of passes over prompts: a wave is one continuous batch, in which a pass finds nothing of another
+    in the cache. So between two waves the engine runs empty, as a search has to between two moves, and within one it
+    does not, as it need not.
+    """
 
-    def __init__(self, llm: Any, passes: Iterable[Pass]) -> None:
+    def __init__(self, llm: Any, waves: Iterable[Sequence[Pass]]) -> None:
         self.seconds = 0.0
         """That it has worked so far."""
         self.prompts = 0
         self.tokens = 0
-        self._llm, self._passes, self._names = llm, iter(passes), itertools.count()
+        self._llm, self._waves, self._names = llm, iter(waves), itertools.count()
         self._over = False
 
     def work(self, seconds: float = math.inf) -> None:
@@ -62,17 +65,18 @@ class BaseModel:
 
     def _step(self) -> None:
         if not self._llm.llm_engine.has_unfinished_requests():
-            if (one := next(self._passes, None)) is None:
+            if (wave := next(self._waves, None)) is None:
                 self._over = True
                 return
             self._llm.reset_prefix_cache()
-            for prompt, tokens in one:
-                self._submit(prompt, tokens)
+            for number, one in enumerate(wave):
+                for prompt, tokens in one:
+                    self._submit(prompt, tokens, number)
         ended = [output for output in self._llm.llm_engine.step() if output.finished]
         self.prompts += len(ended)
         self.tokens += sum(len(output.outputs[0].token_ids) for output in ended)
 
-    def _submit(self, prompt: list[int], tokens: int) -> None:
+    def _submit(self, prompt: list[int], tokens: int, number: int) -> None:
         from vllm import SamplingParams
         from vllm.sampling_params import RequestOutputKind
 
@@ -83,7 +87,8 @@ class BaseModel:
             detokenize=False,
             output_kind=RequestOutputKind.FINAL_ONLY,
         )
-        self._llm.llm_engine.add_request(str(next(self._names)), {"prompt_token_ids": prompt}, params)
+        asked = {"prompt_token_ids": prompt, "cache_salt": str(number)}
+        self._llm.llm_engine.add_request(str(next(self._names)), asked, params)
 
 
 @contextmanager

@@ -1,8 +1,9 @@
 """Evaluation of a whole swarm against the plain base model, and what it costs beside the engine.
 
 Most rows hold one iteration of the loop of a search (iterations.py), measured beside the plain base model on an engine
-of the same settings (base_model.py): the same prompts, as many new tokens each, a pass for each particle without the
-cached prefixes of the one before. The two take turns at every step. Besides what every row has (measure.py):
+of the same settings (base_model.py): the same prompts, as many new tokens each, those of all particles in one
+continuous batch, and none with cached prefixes of another particle. The two take turns at every step. Besides what
+every row has (measure.py):
 
     serve, state, particles, prompts    what was evaluated; prompts are those of all particles
     prompts/s                           prompts of a full evaluation / seconds of the iteration
@@ -11,8 +12,9 @@ cached prefixes of the one before. The two take turns at every step. Besides wha
     phases                              seconds of update, load, generate and score
     stop_early                          whether examples that could decide nothing were dropped (bench_search.py)
     evaluated_prompts, tokens           what was generated for
-    overhead_seconds                    row "driver": of an iteration of 100 particles, everything but load, generate
-                                        and score, with a fake engine that answers at once
+    particles_in_a_step                 the most that had tokens in one step of the engine
+    overhead_seconds                    row "driver": of an iteration of 100 particles of four prompts, everything but
+                                        the time within a fake engine that answers at once
     beyond_bytes                        row "start": peak memory of a process less that of vLLM alone and of the rows
     checkpoints_bytes                   rows "whole checkpoints": peak memory of a whole search over ten of them less
                                         that of vLLM alone; unmapped: without pages of files, which the system may drop
@@ -29,6 +31,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -65,7 +68,7 @@ def test_serve(measure: Measure, serve: str) -> None:
     """Ten particles beside the base model."""
     server, prompts = engine(serve), prompts_of(measure)
     passes, found = initial_passes(PARTICLES, prompts), list[Iteration]()
-    base = BaseModel(llm_beside(serve), passes)
+    base = BaseModel(llm_beside(serve), [passes])
 
     def ours() -> None:
         found.append(iterate(server, serve, prompts=prompts, base=base))
@@ -102,27 +105,50 @@ def facts_of(one: Iteration, prompts: int) -> dict[str, Any]:
 def test_many_in_one_batch(measure: Measure) -> None:
     """A thousand particles as mixtures, two prompts each (with --quick a hundred); no base model beside them."""
     particles, prompts = MANY // 10 if measure.quick else MANY, 2
-    server, found = engine("mixture"), list[Iteration]()
+    server, found, most = engine("mixture"), list[Iteration](), list[int]()
 
     def ours() -> None:
-        found.append(iterate(server, "mixture", prompts=prompts, particles=particles))
+        with particles_in_steps() as counts:
+            found.append(iterate(server, "mixture", prompts=prompts, particles=particles))
+        most.append(max(counts))
 
     measure.row(
         f"mixture, {particles:,} particles", ours, rounds=1, warmup=False, memory=False, serve="mixture",
         state="mixture", particles=particles, prompts=particles * prompts, stop_early=False, threads=CORES,
     )  # fmt: skip
-    measure.benchmark.extra_info.update(facts_of(found[-1], particles * prompts))
+    measure.benchmark.extra_info.update(facts_of(found[-1], particles * prompts) | {"particles_in_a_step": most[-1]})
     server.restore()
 
 
+@contextmanager
+def particles_in_steps() -> Iterator[list[int]]:
+    """How many particles have tokens in each step of an engine that serves mixtures in this process."""
+    from vllm.v1.core.sched.scheduler import Scheduler
+
+    counts, own = [0], Scheduler.schedule
+
+    def schedule(self: Any, *arguments: Any) -> Any:
+        planned = own(self, *arguments)
+        named = (self.requests[request].sampling_params.extra_args for request in planned.num_scheduled_tokens)
+        counts.append(len({one["particle"] for one in named if one}))
+        return planned
+
+    Scheduler.schedule = schedule
+    try:
+        yield counts
+    finally:
+        Scheduler.schedule = own
+
+
 class FakeEngine:
-    """Answers every request at once with the same text."""
+    """Answers every request at once with the same text, and adds up the seconds that it takes for it."""
 
     def __init__(self, slots: int) -> None:
         self.slots, self.max_model_len, self.device = slots, 512, torch.device("cpu")
         self.dtype, self.watch = torch.bfloat16, None
         self.serve, self.auto_timings = "slots", dict[str, float]()
         self._keys: list[int] = []
+        self.seconds = 0.0
 
     def tokenizer(self, prompts: list[str]) -> dict[str, list[list[int]]]:
         """One token a prompt."""
@@ -142,8 +168,11 @@ class FakeEngine:
 
     def step(self) -> list[tuple[int, Completion]]:
         """All that was submitted."""
+        start = time.perf_counter()
         keys, self._keys = self._keys, []
-        return [(key, Completion("= leg.", 1)) for key in keys]
+        answers = [(key, Completion("= leg.", 1)) for key in keys]
+        self.seconds += time.perf_counter() - start
+        return answers
 
     def drop(self, keys: Any) -> None:
         """Give them up."""
@@ -151,10 +180,11 @@ class FakeEngine:
 
 
 def test_driver(measure: Measure) -> None:
-    """Plan, update of the mixtures, tell, promote and the journal's line, for a fake engine."""
+    """Whole iterations of four prompts a particle, for a fake engine."""
     iterations = 5 if measure.quick else 40
     phases: dict[str, float] = {}
     wall: list[float] = []
+    engines: list[FakeEngine] = []
 
     gc.collect()
     gc.freeze()  # as a vLLM engine does at its start; else a collection of all modules' objects may fall into the loop
@@ -162,7 +192,8 @@ def test_driver(measure: Measure) -> None:
     def run() -> None:
         swarm = fresh_swarm(DRIVEN, iterations, patience=iterations + 1)  # all moves score alike, none is the last
         rows = Particles(fresh_experts(0), swarm, config("merged", state="mixture"), torch.device("cpu"))
-        evaluator = Evaluator(FakeEngine(DRIVEN), utility_of_benchmark(4), splits=("dev",))  # type: ignore[arg-type]
+        engines.append(FakeEngine(DRIVEN))
+        evaluator = Evaluator(engines[-1], utility_of_benchmark(4), splits=("dev",))  # type: ignore[arg-type]
         with tempfile.TemporaryDirectory() as folder:
             start = time.perf_counter()
             with open_run(Path(folder, "run"), {}) as journal, Progress(False, iterations, DRIVEN) as bar:
@@ -175,9 +206,8 @@ def test_driver(measure: Measure) -> None:
 
     measure.row(f"driver, {DRIVEN} particles, fake engine", run, rounds=1, warmup=False, memory=False,
                 particles=DRIVEN, iterations=iterations, threads=CORES)  # fmt: skip
-    each = wall[-1] / (iterations + 1)
     phases.pop("total")
-    beside = sum(phases.get(phase, 0.0) for phase in ("load", "generate", "score"))
+    each, beside = (seconds / (iterations + 1) for seconds in (wall[-1], engines[-1].seconds))
     measure.benchmark.extra_info.update({"seconds": each, "overhead_seconds": each - beside, "phases": phases})
 
 

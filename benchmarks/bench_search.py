@@ -23,7 +23,6 @@ alone, for as many tokens on all threads, the median of the rounds.
 
 from __future__ import annotations
 
-import functools
 import statistics
 import tempfile
 from pathlib import Path
@@ -44,9 +43,8 @@ from modelswarms_fast.engines import start_engine
 pytest.importorskip("vllm")
 
 
-@functools.cache
 def published(clone: Path, prompts: int, particle: int, dtype: str) -> dict[str, Any]:
-    """A particle's iteration by the published code, measured once."""
+    """A particle's iteration by the published code."""
     folders = [EXAMPLES / "experts" / name for name in experts().names]
     with tempfile.TemporaryDirectory() as folder:
         data = write_data(Path(folder, "data.json"), prompts)

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
-from base_model import BaseModel, llm_beside
+from base_model import BaseModel, Pass, llm_beside
 from iterations import Iteration, noted, search_moves
 
 from modelswarms_fast.scores import Limits
@@ -38,6 +38,16 @@ def least_share(moves: Sequence[Iteration]) -> float:
     return sum(map(least_examples, whole, (limits for _, limits in each))) / sum(map(len, whole))
 
 
+def waves_of(moves: Sequence[Iteration], passes: Sequence[Pass]) -> Iterator[list[Pass]]:
+    """The passes of each move."""
+    left = iter(passes)
+    for one in moves:
+        wave: list[Pass] = []
+        while sum(map(len, wave)) < one.prompts:
+            wave.append(next(left))
+        yield wave
+
+
 def stopped_early(server: Any, serve: str, utility: Utility, moves: int) -> dict[str, Any]:
     """A search in full, then the same with early stopping beside the base model; the facts of a row.
 
@@ -47,7 +57,7 @@ def stopped_early(server: Any, serve: str, utility: Utility, moves: int) -> dict
         full = search_moves(server, serve, utility, moves)
     particles = len(full[0].scores)
     least = least_share(full[1:])
-    base = BaseModel(llm_beside(serve), passes[particles:])
+    base = BaseModel(llm_beside(serve), list(waves_of(full[1:], passes[particles:])))
     early = search_moves(
         server, serve, utility, moves, stop_early=True, known=full[0].scores, base=base, pace=1 / max(least, 0.1)
     )

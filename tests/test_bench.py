@@ -481,7 +481,7 @@ def test_targets_of_loads_iterations_and_starts(tmp_path):
         row("evaluate", stop_early=False, **whole),
         row("search", serve="merged", task="mix", stop_early=True, share_of_base=1.2),
         row("search", serve="merged", stop_early=True),
-        row("evaluate", serve="mixture", particles=1000, stop_early=False, idle_share=0.5),
+        row("evaluate", serve="mixture", particles=1000, stop_early=False, idle_share=0.5, particles_in_a_step=1000),
         row("evaluate", overhead_seconds=0.002),
         row("evaluate", overhead_seconds=0.001),
         row("evaluate", beyond_bytes=-5e6, baselines={"vLLM alone": of_base(1.0, 0.8)}),
@@ -496,14 +496,16 @@ def test_targets_of_loads_iterations_and_starts(tmp_path):
     assert cells["load into a slot against vLLM's add_lora from a file"] == "≥ 100x lora 150x met"
     merges = "load by merging, of the fastest copy of the base weights that it reads and writes"
     assert cells[merges] == "≤ 1.5x lora 1.25x met<br>full **2x missed**"
-    assert cells["load of a mixture, bytes of weights"] == "≤ 0 B lora 0 B met"
     whole_name = "a whole iteration, 10 particles, prompts a second of the plain base model's"
     assert cells[whole_name] == "≥ 0.95 merged 0.97 met"
     moves = "moves with `stop_early`, prompts of a full evaluation a second, of the plain base model's"
     assert cells[moves] == "≥ 1.30 mix, merged **1.20 missed**"
-    assert cells["particles in one batch of mixtures"] == "≥ 1,000 1,000 met"
+    assert cells["particles in one step of an engine that serves mixtures, of 1,000"] == "≥ 1,000 1,000 met"
     assert cells["idle share of the engine in an iteration"] == "≤ 3.0% merged 2.0% met"
-    assert cells["driver of 100 particles, an iteration beside the engine's part"] == "≤ 5 ms 2 ms met"
+    assert (
+        cells["driver of 100 particles of four prompts, all of an iteration but the time within the engine"]
+        == "≤ 5 ms 2 ms met"
+    )
     against = "float16, 2 engines 30x met<br>bfloat16, 2 engines **6x missed**"
     assert cells["a whole iteration against the published code on this CPU"] == f"≥ 20x {against}"
     assert cells["memory beyond vLLM alone and the rows"] == "≤ 200 MB -5 MB met"

@@ -46,8 +46,12 @@ def test_the_base_model_takes_turns_and_works_to_its_end(pace, first, monkeypatc
     clock, log = SimpleNamespace(now=0.0), []
     monkeypatch.setattr(base_model.time, "perf_counter", lambda: clock.now)
     llm = Requests(clock, log)
-    base = base_model.BaseModel(llm, [[([1], 3), ([2], 1)], [([1], 2)]])
-    monkeypatch.setattr(base, "_submit", lambda prompt, tokens: llm.running.update({(len(log), *prompt): [0, tokens]}))
+    base = base_model.BaseModel(llm, [[[([1], 3)], [([2], 1)]], [[([1], 2)]]])
+
+    def submit(prompt, tokens, number):
+        llm.running[len(log), number, *prompt] = [0, tokens]
+
+    monkeypatch.setattr(base, "_submit", submit)
 
     class Server:
         def step(self):
@@ -117,10 +121,11 @@ def test_moves_with_and_without_early_stopping(monkeypatch):
 
     class Base(base_model.BaseModel):
         def _step(self):
-            one = next(self._passes, None)
-            self._over = one is None
-            self.prompts += len(one or ())
-            self.tokens += sum(tokens for _, tokens in one or ())
+            wave = next(self._waves, None)
+            self._over = wave is None
+            assert wave is None or len(wave) == 10, "the particles of a move"
+            self.prompts += sum(map(len, wave or ()))
+            self.tokens += sum(tokens for one in wave or () for _, tokens in one)
 
     monkeypatch.setattr(early, "BaseModel", Base)
     facts = early.stopped_early(server, "merged", told, 4)
