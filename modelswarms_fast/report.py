@@ -17,7 +17,6 @@ from typing import Any
 from modelswarms_fast import journal, plots
 from modelswarms_fast.analysis import read_run
 from modelswarms_fast.analysis.every import PLOTS, analyse, draw
-from modelswarms_fast.utilities import TASKS
 
 _PHASES = ("setup", "update", "load", "generate", "score", "test")
 _UNKNOWN = "n/a"
@@ -29,6 +28,7 @@ _TITLES = {
     "top_k": "Ensembles of the best particles, on test",
 }
 _VOTERS = (("start", "initial particles"), ("end", "personal bests"))
+_RIGHT_OR_WRONG = ("multiple_choice", "exact_match")  # tasks whose scores are 0 or 1
 
 # Colours follow the reader's light or dark setting; the plots take them from here too.
 _STYLE = """
@@ -139,13 +139,13 @@ def _scores(facts: Facts, history: History) -> str:
     for split in ("dev", "confirm", "test") if confirmed else ("dev", "test"):
         before, after = _number(start.get(split)), _number(end.get(split))
         count = facts.get(f"{split}_examples")
-        shown = [_with_error(value, count, facts.get("task")) for value in (before, after)]
+        shown = [_with_error(facts, split, which, value) for which, value in (("start", before), ("end", after))]
         rows.append((split, count, *shown, _difference(after, before)))
     gaps = [_difference(_number(one.get("dev")), _number(one.get("test"))) for one in (start, end)]
     rows.append(("dev - test", "", *gaps, ""))
     notes = ["The search maximised dev, so its end is the best of many draws and flatters; test was not searched."]
     if any("±" in str(cell) for row in rows for cell in row):
-        notes.insert(0, "± is one standard error, sqrt(p(1 - p)/n).")
+        notes.insert(0, "± is one standard error.")
     if start.get("expert") is not None:
         notes.insert(0, f"Start: the best initial expert, {start['expert']}. End: particle {end.get('particle')}.")
     if confirmed:
@@ -207,13 +207,15 @@ def _in_words(name: str, one: Any) -> str:
     return "Coefficients below 0 move away from their expert."
 
 
-def _with_error(value: float | None, count: Any, task: Any) -> str:
-    """`value` with its standard error where the scores are known to be 0 or 1."""
+def _with_error(facts: Facts, split: str, which: str, value: float | None) -> str:
+    """`value` with its standard error: the run's own on test, else of scores that are 0 or 1, by their mean."""
     if value is None:
         return _UNKNOWN
-    if task not in TASKS or not isinstance(count, int) or count < 1 or not 0 <= value <= 1:
-        return f"{value:.4f}"
-    return f"{value:.4f} ± {math.sqrt(value * (1 - value) / count):.4f}"
+    count = facts.get(f"{split}_examples")
+    error = _number((facts.get("test_standard_error") or {}).get(which)) if split == "test" else None
+    if error is None and facts.get("task") in _RIGHT_OR_WRONG and isinstance(count, int) and count and 0 <= value <= 1:
+        error = math.sqrt(value * (1 - value) / count)
+    return f"{value:.4f}" if error is None else f"{value:.4f} ± {error:.4f}"
 
 
 def _utilities(facts: Facts, history: History) -> str:

@@ -154,6 +154,14 @@ def test_scores_of_a_function_have_no_standard_error(tmp_path: Path) -> None:
     assert "±" not in text
 
 
+def test_graded_scores_have_the_error_of_the_run_on_test_and_none_on_dev(tmp_path: Path) -> None:
+    errors = SUMMARY | {"test_standard_error": {"start": 0.0123, "end": 0.0045}}
+    text = Page(write_report(run_folder(tmp_path, config=CONFIG | {"task": "reward"}, summary=errors))).text
+    assert "0.2000 ± 0.0123" in text
+    assert "0.3600 ± 0.0045" in text
+    assert text.count("±") == 3  # the third says what it is
+
+
 def test_curves_are_where_the_utilities_are(tmp_path: Path) -> None:
     plot = Page(write_report(run_folder(tmp_path))).plots()[0]
     (best,) = marked(plot, "polyline", "best")
