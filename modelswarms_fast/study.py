@@ -102,7 +102,7 @@ def study(
                 "test_standard_error": session.utility.error_of("test", scores),
                 "test_scores": scores,
                 "particles": record["particles"],
-                "rank": weak_to_strong.rank(history[0]["utilities"], record["end"]["particle"]),
+                **weak_to_strong.standing(history[0]["utilities"], record["end"]["particle"]),
                 "iterations": record["iterations"],
                 "stopped": record["stopped"],
                 "evaluations": record["evaluations"],

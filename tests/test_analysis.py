@@ -149,15 +149,25 @@ def test_without_products_distances_are_those_of_coefficients(run):
 
 def test_the_rank_of_equals_is_their_mean_and_nan_is_last():
     utilities = [0.5, None, 0.5, 0.9, 0.1]
-    assert [weak_to_strong.rank(utilities, particle) for particle in range(5)] == [2.5, 5, 2.5, 1, 4]
+    found = [weak_to_strong.standing(utilities, particle) for particle in range(5)]
+    assert [one["rank"] for one in found] == [2.5, 5, 2.5, 1, 4]
+    assert [one["above"] for one in found] == [1, 4, 1, 0, 3]
 
 
-def test_weak_to_strong_of_runs(run):
-    found = weak_to_strong.of_runs([read_run(run), read_run(run)])
-    assert found["ranks"] == [3, 3]
-    assert found["from_the_lower_half"] == 1
-    assert weak_to_strong.summarise([(1, 4), (2, 4), (3, 4), (4, 4)])["from_the_lower_half"] == 0.5
-    assert weak_to_strong.summarise([(1, 4), (2, 4)])["not_the_best"] == 0.5
+def test_weak_to_strong_of_a_study(run):
+    assert weak_to_strong.of_run(read_run(run)) == {"particle": 2, "rank": 3, "above": 2, "of": 3}
+    starts = [[0.9, 0.5, 0.1, 0.0], [0.5, 0.9, 0.1, 0.0], [0.1, 0.9, 0.5, 0.0], [0.0, 0.9, 0.5, 0.1]]
+    runs = [a_run(0, 0.5, 0.4) | weak_to_strong.standing(start, 0) for start in starts]
+    found = weak_to_strong.summarise(runs)
+    assert found["ranks"] == [1, 2, 3, 4]
+    assert found["not_the_best"] == 3 / 4
+    assert found["from_the_lower_half"] == 1 / 2
+
+
+def test_one_of_several_that_are_the_best_is_the_best():
+    """Its rank of 1.5, or of 2 among three, is not that of a particle with a better one beside it."""
+    runs = [a_run(0, 0.5, 0.4) | weak_to_strong.standing(start, 0) for start in ([0.5, 0.5, 0, 0], [0.5, 0.5, 0.5, 0])]
+    assert weak_to_strong.summarise(runs)["not_the_best"] == 0
 
 
 @pytest.mark.parametrize(
@@ -237,7 +247,7 @@ def test_a_plot_repeats_to_the_byte(run, name):
 
 
 def a_run(seed, dev, test, evaluations=10):
-    return {"seed": seed, "dev": dev, "test": test, "evaluations": evaluations, "rank": 1, "particles": 4}
+    return {"seed": seed, "dev": dev, "test": test, "evaluations": evaluations, "rank": 1, "above": 0, "particles": 4}
 
 
 def test_variants_are_compared_by_equal_seeds():
@@ -254,4 +264,3 @@ def test_variants_are_compared_by_equal_seeds():
 def test_a_study_is_drawn(kind):
     study = {"kind": kind, "task": "t", "dataset": "d", "variants": {"all": [a_run(0, 0.5, 0.4)], "none": []}}
     assert b"<svg" in svg(studies.plot, study | {"best_expert": {"test": 0.3}})
-    assert b"<svg" in svg(weak_to_strong.plot, weak_to_strong.summarise([(1, 4), (3, 4)]))

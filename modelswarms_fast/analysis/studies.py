@@ -39,7 +39,7 @@ def summarise(variants: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, 
             **{key: spread([run[key] for run in runs]) for key in ("dev", "test", "evaluations")},
             "dev_test_gap": spread([run["dev"] - run["test"] for run in runs]),
             "test_beside_the_first": spread(pairs) if pairs else None,
-            "weak_to_strong": weak_to_strong.summarise([(run["rank"], run["particles"]) for run in runs]),
+            "weak_to_strong": weak_to_strong.summarise(runs),
         }
     return found
 
