@@ -201,7 +201,9 @@ def _in_words(name: str, one: Any) -> str:
                 f"On {split}, {found['missed_by_all_experts']} of {found['questions']} questions were missed by all "
                 f"experts; of these some final particle answers {share} (C-emerge)."
             )
-        return " ".join([*words, "Dev was searched and flatters. More particles answer more by chance alone."])
+        if "dev" in one:
+            words.append("Dev was searched and flatters.")
+        return " ".join([*words, "More particles answer more by chance alone."])
     if name == "trajectory":
         return f"The plane holds {sum(one['variance']):.0%} of the variance of all positions."
     return "Coefficients below 0 move away from their expert."

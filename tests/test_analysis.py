@@ -98,10 +98,20 @@ def test_emergence_of_nothing_missed_says_so_and_graded_scores_have_none():
     assert emergence.emergence(everything, everything, everything * 0.5) is None
 
 
-def test_a_wrong_answer_and_none_and_no_score_are_not_right():
-    """Effective reliability scores a wrong answer -1 and no answer 0; a score that is missing counts for none."""
+def test_a_wrong_answer_and_none_and_nan_are_not_right():
+    """Effective reliability scores a wrong answer -1 and no answer 0; a NaN is what a function gives for no score."""
     before = np.array([[-1.0, 0.0, np.nan]])
     assert emergence.emergence(before, before, np.array([[1.0, -1.0, np.nan]]))["c_emerge"] == pytest.approx(1 / 3)
+
+
+def test_evaluations_that_stopped_early_have_no_emergence_on_dev(run):
+    """What was not asked would count as wrong."""
+    bound = {"particle": 0, "lower": 0.0, "upper": 0.5, "examples": 2}
+    last = a_line(2, HISTORY[2]["mixtures"], [[0, 0, 1, 0], [0, 1, 0, 0], [0, 1, 1, 1]], [2], best=2, bounded=[bound])
+    last["scores"][0] = [0, 0, None, None]
+    (run / "history.jsonl").write_text("".join(json.dumps(one) + "\n" for one in [*HISTORY[:2], last]))
+    assert set(analyse(read_run(run))["emergence"]) == {"test"}
+    assert "On dev" not in write_report(run).read_text()
 
 
 def test_distances_are_those_of_the_rows():

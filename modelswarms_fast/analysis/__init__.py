@@ -52,13 +52,15 @@ class RunFolder:
 
     def dev_scores(self) -> dict[str, Floats] | None:
         """Scores [P, E] on dev, NaN where there is none, of the particles where they were at the `start`, at the
-        `end`, and at their personal `best`; None if they were not recorded.
+        `end`, and at their personal `best`; None if they were not recorded, or an evaluation stopped early.
 
         A particle that was not evaluated at the end has the scores of its last evaluation, as its utility is.
         """
         lines = [line.get("scores") or [] for line in self.history]
         if not all(lines) or not lines:
             return None
+        if any(line.get("bounded") for line in self.history):
+            return None  # what was not asked is neither right nor wrong, and it is the losers that were not asked
         start = _array(lines[0])
         end, best = start.copy(), start.copy()
         for line, scores in zip(self.history[1:], lines[1:], strict=True):
