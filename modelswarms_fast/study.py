@@ -160,7 +160,8 @@ def variants_of(kind: str, config: SwarmConfig, initial: Floats) -> dict[str, Va
         found |= {f"dropK {share}": ({"drop_k": share}, None) for share in shares}
         return found | {f"dropN {share}": ({"drop_n": share}, None) for share in shares}
     if kind == "diversity":
-        # a distinct experts, taken evenly from the best to the worst, so that their mean is about the same.
+        # Experts taken evenly from the best to the worst, of each equal part the one at or below its middle. So the
+        # best is in no set but the whole, and how good a set is depends on where in the order the scores fall.
         found = {}
         for distinct in range(n, 1, -1):
             if n % distinct == 0:
