@@ -55,7 +55,7 @@ def published(clone: Path, prompts: int, particle: int, dtype: str) -> dict[str,
 def test_published(measure: Measure, model_swarm: Path, engines: int) -> None:
     """One iteration of eight particles, one an expert, the same prompts and the same limit of new tokens.
 
-    On a CPU, two engines on half the cores each are faster than one on all.
+    On most CPUs measured, two engines on half the cores each are faster than one on all.
 
     It comes first: vLLM's groups of processes, which engines in one process share, end with the engine of a search.
     """
