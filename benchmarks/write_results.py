@@ -38,7 +38,8 @@ one domain each, trained for 80 steps) as ten particles on one resident vLLM eng
 `state="weights"`, bfloat16, greedy decoding. The search sees the dev split alone; the winner is exported, read back
 from the disk and scored on the test split once. "Best expert" is the initial expert with the highest dev score, which
 is what one would deploy without a search. A score stands with its standard error, sqrt(p (1 - p) / n); the dev score of
-a winner is the largest of many evaluations of the same examples and therefore biased upward, the test score is not.
+a winner is the largest of many evaluations of the same examples and therefore biased upward, the test score is not. The
+error of a gain is the unpaired one, larger than the paired where winner and expert are right on the same examples.
 """
 
 
@@ -63,7 +64,7 @@ def quality_rows(results: list[dict[str, Any]]) -> list[str]:
         start, end = summary["start"], summary["end"]
         counts = {"dev": summary["dev_examples"], "test": summary["test_examples"]}
         gain = end["test"] - start["test"]
-        # Two shares of the same examples: without pairing the error of a difference is at most this.
+        # The unpaired error. Both are of the same examples, so it is too large where the two go up and down together.
         error = math.sqrt(sum(row["test"] * (1 - row["test"]) for row in (start, end)) / counts["test"])
         for split, count in counts.items():
             first = (
@@ -191,8 +192,11 @@ def comparison() -> list[str]:
     notes = CLAIMS / "notes.md"
     return [
         "## Model Swarms and other ways to compose the same experts\n",
-        "Made by `benchmarks/claims.py`, one run a task: the ten experts, one resident engine, the same dev examples,",
-        "and at most as many evaluations on them for each method as for Model Swarms, those of the experts among them.",
+        "Made by `benchmarks/claims.py`, one run of each method on a task, some methods later than others (each file",
+        "lists its commits), all before norms and activations of the CPU engine became kernels that round otherwise",
+        "(64f64e3), so that the same run may now end elsewhere: the ten experts, one resident engine, the same dev",
+        "examples, and at most as many evaluations on them for each method as for Model Swarms, those of the experts",
+        "among them.",
         "A method chooses by dev alone; what it has chosen is scored on test once ([baselines.md](baselines.md)). The",
         "interval is a paired bootstrap over the test examples, `in` the share of its samples in which Model Swarms is",
         "ahead.\n",
@@ -229,7 +233,8 @@ def findings() -> list[str]:
         "Made by `benchmarks/findings.py`: one search whose experts and particles are all scored on test afterwards,",
         "and studies, in which searches differ in one thing ([analysis.md](analysis.md)). Test is the mean of the",
         "seeds with its standard error over them; `beside the first` is the same of the differences in pairs of equal",
-        "seeds, which leaves out what the test examples themselves are uncertain by.\n",
+        "seeds, which leaves out what the test examples themselves are uncertain by. Of equal particles each has the",
+        "mean of their ranks.\n",
         *([notes.read_text()] if notes.exists() else []),
         *(line for one in found for line in finding_rows(one)),
     ]
