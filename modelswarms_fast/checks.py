@@ -99,6 +99,15 @@ def check_rounding(rounding: str, dtype: torch.dtype) -> None:
         raise ValueError(f"rounding 'stochastic' is for bfloat16 and float16 rows; {short(dtype)} rows are kept whole")
 
 
+def check_memory(name: str, tensor: Tensor) -> None:
+    """Numbers that lie at the tensor's address as they are. Raises ValueError."""
+    # A subclass that wraps other tensors has elements and no address of its own.
+    if tensor.layout is not torch.strided or tensor.is_meta or (not tensor.data_ptr() and tensor.numel()):
+        raise ValueError(f"{name} must be a dense tensor with memory, got one without")
+    if tensor.is_neg():
+        raise ValueError(f"{name} is a negative view, whose memory has the other sign; pass its resolve_neg()")
+
+
 def check_overlap(written: Mapping[str, Tensor], read: Mapping[str, Tensor]) -> None:
     """No written row shares a byte with another written row or with anything that is read. Raises ValueError."""
     everything = [(name, tensor, _extent(tensor)) for rows in (written, read) for name, tensor in rows.items()]
@@ -144,8 +153,7 @@ def short(dtype: torch.dtype) -> str:
 def _check_plain(name: str, tensor: Tensor) -> None:
     if not isinstance(tensor, Tensor):
         raise TypeError(f"{name} must be a torch.Tensor, got {type(tensor).__name__}")
-    if tensor.layout is not torch.strided or tensor.is_meta:
-        raise ValueError(f"{name} must be a dense tensor with memory, got one without")
+    check_memory(name, tensor)
     if tensor.requires_grad:
         raise ValueError(f"{name} requires grad, and this operator has no gradient; pass {name}.detach()")
 

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from modelswarms_fast.checks import DTYPE_CODES
+from modelswarms_fast.checks import DTYPE_CODES, check_memory
 from modelswarms_fast.extension import _C
 from modelswarms_fast.layout import TensorSpec
 from modelswarms_fast.ops import launch, mix_
@@ -103,7 +103,7 @@ class CopyPlan:
         Raises ValueError for rows that are none.
         """
         _check_experts(experts, mixture, self._end)
-        if self._compiled is not None and experts.dtype == self._targets[0].place.dtype:
+        if self._compiled is not None and experts.is_cpu and experts.dtype == self._targets[0].place.dtype:
             self._compiled.load_mixture(*_addresses(experts, mixture := _numbers(experts, mixture)))
             return
         self.load(_mixed(experts, mixture, self._end))
@@ -176,7 +176,7 @@ class MergePlan:
         Raises ValueError for rows that are none.
         """
         _check_experts(experts, mixture, self._end)
-        if self._compiled is not None and experts.dtype == self._targets[0].base.dtype:
+        if self._compiled is not None and experts.is_cpu and experts.dtype == self._targets[0].base.dtype:
             self._compiled.load_mixture(*_addresses(experts, mixture := _numbers(experts, mixture)))
             return
         self.load(_mixed(experts, mixture, self._end))
@@ -287,6 +287,9 @@ def _first(spec: TensorSpec, start: tuple[int, int] | None) -> tuple[int, int]:
 def _check_experts(experts: Tensor, mixture: Tensor, end: int) -> None:
     if experts.dim() != 2 or not len(experts) or experts.shape[1] < end or experts.stride(1) != 1:
         raise ValueError(f"rows of this plan are contiguous and have {end} elements or more, not {list(experts.shape)}")
+    if not (experts.data_ptr() and mixture.data_ptr()) or experts.is_neg() or mixture.is_neg():  # every load asks this
+        check_memory("experts", experts)
+        check_memory("mixture", mixture)
     if mixture.shape != experts.shape[:1]:
         raise ValueError(f"a mixture of {len(experts)} rows has as many coefficients, not {list(mixture.shape)}")
 
@@ -332,9 +335,11 @@ def _check_place(
         )
     if not place.is_contiguous() and (place.dim() != 2 or place.stride(1) != 1 or place.stride(0) < place.shape[1]):
         raise ValueError(f"the place of {name} has gaps between its columns: strides {list(place.stride())}")
+    check_memory(f"the place of {name}", place)
 
 
 def _checked_row(row: Tensor, end: int, like: Tensor) -> Tensor:
     if row.dim() != 1 or len(row) < end or (len(row) > 1 and row.stride(0) != 1):
         raise ValueError(f"a row of this plan is contiguous and has {end} elements or more, not {list(row.shape)}")
+    check_memory("row", row)
     return row.to(like.device, like.dtype)

@@ -46,6 +46,18 @@ def restored_extension():
     _C.set_num_threads(threads)
 
 
+class Wrapper(torch.Tensor):
+    """A tensor on the CPU that has elements and no memory, as quantized and distributed ones do."""
+
+    @staticmethod
+    def __new__(cls, *shape: int) -> "Wrapper":
+        return torch.Tensor._make_wrapper_subclass(cls, shape)
+
+    @classmethod
+    def __torch_dispatch__(cls, function, types, args=(), kwargs=None):
+        raise NotImplementedError(function)
+
+
 def select(backend: str) -> tuple[str, str]:
     """The backend's name for `ops` and the device of its tensors, after choosing the level in "cpp:level"."""
     name, _, level = backend.partition(":")

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from helpers_rows import GPU, NEEDS_GPU
+from helpers_rows import GPU, NEEDS_GPU, Wrapper
 from torch import Tensor
 
 from modelswarms_fast import _C, plans
@@ -317,6 +317,31 @@ def test_mixtures_of_other_rows_are_refused() -> None:
         plan.load_mixture(torch.zeros(0, 256), torch.zeros(0))
     with pytest.raises(ValueError, match="a mixture of 2 rows"):
         plan.load_mixture(torch.zeros(2, 256), torch.zeros(3))
+
+
+def test_rows_that_cannot_be_read_where_they_lie_are_refused(backend: str) -> None:
+    layout, targets = make_merge(torch.float32)
+    row, mixture = torch.zeros(layout.size), torch.zeros(2)
+    for plan in (CopyPlan([CopyTarget(TensorSpec("row", 0, (layout.size,)), row.clone())]), MergePlan(targets)):
+        for experts in (torch.zeros(2, layout.size, device="meta"), Wrapper(2, layout.size)):
+            with pytest.raises(ValueError, match="experts must be a dense tensor with memory"):
+                plan.load_mixture(experts, mixture)
+        with pytest.raises(ValueError, match="mixture is a negative view"):
+            plan.load_mixture(row.expand(2, -1), torch._neg_view(mixture))
+        for one in (row.to("meta"), Wrapper(layout.size)):
+            with pytest.raises(ValueError, match="row must be a dense tensor with memory"):
+                plan.load(one)
+    with pytest.raises(ValueError, match="the place of row must be a dense tensor with memory"):
+        CopyPlan([CopyTarget(TensorSpec("row", 0, (8,)), Wrapper(8))])
+
+
+@GPU
+@NEEDS_GPU
+def test_a_mixture_of_rows_on_a_gpu_is_loaded_into_places_of_the_host() -> None:
+    layout = layout_of({"a": (4, 64)}, torch.float32)
+    place, experts = torch.zeros(4, 64), torch.stack([random_row(layout, seed) for seed in range(2)])
+    CopyPlan([CopyTarget(layout.specs[0], place)]).load_mixture(experts.cuda(), torch.tensor([1.0, 0.0]))
+    assert torch.equal(place.flatten(), experts[0])
 
 
 @pytest.mark.parametrize("start", [0, 1, 31, 40])
