@@ -324,8 +324,9 @@ def _check_place(
     if start is None:
         fits = tuple(place.shape) == shape
     else:
-        ends = [begin + size for begin, size in zip(start, place.shape, strict=False)]
-        fits = place.dim() == len(shape) in (1, 2) and all(map(int.__le__, ends, shape)) and min(start) >= 0
+        # A vector is one column; what comes after the second size is not looked at.
+        ends = [begin + size for begin, size in zip(start, (*place.shape, 1), strict=False)]
+        fits = place.dim() == len(shape) in (1, 2) and all(map(int.__le__, ends, (*shape, 1))) and min(start) >= 0
     if not fits:
         where = "" if start is None else f" from {list(start)}"
         raise ValueError(f"the place of {name} has shape {list(place.shape)}{where}, the row's tensor {list(shape)}")

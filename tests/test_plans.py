@@ -275,6 +275,7 @@ def test_parts_that_stick_out_are_refused() -> None:
         CopyTarget(a, torch.zeros(2, 32), start=(-1, 0)),
         CopyTarget(a, torch.zeros(2), start=(0, 0)),
         CopyTarget(bias, torch.zeros(4), start=(5, 0)),
+        CopyTarget(bias, torch.zeros(4), start=(0, 4)),
         CopyTarget(s, torch.zeros(()), start=(0, 0)),
     ):
         with pytest.raises(ValueError, match="has shape"):
