@@ -7,7 +7,7 @@ kernel (kernels/plan.cu). Elsewhere torch does the same.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -61,14 +61,15 @@ class MergeTarget:
 class CopyPlan:
     """Copies a row [size] into the places of its tensors, and back.
 
-    Rows and places have one dtype and device; the places are kept alive. Raises ValueError for a place of another shape
-    or dtype, or with gaps between its columns.
+    Rows and places have one dtype and device; the memory of the places is kept, whatever becomes of a parameter that
+    lay there. Raises ValueError for a place of another shape or dtype, or with gaps between its columns.
     """
 
     def __init__(self, targets: Sequence[CopyTarget]) -> None:
-        self._targets = tuple(targets)
-        for target in self._targets:
-            _check_place(target.spec.name, target.place, target.spec.shape, target.start, self._targets[0].place)
+        for target in targets:
+            _check_place(target.spec.name, target.place, target.spec.shape, target.start, targets[0].place)
+        # Not the parameters themselves: `module.half()` gives those other memory.
+        self._targets = tuple(replace(target, place=target.place.detach()) for target in targets)
         self._end = max(target.spec.end for target in self._targets)
         self._compiled, self._table = None, None
         first = self._targets[0].place
@@ -138,9 +139,8 @@ class MergePlan:
     """
 
     def __init__(self, targets: Sequence[MergeTarget]) -> None:
-        self._targets = tuple(targets)
-        first = self._targets[0].base
-        for target in self._targets:
+        first = targets[0].base
+        for target in targets:
             (rank, columns), (rows, same) = target.a.shape, target.b.shape
             if rank != same:
                 raise ValueError(f"{target.a.name} has rank {rank}, but {target.b.name} has rank {same}")
@@ -148,6 +148,9 @@ class MergePlan:
                 _check_place(target.b.name, weight, (rows, columns), target.start, first)
             if not target.base.is_contiguous():
                 raise ValueError(f"the base weight of {target.b.name} is not contiguous")
+        self._targets = tuple(
+            replace(target, base=target.base.detach(), live=target.live.detach()) for target in targets
+        )
         self._end = max(max(target.a.end, target.b.end) for target in self._targets)
         self._compiled, self._table = None, None
         if _compiles(first) and all(target.a.shape[0] <= MAX_RANK for target in self._targets):

@@ -309,6 +309,25 @@ def test_every_simd_level_loads_the_same_mixture(level: str) -> None:
     assert torch.equal(*found)
 
 
+def test_a_plan_keeps_the_memory_that_a_parameter_leaves(backend: str) -> None:
+    layout = layout_of({"a": (4, 64), "b": (6, 4)}, torch.float32)
+    row, weight = random_row(layout), torch.randn(6, 64)
+    place, base, live = (torch.nn.Parameter(torch.zeros(shape)) for shape in ((4, 64), (6, 64), (6, 64)))
+    base.data.copy_(weight)
+    addresses = [one.data_ptr() for one in (place, base, live)]
+    copy = CopyPlan([CopyTarget(layout.specs[0], place)])
+    merge = MergePlan([MergeTarget(*layout.specs, base, live, 1.0)])
+    for parameter in (place, base, live):
+        parameter.data = parameter.data.half()  # as `module.half()` does
+    kept = (copy._targets[0].place, merge._targets[0].base, merge._targets[0].live)
+    assert [one.data_ptr() for one in kept] == addresses
+    copy.load(row)
+    merge.load(row)
+    a, b = layout.views(row).values()
+    assert torch.equal(kept[0], a)
+    torch.testing.assert_close(kept[2], weight + b @ a)
+
+
 def test_mixtures_of_other_rows_are_refused() -> None:
     layout = layout_of({"a": (4, 64)}, torch.float32)
     plan = CopyPlan([CopyTarget(layout.specs[0], torch.zeros(4, 64))])
