@@ -259,8 +259,9 @@ def _bits(scaling: float) -> int:
 
 
 def _launches(first: Tensor, places: Sequence[Tensor]) -> bool:
-    on_gpu = _C is not None and _C.has_cuda and first.device.type == "cuda" and first.dtype != torch.float64
-    return on_gpu and all(place.numel() < MOST_ELEMENTS for place in places)
+    on_gpu = _C is not None and _C.has_cuda and first.device.type == "cuda"
+    known = first.dtype in DTYPE_CODES and first.dtype != torch.float64
+    return on_gpu and known and all(place.numel() < MOST_ELEMENTS for place in places)
 
 
 def _compiles(place: Tensor) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -478,6 +479,13 @@ def test_the_extension_refuses_what_makes_no_sense() -> None:
     for part in ((0, 8, 0, 1, 8, 8, place, place, 8, 1.0), (0, 8, 1, 1, 8, 7, place, place, 8, 1.0)):
         with pytest.raises(ValueError, match="merge plan"):
             _C.MergePlan([part], 0)
+
+
+def test_places_that_the_gpu_kernels_do_not_know_go_through_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(plans, "_C", SimpleNamespace(has_cuda=True))
+    for dtype in (torch.bfloat16, torch.float64, torch.int8, torch.float8_e4m3fn):
+        place = SimpleNamespace(device=torch.device("cuda"), dtype=dtype, numel=lambda: 8)
+        assert plans._launches(place, [place]) is (dtype == torch.bfloat16)
 
 
 @GPU
