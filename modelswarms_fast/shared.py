@@ -12,7 +12,9 @@ import torch
 
 from modelswarms_fast.memory import row_stride
 
-_FILES: dict[int, tuple[int, int]] = {}  # address → descriptor, bytes
+# Descriptor, address → bytes. Not by address alone: once a mapping is gone another may be given its address, before
+# its entry is taken out.
+_FILES: dict[tuple[int, int], int] = {}
 _SEEN: dict[tuple[int, int, int], torch.Tensor] = {}  # process, descriptor, inode → all bytes
 
 
@@ -32,13 +34,16 @@ class SharedTensor(NamedTuple):
     def view(self) -> torch.Tensor:
         """The tensor itself, in a process of the same user; the memory stays mapped.
 
-        Raises OSError if the process that named it has ended.
+        Raises OSError if the process that named it has ended, or has given the memory back.
         """
         key = (self.process, self.descriptor, self.inode)
         if key not in _SEEN:
             descriptor = os.open(f"/proc/{self.process}/fd/{self.descriptor}", os.O_RDWR)
             try:
-                _SEEN[key] = _map(descriptor, os.fstat(descriptor).st_size)[0]
+                found = os.fstat(descriptor)
+                if found.st_ino != self.inode:
+                    raise OSError(f"descriptor {self.descriptor} of process {self.process} is no longer that memory")
+                _SEEN[key] = _map(descriptor, found.st_size)[0]
             finally:
                 os.close(descriptor)
         return _SEEN[key][self.offset :].view(self.dtype).as_strided(self.shape, self.strides)
@@ -51,23 +56,27 @@ def shared_rows(count: int, size: int, dtype: torch.dtype) -> torch.Tensor:
     """
     stride = row_stride(size, dtype)
     nbytes = max(count * stride * dtype.itemsize, 1)
+    descriptor = -1
     try:
         descriptor = os.memfd_create("modelswarms_rows")
         os.ftruncate(descriptor, nbytes)
         memory, mapping = _map(descriptor, nbytes)
-    except OSError as error:
-        raise RuntimeError(f"no shared memory of {nbytes} bytes: {error.strerror}") from error
+    except (OSError, OverflowError) as error:
+        if descriptor >= 0:
+            os.close(descriptor)
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise RuntimeError(f"no shared memory of {nbytes} bytes: {reason}") from error
     with suppress(OSError):  # a system without huge pages
         mapping.madvise(mmap.MADV_HUGEPAGE)
-    _FILES[memory.data_ptr()] = (descriptor, nbytes)
-    weakref.finalize(mapping, _forget, memory.data_ptr(), descriptor)
+    _FILES[descriptor, memory.data_ptr()] = nbytes
+    weakref.finalize(mapping, _forget, descriptor, memory.data_ptr())
     return memory[: count * stride * dtype.itemsize].view(dtype).view(count, stride)[:, :size]
 
 
 def place_of(tensor: torch.Tensor) -> tuple[int, int] | None:
     """Descriptor of the shared memory that a tensor begins in, and where, in bytes; None for any other memory."""
     address = tensor.data_ptr()
-    for start, (descriptor, nbytes) in _FILES.items():
+    for (descriptor, start), nbytes in _FILES.items():
         if start <= address < start + nbytes:
             return descriptor, address - start
     return None
@@ -89,8 +98,8 @@ def attach(descriptor: int) -> torch.Tensor:
     """All bytes [n] of shared memory whose descriptor this process was given, and keeps."""
     nbytes = os.fstat(descriptor).st_size
     memory, mapping = _map(descriptor, nbytes)
-    _FILES[memory.data_ptr()] = (descriptor, nbytes)
-    weakref.finalize(mapping, _FILES.pop, memory.data_ptr())
+    _FILES[descriptor, memory.data_ptr()] = nbytes
+    weakref.finalize(mapping, _FILES.pop, (descriptor, memory.data_ptr()))
     return memory
 
 
@@ -99,6 +108,6 @@ def _map(descriptor: int, nbytes: int) -> tuple[torch.Tensor, mmap.mmap]:
     return torch.frombuffer(mapping, dtype=torch.uint8), mapping  # the tensor keeps the mapping
 
 
-def _forget(address: int, descriptor: int) -> None:
-    del _FILES[address]
+def _forget(descriptor: int, address: int) -> None:
+    del _FILES[descriptor, address]
     os.close(descriptor)

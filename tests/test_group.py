@@ -14,6 +14,7 @@ import torch
 from helpers_group import lives, pids
 from helpers_search import told
 
+from modelswarms_fast import shared
 from modelswarms_fast.config import EngineConfig
 from modelswarms_fast.engines import Request, asked_threads, complete, share_cores, start_engine
 from modelswarms_fast.errors import InputError
@@ -191,6 +192,29 @@ def test_shared_rows_are_seen_through_their_descriptor_and_leave_nothing():
     assert place_of(torch.zeros(3)) is None
     del rows, seen
     assert set(os.listdir("/proc/self/fd")) <= before
+
+
+@pytest.mark.parametrize("size", [2**30, 2**40], ids=["too much to map", "no size of a file"])
+def test_shared_rows_that_find_no_memory_leave_nothing(size):
+    before = set(os.listdir("/proc/self/fd"))
+    with pytest.raises(RuntimeError, match="no shared memory of"):
+        shared_rows(2**30, size, torch.float32)
+    assert set(os.listdir("/proc/self/fd")) <= before
+
+
+def test_a_mapping_at_the_address_of_one_that_is_gone_keeps_its_entry(monkeypatch):
+    class Mapping:
+        def madvise(self, advice):
+            pass
+
+    memory, mappings = torch.zeros(4096, dtype=torch.uint8), [Mapping(), Mapping()]
+    given = iter(mappings)
+    monkeypatch.setattr(shared, "_map", lambda descriptor, nbytes: (memory, next(given)))
+    rows = [shared_rows(1, 8, torch.float32) for _ in mappings]
+    mappings.pop(0)  # unmapped before, and its entry taken out only now
+    assert place_of(rows[1]) is not None
+    mappings.clear()
+    assert place_of(rows[1]) is None
 
 
 def test_one_model_by_one_engine_and_by_two(tiny):

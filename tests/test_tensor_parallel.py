@@ -338,6 +338,13 @@ def test_another_process_finds_a_tensor_by_numbers():
         locate(torch.zeros(3))
 
 
+def test_a_descriptor_that_now_names_other_memory_is_refused():
+    rows = shared_rows(3, 100, torch.bfloat16)
+    place = locate(rows)._replace(inode=1)  # of memory that was given back
+    with pytest.raises(OSError, match=f"descriptor {place.descriptor} of process {os.getpid()} is no longer that"):
+        place.view()
+
+
 def test_what_an_engine_says_in_one_sentence_comes_as_it_is():
     assert str(_portable(EngineError("One."))) == "One."
     assert type(_portable(EngineError("One."))) is EngineError
