@@ -100,7 +100,11 @@ class TierCache:
                     if not self._make_room(wanted):
                         return
                     entry = _Entry(self._arena.acquire())
-                    entry.ready = self._lane.start(partial(self._copy, entry.place, row))
+                    try:
+                        entry.ready = self._lane.start(partial(self._copy, entry.place, row))
+                    except BaseException:  # the cache is closed
+                        self._arena.release(entry.place)
+                        raise
                 self._entries[row] = entry
 
     def pin(self, rows: Iterable[int]) -> None:
@@ -145,10 +149,12 @@ class TierCache:
 
     def _forget(self, row: int) -> None:
         entry = self._entries.pop(row)
-        with suppress(Exception):  # a copy that failed and that nobody asked for
-            if self._arena.count(entry.place) == 1:  # else who holds it has waited, and nobody writes it again
-                entry.ready()
-        self._arena.release(entry.place)
+        try:
+            with suppress(Exception):  # a copy that failed and that nobody asked for
+                if self._arena.count(entry.place) == 1:  # else who holds it has waited, and nobody writes it again
+                    entry.ready()
+        finally:
+            self._arena.release(entry.place)
 
 
 def _event(device: torch.device) -> torch.cuda.Event | None:

@@ -337,6 +337,19 @@ def test_a_failing_copy_that_nobody_asks_for_does_no_harm(make_cache):
         cache.release(view)
 
 
+def test_a_copy_that_was_interrupted_gives_its_place_back(make_cache):
+    cache = make_cache(random_rows(6, 10, torch.float32, 0), 2)
+
+    def interrupted(place, row):
+        raise KeyboardInterrupt
+
+    cache._copy = interrupted
+    cache.prefetch([0])
+    with pytest.raises(KeyboardInterrupt):
+        cache.invalidate([0])
+    assert cache._arena.free == 2
+
+
 def test_closing_ends_the_thread_and_what_had_not_begun(make_cache):
     rows = random_rows(6, 10, torch.float32, 0)
     cache = make_cache(rows, 5)
@@ -348,3 +361,7 @@ def test_closing_ends_the_thread_and_what_had_not_begun(make_cache):
     cache.close()
     timer.join()
     assert sum(copies.values()) <= 1
+    free = cache._arena.free
+    with pytest.raises(RuntimeError, match="shutdown"):
+        cache.prefetch([4])
+    assert cache._arena.free == free
