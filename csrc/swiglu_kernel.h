@@ -21,20 +21,21 @@ inline __m512 at_most(__m512 x, __m512 most) { return _mm512_min_ps(most, x); }
 inline __m512 at_least(__m512 x, __m512 least) { return _mm512_max_ps(least, x); }
 #endif
 
-// e^x to 3e-7 of it, for x cut off at ±87: 2^n * e^r, where n is x / ln 2 rounded and |r| <= ln 2 / 2, e^r by
-// its series.
+// e^x to 3e-7 of it, infinite from where float32 ends, and e^-80 for less: 2^n * e^r, where n is x / ln 2
+// rounded and |r| <= ln 2 / 2, e^r by its series. Half of it, as 2^128 has no exponent, and that twice.
 template <class L>
 inline typename L::Reg exponential(const typename L::Reg& given) {
   using Reg = typename L::Reg;
-  const Reg x = at_least(at_most(given, L::broadcast(87.0f)), L::broadcast(-87.0f));
+  const Reg x = at_least(at_most(given, L::broadcast(89.0f)), L::broadcast(-80.0f));
   // Adding 1.5 * 2^23 leaves the rounded number in the last bits.
   const Reg big = L::broadcast(12582912.0f), shifted = x * L::broadcast(1.44269504f) + big, n = shifted - big;
   // ln 2 in two parts, the first of so few bits that its product with n is exact.
   const Reg r = x - n * L::broadcast(0.693359375f) - n * L::broadcast(-2.12194440e-4f);
-  Reg sum = L::broadcast(1.0f / 720);
-  for (const float term : {1.0f / 120, 1.0f / 24, 1.0f / 6, 0.5f, 1.0f, 1.0f})
+  Reg sum = L::broadcast(0.5f / 720);
+  for (const float term : {0.5f / 120, 0.5f / 24, 0.5f / 6, 0.25f, 0.5f, 0.5f})
     sum = sum * r + L::broadcast(term);
-  return float_of(bits_of(sum) + (bits_of(shifted) << 23));
+  const Reg half = float_of(bits_of(sum) + (bits_of(shifted) << 23));
+  return half + half;
 }
 
 template <class L>

@@ -256,10 +256,16 @@ def mix_(out: Tensor, experts: Tensor, mixture: Tensor, *, backend: str = "auto"
 def swiglu(given: Tensor) -> Tensor:
     """``silu(g) * u`` for ``given [..., 2 · width] = [g, u]``, with silu(g) = g / (1 + exp(-g)).
 
-    In the extension in one pass, rounded once, for float32, bfloat16 and float16 on a CPU; by torch elsewhere.
+    In the extension in one pass, rounded once, for float32, bfloat16 and float16 on a CPU; by torch elsewhere, and
+    where a gradient is wanted. Raises ValueError for an odd last dimension.
     """
-    width = given.shape[-1] // 2
-    if _C is None or given.device.type != "cpu" or given.dtype == torch.float64 or not given.numel():
+    width, odd = divmod(given.shape[-1], 2)
+    if odd:
+        raise ValueError(f"swiglu takes gates and as many factors, not {given.shape[-1]} columns")
+    # No address: no elements, or a subclass that wraps other tensors.
+    plain = given.is_cpu and given.data_ptr() and not given.is_neg()
+    known = given.dtype in checks.DTYPE_CODES and given.dtype != torch.float64
+    if _C is None or not (plain and known) or (given.requires_grad and torch.is_grad_enabled()):
         return torch.nn.functional.silu(given[..., :width]) * given[..., width:]
     given = given.contiguous()
     out = torch.empty((*given.shape[:-1], width), dtype=given.dtype)

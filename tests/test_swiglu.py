@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from helpers_rows import restored_extension
+from helpers_rows import Wrapper, restored_extension
 from torch import Tensor
 from torch.nn.functional import silu
 
@@ -60,6 +60,35 @@ def test_what_is_no_number_stays_none() -> None:
     found = swiglu(torch.tensor([[nan, 1.0, infinite, -2.0, 2.0, nan, 1.0, infinite]]))
     assert found.isnan().tolist() == [[True, True, False, False]]
     assert found[0, 2:].tolist() == [infinite, -infinite]
+
+
+@pytest.mark.parametrize("level", _C.simd_levels())
+def test_gates_far_below_zero_give_zero(level: str) -> None:
+    """Of exp(-gate) beyond float32, as torch; just before that what it is."""
+    gates = torch.tensor([-87.5, -88.5, -88.7, -88.8, -90.0, -1e4, -1e30, -3e38, -float("inf")])
+    _C.set_simd_level(level)
+    found = swiglu(torch.cat([gates, torch.full_like(gates, 2.0)]))
+    torch.testing.assert_close(found, silu(gates) * 2, rtol=1e-6, atol=0, equal_nan=True)
+    assert (found[3:8] == 0).all()
+
+
+def test_what_needs_a_gradient_or_lies_nowhere_goes_through_torch() -> None:
+    both = given(3, 8, torch.float32).requires_grad_()
+    swiglu(both).sum().backward()
+    expected = both.detach().clone().requires_grad_()
+    (silu(expected[:, :8]) * expected[:, 8:]).sum().backward()
+    assert torch.equal(both.grad, expected.grad)
+    with torch.no_grad():
+        assert torch.equal(swiglu(both), swiglu(both.detach()))
+    assert torch.allclose(swiglu(torch._neg_view(-both.detach())), swiglu(both.detach()))
+    assert swiglu(both.detach().to("meta")).shape == (3, 8)
+    with pytest.raises(NotImplementedError, match="slice"):
+        swiglu(Wrapper(3, 8))
+
+
+def test_an_odd_number_of_columns_is_refused() -> None:
+    with pytest.raises(ValueError, match="not 7 columns"):
+        swiglu(torch.zeros(2, 7))
 
 
 def test_shapes_as_torch_takes_them() -> None:
