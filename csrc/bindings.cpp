@@ -204,7 +204,8 @@ py::object dlpack_of(const View& view, const py::kwargs& asked) {
 
 void bind_arena(py::module_& m) {
   using NoGil = py::call_guard<py::gil_scoped_release>;
-  py::register_exception_translator([](std::exception_ptr thrown) {
+  // Local: else what torch throws would change as well.
+  py::register_local_exception_translator([](std::exception_ptr thrown) {
     try {
       if (thrown) std::rethrow_exception(thrown);
     } catch (const std::system_error& error) {
