@@ -143,6 +143,7 @@ Int row_number(py::handle rows, py::handle row) {
   TensorRows all, one;
   if (!all.read(rows.ptr(), 2) || !one.read(row.ptr(), 1)) return -1;
   if (!one.like(all) || one.size != all.size || one.data < all.data) return -1;
+  if (all.count == 1) return one.data == all.data ? 0 : -1;  // its stride may be any number
   const Int before = one.data - all.data, apart = all.stride * (all.bits / 8);
   return before % apart == 0 && before / apart < all.count ? before / apart : -1;
 }

@@ -80,6 +80,15 @@ def test_declines_what_is_not(what: str) -> None:
         assert torch.equal(one, other)
 
 
+@pytest.mark.parametrize("stride", [D, D + 3, 2**61, 2**62, 2**62 + 1])
+def test_the_number_of_an_only_row_asks_for_no_stride(stride: int) -> None:
+    """Bytes from one row to the next may be more than a number can say, where there is no next."""
+    memory = torch.zeros(5, D)
+    only = memory[1:].as_strided((1, D), (stride, 1))
+    assert [_C.row_number(only, row) for row in memory] == [-1, 0, -1, -1, -1]
+    assert [_C.row_number(memory, row) for row in memory] == list(range(5))
+
+
 @pytest.mark.parametrize("step_length", [float("nan"), float("inf"), "0.5", None, 1])
 def test_declines_what_is_no_step_length(step_length: object) -> None:
     assert not _C.swarm_update_tensors(*arguments(), step_length, *NO_DRAWS)
