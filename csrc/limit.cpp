@@ -10,7 +10,7 @@
 // The loops are left to the compiler, once for each width of registers; the dynamic linker picks.
 #if defined(__x86_64__)
 #include <immintrin.h>
-#define MS_EVERY_WIDTH __attribute__((target_clones("arch=x86-64-v4", "avx2", "default")))
+#define MS_EVERY_WIDTH __attribute__((target_clones("avx512f", "avx2", "default")))
 #else
 #define MS_EVERY_WIDTH
 #endif
