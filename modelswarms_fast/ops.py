@@ -46,7 +46,8 @@ def swarm_update_(
     """Move every particle: one fused pass, in place on ``position`` and ``velocity``.
 
     ``v' = c0 v + c1 (p - x) + c2 (g - x) + c3 (x - w)`` and ``x' = x + step_length * v'`` with the unrounded
-    ``v'`` (Model Swarms, arXiv 2410.11163, section 2).
+    ``v'`` (Model Swarms, arXiv 2410.11163, section 2). Autograd does not see it: what was saved for a backward pass
+    before is changed without an error.
 
     Args:
         position: x, [P, D] in float32, bfloat16, float16 or (``reference`` and ``cpp`` only) float64. Rows
@@ -102,6 +103,8 @@ def swarm_update_rows_(
     backend: str = "auto",
 ) -> None:
     """The same update on numbered rows, so that bests are row numbers and no promotion copies a row.
+
+    Autograd does not see it either.
 
     Args:
         rows: [R, D], as ``position`` in ``swarm_update_``.
@@ -208,6 +211,8 @@ def _update(
 
 def mix_(out: Tensor, experts: Tensor, mixture: Tensor, *, backend: str = "auto") -> None:
     """Write ``out [P, D] = mixture [P, n] . experts [n, D]`` in one pass, summed from the first expert on.
+
+    Autograd does not see it: what was saved for a backward pass before is changed without an error.
 
     Args:
         out: [P, D] in float32, bfloat16, float16 or (``reference`` and ``cpp`` only) float64. Rows may be
