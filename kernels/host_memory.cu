@@ -1,5 +1,5 @@
-// Page-locking of memory of the host, so that a GPU copies it by itself and while the host goes on; and whether the
-// driver is new enough for what was compiled.
+// Page-locking of memory of the host, so that a GPU copies it by itself and while the host goes on; and
+// whether the driver is new enough for what was compiled.
 #include <cuda_runtime.h>
 
 #include "launchers.h"
