@@ -29,7 +29,7 @@ class TransformersEngine:
     not depend on the batch beyond the rounding of the arithmetic.
 
     Raises:
-        InputError: the layout does not fit the base model.
+        InputError: the base model lacks a tensor, or the layout does not fit it.
     """
 
     def __init__(
@@ -52,15 +52,21 @@ class TransformersEngine:
         self.tokenizer = AutoTokenizer.from_pretrained(base, trust_remote_code=False, padding_side="left")
         if self.tokenizer.pad_token is None:
             self.tokenizer.pad_token = self.tokenizer.eos_token
-        model = AutoModelForCausalLM.from_pretrained(
-            base, dtype=dtype if dtype == "auto" else getattr(torch, dtype), trust_remote_code=False
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            base,
+            dtype=dtype if dtype == "auto" else getattr(torch, dtype),
+            trust_remote_code=False,
+            output_loading_info=True,
         )
+        model, info = loaded
+        if missing := sorted(info["missing_keys"]):  # transformers would have made them up at random
+            raise InputError(f"{base} has no tensor {missing[0]}, which its model needs; give a complete checkpoint.")
         adapter = experts is not None and experts.kind == "lora"
         if experts is not None and adapter:
             fields = {key: value for key, value in experts.config.items() if key in LoraConfig.__dataclass_fields__}
             fields |= {"inference_mode": True, "base_model_name_or_path": str(base)}
             model = get_peft_model(model, LoraConfig(**fields), autocast_adapter_dtype=False)
-        self.model: Any = model.to(self.device).eval()  # type: ignore[arg-type]
+        self.model: Any = model.to(self.device).eval()
         self.dtype: torch.dtype = self.model.dtype
         self._loaded = False
         self._live: dict[str, torch.Tensor] = {}
