@@ -20,7 +20,6 @@ from modelswarms_fast.scores import digest
 from modelswarms_fast.session import Session, mix_row
 from modelswarms_fast.swarm import Floats, Swarm
 from modelswarms_fast.utilities import Answer, Utility
-from modelswarms_fast.utilities.multiple_choice import parse
 
 Rows = Sequence[Callable[[], torch.Tensor]]
 
@@ -92,10 +91,9 @@ def score_groups(evaluator: Evaluator, groups: Mapping[str, Rows]) -> dict[str, 
 
 
 def _label(utility: Utility, example: int, answers: Sequence[Answer], score: float) -> Any:
-    """The choice that was named, for multiple choice; else the score."""
-    if utility.name == "multiple_choice" and len(answers) == 1:
-        return parse(utility.examples["test"][example], answers[0].text.strip())
-    return score
+    """The choice that was named, where there are choices; else the score."""
+    named = None if utility.choice is None else utility.choice(utility.examples["test"][example], answers)
+    return score if named is None else named
 
 
 def _mixtures(run: RunFolder) -> dict[str, Floats]:

@@ -148,6 +148,13 @@ def test_asks_and_scores_are_those_of_lm_eval(folder, monkeypatch, name, options
             assert ask.continuation in (None, arguments[1])
     scores = utility.score("test", range(len(asks)), [[answer(Model(), ask) for ask in some] for some in asks])
     assert scores == [float(sample[metric]) for sample in samples[first:]]
+    if name == "tiny_choice":
+        examples = utility.examples["test"]
+        named = [
+            utility.choice(one, [answer(Model(), ask) for ask in some])
+            for one, some in zip(examples, asks, strict=True)
+        ]
+        assert scores == [float(place == one["doc"]["label"]) for place, one in zip(named, examples, strict=True)]
     if len(asks) > 4:
         assert 0 < sum(scores) < len(scores), "a test of something"
 

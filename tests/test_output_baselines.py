@@ -1,5 +1,6 @@
 """Methods that combine what experts say: votes, Pack of LLMs, cBTM; and one expert trained on all data."""
 
+import json
 import math
 
 import helpers_search
@@ -15,9 +16,11 @@ from transformers import AutoModelForCausalLM
 from modelswarms_fast.baselines import cbtm, data_merge, pack, vote
 from modelswarms_fast.baselines.ensembles import Ensemble
 from modelswarms_fast.errors import InputError
+from modelswarms_fast.final_test import _label
 from modelswarms_fast.session import Session
 from modelswarms_fast.training_data import read_training_data
-from modelswarms_fast.utilities import Answer, Ask, Utility
+from modelswarms_fast.utilities import Answer, Ask, Utility, load_utility
+from modelswarms_fast.utilities.multitask import join
 
 tiny = helpers_search.tiny
 
@@ -61,18 +64,51 @@ def test_a_majority_wins_and_a_tie_goes_to_the_better_expert():
     assert [answer[0].text for answer in vote.vote(utility, "dev", [third, best])] == [" no ", "b", "z"]
 
 
+@pytest.fixture
+def choices(tmp_path):
+    """A file of one question with choices."""
+    examples = [{"question": "Made of?", "choices": {"A": "tin", "B": "an oak tree"}, "answer": "B"}]
+    file = tmp_path / "choices.json"
+    file.write_text(json.dumps({"dev": examples, "test": examples}))
+    return file
+
+
 def test_what_counts_as_one_answer():
-    example = {"choices": {"A": "tin", "B": "oak"}}
+    def same(one, other):
+        return vote.meaning(utility, {}, [Answer(one)]) == vote.meaning(utility, {}, [Answer(other)])
 
-    def same(task, one, other):
-        return vote.meaning(task, example, [Answer(one)]) == vote.meaning(task, example, [Answer(other)])
+    utility = utility_of_words()
+    assert same(' "The  Answer".\n', "the answer")
+    assert not same("the answer", "an answer")
+    assert vote.meaning(utility, {}, [Answer("A", 1, -3.0), Answer("B", 1, -1.0)]) == 1
 
-    assert same("exact_match", ' "The  Answer".\n', "the answer")
-    assert not same("exact_match", "the answer", "an answer")
-    assert same("multiple_choice", "B. oak", "it is an oak tree indeed")
-    assert not same("multiple_choice", "A", "B")
-    likely = [Answer("A", 1, -3.0), Answer("B", 1, -1.0)]
-    assert vote.meaning("multiple_choice", example, likely) == 1
+
+@pytest.mark.parametrize("several", [False, True])
+def test_choices_are_compared_alone_and_among_several_tasks(choices, several):
+    utility = load_utility("multiple_choice", choices)
+    if several:
+        utility = join("multitask", [utility_of_words(), utility], [1, 1], "mean")
+    number = len(utility.examples["test"]) - 1
+    example = utility.examples["test"][number]
+
+    def same(one, other):
+        return vote.meaning(utility, example, [Answer(one)]) == vote.meaning(utility, example, [Answer(other)])
+
+    assert same("B. of course", "B, for sure")
+    assert not same("A. of course", "B. of course")
+    assert _label(utility, number, [Answer("B. of course")], 1.0) == "B"
+    if several:  # the other task has no choices
+        assert vote.meaning(utility, utility.examples["dev"][0], [Answer("Yes!")]) == ("yes",)
+        assert _label(utility, 0, [Answer("Yes!")], 0.5) == 0.5
+
+
+@pytest.mark.parametrize(("normalise", "named"), [("none", "A"), ("characters", "B")])
+def test_the_likeliest_choice_is_that_of_the_score(choices, normalise, named):
+    options = {"answer": "text", "normalise": normalise}
+    utility = load_utility("multiple_choice", choices, scoring="loglikelihood", options=options)
+    likely = [Answer(" tin", 1, -3.0), Answer(" an oak tree", 1, -4.0)]
+    assert vote.meaning(utility, utility.examples["dev"][0], likely) == named
+    assert utility.score("dev", [0], [likely]) == [float(named == "B")]
 
 
 def test_dev_chooses_how_many_vote(session):

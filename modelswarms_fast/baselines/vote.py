@@ -11,7 +11,7 @@ import numpy as np
 
 from modelswarms_fast.baselines import Choice, best_of, loss, named
 from modelswarms_fast.session import Session
-from modelswarms_fast.utilities import Answer, Utility, multiple_choice
+from modelswarms_fast.utilities import Answer, Utility
 
 Answers = list[list[Answer]]
 """By example, what one expert answered."""
@@ -52,24 +52,23 @@ def vote(utility: Utility, split: str, experts: Sequence[Answers]) -> Answers:
     """
     merged = []
     for number, example in enumerate(utility.examples[split]):
-        said = [meaning(utility.name, example, answers[number]) for answers in experts]
+        said = [meaning(utility, example, answers[number]) for answers in experts]
         winner = max(range(len(said)), key=lambda expert: (said.count(said[expert]), -expert))
         merged.append(experts[winner][number])
     return merged
 
 
-def meaning(task: str, example: dict[str, Any], answers: Sequence[Answer]) -> Hashable:
+def meaning(utility: Utility, example: dict[str, Any], answers: Sequence[Answer]) -> Hashable:
     """What is compared of an expert's answers to one example.
 
-    Of several likelihoods the place of the highest; of one generated text the parsed choice in multiple choice, else
-    the text in lower case with single spaces and no punctuation at its ends.
+    The choice that they name for the score, where there are choices; else of several likelihoods the place of the
+    highest, of texts those in lower case with single spaces and no punctuation at their ends.
     """
+    if utility.choice is not None and (named := utility.choice(example, answers)) is not None:
+        return named
     if len(answers) > 1 and not math.isnan(answers[0].log_prob):
         return max(range(len(answers)), key=lambda place: answers[place].log_prob)
-    texts = [answer.text.strip() for answer in answers]
-    if task == "multiple_choice":
-        return multiple_choice.parse(example, texts[0])
-    return tuple(re.sub(r"^\W+|\W+$", "", " ".join(text.casefold().split())) for text in texts)
+    return tuple(re.sub(r"^\W+|\W+$", "", " ".join(answer.text.casefold().split())) for answer in answers)
 
 
 def _ask(session: Session, split: str, experts: Sequence[int]) -> list[Answers]:

@@ -11,13 +11,16 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from modelswarms_fast.errors import InputError
 from modelswarms_fast.utilities.data import Wanted
 from modelswarms_fast.utilities.utility import Answer, Ask, Utility
 
 SEED = 1234  # of few-shot examples, lm-eval's own default
 MAX_TOKENS = 256  # where a task says nothing, as lm-eval
-_SHARES = ("acc", "acc_norm", "acc_bytes", "acc_mutual_info", "exact_match")
+_ACCURACIES = ("acc", "acc_norm", "acc_bytes", "acc_mutual_info")
+_SHARES = (*_ACCURACIES, "exact_match")
 _SUPPORTED = ("loglikelihood", "multiple_choice", "generate_until")
 
 
@@ -52,9 +55,21 @@ def load(path: Path | None, wanted: Wanted) -> Utility:
     def score_examples(examples: Sequence[dict[str, Any]], answers: Sequence[Sequence[Answer]]) -> list[Any]:
         return [_score(task, metric, chosen, *pair) for pair in zip(examples, answers, strict=True)]
 
+    def choice(example: dict[str, Any], answers: Sequence[Answer]) -> int:
+        return _choice(task, metric, example, answers)
+
     dataset = f"{name} (dev: {origin['dev']}, test: {origin['test']}; {metric})"
     score_range = (0.0, 1.0) if metric in _SHARES else None
-    return Utility(wanted.task, dataset, examples, asks, score_examples, score_range=score_range)
+    own = task.OUTPUT_TYPE == "multiple_choice" and not callable(task.config.process_results)
+    return Utility(
+        wanted.task,
+        dataset,
+        examples,
+        asks,
+        score_examples,
+        score_range=score_range,
+        choice=choice if own and metric in _ACCURACIES else None,
+    )
 
 
 @contextlib.contextmanager
@@ -214,3 +229,17 @@ def _score(task: Any, metric: str, chosen: str, example: dict[str, Any], answers
     next(each for each in task._filters if each.name == chosen).apply(instances)
     found = task.process_results(doc, [instance.filtered_resps[chosen] for instance in instances])
     return found.get(metric, math.nan)
+
+
+def _choice(task: Any, metric: str, example: dict[str, Any], answers: Sequence[Answer]) -> int:
+    """The place of the choice that a metric of lm-eval takes for the answer, by lm-eval's own arithmetic."""
+    choices = task.doc_to_choice(example["doc"])
+    values = np.array([answer.log_prob for answer in answers])
+    likely = values[: len(choices)]  # of mutual information the rest is without the question
+    if metric == "acc_norm":
+        likely = likely / np.array([float(len(one)) for one in choices])
+    elif metric == "acc_bytes":
+        likely = likely / np.array([float(len(one.encode())) for one in choices])
+    elif metric == "acc_mutual_info":
+        likely = likely - values[len(choices) :]
+    return int(likely.argmax())

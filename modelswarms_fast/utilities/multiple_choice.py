@@ -41,6 +41,7 @@ def load(path: Path, content: dict[str, Any], wanted: Wanted) -> Utility:
         {split: [(Ask(prompt(one, dataset, icl_prompt), limit),) for one in some] for split, some in examples.items()},
         _score_examples,
         score_range=(0.0, 1.0),
+        choice=_parsed,
     )
 
 
@@ -66,14 +67,14 @@ def _load_likelihoods(
         start = prompt(example, dataset, icl_prompt)
         return tuple(Ask(start, 1, f" {words}") for words in said(example))
 
+    def likeliest(example: dict[str, Any], given: Sequence[Answer]) -> str:
+        lengths = [max(len(words), 1) if by_length else 1 for words in said(example)]
+        values = [answer.log_prob / length for answer, length in zip(given, lengths, strict=True)]
+        return str(list(example["choices"])[values.index(max(values))])  # the first of equals
+
     def score_examples(examples: Sequence[dict[str, Any]], answers: Sequence[Sequence[Answer]]) -> list[float]:
-        scores = []
-        for example, given in zip(examples, answers, strict=True):
-            lengths = [max(len(words), 1) if by_length else 1 for words in said(example)]
-            values = [answer.log_prob / length for answer, length in zip(given, lengths, strict=True)]
-            likeliest = list(example["choices"])[values.index(max(values))]  # the first of equals
-            scores.append(float(str(likeliest) == str(example["answer"])))
-        return scores
+        pairs = zip(examples, answers, strict=True)
+        return [float(likeliest(example, given) == str(example["answer"])) for example, given in pairs]
 
     return Utility(
         wanted.task,
@@ -82,6 +83,7 @@ def _load_likelihoods(
         {split: [asks(one) for one in some] for split, some in examples.items()},
         score_examples,
         score_range=(0.0, 1.0),
+        choice=likeliest,
     )
 
 
@@ -130,6 +132,10 @@ def parse(example: dict[str, Any], output: str) -> str:
 def score(example: dict[str, Any], output: str) -> float:
     """1.0 when the parsed key is the example's answer, else 0.0; `output` has no white space at its ends."""
     return float(parse(example, output) == str(example["answer"]))
+
+
+def _parsed(example: dict[str, Any], given: Sequence[Answer]) -> str:
+    return parse(example, given[0].text.strip())
 
 
 def _score_examples(examples: Sequence[dict[str, Any]], answers: Sequence[Sequence[Answer]]) -> list[float]:

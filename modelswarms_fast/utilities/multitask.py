@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -103,6 +103,11 @@ def join(name: str, tasks: Sequence[Utility], weights: Sequence[float], combine:
         asked = tasks[which].follow_up
         return None if asked is None else asked(tasks[which].examples[split][number], answers)
 
+    def choice(example: dict[str, Any], answers: Sequence[Answer]) -> Hashable:
+        which, split, number = example["_place"]
+        named = tasks[which].choice
+        return None if named is None else named(tasks[which].examples[split][number], answers)
+
     def parts(split: str, scores: Sequence[float]) -> list[Sequence[float]]:
         ends = [0]
         for task in tasks:
@@ -147,6 +152,7 @@ def join(name: str, tasks: Sequence[Utility], weights: Sequence[float], combine:
         lambda: {f"{number}. {task.dataset}": task.report() for number, task in enumerate(tasks, 1) if task.report()},
         tuple(tasks),
         lambda parts: join(name, parts, weights, combine),
+        choice if any(task.choice for task in tasks) else None,
     )
 
 

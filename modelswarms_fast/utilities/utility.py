@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -88,6 +88,8 @@ class Utility:
     """The utilities that this one is made of."""
     of_parts: Callable[[Sequence[Utility]], Utility] | None = None
     """Makes this utility of others in their place."""
+    choice: Callable[[dict[str, Any], Sequence[Answer]], Hashable] | None = None
+    """What the answers to an example name, as its score sees it: votes count that; None where nothing is to choose."""
 
     @property
     def prompts(self) -> dict[str, list[str]]:
