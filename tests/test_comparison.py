@@ -82,15 +82,16 @@ def test_both_states_find_the_same(tiny, tmp_path):
 
 
 def test_full_checkpoints(tmp_path):
-    """Merges that need the base read it."""
+    """Methods that need the base read it."""
     tiny = helpers_search.make_tiny(tmp_path)
     folders = [helpers_models.make_base(tmp_path / "full" / f"e{seed}", seed=seed) for seed in (1, 2, 3)]
-    methods = ["model_swarms", "slerp", "dare_ties", "model_stock", "evolmerge"]
+    methods = ["model_swarms", "slerp", "dare_ties", "model_stock", "evolmerge", "lorahub"]
     arguments = arguments_of(tiny, experts=folders, out=tmp_path / "out", budget=6, methods=methods)
     content = compare(**arguments)
     assert list(content["methods"]) == methods
     ratio = content["methods"]["model_stock"]["recipe"]["ratio"]
     assert 0 < ratio["median"] < 1
+    assert content["methods"]["lorahub"]["recipe"]["differences"].keys() == {"e1", "e2", "e3"}
 
 
 def test_a_run_that_was_cut_goes_on(tiny, tmp_path, monkeypatch):

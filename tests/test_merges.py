@@ -7,7 +7,7 @@ import pytest
 import torch
 from helpers_models import make_base
 
-from modelswarms_fast.baselines import dare_ties, model_stock, slerp
+from modelswarms_fast.baselines import dare_ties, lorahub, model_stock, slerp
 from modelswarms_fast.experts import read_experts
 from modelswarms_fast.layout import Layout
 from modelswarms_fast.ops import mix_
@@ -69,6 +69,13 @@ def assert_equal(ours, theirs):
 
 def ones(spec):
     return np.ones(len(NAMES))
+
+
+def test_lorahub_adds_differences_to_the_base(models, mergekit):
+    _, experts, base = models
+    ours = lorahub.add(experts, base, np.full(3, 0.4))
+    assert_equal(ours, mergekit("task_arithmetic", each={"weight": 0.4}, normalize=False))
+    assert torch.equal(lorahub.add(experts, base, np.zeros(3)), base)
 
 
 def test_a_mixture_is_linear(models, mergekit):
