@@ -204,6 +204,13 @@ def test_refusals(data: Path, model: str, task: str, options: dict[str, str], sa
         load(data, task, **{"model": model} | options)
 
 
+@pytest.mark.parametrize("task", ["reward:verbose", "reward:concise"])
+def test_lengths_need_room(data: Path, model: str, task: str) -> None:
+    with pytest.raises(InputError, match=rf"max_tokens is 9, but {task} scores lengths from 10 tokens on"):
+        load_utility(task, data, max_tokens=9, options={"model": model})
+    load_utility(task, data, max_tokens=10, options={"model": model})
+
+
 def test_a_model_is_needed(data: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="needs --option model="):
         load(data)
@@ -215,7 +222,7 @@ def test_a_model_is_needed(data: Path, tmp_path: Path) -> None:
 def test_search_measures_its_constants_on_the_experts(tmp_path: Path) -> None:
     tiny = make_tiny(tmp_path)
     model = str(make_classifier(tmp_path / "model"))
-    arguments = tiny | {"task": "reward:concise", "max_tokens": 8, "options": {"model": model}}
+    arguments = tiny | {"task": "reward:concise", "max_tokens": 10, "options": {"model": model}}
     summary = search(**arguments, out=tmp_path / "run")
     constants = summary["objective"]["low"], summary["objective"]["high"]
     assert constants[0] < constants[1]

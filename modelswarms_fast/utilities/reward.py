@@ -54,6 +54,10 @@ def load(path: Path, content: dict[str, Any], wanted: Wanted) -> Utility:
             raise InputError(f"{wanted.task}: low is {constants[0]:g} and high {constants[1]:g}; give low below high")
     examples = read_examples(path, content, wanted, {"prompt": (str,)}, instead="question")
     limit, batch = wanted.max_tokens or MAX_TOKENS, wanted.whole("batch", BATCH)
+    if variant in ("verbose", "concise") and limit < SHORTEST:
+        raise InputError(
+            f"max_tokens is {limit}, but {wanted.task} scores lengths from {SHORTEST} tokens on; give at least that"
+        )
     classifier = Classifier(
         wanted.text("model"), dtype=wanted.choice("dtype", *DTYPES), device=wanted.options.get("device"), batch=batch
     )
