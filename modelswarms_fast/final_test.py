@@ -14,7 +14,7 @@ from modelswarms_fast.config import EngineConfig
 from modelswarms_fast.errors import InputError
 from modelswarms_fast.evaluate import Evaluator
 from modelswarms_fast.experts import Experts
-from modelswarms_fast.journal import TEST_SCORES, write_json
+from modelswarms_fast.journal import ENSEMBLE, TEST_SCORES, write_json
 from modelswarms_fast.particles import LARGEST_NAMED, Particles
 from modelswarms_fast.scores import digest
 from modelswarms_fast.session import Session, mix_row
@@ -51,6 +51,8 @@ def evaluate_run(folder: str | Path) -> None:
         InputError: the folder lacks what is needed, or what its config.json names is not there any more.
     """
     run = read_run(folder)
+    if run.config.get("engine", ENSEMBLE) == ENSEMBLE:  # older token swarms name no engine
+        raise InputError(f"{folder} is a token swarm, whose mixtures are of no weights; leave --evaluate out.")
     groups = _mixtures(run)
     names = {"limit_dev", "limit_test", "max_tokens", "scoring", "options", "confirm"}
     asked = {name: value for name, value in run.config.items() if name in names and value is not None}

@@ -28,6 +28,8 @@ REPORT = "report.html"
 GLOBAL_BEST = "global_best"
 ANALYSIS = "analysis.json"
 TEST_SCORES = "test_scores.json"
+# The engine that a token swarm's records name: its mixtures are of what experts say, not of their weights.
+ENSEMBLE = "ensemble"
 
 
 class Journal:

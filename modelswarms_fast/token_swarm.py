@@ -26,7 +26,7 @@ from modelswarms_fast.errors import InputError
 from modelswarms_fast.evaluate import Evaluator
 from modelswarms_fast.experts import Experts, read_experts
 from modelswarms_fast.iterations import run_iterations
-from modelswarms_fast.journal import GLOBAL_BEST, SUMMARY, check_run_folder, open_run, write_json
+from modelswarms_fast.journal import ENSEMBLE, GLOBAL_BEST, SUMMARY, check_run_folder, open_run, write_json
 from modelswarms_fast.layout import Layout
 from modelswarms_fast.particles import Particles
 from modelswarms_fast.progress import Progress
@@ -100,7 +100,7 @@ def token_swarm(
         "architectures": [type(plain(member.engine.model)).__name__ for member in members],
     }
     counts = {f"{split}_examples": len(examples) for split, examples in utility.examples.items()}
-    chosen = asdict(config) | {"dtype": dtype, "max_model_len": max_model_len}
+    chosen = asdict(config) | {"engine": ENSEMBLE, "dtype": dtype, "max_model_len": max_model_len}
     particles = Particles(unit_experts(names), swarm, engine_config, torch.device("cpu"))
     asked = inputs | {"sources": [str(source) for source in sources]} | counts | chosen
     with closing(particles), open_run(out, asked, overwrite=overwrite) as journal:
@@ -128,7 +128,7 @@ def token_swarm(
     summary = inputs | {
         "particles": config.particles,
         "seed": config.seed,
-        "engine": "ensemble",
+        "engine": ENSEMBLE,
         "iterations": swarm.iteration - swarm.waiting,
         "stopped": stopped,
         **result,

@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 
 from modelswarms_fast import cli
 from modelswarms_fast.errors import InputError
+from modelswarms_fast.final_test import evaluate_run
 from modelswarms_fast.journal import read_json
 from modelswarms_fast.token_swarm import token_swarm, unit_experts
 
@@ -62,6 +63,15 @@ def test_the_swarm_finds_a_mixture_that_beats_every_expert(taught, tmp_path):
     assert {path.name for path in (tmp_path / "run").iterdir()} == {
         "config.json", "history.jsonl", "summary.json", "analysis.json", "report.html", "global_best",
     }  # fmt: skip
+
+
+def test_no_mixture_of_weights_is_tested_afterwards(taught, tmp_path):
+    out = tmp_path / "run"
+    base = taught["experts"][0]
+    adapters = [make_adapter(base, tmp_path / name, seed=seed) for seed, name in enumerate(("ada", "bob"))]
+    token_swarm(**taught | {"experts": adapters, "base": str(base)}, out=out, **SMALL | {"iterations": 1})
+    with pytest.raises(InputError, match="is a token swarm"):
+        evaluate_run(out)
 
 
 def test_a_seed_decides_the_run(taught, tmp_path):
