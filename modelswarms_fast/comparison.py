@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import math
 import time
@@ -66,6 +67,7 @@ def compare(
     swarm = swarm or {}
     if unknown := swarm.keys() - {field.name for field in fields(SwarmConfig)}:
         raise InputError(f"swarm has no setting {sorted(unknown)[0]!r}; give fields of SwarmConfig.")
+    SwarmConfig(particles=2, seed=seed)
     SwarmConfig(**({"particles": 2} | swarm))
     if methods is None:
         methods = [name for name in METHODS if name != "data_merge" or settings.get("train") is not None]
@@ -99,6 +101,8 @@ def compare(
     file = Path(out) / RESULTS
     content = _start(file, json.loads(json.dumps(asked)))
     left = [name for name in runs if name not in content["methods"]]
+    if "cbtm" in left:  # what it cannot use is refused before an engine starts
+        importlib.import_module("modelswarms_fast.baselines.cbtm").prompts_of(session)
     if left:
         console = Console(stderr=True, quiet=not progress)
         with alone(file.parent), session:

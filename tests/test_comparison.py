@@ -143,7 +143,13 @@ def test_what_cannot_be_used_is_refused_before_an_engine_starts(tiny, tmp_path, 
         compare(**arguments | {"swarm": {"speed": 1}})
     with pytest.raises(InputError, match="patience is 0"):
         compare(**arguments | {"swarm": {"patience": 0}})
+    with pytest.raises(InputError, match="seed is -1"):
+        compare(**arguments | {"seed": -1})
     assert not (tmp_path / "out").exists()
+    texts = tmp_path / "texts.json"
+    texts.write_text(json.dumps({"dev": [{"text": "abc"}], "test": [{"text": "abc"}]}))
+    with pytest.raises(InputError, match="those in dev of texts have none; leave cbtm out"):
+        compare(**arguments | {"task": "perplexity", "data": texts, "methods": ["cbtm"]})
 
 
 def test_the_paired_bootstrap():

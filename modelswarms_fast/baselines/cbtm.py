@@ -9,6 +9,7 @@ balanced k-means.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -31,6 +32,7 @@ TEMPERATURE = 0.1  # of the squared distances, as in the paper
 DIMENSIONS = 100  # that tf-idf is reduced to, as in the paper
 LEAST = 8  # examples in a cluster, on average
 PRIOR = 4  # examples that an expert's mean over all of dev counts as in each cluster
+WORD = r"(?u)\b\w+\b"
 TOP = (2, 4)  # experts that answer one prompt; dev chooses
 
 
@@ -39,18 +41,17 @@ def run(session: Session, budget: int, seed: int) -> Choice:
 
     An evaluation is a pass of one expert over dev: an ensemble of k takes k, or fewer where clusters share an expert.
     """
-    names, prompts = session.experts.names, session.utility.prompts["dev"]
+    names, prompts = session.experts.names, prompts_of(session)
+    texts = [text for some in prompts for text in some]
     if session.train is not None:
-        data = read_training_data(session.train, names)
-        texts = [prompt for name in names for prompt, _ in data[name]]
-        owners = np.repeat(np.arange(len(names)), [len(data[name]) for name in names])
+        owners = np.repeat(np.arange(len(names)), [len(some) for some in prompts])
         shares = np.eye(len(names))[owners] / np.bincount(owners, minlength=len(names))
         clusters = Clusters.of(texts, len(names), seed)
         experts = best_by_cluster(clusters.numbers, shares, clusters.count, prior=0, total=True)
         spent, what = 0, "training data"
     else:
         scores = np.array(session.score_mixtures(np.eye(len(names)), "dev")).T
-        clusters = Clusters.of(prompts, max(1, min(len(names), len(prompts) // LEAST)), seed)
+        clusters = Clusters.of(texts, max(1, min(len(names), len(texts) // LEAST)), seed)
         experts = best_by_cluster(clusters.numbers, scores, clusters.count, prior=PRIOR)
         spent, what = len(names), "dev scores"
     ensemble = Ensemble(session, "probabilities")
@@ -82,6 +83,23 @@ def run(session: Session, budget: int, seed: int) -> Choice:
     )
 
 
+def prompts_of(session: Session) -> list[list[str]]:
+    """What is clustered: with training data the prompts of each expert's, else those of dev, one list.
+
+    Raises:
+        InputError: none has a word.
+    """
+    if session.train is None:
+        prompts = [session.utility.prompts["dev"]]
+    else:
+        data = read_training_data(session.train, session.experts.names)
+        prompts = [[prompt for prompt, _ in data[name]] for name in session.experts.names]
+    if not any(re.search(WORD, text) for some in prompts for text in some):
+        where = session.train or f"dev of {session.utility.dataset}"
+        raise InputError(f"cbtm clusters prompts by their words, but those in {where} have none; leave cbtm out.")
+    return prompts
+
+
 @dataclass
 class Clusters:
     """Centres of texts, and the way from a text to them."""
@@ -94,9 +112,10 @@ class Clusters:
     @classmethod
     def of(cls, texts: Sequence[str], count: int, seed: int) -> Clusters:
         """`count` clusters of texts by their words."""
-        words = TfidfVectorizer(sublinear_tf=True, token_pattern=r"(?u)\b\w+\b")
+        seed %= 2**32  # all that scikit-learn takes
+        words = TfidfVectorizer(sublinear_tf=True, token_pattern=WORD)
         width = words.fit_transform(texts).shape
-        steps: list[Any] = [TfidfVectorizer(sublinear_tf=True, token_pattern=r"(?u)\b\w+\b")]
+        steps: list[Any] = [TfidfVectorizer(sublinear_tf=True, token_pattern=WORD)]
         if min(width) > DIMENSIONS + 1:
             steps += [TruncatedSVD(DIMENSIONS, random_state=seed), Normalizer()]
         space = make_pipeline(*steps)
