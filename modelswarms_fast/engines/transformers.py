@@ -88,7 +88,12 @@ class TransformersEngine:
                 raise InputError(f"{spec.name} does not fit the base model; use the base that the experts share.")
             places[spec.name] = parameters[name].data
         if not adapter:
-            covered = {place.data_ptr() for place in places.values()}
+            covered = {place.data_ptr() for place in places.values()}  # a tied head lies where the embeddings do
+            if len(covered) < len(places):
+                raise InputError(
+                    "The experts have a head of their own, but the base model's lies in its embeddings (tied); save "
+                    "the experts without lm_head.weight, or untie the base model."
+                )
             for name, parameter in parameters.items():
                 if parameter.data_ptr() not in covered:
                     raise InputError(f"The experts have no tensor {name}, which the base model has; use their base.")
