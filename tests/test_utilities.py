@@ -220,6 +220,7 @@ GOOD = {"question": "q", "answer": "a"}
         ({"dev": [{"question": "q", "answer": ["a"]}], "test": [GOOD]}, '"answer" is list, not text or'),
         ({"dev": [{"question": "q", "answer": True}], "test": [GOOD]}, '"answer" is bool'),
         ({"dev": [{"question": "q", "answer": None}], "test": [GOOD]}, '"answer" is NoneType'),
+        ({"dev": [GOOD], "test": [GOOD, GOOD | {"answer": ""}]}, "test example 1 has an empty answer"),
         ({"dev": [GOOD], "test": [GOOD], "dataset": 3}, '"dataset" is not a text'),
     ],
 )
@@ -244,6 +245,13 @@ def test_bad_choices_are_refused(tmp_path: Path, choices: Any, message: str) -> 
     path = write(tmp_path / "x.json", dev=[QUESTION], test=[{**QUESTION, "choices": choices}])
     with pytest.raises(InputError, match=f'test example 0: the field "choices"[, ]+{message}'):
         load_utility("multiple_choice", path)
+
+
+@pytest.mark.parametrize("task", ["multiple_choice", "abstain"])
+def test_an_answer_that_is_no_choice_is_refused(tmp_path: Path, task: str) -> None:
+    path = write(tmp_path / "x.json", dev=[QUESTION], test=[QUESTION, {**QUESTION, "answer": "Blue"}])
+    with pytest.raises(InputError, match=rf'{path}: test example 1 has the answer "Blue", .* give A, B, C'):
+        load_utility(task, path)
 
 
 def test_examples_beyond_a_limit_are_checked_too(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from modelswarms_fast.utilities.data import Wanted, dataset_of, read_examples
-from modelswarms_fast.utilities.multiple_choice import FIELDS, MAX_TOKENS, parse, prompt, read_icl_prompt
+from modelswarms_fast.utilities.multiple_choice import FIELDS, MAX_TOKENS, check_answer, parse, prompt, read_icl_prompt
 from modelswarms_fast.utilities.utility import Answer, Ask, Utility
 
 REFLECTION = "Is the proposed answer true or false? Directly answer with true or false."
@@ -21,7 +21,7 @@ REFLECTION = "Is the proposed answer true or false? Directly answer with true or
 
 def load(path: Path, content: dict[str, Any], wanted: Wanted) -> Utility:
     """The utility of an evaluation file for multiple choice. Raises InputError."""
-    examples, dataset = read_examples(path, content, wanted, FIELDS), dataset_of(path, content)
+    examples, dataset = read_examples(path, content, wanted, FIELDS, check=check_answer), dataset_of(path, content)
     make_prompt = partial(prompt, dataset=dataset, icl_prompt=read_icl_prompt(path, content, dataset))
     wanted.check_options()
     limit = wanted.max_tokens or MAX_TOKENS

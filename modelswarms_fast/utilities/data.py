@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -117,16 +117,20 @@ def read_examples(
     fields: Fields,
     *,
     instead: str | None = None,
+    check: Callable[[dict[str, Any], str], None] | None = None,
 ) -> dict[str, list[dict[str, Any]]]:
     """The examples of each split, as many as are wanted.
 
     All are checked, wanted or not: InputError for one that lacks a field or has one of another type; the field
-    `instead` may stand for a missing one.
+    `instead` may stand for a missing one. check: of (example, where it is), what fields alone do not tell.
     """
     splits = {split: _read_split(path, content, split) for split in SPLITS}
     for split, examples in splits.items():
         for index, example in enumerate(examples):
-            _check_example(example, fields, instead, f"{path}: {split} example {index}")
+            where = f"{path}: {split} example {index}"
+            _check_example(example, fields, instead, where)
+            if check is not None:
+                check(example, where)
     return {split: examples[: wanted.limits.get(split)] for split, examples in splits.items()}
 
 

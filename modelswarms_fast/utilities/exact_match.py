@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from modelswarms_fast.errors import InputError
 from modelswarms_fast.utilities.data import Fields, Wanted, dataset_of, read_examples
 from modelswarms_fast.utilities.utility import Answer, Ask, Utility
 
@@ -22,7 +23,7 @@ _WORKED_SOLUTIONS = {"gsm8k": {"dev": 5, "test": 10}}
 
 def load(path: Path, content: dict[str, Any], wanted: Wanted) -> Utility:
     """The utility of an evaluation file. Raises InputError."""
-    examples, dataset = read_examples(path, content, wanted, FIELDS), dataset_of(path, content)
+    examples, dataset = read_examples(path, content, wanted, FIELDS, check=_check_answer), dataset_of(path, content)
     wanted.check_options()
     limit = wanted.max_tokens or max_tokens(dataset)
     kept = last_words(dataset)
@@ -38,6 +39,11 @@ def load(path: Path, content: dict[str, Any], wanted: Wanted) -> Utility:
         _score_examples,
         score_range=(0.0, 1.0),
     )
+
+
+def _check_answer(example: dict[str, Any], where: str) -> None:
+    if not str(example["answer"]).strip():
+        raise InputError(f"{where} has an empty answer, which every output contains; give one")
 
 
 def max_tokens(dataset: str) -> int:

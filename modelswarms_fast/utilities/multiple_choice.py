@@ -28,7 +28,7 @@ _DEFAULT_INSTRUCTION = "Please choose an option that best answers the question.\
 
 def load(path: Path, content: dict[str, Any], wanted: Wanted) -> Utility:
     """The utility of an evaluation file. Raises InputError."""
-    examples, dataset = read_examples(path, content, wanted, FIELDS), dataset_of(path, content)
+    examples, dataset = read_examples(path, content, wanted, FIELDS, check=check_answer), dataset_of(path, content)
     icl_prompt = read_icl_prompt(path, content, dataset)
     limit = wanted.max_tokens or MAX_TOKENS
     if wanted.scoring == "loglikelihood":
@@ -85,6 +85,13 @@ def _load_likelihoods(
         score_range=(0.0, 1.0),
         choice=likeliest,
     )
+
+
+def check_answer(example: dict[str, Any], where: str) -> None:
+    """Raise InputError for an answer that is no choice, which no output could be right by."""
+    if str(example["answer"]) not in example["choices"]:
+        keys = ", ".join(example["choices"])
+        raise InputError(f'{where} has the answer "{example["answer"]}", which is no key of its choices; give {keys}')
 
 
 def read_icl_prompt(path: Path, content: dict[str, Any], dataset: str) -> str:
