@@ -115,7 +115,7 @@ def sweep_command(
         engine=engine,
         serve=serve,
         slots=slots,
-        **read_settings(more, EngineConfig),
+        **read_settings(more, EngineConfig, own=("state", "engine", "serve", "slots")),
     )
     table = Table("search", *content["ranges"], "dev", "iterations", "evaluations", "stopped")
     for one in content["searches"]:
@@ -175,7 +175,7 @@ def study_command(
         engine=engine,
         serve=serve,
         slots=slots,
-        **read_settings(more, EngineConfig),
+        **read_settings(more, EngineConfig, own=("state", "engine", "serve", "slots")),
     )
     table = Table("variant", "runs", "dev", "test ± over seeds", "test beside the first", "evaluations")
     for name, one in content["summary"].items():

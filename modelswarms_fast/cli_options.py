@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -43,7 +44,8 @@ SwarmSetting = Annotated[
     list[str] | None, typer.Option("--set", help="A setting of all searches, as in --set iterations=10; repeatable.")
 ]
 EngineSetting = Annotated[
-    list[str] | None, typer.Option("--engine-set", help="One of the engine, as in --engine-set max_model_len=512.")
+    list[str] | None,
+    typer.Option("--engine-set", help="Another one of the engine, as in --engine-set max_model_len=512."),
 ]
 
 
@@ -58,16 +60,22 @@ def read_options(given: list[str] | None) -> dict[str, str]:
     return options
 
 
-def read_settings(pairs: list[str] | None, kind: type[SwarmConfig] | type[EngineConfig]) -> dict[str, Any]:
-    """Fields of a configuration from texts such as "iterations=10". Raises InputError."""
+def read_settings(
+    pairs: list[str] | None, kind: type[SwarmConfig] | type[EngineConfig], own: Sequence[str] = ()
+) -> dict[str, Any]:
+    """Fields of a configuration from texts such as "iterations=10"; those in `own` have options of their own.
+
+    Raises InputError.
+    """
     found: dict[str, Any] = {}
     for pair in pairs or []:
         name, equals, text = pair.partition("=")
         field = kind.__dataclass_fields__.get(name)
         if field is None or not equals:
-            raise InputError(
-                f"{pair!r} sets nothing; give name=value with one of {', '.join(kind.__dataclass_fields__)}"
-            )
+            names = [name for name in kind.__dataclass_fields__ if name not in own]
+            raise InputError(f"{pair!r} sets nothing; give name=value with one of {', '.join(names)}")
+        if name in own:
+            raise InputError(f"{name} has an option of its own; give --{name} {text} instead of {pair!r}")
         try:
             value = json.loads(text.lower() if str(field.type) == "bool" else text)
         except ValueError:

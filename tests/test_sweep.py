@@ -297,3 +297,26 @@ def test_variants():
 def test_settings_that_cannot_be_are_refused(text, message):
     with pytest.raises(InputError, match=message):
         read_settings([text], SwarmConfig)
+
+
+@pytest.mark.parametrize("command", [["sweep"], ["study", "seeds"]])
+@pytest.mark.parametrize("setting", ["serve=auto", "state=mixture", "engine=transformers", "slots=2"])
+def test_an_engine_setting_with_an_option_of_its_own_names_it(command, setting):
+    arguments = [
+        *command,
+        "experts",
+        "--base",
+        "b",
+        "--task",
+        "t",
+        "--data",
+        "d",
+        "--out",
+        "o",
+        "--engine-set",
+        setting,
+    ]
+    with pytest.raises(InputError, match=f"give --{setting.replace('=', ' ')} instead of '{setting}'"):
+        CliRunner().invoke(cli.app, arguments, catch_exceptions=False)
+    with pytest.raises(InputError, match="with one of engines, tensor_parallel, dtype, row_dtype"):
+        CliRunner().invoke(cli.app, [*arguments[:-1], "nothing"], catch_exceptions=False)
