@@ -36,7 +36,7 @@ def study(
     *,
     base: str,
     task: str,
-    data: Files,
+    data: Files = None,
     out: str | Path,
     seeds: int = 3,
     at_once: int = 2,

@@ -41,7 +41,7 @@ def sweep(
     *,
     base: str,
     task: str,
-    data: Files,
+    data: Files = None,
     out: str | Path,
     searches: int = 20,
     ranges: Mapping[str, tuple[float, float]] | None = None,

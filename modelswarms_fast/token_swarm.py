@@ -39,7 +39,7 @@ def token_swarm(
     experts: str | Path | Sequence[str | Path],
     *,
     task: str,
-    data: Files,
+    data: Files = None,
     out: str | Path,
     base: str | None = None,
     limit_dev: int | None = None,

@@ -202,3 +202,17 @@ def test_scoring_and_options_reach_every_command(tmp_path, monkeypatch):
         assert settings.get("data") is None
     assert run(monkeypatch, "evaluate", "m", *own, "--option", "a=2") == 2
     assert len(seen) == 2
+
+
+@pytest.mark.parametrize("command", [["sweep"], ["study", "seeds"], ["token-swarm"]])
+def test_a_task_that_brings_its_data_needs_none(command, tmp_path, monkeypatch):
+    import modelswarms_fast.session
+    import modelswarms_fast.token_swarm
+
+    def shown(task, data, **settings):
+        raise cli.InputError(f"{task} {data}")
+
+    monkeypatch.setattr(modelswarms_fast.session, "load_utility", shown)
+    monkeypatch.setattr(modelswarms_fast.token_swarm, "load_utility", shown)
+    with pytest.raises(cli.InputError, match=r"^lm_eval:t None$"):
+        cli.app([*command, "a", "b", "--base", "c", "--task", "lm_eval:t", "--out", str(tmp_path / "run")])
