@@ -32,6 +32,7 @@ from modelswarms_fast.cli_options import (
     show,
 )
 from modelswarms_fast.config import Canary, DType, EngineConfig, State, SwarmConfig
+from modelswarms_fast.errors import InputError
 
 app = typer.Typer()
 
@@ -47,6 +48,7 @@ def report_command(
     """Write report.html of RUN again, with all analyses that its files allow."""
     from modelswarms_fast.analysis import read_run
     from modelswarms_fast.analysis.every import PLOTS, analyse, draw
+    from modelswarms_fast.journal import write_text
     from modelswarms_fast.report import write_report
 
     if evaluate:
@@ -55,11 +57,17 @@ def report_command(
         evaluate_run(run)
     written = [write_report(run)]
     if plots is not None:
-        plots.mkdir(parents=True, exist_ok=True)
-        for name, numbers in analyse(read_run(run)).items():
-            if name in PLOTS:
-                (plots / f"{name}.svg").write_bytes(draw(name, numbers))
-                written.append(plots / f"{name}.svg")
+        found = analyse(read_run(run))
+        try:
+            plots.mkdir(parents=True, exist_ok=True)
+            for name, numbers in found.items():
+                if name in PLOTS:
+                    write_text(plots / f"{name}.svg", draw(name, numbers).decode())
+                    written.append(plots / f"{name}.svg")
+        except OSError as error:
+            raise InputError(f"cannot make {plots}: {error.strerror}; choose another folder for --plots.") from error
+        except ImportError as error:
+            raise InputError("--plots needs matplotlib: pip install matplotlib, or leave it out.") from error
     print("\n".join(map(str, written)))
 
 

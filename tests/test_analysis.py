@@ -2,11 +2,13 @@
 
 import json
 import math
+import sys
 
 import numpy as np
 import pytest
 import torch
 
+from modelswarms_fast import cli
 from modelswarms_fast.analysis import composition, emergence, read_run, studies, top_k, trajectory, weak_to_strong
 from modelswarms_fast.analysis.every import PLOTS, analyse, draw, svg
 from modelswarms_fast.errors import InputError
@@ -237,6 +239,15 @@ def test_the_report_has_every_analysis_and_stands_alone(run):
     assert page.count("data:image/svg+xml;base64,") == len(PLOTS)
     assert "2 of 4 questions were missed by all experts; of these some final particle answers 100.0%" in page
     assert json.loads((run / "analysis.json").read_text()) == analyse(read_run(run))
+
+
+def test_plots_that_cannot_be_are_one_sentence(run, monkeypatch):
+    (run / "plots").write_text("a letter")
+    with pytest.raises(InputError, match=r"^cannot make .*/plots: File exists; choose another folder for --plots\.$"):
+        cli.app(["report", str(run), "--plots", str(run / "plots")])
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    with pytest.raises(InputError, match=r"^--plots needs matplotlib: pip install matplotlib"):
+        cli.app(["report", str(run), "--plots", str(run / "others")])
 
 
 def test_the_gap_between_dev_and_test_is_shown(run):
