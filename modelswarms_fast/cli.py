@@ -135,12 +135,12 @@ def evaluate_command(
     max_model_len: MaxModelLen = EngineConfig.max_model_len,
 ) -> None:
     """Score one model on a split and print the result as JSON."""
+    settings = locals()
+    from modelswarms_fast.journal import plain
     from modelswarms_fast.one_model import evaluate
 
-    settings = locals()
-    settings.pop("evaluate")
     settings["options"] = read_options(settings.pop("option"))
-    print(json.dumps(evaluate(**settings), indent=2))
+    print(json.dumps(plain(evaluate(**settings)), indent=2))
 
 
 @app.command("demo")

@@ -45,6 +45,11 @@ def unsure(example: dict[str, Any], output: str) -> float:
     return float("nan") if "e" in output else vowels(example, output)
 
 
+def never(example: dict[str, Any], output: str) -> float:
+    """NaN for every output."""
+    return float("nan")
+
+
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """Arguments of `search` but `out`: three experts on a base of 64 one-letter tokens."""

@@ -57,6 +57,14 @@ def test_search_then_evaluate(tiny, arguments, tmp_path, monkeypatch, capsys):
     assert results[0]["model"] == tiny["base"]
 
 
+def test_a_score_that_is_none_is_null(tiny, arguments, monkeypatch, capsys):
+    """NaN is no JSON."""
+    arguments[arguments.index("--task") + 1] = "helpers_search:never"
+    assert run(monkeypatch, "evaluate", tiny["base"], *arguments, "--limit", 2) == 0
+    shown = json.loads(capsys.readouterr().out, parse_constant=lambda word: pytest.fail(f"{word} is not JSON"))
+    assert (shown["score"], shown["standard_error"], shown["examples"]) == (None, None, 2)
+
+
 def test_experts_can_be_listed_one_by_one(tiny, arguments, tmp_path, monkeypatch):
     folders = sorted(Path(tiny["experts"]).iterdir())[:2]
     assert run(monkeypatch, "search", *folders, *arguments, "--out", tmp_path / "run", "--iterations", 0) == 0
