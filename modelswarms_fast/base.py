@@ -12,6 +12,8 @@ import os
 import re
 import shutil
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -93,6 +95,21 @@ def _checked(folder: Path) -> Path:
         raise InputError(f"{folder} has no tokenizer; copy tokenizer.json and tokenizer_config.json into it")
     _check_whole(folder)
     return folder
+
+
+@contextmanager
+def loading(folder: Path) -> Iterator[None]:
+    """Whatever transformers raises when it loads a model or tokenizer from here is one sentence: an InputError."""
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as error:  # of nearly every type: its own checks are few
+        reason = " ".join(str(error).split())[:300] or "no reason given"
+        raise InputError(
+            f"{folder} cannot be loaded by transformers ({type(error).__name__}: {reason}); correct its files, or give "
+            "another model"
+        ) from error
 
 
 def _check_whole(folder: Path) -> None:

@@ -1,6 +1,7 @@
 """The command line as a user runs it: results, exit codes, one sentence for a mistake."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -130,6 +131,28 @@ def test_a_mistake_is_one_sentence_and_exit_code_2(change, message, tiny, argume
     assert captured.err.startswith("error: ")
     assert message in captured.err
     assert len(captured.err.strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("file", "fields", "message"),
+    [
+        ("config.json", {"model_type": "lama"}, "base cannot be loaded by transformers (ValueError: "),
+        ("config.json", {"dtype": "fp32"}, "base/config.json: dtype is 'fp32'; make it float32"),
+        ("config.json", {"max_position_embeddings": None}, "base/config.json: max_position_embeddings is None; make"),
+        ("config.json", {"max_position_embeddings": "2k"}, "base/config.json: max_position_embeddings is '2k'; make"),
+        ("tokenizer.json", None, "base cannot be loaded by transformers ("),
+    ],
+)
+def test_a_base_that_cannot_be_loaded_is_named(file, fields, message, tiny, tmp_path, monkeypatch, capsys):
+    base = Path(shutil.copytree(tiny["base"], tmp_path / "base"))
+    content = {} if fields is None else json.loads((base / file).read_text()) | fields
+    (base / file).write_text(json.dumps(content))
+    own = ["--base", base, "--task", tiny["task"], "--data", tiny["data"], "--engine", "transformers"]
+    assert run(monkeypatch, "evaluate", base, *own) == 2
+    shown = capsys.readouterr().err
+    assert shown.startswith("error: ")
+    assert message in shown
+    assert len(shown.strip().splitlines()) == 1
 
 
 def test_a_broken_expert_is_exit_code_2_without_a_traceback(tiny, tmp_path):

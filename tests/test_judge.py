@@ -88,6 +88,9 @@ def test_prompts_in_a_chat_template(data: Path, endpoint: Endpoint, tmp_path: Pa
     assert "Instruction: Why is it blue?\n" in endpoint.seen[-1]["messages"][0]["content"]  # the judge sees none of it
     with pytest.raises(InputError, match="has no chat template"):
         load(data, endpoint, chat=str(make_classifier(tmp_path / "plain")))
+    (folder / "tokenizer.json").write_text("{}")
+    with pytest.raises(InputError, match=f"{folder} cannot be loaded by transformers"):
+        load(data, endpoint, chat=str(folder))
 
 
 def test_what_cannot_be_read_counts_as_the_lowest_and_is_told(data: Path, endpoint: Endpoint) -> None:

@@ -140,12 +140,14 @@ def start_engine(base: Path, experts: Experts | None, config: EngineConfig) -> E
 def start_here(base: Path, experts: Experts | None, config: EngineConfig) -> Engine:
     """One engine in this process, whatever `config.engines` says. Raises InputError as `start_engine`."""
     settings: dict[str, Any] = {"dtype": config.dtype, "max_model_len": config.max_model_len}
-    base_config = json.loads((base / "config.json").read_text())
+    file = base / "config.json"
+    base_config = json.loads(file.read_text())
     if config.dtype == "auto":
-        settings["dtype"] = _dtype_of(base_config)
-    settings["max_model_len"] = min(
-        config.max_model_len, base_config.get("max_position_embeddings", config.max_model_len)
-    )
+        settings["dtype"] = _dtype_of(base_config, file)
+    longest = base_config.get("max_position_embeddings", config.max_model_len)
+    if type(longest) is not int or longest < 1:
+        raise InputError(f"{file}: max_position_embeddings is {longest!r}; make it a whole number above 0")
+    settings["max_model_len"] = min(config.max_model_len, longest)
     if config.engine == "transformers":
         from modelswarms_fast.engines.transformers import TransformersEngine
 
@@ -156,14 +158,18 @@ def start_here(base: Path, experts: Experts | None, config: EngineConfig) -> Eng
     return VllmEngine(base, experts, serve=config.serve, **settings)
 
 
-def _dtype_of(base_config: dict[str, Any]) -> str:
+def _dtype_of(base_config: dict[str, Any], file: Path) -> str:
     """The checkpoint's own, for both engines: left to itself, vLLM makes half precision of a float32 checkpoint.
 
     float32 on an x86 CPU without AVX-512, where torch computes the half types many times slower (docs/engine.md).
+    Raises InputError for what torch does not compute in.
     """
+    own = base_config.get("dtype") or base_config.get("torch_dtype") or "float32"
+    if own not in ("float32", "bfloat16", "float16", "float64"):
+        raise InputError(f"{file}: dtype is {own!r}; make it float32, bfloat16 or float16")
     if not torch.cuda.is_available() and torch.backends.cpu.get_cpu_capability() == "AVX2":
         return "float32"
-    return str(base_config.get("dtype") or base_config.get("torch_dtype") or "float32")
+    return str(own)
 
 
 def asked_threads(otherwise: int) -> int:

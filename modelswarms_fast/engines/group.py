@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from transformers import AutoTokenizer
 
+from modelswarms_fast.base import loading
 from modelswarms_fast.config import EngineConfig, Serve
 from modelswarms_fast.engines import Completion, Request, Watch
 from modelswarms_fast.engines.process import Start
@@ -93,7 +94,8 @@ class EngineGroup:
         try:
             for number in range(count):
                 self._workers.append(Worker(number, count, start))
-            self.tokenizer: Any = AutoTokenizer.from_pretrained(base, trust_remote_code=False)
+            with loading(base):
+                self.tokenizer: Any = AutoTokenizer.from_pretrained(base, trust_remote_code=False)
             while not all(worker.ready for worker in self._workers):
                 self._receive()
         except BaseException:

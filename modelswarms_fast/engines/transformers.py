@@ -11,6 +11,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
+from modelswarms_fast.base import loading
 from modelswarms_fast.config import Serve
 from modelswarms_fast.engines import Completion, Request, Watch, working
 from modelswarms_fast.errors import InputError
@@ -49,15 +50,16 @@ class TransformersEngine:
         self._waiting: dict[int, tuple[Request, int]] = {}
         self.max_model_len = max_model_len
         self.device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self.tokenizer = AutoTokenizer.from_pretrained(base, trust_remote_code=False, padding_side="left")
+        with loading(base):
+            self.tokenizer = AutoTokenizer.from_pretrained(base, trust_remote_code=False, padding_side="left")
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
+                base,
+                dtype=dtype if dtype == "auto" else getattr(torch, dtype),
+                trust_remote_code=False,
+                output_loading_info=True,
+            )
         if self.tokenizer.pad_token is None:
             self.tokenizer.pad_token = self.tokenizer.eos_token
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
-            base,
-            dtype=dtype if dtype == "auto" else getattr(torch, dtype),
-            trust_remote_code=False,
-            output_loading_info=True,
-        )
         model, info = loaded
         if missing := sorted(info["missing_keys"]):  # transformers would have made them up at random
             raise InputError(f"{base} has no tensor {missing[0]}, which its model needs; give a complete checkpoint.")

@@ -18,7 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from modelswarms_fast.base import cache_folder
+from modelswarms_fast.base import cache_folder, loading, resolve_base
 from modelswarms_fast.errors import InputError
 from modelswarms_fast.utilities.callables import prompt
 from modelswarms_fast.utilities.data import Wanted, dataset_of, read_examples
@@ -229,9 +229,9 @@ def chat_form(name: str) -> Callable[[str], str]:
     """
     from transformers import AutoTokenizer
 
-    from modelswarms_fast.base import resolve_base
-
-    tokenizer: Any = AutoTokenizer.from_pretrained(resolve_base(name))
+    folder = resolve_base(name)
+    with loading(folder):
+        tokenizer: Any = AutoTokenizer.from_pretrained(folder)
     if not tokenizer.chat_template:
         raise InputError(f"the tokenizer of {name} has no chat template; leave --option chat out")
 
