@@ -28,6 +28,8 @@ PACKAGED_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
 PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 HUB_PATTERNS = ["*.safetensors", "*.json", "*.jinja", "merges.txt", "vocab.txt", "*.model"]
+# Directories, drives, ".." and pickles: an index may name safetensors files of its own folder only.
+PLAIN_NAME = re.compile(r"[^/\\:\0]+\.safetensors")
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
 
 # GGUF name of a tensor in one block -> name in the checkpoint, Llama architecture.
@@ -88,7 +90,13 @@ def _checked(folder: Path) -> Path:
             named = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
         except (ValueError, KeyError, TypeError, AttributeError):
             raise InputError(f"{index} is not a safetensors index; copy the checkpoint again") from None
-        missing = sorted(name for name in named if not (folder / str(name)).is_file())
+        for name in named:
+            if not isinstance(name, str) or not PLAIN_NAME.fullmatch(name):
+                raise InputError(
+                    f"{index} names {name!r}, which is not the plain name of a safetensors file in the same folder; "
+                    "copy the checkpoint again from a source you trust"
+                )
+        missing = sorted(name for name in named if not (folder / name).is_file())
         if missing:
             raise InputError(f"{folder} lacks {missing[0]}, which {index.name} names; copy the checkpoint again")
     if not any((folder / name).is_file() for name in TOKENIZER_FILES):

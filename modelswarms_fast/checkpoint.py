@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import math
-import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from modelswarms_fast.base import PLAIN_NAME
 from modelswarms_fast.errors import InputError
 from modelswarms_fast.layout import Layout
 from modelswarms_fast.lora import LoraModule, lora_modules
@@ -29,8 +29,6 @@ EXPECTED = (
 )
 _AGAIN = "download or export this expert again"
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
-# Directories, drives and "..": an index may name files of its own folder only.
-_PLAIN_NAME = re.compile(r"[^/\\:\0]+\.safetensors")
 
 
 @dataclass(frozen=True)
@@ -96,7 +94,7 @@ def _sharded(folder: Path, index_file: Path) -> dict[str, Stored]:
     if not isinstance(index, dict) or not index:
         raise InputError(f"{index_file} has no weight_map: {_AGAIN}")
     for name, file in index.items():
-        if not isinstance(file, str) or not _PLAIN_NAME.fullmatch(file):
+        if not isinstance(file, str) or not PLAIN_NAME.fullmatch(file):
             raise InputError(
                 f"{index_file}: tensor {name} lies in {file!r}, which is not the plain name of a safetensors"
                 " file in the same folder: download the checkpoint again from a source you trust"

@@ -203,6 +203,18 @@ def test_folder_errors_name_the_folder_and_the_remedy(tmp_path: Path) -> None:
         resolve_base(str(folder))
 
 
+@pytest.mark.parametrize("name", ["../evil.bin", "evil.bin", "../evil.safetensors", "/tmp/evil.safetensors", 3])
+def test_an_index_names_safetensors_of_its_folder_alone(tmp_path: Path, name: object) -> None:
+    folder = checkpoint(tmp_path / "model")
+    for place in (tmp_path, folder):
+        for file in ("evil.bin", "evil.safetensors", "3"):
+            (place / file).write_bytes((folder / "model.safetensors").read_bytes())
+    index = folder / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": {"a": "model.safetensors", "b": name}}))
+    with pytest.raises(InputError, match=f"^{index} names {name!r}, which is not the plain name of a safetensors file"):
+        resolve_base(str(folder))
+
+
 def test_pickled_checkpoint_is_refused_unread(tmp_path: Path) -> None:
     folder = checkpoint(tmp_path / "model")
     (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
