@@ -8,6 +8,8 @@ from pathlib import Path
 
 import helpers_search
 import pytest
+import torch
+from safetensors.torch import load_file
 from transformers import LlamaForCausalLM
 
 from modelswarms_fast import cli
@@ -153,6 +155,16 @@ def test_a_base_that_cannot_be_loaded_is_named(file, fields, message, tiny, tmp_
     assert shown.startswith("error: ")
     assert message in shown
     assert len(shown.strip().splitlines()) == 1
+
+
+def test_a_pickle_beside_other_safetensors_is_not_loaded(tiny, tmp_path, monkeypatch, capsys):
+    base = Path(shutil.copytree(tiny["base"], tmp_path / "base"))
+    torch.save(load_file(base / "model.safetensors"), base / "pytorch_model.bin")
+    (base / "model.safetensors").rename(base / "other.safetensors")
+    own = ["--base", base, "--task", tiny["task"], "--data", tiny["data"], "--engine", "transformers"]
+    monkeypatch.setattr(torch, "load", lambda *arguments, **settings: pytest.fail("a pickle is loaded"))
+    assert run(monkeypatch, "evaluate", base, *own) == 2
+    assert f"{base} cannot be loaded by transformers (OSError: " in capsys.readouterr().err
 
 
 def test_a_broken_expert_is_exit_code_2_without_a_traceback(tiny, tmp_path):

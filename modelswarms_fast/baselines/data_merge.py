@@ -67,7 +67,7 @@ def train(base: Path, experts: Experts, pairs: Pairs, *, steps: int, seed: int) 
     of the steps and a linear decay to 0; the loss is the cross entropy of completions and the end that follows them.
     """
     tokenizer = AutoTokenizer.from_pretrained(base, trust_remote_code=False)
-    model: Any = AutoModelForCausalLM.from_pretrained(base, dtype="auto", trust_remote_code=False)
+    model: Any = AutoModelForCausalLM.from_pretrained(base, dtype="auto", trust_remote_code=False, use_safetensors=True)
     fields = {key: value for key, value in experts.config.items() if key in LoraConfig.__dataclass_fields__}
     fields |= {"inference_mode": False, "base_model_name_or_path": str(base), "lora_dropout": 0.0}
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")

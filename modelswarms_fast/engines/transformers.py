@@ -57,6 +57,7 @@ class TransformersEngine:
                 dtype=dtype if dtype == "auto" else getattr(torch, dtype),
                 trust_remote_code=False,
                 output_loading_info=True,
+                use_safetensors=True,
             )
         if self.tokenizer.pad_token is None:
             self.tokenizer.pad_token = self.tokenizer.eos_token
