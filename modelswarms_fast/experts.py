@@ -25,13 +25,16 @@ from modelswarms_fast.layout import Layout
 from modelswarms_fast.lora import LoraModule
 from modelswarms_fast.memory import empty_rows
 
-__all__ = ["Experts", "LoraModule", "export", "inner_products", "read_experts", "read_model"]
+__all__ = [
+    "Experts", "LoraModule", "expert_folders", "export", "inner_products", "read_experts", "read_model"
+]  # fmt: skip
 
 # Weights of all experts together whose inner products are computed: a second or two.
 LARGEST_PRODUCTS = 1 << 30
 
 _ROW_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 _CAST = "set row_dtype, to which all experts are cast"
+_WEIGHTS = ("*.safetensors", "adapter_model.*", "pytorch_model*.bin")
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _HUB_FILES = ["*.safetensors", "*.json", "*.jinja", "tokenizer*", "vocab*", "merges.txt", "*.model"]
 # Fields that decide what the weights of a full checkpoint mean; compared where both configs have them.
@@ -139,7 +142,7 @@ def _locate(
 ) -> tuple[tuple[str, ...], list[Path], tuple[str, ...]]:
     """Names, local folders and sources of the experts; no expert file is opened here."""
     if isinstance(source, str | Path):
-        folders = _subfolders(_local(source))
+        folders = expert_folders(_local(source))
         if not folders:
             raise InputError(f"{source} holds no experts: {EXPECTED}")
         labels, sources = folders, [str(folder) for folder in folders]
@@ -161,14 +164,16 @@ def _locate(
     return tuple(names), folders, tuple(sources)
 
 
-def _subfolders(parent: Path) -> list[Path]:
+@_system_errors()
+def expert_folders(parent: Path) -> list[Path]:
+    """The folders of experts in `parent`, sorted by name. Raises InputError for one that has weights but no config."""
     found = []
     for entry in sorted(parent.iterdir()):
         if entry.name.startswith(".") or not entry.is_dir():
             continue
         if (entry / "adapter_config.json").exists() or (entry / "config.json").exists():
             found.append(entry)
-        elif any(entry.glob("*.safetensors")) or any(entry.glob("adapter_model.*")):
+        elif any(path for pattern in _WEIGHTS for path in entry.glob(pattern)):
             # A damaged expert: leaving it out in silence would change the result.
             raise InputError(f"{entry} holds weights but no adapter_config.json or config.json: add it")
     return found

@@ -24,7 +24,7 @@ from modelswarms_fast.engines.ensemble import EnsembleEngine, Member, clipped
 from modelswarms_fast.engines.transformers import TransformersEngine
 from modelswarms_fast.errors import InputError
 from modelswarms_fast.evaluate import Evaluator
-from modelswarms_fast.experts import Experts, read_experts
+from modelswarms_fast.experts import Experts, expert_folders, read_experts
 from modelswarms_fast.iterations import run_iterations
 from modelswarms_fast.journal import ENSEMBLE, GLOBAL_BEST, SUMMARY, check_run_folder, open_run, write_json
 from modelswarms_fast.layout import Layout
@@ -195,7 +195,7 @@ def _sources(experts: str | Path | Sequence[str | Path]) -> list[str | Path]:
         folder = Path(experts)
         if not folder.is_dir():
             raise InputError(f"{experts} is no folder of experts; give a folder that holds them, or several experts.")
-        found = [one for one in sorted(folder.iterdir()) if _is_adapter(one) or (one / "config.json").is_file()]
+        found = list(expert_folders(folder))
     if len(found) < 2:
         raise InputError(f"{experts} gives {len(found)} expert(s), but a search needs at least two.")
     return found

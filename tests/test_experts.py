@@ -394,6 +394,13 @@ def test_a_pickled_checkpoint_is_refused(tmp_path: Path) -> None:
         read_experts(tmp_path)
 
 
+def test_a_pickle_without_config_is_not_left_out(adapters: Path) -> None:
+    (adapters / "c").mkdir()
+    (adapters / "c" / "pytorch_model.bin").touch()
+    with pytest.raises(InputError, match=r"/c holds weights but no adapter_config\.json or config\.json: add it"):
+        read_experts(adapters)
+
+
 def test_a_list_of_experts_is_checked(originals: Path, tmp_path: Path) -> None:
     a, file = originals / "a", originals / "a" / "adapter_config.json"
     (tmp_path / "link").symlink_to(a)

@@ -1,6 +1,7 @@
 """Token swarms on tiny models of two architectures: a search finds what no expert has alone."""
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -121,6 +122,18 @@ def test_bad_input_is_one_sentence(taught, tmp_path):
         token_swarm(**taught, out=tmp_path / "run", randomness="coordinate")
     assert not (tmp_path / "run").exists()
     assert two.is_dir()
+
+
+def test_no_expert_of_a_folder_is_left_out_in_silence(taught, tmp_path):
+    """And what is hidden is none."""
+    for number, expert in enumerate([*taught["experts"], taught["experts"][0]]):
+        shutil.copytree(expert, tmp_path / "experts" / (".copy" if number == 2 else expert.name))
+    given = taught | {"experts": tmp_path / "experts"}
+    assert list(token_swarm(**given, out=tmp_path / "run", **SMALL | {"iterations": 0})["mixture"]) == ["gpt2", "llama"]
+    (tmp_path / "experts" / "new").mkdir()
+    (tmp_path / "experts" / "new" / "adapter_model.safetensors").touch()
+    with pytest.raises(InputError, match=r"/new holds weights but no adapter_config\.json or config\.json: add it"):
+        token_swarm(**given, out=tmp_path / "other", **SMALL)
 
 
 def test_unit_experts_are_their_own_rows():
