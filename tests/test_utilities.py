@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import datetime
 import json
 import math
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -396,3 +398,13 @@ def test_score_range_of_the_tasks_and_of_a_function(tmp_path, monkeypatch):
     for text in ("-1.5", "2.1"):
         with pytest.raises(InputError, match=r"on dev example 0 returned .*; its score_range says -1 to 2"):
             score(utility, "dev", [text])
+
+
+def test_documents_that_are_no_json_have_digests_too(tmp_path: Path) -> None:
+    """lm-eval's documents are what its data sets hold, dates among them."""
+    made = [
+        replace(load_utility("exact_match", answer_file(tmp_path)), examples={"dev": [{"doc": {"day": day}}]}).digests()
+        for day in (datetime.date(2024, 5, 17), datetime.date(2024, 5, 17), datetime.date(2024, 5, 18))
+    ]
+    assert made[0] == made[1]
+    assert made[0]["examples"] != made[2]["examples"]

@@ -105,7 +105,8 @@ class Utility:
     def digests(self) -> dict[str, str]:
         """Names of the content of `examples` and `asks`, so that results of another file are not taken for these."""
         named = {"examples": self.examples, "asks": self.asks}
-        data = {name: json.dumps(content, sort_keys=True).encode() for name, content in named.items()}
+        # By default=str: a document of lm-eval may hold dates and the like.
+        data = {name: json.dumps(content, sort_keys=True, default=str).encode() for name, content in named.items()}
         return {name: hashlib.blake2b(one, digest_size=16).hexdigest() for name, one in data.items()}
 
     def utility_of(self, split: str, scores: Sequence[float]) -> float:
