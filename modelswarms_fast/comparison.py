@@ -121,8 +121,11 @@ def _start(file: Path, asked: dict[str, Any]) -> dict[str, Any]:
     """What the file holds if it is of the same arguments; else a new content. Raises InputError."""
     if file.exists():
         content = read_json(file)
+        config = content.get("config")
+        if not isinstance(config, dict) or not isinstance(content.get("methods"), dict):
+            raise InputError(f"{file} does not hold results of a comparison; choose another folder, or remove it.")
         for name, value in asked.items():
-            if content.get("config", {}).get(name) != value:
+            if config.get(name) != value:
                 raise InputError(f"{file} holds results of another {name}; choose another folder, or remove it.")
         return content
     try:

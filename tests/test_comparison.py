@@ -132,6 +132,15 @@ def test_results_of_other_arguments_are_not_mixed(compared):
             compare(**arguments | change)
 
 
+@pytest.mark.parametrize("content", [{"config": 3}, {"config": {}, "methods": []}, {}])
+def test_a_file_of_other_content_is_not_taken_for_results(tiny, tmp_path, content):
+    (tmp_path / "baselines.json").write_text(json.dumps(content))
+    with pytest.raises(
+        InputError, match=r"baselines\.json does not hold results of a comparison; choose another folder"
+    ):
+        compare(**arguments_of(tiny, out=tmp_path, budget=6))
+
+
 def test_what_cannot_be_used_is_refused_before_an_engine_starts(tiny, tmp_path, monkeypatch):
     monkeypatch.setattr(comparison.Session, "__enter__", lambda self: pytest.fail("an engine was started"))
     arguments = arguments_of(tiny, out=tmp_path / "out", budget=6)
