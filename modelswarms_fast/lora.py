@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -103,9 +104,10 @@ def _check_config(config: Mapping[str, Any], file: Path) -> None:
             raise InputError(f"{file}: {field} is not an object of pattern and value: export the expert again")
         for key, value in patterns.items():
             check(value, f"{field}[{key!r}]", file)
-            _check_pattern(key, field, file)
-    if isinstance(config.get("target_modules"), str):
-        _check_pattern(config["target_modules"], "target_modules", file)
+            _check_pattern(key, _at_the_end(key), field, file)
+    target = config.get("target_modules")
+    if isinstance(target, str):
+        _check_pattern(target, target, "target_modules", file)
 
 
 def _check_rank(value: Any, field: str, file: Path) -> None:
@@ -114,21 +116,27 @@ def _check_rank(value: Any, field: str, file: Path) -> None:
 
 
 def _check_alpha(value: Any, field: str, file: Path) -> None:
-    if type(value) not in (int, float) or not math.isfinite(value):
+    if type(value) not in (int, float) or not abs(value) <= sys.float_info.max:  # an integer may be larger than that
         raise InputError(f"{file}: {field} is {value!r}, not a finite number: export the expert again")
 
 
-def _check_pattern(pattern: str, field: str, file: Path) -> None:
+def _check_pattern(given: str, matched: str, field: str, file: Path) -> None:
+    """Raise InputError if what is matched, which is the given pattern or holds it, is no regular expression."""
     try:
-        re.compile(pattern)
-    except re.error as error:
-        raise InputError(f"{file}: {field} {pattern!r} is not a regular expression ({error}): correct it") from error
+        re.compile(matched)
+    except (re.error, OverflowError, RecursionError) as error:
+        raise InputError(f"{file}: {field} {given!r} is not a regular expression ({error}): correct it") from error
+
+
+def _at_the_end(pattern: str) -> str:
+    """What PEFT makes of the keys of rank_pattern and alpha_pattern."""
+    return rf"(.*\.)?({pattern})$"
 
 
 def _matching(patterns: Mapping[str, float] | None, module: str, default: float) -> float:
     """The value of the first pattern that matches the module's name or its end after a dot, as PEFT does."""
     for pattern, value in (patterns or {}).items():
-        if re.match(rf"(.*\.)?({pattern})$", module):
+        if re.match(_at_the_end(pattern), module):
             return value
     return default
 
