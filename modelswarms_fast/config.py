@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+import sys
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -18,6 +19,9 @@ EngineName = Literal["vllm", "transformers"]
 DType = Literal["auto", "float32", "bfloat16", "float16"]
 Rounding = Literal["nearest", "stochastic"]
 Canary = Literal["off", "first", "all"]
+
+LARGEST = sys.float_info.max
+"""An integer may be larger, and then is no float."""
 
 
 def _check(condition: bool, sentence: str) -> None:
@@ -39,9 +43,10 @@ def parse_bytes(name: str, amount: str | None) -> float:
         return math.inf
     match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?) *([A-Za-z]+)", str(amount).strip())
     unit = ({"BYTES": 1, "B": 1} | _UNITS).get(match[2].upper()) if match else None
-    if match is None or unit is None:
+    count = float(match[1]) * unit if match and unit else math.inf
+    if count == math.inf:  # of several hundred digits, if it is a number at all
         raise InputError(f"{name} is {amount!r}; give a number and a unit, such as '8GB' or '512MiB'.")
-    return math.floor(float(match[1]) * unit)
+    return math.floor(count)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,10 +90,10 @@ class SwarmConfig:
         _check(0 <= self.seed < 2**63, f"seed is {self.seed}; give an integer from 0 to 2**63 - 1.")
         for name in ("inertia", "cognitive_coeff", "social_coeff", "repel_coeff", "restart_patience"):
             value = getattr(self, name)
-            _check(math.isfinite(value) and value >= 0, f"{name} is {value}; give a finite number, 0 or more.")
+            _check(0 <= value <= LARGEST, f"{name} is {value}; give a finite number, 0 or more.")
         for name in ("step_length", "step_length_factor", "minimum_step_length"):
             value = getattr(self, name)
-            _check(math.isfinite(value) and value >= 0, f"{name} is {value}; give a finite number, 0 or more.")
+            _check(0 <= value <= LARGEST, f"{name} is {value}; give a finite number, 0 or more.")
         _check(
             self.inertia + self.cognitive_coeff + self.social_coeff + self.repel * self.repel_coeff > 0,
             "inertia, cognitive_coeff, social_coeff and repel_coeff are all 0; nothing would move.",

@@ -227,6 +227,8 @@ def test_tell_wants_one_utility_a_particle():
         ("inertia", -0.1),
         ("cognitive_coeff", float("nan")),
         ("step_length", float("inf")),
+        pytest.param("repel_coeff", 10**400, id="no float"),
+        pytest.param("minimum_step_length", 10**400, id="no float either"),
         ("iterations", -1),
         ("patience", 0),
         ("drop_k", 1.0),
