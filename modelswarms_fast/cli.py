@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import logging
 import os
@@ -212,6 +213,8 @@ app.add_typer(cli_many.app)
 def main() -> None:
     """Entry point: a user's mistake, or an engine that failed, is one sentence and exit status 2."""
     _quiet()
+    if isinstance(sys.stdout, io.TextIOWrapper):  # as stderr is: what it cannot encode must not cost the results
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         app()
     except (InputError, EngineError) as error:

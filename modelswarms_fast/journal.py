@@ -51,7 +51,7 @@ class Journal:
 
     def append(self, line: Mapping[str, Any]) -> None:
         """Write one line and wait until the disk has it. Raises InputError when it cannot be written."""
-        data = memoryview(to_line(line).encode())
+        data = memoryview(_encoded(to_line(line)))
         try:
             while data:  # an unbuffered write may take only a part
                 data = data[self._file.write(data) :]
@@ -143,7 +143,7 @@ def write_text(path: str | os.PathLike[str], text: str) -> None:
     temporary = path.with_name(f".{path.name}.tmp")  # same folder, hence same disk: the rename is atomic
     try:
         with temporary.open("wb") as file:
-            file.write(text.encode())
+            file.write(_encoded(text))
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
@@ -201,6 +201,11 @@ def _object(data: bytes) -> dict[str, Any] | None:
 def to_line(line: Mapping[str, Any]) -> str:
     """A line as `Journal.append` writes it."""
     return _dumps(line) + "\n"
+
+
+def _encoded(text: str) -> bytes:
+    """UTF-8; a file's name that is none holds half characters, and these are written as JSON has them: \\udcff."""
+    return text.encode(errors="backslashreplace")
 
 
 def _dumps(content: Any, indent: int | None = None) -> str:

@@ -1,6 +1,7 @@
 """The command line as a user runs it: results, exit codes, one sentence for a mistake."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -13,7 +14,7 @@ from safetensors.torch import load_file
 from transformers import LlamaForCausalLM
 
 from modelswarms_fast import cli
-from modelswarms_fast.journal import read_history
+from modelswarms_fast.journal import read_history, read_json
 
 tiny = helpers_search.tiny
 HERE = Path(__file__).parent
@@ -259,3 +260,18 @@ def test_a_task_that_brings_its_data_needs_none(command, tmp_path, monkeypatch):
     monkeypatch.setattr(modelswarms_fast.token_swarm, "load_utility", shown)
     with pytest.raises(cli.InputError, match=r"^lm_eval:t None$"):
         cli.app([*command, "a", "b", "--base", "c", "--task", "lm_eval:t", "--out", str(tmp_path / "run")])
+
+
+def test_files_and_folders_whose_names_are_no_utf8(tiny, arguments, tmp_path, monkeypatch, capsys):
+    folder = Path(os.fsdecode(bytes(tmp_path) + b"/\xff"))
+    folder.mkdir()
+    data = Path(shutil.copy(tiny["data"], folder / os.fsdecode(b"words\xfe.json")))
+    arguments[arguments.index("--data") + 1] = data
+    own = ["--engine-set", "dtype=float32", "--seeds", 1, "--set", "iterations=1"]
+    study = [*arguments[: arguments.index("--dtype")], *own, "--out", tmp_path / "study"]
+    assert run(monkeypatch, "study", "seeds", tiny["experts"], *study) == 0
+    content = read_json(tmp_path / "study" / "study.json")
+    assert (content["data"], content["dataset"]) == (str(data), r"words\udcfe")
+    search = tmp_path / "study" / "searches" / "all-0"
+    assert run(monkeypatch, "report", search, "--plots", folder / "plots") == 0
+    assert r"\udcff/plots/trajectory.svg" in capsys.readouterr().out

@@ -78,6 +78,16 @@ def test_what_is_not_finite_is_null_and_numpy_is_plain(tmp_path: Path) -> None:
         json.loads(path.read_text(), parse_constant=lambda word: pytest.fail(f"{word} is not JSON"))
 
 
+def test_names_that_are_no_utf8_come_back(tmp_path: Path) -> None:
+    """As Python has them: with half characters."""
+    content = {"data": os.fsdecode(b"/a/\xff.json"), "\udc80": ["\\\udcff", "é"]}
+    write_json(tmp_path / "x.json", content)
+    with Journal(tmp_path / "history.jsonl") as writer:
+        writer.append(content)
+    assert read_json(tmp_path / "x.json") == content
+    assert read_history(tmp_path / "history.jsonl") == [content]
+
+
 # Reading
 
 
