@@ -224,6 +224,14 @@ GOOD = {"question": "q", "answer": "a"}
         ({"dev": [{"question": "q", "answer": None}], "test": [GOOD]}, '"answer" is NoneType'),
         ({"dev": [GOOD], "test": [GOOD, GOOD | {"answer": ""}]}, "test example 1 has an empty answer"),
         ({"dev": [GOOD], "test": [GOOD], "dataset": 3}, '"dataset" is not a text'),
+        (
+            {"dev": [GOOD, {"question": "\ud800", "answer": "a"}], "test": [GOOD]},
+            r"dev example 1 holds '\\ud800', which",
+        ),
+        (
+            {"dev": [GOOD], "test": [GOOD], "dataset": "a\udcff"},
+            r"beside the examples it holds '\\udcff', which is half",
+        ),
     ],
 )
 def test_bad_files_are_refused(tmp_path: Path, content: Any, message: str) -> None:

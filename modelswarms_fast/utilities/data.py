@@ -104,7 +104,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def dataset_of(path: Path, content: dict[str, Any]) -> str:
     """The file's field `dataset`, or else its name without ".json". Raises InputError."""
-    dataset = content.get("dataset", path.stem)
+    dataset = content.get("dataset", path.stem.encode(errors="backslashreplace").decode())
     if not isinstance(dataset, str) or not dataset:
         raise InputError(f'{path}: the field "dataset" is not a text; make it one or leave it out')
     return dataset
@@ -131,6 +131,9 @@ def read_examples(
             _check_example(example, fields, instead, where)
             if check is not None:
                 check(example, where)
+    _check_texts(
+        {name: value for name, value in content.items() if name not in SPLITS}, f"{path}: beside the examples it"
+    )
     return {split: examples[: wanted.limits.get(split)] for split, examples in splits.items()}
 
 
@@ -152,6 +155,16 @@ def _check_example(example: Any, fields: Fields, instead: str | None, where: str
             other = f' (or "{instead}")' if instead else ""
             raise InputError(f'{where} lacks the field "{name}"{other}; add it or choose another task')
         _check_value(example[name], types, f'{where}: the field "{name}"')
+    _check_texts(example, where)
+
+
+def _check_texts(value: dict[str, Any], where: str) -> None:
+    r"""Raise InputError for half a character: JSON has them, as in "\ud800", but tokenizers do not take them."""
+    try:
+        json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        half = error.object[error.start]
+        raise InputError(f"{where} holds {half!r}, which is half a character; correct the text") from error
 
 
 def _check_value(value: Any, types: tuple[type, ...], where: str) -> None:
