@@ -126,6 +126,8 @@ def test_a_long_text_loses_its_beginning_and_is_counted(tmp_path: Path) -> None:
     long, end = "x" * 40 + "y" * 64, "y" * 64
     assert classifier.logits([long], special=False)[0] == pytest.approx(classifier.logits([end], special=False)[0])
     assert classifier.truncated == 1
+    kept = classifier.logits(["y" * 63])[0]  # and the token that begins a text
+    assert classifier.logits([long])[0] == pytest.approx(kept)
 
 
 def test_bfloat16(tmp_path: Path) -> None:

@@ -29,7 +29,7 @@ class Classifier:
         if name.startswith(("/", ".")) and not Path(name).is_dir():  # no hub id, as which it would be looked for
             raise InputError(f"the classifier's folder {name} does not exist; give a folder or a hub id")
         try:
-            self.tokenizer: Any = AutoTokenizer.from_pretrained(name)
+            self.tokenizer: Any = AutoTokenizer.from_pretrained(name, truncation_side="left")
             loaded: Any = AutoModelForSequenceClassification.from_pretrained(
                 name, dtype=getattr(torch, dtype), use_safetensors=True, output_loading_info=True
             )
@@ -70,8 +70,12 @@ class Classifier:
         import torch
 
         tokens = [self.tokenizer(text, add_special_tokens=special)["input_ids"] for text in texts]
-        kept = [ids[-self._longest :] or [self.tokenizer.pad_token_id] for ids in tokens]
-        self.truncated += sum(len(ids) > self._longest for ids in tokens)
+        kept = [ids or [self.tokenizer.pad_token_id] for ids in tokens]
+        for index, text in enumerate(texts):
+            if len(tokens[index]) > self._longest:  # cut by the tokenizer, which keeps what it adds at the beginning
+                self.truncated += 1
+                cut = self.tokenizer(text, add_special_tokens=special, truncation=True, max_length=self._longest)
+                kept[index] = cut["input_ids"]
         order = sorted(range(len(texts)), key=lambda index: len(kept[index]))  # little padding
         found: list[list[float]] = [[]] * len(texts)
         for start in range(0, len(order), self.batch):
