@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 
 import pytest
 
@@ -157,6 +158,12 @@ def test_asks_and_scores_are_those_of_lm_eval(folder, monkeypatch, name, options
         assert scores == [float(place == one["doc"]["label"]) for place, one in zip(named, examples, strict=True)]
     if len(asks) > 4:
         assert 0 < sum(scores) < len(scores), "a test of something"
+
+
+def test_a_likelihood_that_is_no_number_is_no_score(folder):
+    utility = load_utility("lm_eval:tiny_choice", folder)
+    likely = [Answer("", 1, value) for value in (-1.0, math.nan, -2.0)]
+    assert math.isnan(utility.score("test", [0], [likely])[0])
 
 
 def test_what_a_task_asks(folder):

@@ -37,6 +37,12 @@ def test_the_likeliest_key_is_the_answer(tmp_path):
     assert (utility.score_range, utility.max_tokens) == ((0.0, 1.0), 1)
 
 
+@pytest.mark.parametrize("values", [(math.nan, -1.0), (-1.0, math.nan)])
+def test_a_likelihood_that_is_no_number_is_no_score(tmp_path, values):
+    utility = load_utility("multiple_choice", write(tmp_path), scoring="loglikelihood")
+    assert math.isnan(utility.score("dev", [0], [likelihoods(*values)])[0])
+
+
 @pytest.mark.parametrize(("normalise", "expected"), [("none", 0.0), ("characters", 1.0)])
 def test_texts_by_length(tmp_path, normalise, expected):
     """-4 for three characters and -6 for six: the second is likelier a character."""

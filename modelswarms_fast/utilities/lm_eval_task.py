@@ -222,6 +222,8 @@ def _score(task: Any, metric: str, chosen: str, example: dict[str, Any], answers
     from lm_eval.api.instance import Instance
 
     generated = task.OUTPUT_TYPE == "generate_until"
+    if not generated and any(math.isnan(answer.log_prob) for answer in answers):
+        return math.nan
     kind, doc = "generate_until" if generated else "loglikelihood", example["doc"]
     instances = [Instance(kind, doc, (), index) for index in range(len(answers))]
     for instance, answer in zip(instances, answers, strict=True):

@@ -6,6 +6,7 @@ character for character, so that utilities can be compared with published number
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -70,11 +71,16 @@ def _load_likelihoods(
     def likeliest(example: dict[str, Any], given: Sequence[Answer]) -> str:
         lengths = [max(len(words), 1) if by_length else 1 for words in said(example)]
         values = [answer.log_prob / length for answer, length in zip(given, lengths, strict=True)]
+        if any(map(math.isnan, values)):
+            return NOTHING_FOUND
         return str(list(example["choices"])[values.index(max(values))])  # the first of equals
 
     def score_examples(examples: Sequence[dict[str, Any]], answers: Sequence[Sequence[Answer]]) -> list[float]:
-        pairs = zip(examples, answers, strict=True)
-        return [float(likeliest(example, given) == str(example["answer"])) for example, given in pairs]
+        scores = []
+        for example, given in zip(examples, answers, strict=True):
+            right = float(likeliest(example, given) == str(example["answer"]))
+            scores.append(math.nan if any(math.isnan(answer.log_prob) for answer in given) else right)
+        return scores
 
     return Utility(
         wanted.task,
