@@ -81,7 +81,7 @@ def greedy(said: Sequence[torch.Tensor], tokens: torch.Tensor) -> Floats:
     """[n] The paper's greedy rule: from the expert of least perplexity on, each next one gets the share, of a grid,
     that makes the perplexity of the logits so mixed least.
 
-    Perplexity is convex in the share, so that a search of the grid by thirds finds what trying all of it would.
+    Perplexity is convex in the share, so that a search of the grid by halves finds what trying all of it would.
     """
     losses = [surprise(logits, tokens) for logits in said]
     order = sorted(range(len(said)), key=losses.__getitem__)
