@@ -122,6 +122,68 @@ void mixes() {
       }
 }
 
+// [particles, parts, length] in a tensor with gaps after each part: the bits of plain rows, and nothing
+// beside.
+void mixes_in_parts() {
+  constexpr Int particles = 2, parts = 3, n = 3, gap = 5;
+  const std::vector<float> narrow(particles * n, 0.3f);
+  const std::vector<double> wide(particles * n, 0.3);
+  for (const DType dtype : kTypes)
+    for (const Int length : {Int{1}, Int{63}, Int{64}, Int{1003}, Int{4097}}) {
+      const Int item = itemsize(dtype), size = parts * length, pitch = length + gap;
+      const Bytes experts = some_rows(n * size, dtype, 2);
+      const void* mixture = dtype == DType::float64 ? static_cast<const void*>(wide.data()) : narrow.data();
+      same_at_every_level("mix in parts of " + std::to_string(length), [&] {
+        // The last part ends where its memory does.
+        Bytes out(static_cast<std::size_t>((particles * parts * pitch - gap) * item));
+        std::memset(out.data.get(), 1, out.size);
+        mix({out.as<void>(), parts * pitch, experts.as<void>(), size, mixture, particles, n, size, dtype,
+             parts, pitch});
+        const Bytes plain(static_cast<std::size_t>(particles * size * item));
+        mix({plain.as<void>(), size, experts.as<void>(), size, mixture, particles, n, size, dtype, 1, 0});
+        for (Int part = 0; part < particles * parts; ++part) {
+          const char* found = out.as<char>() + part * pitch * item;
+          expect(std::memcmp(found, plain.as<char>() + part * length * item,
+                             static_cast<std::size_t>(length * item)) == 0,
+                 "a part has the bits of plain rows");
+          for (Int i = length * item; i < pitch * item && part + 1 < particles * parts; ++i)
+            expect(found[i] == 1, "a gap is left alone");
+        }
+        return out;
+      });
+    }
+}
+
+// A mixture of rows that end where their memory does, merged at once and as the row that mix() gives.
+void merges_of_mixtures() {
+  constexpr Int rank = 3, rows = 29, columns = 37, pitch = 41, a = rank * columns, size = a + rows * rank;
+  constexpr Int n = 3;
+  const float narrow[] = {0.5f, -0.25f, 1.5f};
+  const double wide[] = {0.5, -0.25, 1.5};
+  for (const DType dtype : kTypes) {
+    const Int item = itemsize(dtype);
+    const Bytes experts = some_rows(n * size, dtype, 6), base = some_rows(rows * columns, dtype, 7);
+    const void* mixture = dtype == DType::float64 ? static_cast<const void*>(wide) : narrow;
+    same_at_every_level("merge of a mixture", [&] {
+      Bytes row(static_cast<std::size_t>(size * item));
+      mix({row.as<void>(), size, experts.as<void>(), size, mixture, 1, n, size, dtype, 1, 0});
+      const auto live = [&](const auto& load) {
+        Bytes weights(static_cast<std::size_t>((rows * pitch - (pitch - columns)) * item));
+        std::memset(weights.data.get(), 0, weights.size);
+        load(MergePlan(
+            {{0, a, rank, rows, columns, columns, base.as<void>(), weights.as<void>(), pitch, 0.5}}, dtype));
+        return weights;
+      };
+      Bytes mixed =
+          live([&](const MergePlan& plan) { plan.load_mixture({experts.as<void>(), size, n, mixture}); });
+      const Bytes loaded = live([&](const MergePlan& plan) { plan.load(row.as<void>()); });
+      expect(std::memcmp(mixed.as<char>(), loaded.as<char>(), mixed.size) == 0,
+             "a merged mixture has the bits of its merged row");
+      return mixed;
+    });
+  }
+}
+
 void activations() {
   for (const DType dtype : {DType::float32, DType::bfloat16, DType::float16})
     for (const Int width : kSizes) {
@@ -339,9 +401,11 @@ int main() {
   readers_beside_a_writer();
   updates();
   mixes();
+  mixes_in_parts();
   activations();
   low_rank_products();
   plans();
+  merges_of_mixtures();
   plans_past_the_caches();
   updates_side_by_side();
   return 0;
