@@ -118,7 +118,7 @@ def test_two_engines_serve_as_one_of_them_chooses(find):
     together, found = find(serve="auto", state="mixture", iterations=1, engines=2)
     timings = together["auto_timings"]
     assert set(timings) == {"merged", "slots", "mixture"}
-    assert timings[together["serve"]] == max(timings.values()) > 0
+    assert timings[together["serve"]] >= 0.95 * max(timings.values()) > 0
     assert found == history
     assert together["end"] == alone["end"]
 
