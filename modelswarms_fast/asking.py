@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from modelswarms_fast.engines import Completion, Engine, Request
 from modelswarms_fast.errors import InputError
@@ -33,9 +33,9 @@ class Asked:
     example: int
     slot: int | None
     answers: list[Answer | None]
-    followed: bool = False
-    names: dict[int, tuple[int, _Encoded]] = field(default_factory=dict)
+    names: dict[int, tuple[int, _Encoded]]
     """Of its requests under way → which answer, and what was asked."""
+    followed: bool = False
 
     @property
     def given(self) -> list[Answer]:
@@ -78,7 +78,7 @@ class Asking:
     def begin(self, split: str, example: int, slot: int | None) -> Asked:
         """Ask a slot the first asks of an example."""
         first = self._first[split][example]
-        asked = Asked(split, example, slot, [None] * len(first))
+        asked = Asked(split, example, slot, [None] * len(first), {})
         for index, encoded in enumerate(first):
             self._submit(asked, index, encoded)
         return asked

@@ -181,6 +181,7 @@ class Evaluator:
         self, engine: Engine, utility: Utility, splits: Sequence[str] = SPLITS, trace: Trace | None = None
     ) -> None:
         self.engine, self.utility = engine, utility
+        self._batch = utility.batch or 1
         self.canary: Canary | None = None
         """Checks loads, as many as it is set to."""
         self.spent = Spent()
@@ -349,7 +350,7 @@ class Evaluator:
 
     def _submit(self, slot: int, work: _Round) -> None:
         """Ask for the examples of the particle in a slot that may be needed."""
-        one, floor = work.running[slot], max(FLOOR, self.utility.batch) * self.trace.engines
+        one, floor = work.running[slot], max(FLOOR, self._batch) * self.trace.engines
         floor = math.ceil(floor / min(self.engine.slots, len(work.running) + len(work.queue)))
         with self.spent.clock("generate"):
             for example in one.next_examples(floor):
@@ -363,7 +364,7 @@ class Evaluator:
                 ended = self.engine.step()
             with self.spent.clock("score"):
                 work.ended += self._take(ended)
-        if not work.ended or (len(work.ended) < self.utility.batch and not self._asking.idle):
+        if not work.ended or (len(work.ended) < self._batch and not self._asking.idle):
             return []
         with self.spent.clock("score"), self.trace.span("score"):
             self._score(work)

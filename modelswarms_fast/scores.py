@@ -178,8 +178,10 @@ class ScoreCache:
             return
         if old := self._kept.pop((split, key), None):
             self._bytes -= old[0].nbytes + old[1].nbytes
-        given = np.array([score is not None for score in tally.scores])
-        values = np.array([0.0 if score is None else score for score in tally.scores])
+        values = np.array(tally.scores, dtype=np.float64)  # None becomes NaN, which a score can be as well
+        given = np.ones(len(values), dtype=bool)
+        if not tally.complete:
+            given[:] = [score is not None for score in tally.scores]
         self._kept[split, key] = (values, given)
         self._bytes += values.nbytes + given.nbytes
         while self._bytes > self._room:

@@ -144,7 +144,7 @@ def join(name: str, tasks: Sequence[Utility], weights: Sequence[float], combine:
         {split: [asks for task in tasks for asks in task.asks[split]] for split in splits},
         own,
         follow_up if any(task.follow_up for task in tasks) else None,
-        max(task.batch for task in tasks),
+        max(task.batch or 0 for task in tasks) or None,
         reduce,
         standard_error,
         (min(low for low, _ in known), max(high for _, high in known)) if len(known) == len(tasks) else None,

@@ -70,8 +70,8 @@ class Utility:
     """Scores of any number of examples from their answers: finite, or NaN for no score."""
     follow_up: Callable[[dict[str, Any], Sequence[Answer]], Ask | None] | None = None
     """Asked after the first answers of an example; its answer is appended to them."""
-    batch: int = 1
-    """Examples that `score_examples` gets at once; fewer when no request runs."""
+    batch: int | None = None
+    """Examples that `score_examples` gets at once, fewer when no request runs; None: as many as have ended."""
     reduce: Callable[[str, Sequence[float]], float] = mean
     """(split, scores) → utility. It must never fall when a score rises, rounding included: early stopping relies on it.
     It gets no NaN: the utility of scores with a NaN is NaN."""
@@ -129,28 +129,34 @@ class Utility:
         """
         if len(answers) != len(numbers):
             raise ValueError(f"answers to {len(answers)} examples for {len(numbers)} of {split}")
+        lowest, highest = self.score_range or (-LARGEST_SCORE, LARGEST_SCORE)
         scores: list[float] = []
-        for first in range(0, len(numbers), self.batch):
-            some = slice(first, first + self.batch)
-            scores += self._score(split, numbers[some], answers[some])
+        size = self.batch or max(len(numbers), 1)
+        for first in range(0, len(numbers), size):
+            end = first + size
+            some = numbers[first:end]
+            for number, value in zip(some, self._returned(split, some, answers[first:end]), strict=True):
+                good = type(value) is float and lowest <= value <= highest
+                scores.append(value if good else self._checked(value, split, number, lowest, highest))
         return scores
 
-    def _score(self, split: str, numbers: Sequence[int], answers: Sequence[Sequence[Answer]]) -> list[float]:
+    def _returned(self, split: str, numbers: Sequence[int], answers: Sequence[Sequence[Answer]]) -> Sequence[Any]:
+        examples = self.examples[split]
         try:
-            returned = list(self.score_examples([self.examples[split][number] for number in numbers], answers))
+            returned = list(self.score_examples([examples[number] for number in numbers], answers))
         except InputError:
             raise
         except Exception as error:  # whatever a function of the user raises
+            if len(numbers) > 1:  # each alone, so that the one that it is about is named
+                for number, given in zip(numbers, answers, strict=True):
+                    self._returned(split, [number], [given])
             where = self._where(split, *numbers)
             raise InputError(f"{where} raised {type(error).__name__}: {error}; correct the function") from error
         if len(returned) != len(numbers):
             raise InputError(f"{self._where(split, *numbers)} returned {len(returned)} scores; return one for each")
-        return [self._checked(value, split, number) for number, value in zip(numbers, returned, strict=True)]
+        return returned
 
-    def _checked(self, returned: Any, split: str, number: int) -> float:
-        lowest, highest = self.score_range or (-LARGEST_SCORE, LARGEST_SCORE)
-        if type(returned) is float and (lowest <= returned <= highest or returned != returned):
-            return returned
+    def _checked(self, returned: Any, split: str, number: int, lowest: float, highest: float) -> float:
         try:
             score = math.inf if isinstance(returned, (str, bytes)) else float(returned)
         except (TypeError, ValueError, OverflowError, RuntimeError):
