@@ -56,7 +56,7 @@ from modelswarms_fast.rows import count_rows
 
 pytest.importorskip("vllm")
 
-MANY = 1000
+MANY = 1024
 ROUNDS = 3
 DRIVEN = 100
 
@@ -109,18 +109,22 @@ def facts_of(one: Iteration, prompts: int) -> dict[str, Any]:
 
 
 def test_many_in_one_batch(measure: Measure) -> None:
-    """A thousand particles as mixtures, two prompts each (with --quick a hundred); no base model beside them."""
-    particles, prompts = MANY // 10 if measure.quick else MANY, 2
-    server, found, most = engine("mixture"), list[Iteration](), list[int]()
+    """As many particles as there are slots for mixtures (with --quick a tenth), and as many requests in a step.
+
+    One short prompt each, so that the first has not ended before the last has begun. No base model beside them.
+    """
+    particles, prompts = MANY // 10 if measure.quick else MANY, 1
+    server, found, most = engine("mixture", max_num_seqs=MANY), list[Iteration](), list[int]()
 
     def ours() -> None:
         with particles_in_steps() as counts:
-            found.append(iterate(server, "mixture", prompts=prompts, particles=particles))
+            found.append(iterate(server, "mixture", prompts=prompts, skill="units", particles=particles))
         most.append(max(counts))
 
     measure.row(
         f"mixture, {particles:,} particles", ours, rounds=1, warmup=False, memory=False, serve="mixture",
-        state="mixture", particles=particles, prompts=particles * prompts, stop_early=False, threads=CORES,
+        state="mixture", particles=particles, prompts=particles * prompts, stop_early=False, max_num_seqs=MANY,
+        threads=CORES,
     )  # fmt: skip
     measure.benchmark.extra_info.update(facts_of(found[-1], particles * prompts) | {"particles_in_a_step": most[-1]})
     server.restore()

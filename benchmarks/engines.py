@@ -55,9 +55,9 @@ def experts() -> Experts:
 
 
 @functools.cache
-def engine(serve: str) -> Any:
+def engine(serve: str, **settings: Any) -> Any:
     """A vLLM engine with the experts attached, serving in this way."""
-    return start_engine(resolve_base(PACKAGED), experts(), config(serve))
+    return start_engine(resolve_base(PACKAGED), experts(), config(serve, **settings))
 
 
 @functools.cache

@@ -164,10 +164,16 @@ def fresh_swarm(particles: int, iterations: int, **settings: Any) -> Swarm:
 
 
 def iterate(
-    server: Any, serve: str, *, prompts: int, particles: int = PARTICLES, base: BaseModel | None = None
+    server: Any,
+    serve: str,
+    *,
+    prompts: int,
+    skill: str | None = None,
+    particles: int = PARTICLES,
+    base: BaseModel | None = None,
 ) -> Iteration:
     """One iteration of the loop on a running engine: the particles are evaluated where they start, and moved once."""
-    swarm, rows, ran = _loop(server, serve, utility_of_benchmark(prompts), particles, 0, base=base)
+    swarm, rows, ran = _loop(server, serve, utility_of_benchmark(prompts, skill), particles, 0, base=base)
     plan, one = swarm.plan(), ran[-1]
     start = time.perf_counter()
     rows.update(plan)

@@ -233,7 +233,7 @@ def evaluate_targets() -> Iterator[Target]:
         whole(share, particles=10, stop_early=False),
     )
     yield Target(
-        "particles in one step of an engine that serves mixtures, of 1,000",
+        "particles in one step of an engine that serves mixtures",
         1000,
         True,
         worst("particles_in_a_step", lambda row: int(row["particles_in_a_step"])),

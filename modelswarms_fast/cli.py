@@ -95,6 +95,7 @@ def search_command(
     row_dtype: Annotated[DType, typer.Option(help="Of the rows; auto: the experts'.")] = EngineConfig.row_dtype,
     rounding: Annotated[Rounding, typer.Option(help="Of moved rows to half types.")] = EngineConfig.rounding,
     max_model_len: MaxModelLen = EngineConfig.max_model_len,
+    max_num_seqs: Annotated[int | None, typer.Option(help="Requests in one step of vLLM; default: its own.")] = None,
     canary: Annotated[Canary, typer.Option(help="Loads to prove against transformers.")] = EngineConfig.canary,
     host_memory: Annotated[str | None, typer.Option(help="What rows may take in the host's memory: 8GB.")] = None,
     device_memory: Annotated[str | None, typer.Option(help="What rows may take in a GPU's memory.")] = None,

@@ -135,6 +135,9 @@ class EngineConfig:
     """Of moved rows to bfloat16 or float16. `stochastic`: up or down at random, so that small steps are not lost."""
     max_model_len: int = 4096
     """Longest prompt plus its completion, in tokens; at most what the base model was made for."""
+    max_num_seqs: int | None = None
+    """Requests in one step of an engine; None: what vLLM takes, 256 on a CPU. More need more memory for their keys and
+    values than it may have, and those that find none there start anew later."""
     canary: Canary = "first"
     """Which loads are compared with the transformers engine: none, the first, or every one."""
     host_memory: str | None = None
@@ -168,6 +171,13 @@ class EngineConfig:
         for name in ("host_memory", "device_memory"):
             parse_bytes(name, getattr(self, name))
         _check(self.max_model_len >= 16, f"max_model_len is {self.max_model_len}; give 16 or more.")
+        _check(
+            self.max_num_seqs is None or self.max_num_seqs >= 1, f"max_num_seqs is {self.max_num_seqs}; give 1 or more."
+        )
+        _check(
+            self.max_num_seqs is None or self.engine == "vllm",
+            f"max_num_seqs is {self.max_num_seqs} but the transformers engine has no such setting; use engine='vllm'.",
+        )
         _check(
             self.engine == "vllm" or self.serve == "merged",
             f"serve is {self.serve!r} but the transformers engine serves one particle at a time; use engine='vllm'.",

@@ -500,7 +500,7 @@ def test_targets_of_loads_iterations_and_starts(tmp_path):
     assert cells[whole_name] == "≥ 0.95 merged 0.97 met"
     moves = "moves with `stop_early`, prompts of a full evaluation a second, of the plain base model's"
     assert cells[moves] == "≥ 1.30 mix, merged **1.20 missed**"
-    assert cells["particles in one step of an engine that serves mixtures, of 1,000"] == "≥ 1,000 1,000 met"
+    assert cells["particles in one step of an engine that serves mixtures"] == "≥ 1,000 1,000 met"
     assert cells["idle share of the engine in an iteration"] == "≤ 3.0% merged 2.0% met"
     assert (
         cells["driver of 100 particles of four prompts, all of an iteration but the time within the engine"]

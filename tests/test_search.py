@@ -443,6 +443,8 @@ def test_a_failing_search_leaves_no_file_of_rows_and_no_thread(tiny, tmp_path, m
         ({"experts": "nowhere"}, "nowhere"),
         ({"base": "no/where"}, "no/where"),
         ({"max_model_len": 16, "max_tokens": 14}, "Prompt 0 of the dev split"),
+        ({"max_num_seqs": 0}, "max_num_seqs is 0; give 1 or more"),
+        ({"max_num_seqs": 512}, "the transformers engine has no such setting; use engine='vllm'"),
     ],
 )
 def test_bad_input_is_one_sentence_and_leaves_no_run(tiny, tmp_path, change, message, monkeypatch):

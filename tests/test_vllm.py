@@ -29,11 +29,13 @@ from modelswarms_fast.scores import digest
 pytest.importorskip("vllm")
 
 from modelswarms_fast.engines import low_rank
+from modelswarms_fast.engines.mixture import MixtureServer
 from modelswarms_fast.engines.vllm_cpu import GroupedPunicaWrapper
 from modelswarms_fast.engines.vllm_worker import RowSlot, SlotPart, SwarmWorker
 
 EXAMPLES = Path(__file__).parent.parent / "examples" / "experts"
 SLOTS = 3
+STEP = 320  # requests in a step: more than vLLM's own number
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +61,9 @@ def engines(base, experts):
     def get(serve):
         if serve not in made:
             state = "mixture" if serve == "mixture" else "weights"
-            config = EngineConfig(serve=serve, state=state, slots=SLOTS, dtype="float32", max_model_len=512)
+            config = EngineConfig(
+                serve=serve, state=state, slots=SLOTS, dtype="float32", max_model_len=512, max_num_seqs=STEP
+            )
             made[serve] = start_engine(base, experts, config)
         return made[serve]
 
@@ -488,6 +492,30 @@ def test_auto_serves_in_every_way_and_takes_the_fastest(base, oracle, prompts, e
         monkeypatch.setattr(engine, "_seconds", lambda way, *_, fast=fast: {fast[0]: 1.0, fast[1]: 1.04}.get(way, 2.0))
         engine.choose(prompts, 2)
         assert engine.serve == taken, "about as fast, and more particles at once"
+
+
+def test_as_many_particles_in_one_step_as_it_may_have_requests(engines, oracle, experts, monkeypatch):
+    """Each is served as it is alone."""
+    engine = engines("mixture")
+    prompt = list(oracle.tokenizer("3 km in m =")["input_ids"])
+    mixtures = torch.randn((STEP, len(experts.names)), generator=torch.Generator().manual_seed(1))
+    steps, begin = [], MixtureServer.begin
+
+    def counted(self, slots, tokens):
+        steps.append(len(set(slots)))
+        begin(self, slots, tokens)
+
+    for slot, mixture in enumerate(mixtures):
+        engine.load_mixture(slot, mixture)
+    with monkeypatch.context() as patch:
+        patch.setattr(MixtureServer, "begin", counted)
+        together = complete(engine, [Request(slot, prompt) for slot in range(STEP)], 4)
+    assert max(steps) == STEP
+    assert len({completion.text for completion in together}) > 8
+    for slot in range(0, STEP, 40):
+        engine.load_mixture(0, mixtures[slot])
+        assert complete(engine, [Request(0, prompt)], 4) == [together[slot]]
+    engine.restore()
 
 
 def test_misuse_is_refused(engine, experts, prompts):

@@ -155,6 +155,7 @@ def start_here(base: Path, experts: Experts | None, config: EngineConfig) -> Eng
     from modelswarms_fast.engines.vllm import VllmEngine
 
     settings |= {"slots": config.slots, "state": config.state, "tensor_parallel": config.tensor_parallel}
+    settings["max_num_seqs"] = config.max_num_seqs
     return VllmEngine(base, experts, serve=config.serve, **settings)
 
 

@@ -18,7 +18,7 @@ from modelswarms_fast.errors import EngineError, InputError
 from modelswarms_fast.experts import Experts
 
 CPU_KV_CACHE_BYTES = 1 << 30
-MIXTURES = 1024  # slots of serve="mixture"; each costs n numbers, and a batch has fewer requests
+MIXTURES = 1024  # slots of serve="mixture"; each costs n numbers
 FEW, AUTO_REQUESTS = 8, 1024  # requests that serve="auto" begins with, and its most
 TIE = 0.05  # of the fastest way's prompts a second: less is noise
 LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # the ranks that vLLM's slots can have
@@ -54,6 +54,7 @@ class VllmEngine:
         tensor_parallel: int = 1,
         dtype: str = "auto",
         max_model_len: int = 4096,
+        max_num_seqs: int | None = None,
     ) -> None:
         os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # rows are handed to the worker by reference
         os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
@@ -77,7 +78,7 @@ class VllmEngine:
             os.environ["VLLM_USE_V2_MODEL_RUNNER"] = "0"  # the runner that says whose tokens a step has
             envs.disable_envs_cache()  # an engine before this one has frozen what vLLM reads of the environment
         on_cpu = current_platform.is_cpu()
-        settings: dict[str, Any] = {}
+        settings: dict[str, Any] = {} if max_num_seqs is None else {"max_num_seqs": max_num_seqs}
         if on_cpu:
             # vLLM's own estimate reads NUMA files that small machines lack; short prompts need small blocks to hit.
             settings |= {"kv_cache_memory_bytes": CPU_KV_CACHE_BYTES // tensor_parallel, "block_size": 32}
