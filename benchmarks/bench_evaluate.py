@@ -15,7 +15,8 @@ every row has (measure.py):
     evaluated_prompts, tokens           what was generated for
     particles_in_a_step                 the most that had tokens in one step of the engine
     overhead_seconds                    row "driver": of an iteration of 100 particles of four prompts, everything but
-                                        the time within a fake engine that answers at once
+                                        the time within a fake engine that answers at once; the median of the
+                                        searches in overheads_seconds
     beyond_bytes                        row "start": peak memory of a process less that of vLLM alone and of the rows
     checkpoints_bytes                   rows "whole checkpoints": peak memory of a whole search over ten of them less
                                         that of vLLM alone; unmapped: without pages of files, which the system may drop
@@ -212,13 +213,22 @@ def test_driver(measure: Measure) -> None:
             lines = [json.loads(line) for line in Path(folder, "run", "history.jsonl").read_text().splitlines()]
         for line in lines:
             for phase, seconds in line["seconds"].items():
-                phases[phase] = phases.get(phase, 0.0) + seconds / len(lines)
+                phases[phase] = phases.get(phase, 0.0) + seconds / len(lines) / ROUNDS
 
-    measure.row(f"driver, {DRIVEN} particles, fake engine", run, rounds=1, warmup=False, memory=False,
+    measure.row(f"driver, {DRIVEN} particles, fake engine", run, rounds=ROUNDS, warmup=False, memory=False,
                 particles=DRIVEN, iterations=iterations, threads=CORES)  # fmt: skip
     phases.pop("total")
-    each, beside = (seconds / (iterations + 1) for seconds in (wall[-1], engines[-1].seconds))
-    measure.benchmark.extra_info.update({"seconds": each, "overhead_seconds": each - beside, "phases": phases})
+    each = [seconds / (iterations + 1) for seconds in wall]
+    beside = [one.seconds / (iterations + 1) for one in engines]
+    over = [mine - fake for mine, fake in zip(each, beside, strict=True)]
+    measure.benchmark.extra_info.update(
+        {
+            "seconds": statistics.median(each),
+            "overhead_seconds": statistics.median(over),
+            "overheads_seconds": over,
+            "phases": phases,
+        }
+    )
 
 
 def fresh(*arguments: str) -> list[int]:

@@ -7,6 +7,9 @@
 // instruction widens each; the others keep one half of the columns in each. `bits` rounds a pair to what is
 // stored.
 //
+// fused(a, b, c) is a * b + c, rounded once, at every level: for whoever does not have to have the bits of a
+// product and a sum that are each rounded.
+//
 // Rounding to bfloat16 is to nearest even. Adding 0x7fff plus the last kept bit does that for every number,
 // infinities included, but could carry a NaN's payload into infinity: a NaN is cut off and made quiet
 // instead.
@@ -58,6 +61,8 @@ struct Lanes<float> : PlainLanes<float, float> {
   static inline float rounded(float a) { return a; }
 };
 
+inline float fused(float a, float b, float c) { return __builtin_fmaf(a, b, c); }
+
 template <>
 struct Lanes<double> : PlainLanes<double, double> {
   static inline double rounded(double a) { return a; }
@@ -93,6 +98,8 @@ struct Lanes<Float16> : PlainLanes<Float16, float> {
 };
 
 #elif MS_SIMD == 1
+
+inline __m256 fused(__m256 a, __m256 b, __m256 c) { return _mm256_fmadd_ps(a, b, c); }
 
 template <>
 struct Lanes<float> {
@@ -183,6 +190,8 @@ struct Lanes<Float16> : HalfLanes<Float16> {
 };
 
 #else  // AVX-512
+
+inline __m512 fused(__m512 a, __m512 b, __m512 c) { return _mm512_fmadd_ps(a, b, c); }
 
 template <>
 struct Lanes<float> {

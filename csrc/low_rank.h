@@ -45,8 +45,8 @@ struct LowRankStep {
   std::int64_t y_stride;
 };
 
-// Sums are float32, those over the inputs in their order, whatever the SIMD level and the threads; y is
-// rounded once.
+// Sums are float32 and fused, those over the inputs in their order, whatever the SIMD level and the threads;
+// y is rounded once.
 class LowRank {
  public:
   // Throws std::invalid_argument for parts that make no sense.

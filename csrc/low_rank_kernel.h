@@ -7,6 +7,9 @@ RowMixture blocks_of(const Run& run, const void* first, std::int64_t step) {
   return {static_cast<const S*>(first) + run.first_block * step, step, run.blocks, run.coefficients};
 }
 
+// Whether the weights are a block as it is.
+inline bool one_of(const Run& run) { return run.blocks == 1 && run.coefficients[0] == 1.0f; }
+
 // A sum over the inputs is one of each 16th of them, and then of these.
 constexpr int kLane = sizeof(typename Lanes<float>::Reg) / sizeof(float), kRegs = kPartial / kLane;
 
@@ -27,8 +30,9 @@ void mix_a(const Run& run) {
   for (const LowRankPart* part = run.parts; part != run.parts_end; ++part) {
     const RowMixture blocks = blocks_of<S>(run, part->a, part->a_block);
     for (std::int64_t r = 0; r < part->rank; ++r, a += run.padded) {
-      mix_columns(blocks, r * part->a_row, r * part->a_row + run.inputs, mixed);
-      widen(mixed, run.inputs, run.padded, a);
+      const std::int64_t first = r * part->a_row;
+      if (!one_of(run)) mix_columns(blocks, first, first + run.inputs, mixed);
+      widen(one_of(run) ? static_cast<const S*>(blocks.experts) + first : mixed, run.inputs, run.padded, a);
     }
   }
 }
@@ -69,7 +73,7 @@ inline void shrink_tile(const Run& run, const float* a, const float* scalings, f
         const Reg token = *reinterpret_cast<const Reg*>(run.x + i * run.padded + k + part * kLane);
         each<R>([&](auto r) {
           constexpr int at = (i * R + r) * kRegs + part;
-          sums[at] = sums[at] + token * rows[r];
+          sums[at] = fused(token, rows[r], sums[at]);
         });
       });
     });
@@ -98,6 +102,34 @@ void shrink(const Run& run) {
   for (; i < run.count; ++i) shrink_tokens<S, 1>(run, i);
 }
 
+// [outputs, rank] as [rank, outputs].
+template <class S>
+void transpose(const S* in, std::int64_t outputs, std::int64_t rank, S* out) {
+  std::int64_t o = 0;
+#if MS_SIMD > 0
+  if constexpr (sizeof(S) == 2) {  // eight outputs by four of the rank
+    for (; rank % 4 == 0 && o + 8 <= outputs; o += 8) {
+      for (std::int64_t k = 0; k < rank; k += 4) {
+        __m128i rows[8], pairs[4];
+        each<8>([&](auto i) {
+          rows[i] = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(in + (o + i) * rank + k));
+        });
+        each<4>([&](auto i) { pairs[i] = _mm_unpacklo_epi16(rows[2 * i], rows[2 * i + 1]); });
+        const auto put = [&](std::int64_t row, __m128i first, __m128i second) {
+          S* to = out + (k + row) * outputs + o;
+          _mm_storeu_si128(reinterpret_cast<__m128i*>(to), _mm_unpacklo_epi64(first, second));
+          _mm_storeu_si128(reinterpret_cast<__m128i*>(to + outputs), _mm_unpackhi_epi64(first, second));
+        };
+        put(0, _mm_unpacklo_epi32(pairs[0], pairs[1]), _mm_unpacklo_epi32(pairs[2], pairs[3]));
+        put(2, _mm_unpackhi_epi32(pairs[0], pairs[1]), _mm_unpackhi_epi32(pairs[2], pairs[3]));
+      }
+    }
+  }
+#endif
+  for (; o < outputs; ++o)
+    for (std::int64_t k = 0; k < rank; ++k) out[k * outputs + o] = in[o * rank + k];
+}
+
 // y[i] += sum over the rank of low[i, k] * b[k], for R tokens.
 template <class S, int R>
 inline void expand_tokens(const Run& run, const LowRankPart& part, const S* b, const float* low,
@@ -112,7 +144,7 @@ inline void expand_tokens(const Run& run, const LowRankPart& part, const S* b, c
   const auto tiles = [&](auto pairs) {
     constexpr int kPairs = decltype(pairs)::value;
     for (; d + kPairs * L::columns <= part.outputs; d += kPairs * L::columns) {
-      Tile<S, R, kPairs> tile;
+      Tile<S, R, kPairs, true> tile;
       for (std::int64_t k = 0; k < part.rank; ++k) tile.add(b + k * part.outputs + d, low + k, width);
       each<R>([&](auto i) {
         each<kPairs>([&](auto t) {
@@ -127,8 +159,11 @@ inline void expand_tokens(const Run& run, const LowRankPart& part, const S* b, c
   if (const std::int64_t some = part.outputs - d; some > 0) {
     for (int i = 0; i < R; ++i) {
       typename L::Pair sum{L::broadcast(0), L::broadcast(0)};
-      for (std::int64_t k = 0; k < part.rank; ++k)
-        sum = sum + L::broadcast(low[i * width + k]) * load_some(b + k * part.outputs + d, some);
+      for (std::int64_t k = 0; k < part.rank; ++k) {
+        const auto number = L::broadcast(low[i * width + k]);
+        const auto row = load_some(b + k * part.outputs + d, some);
+        sum = {fused(number, row.a, sum.a), fused(number, row.b, sum.b)};
+      }
       store_some(y[i] + d, L::bits(load_some(y[i] + d, some) + sum), some);
     }
   }
@@ -141,9 +176,9 @@ void expand(const Run& run) {
     const LowRankPart& part = *given;
     S* mixed = reinterpret_cast<S*>(run.mixed);
     S* b = mixed + part.outputs * part.rank;
-    mix_columns(blocks_of<S>(run, part.b, part.b_block), 0, part.outputs * part.rank, mixed);
-    for (std::int64_t o = 0; o < part.outputs; ++o)
-      for (std::int64_t k = 0; k < part.rank; ++k) b[k * part.outputs + o] = mixed[o * part.rank + k];
+    const RowMixture blocks = blocks_of<S>(run, part.b, part.b_block);
+    if (!one_of(run)) mix_columns(blocks, 0, part.outputs * part.rank, mixed);
+    transpose(one_of(run) ? static_cast<const S*>(blocks.experts) : mixed, part.outputs, part.rank, b);
     std::int64_t i = 0;
     for (; i + 4 <= run.count; i += 4) expand_tokens<S, 4>(run, part, b, low, i);
     if (i + 2 <= run.count) expand_tokens<S, 2>(run, part, b, low, i), i += 2;

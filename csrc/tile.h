@@ -11,8 +11,9 @@ inline __attribute__((always_inline)) void each(const F& f) {
   each(std::make_integer_sequence<int, count>(), f);
 }
 
-// R sums of T pairs of columns. Every register of `row` that is loaded serves all R.
-template <class S, int R, int T>
+// R sums of T pairs of columns, kFused or each product and sum rounded. Every register of `row` that is
+// loaded serves all R.
+template <class S, int R, int T, bool kFused = false>
 struct Tile {
   using L = Lanes<S>;
   using Reg = typename L::Reg;
@@ -32,7 +33,14 @@ struct Tile {
     });
     each<R>([&](auto r) {
       const Reg number = L::broadcast(numbers[r * step]);
-      each<2 * T>([&](auto t) { sums[r * 2 * T + t] = sums[r * 2 * T + t] + number * loaded[t]; });
+      each<2 * T>([&](auto t) {
+        Reg& sum = sums[r * 2 * T + t];
+        if constexpr (kFused) {
+          sum = fused(number, loaded[t], sum);
+        } else {
+          sum = sum + number * loaded[t];
+        }
+      });
     });
   }
 

@@ -51,7 +51,13 @@ def grouped(of_token: torch.Tensor) -> TokenGroups:
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize(
     ("inputs", "outputs", "ranks"),
-    [(1, (1,), (1,)), (33, (70, 5), (3, 2)), (576, (576, 192, 192), (4, 4, 4)), (300, (64, 40), (32, 7))],
+    [
+        (1, (1,), (1,)),
+        (33, (70, 5), (3, 2)),
+        (576, (576, 192, 192), (4, 4, 4)),
+        (40, (70, 13), (4, 8)),
+        (300, (64, 40), (32, 7)),
+    ],
 )
 def test_each_token_gets_its_own_mixture_at_every_level(
     dtype: torch.dtype, inputs: int, outputs: tuple[int, ...], ranks: tuple[int, ...]
@@ -75,6 +81,22 @@ def test_each_token_gets_its_own_mixture_at_every_level(
     assert all(torch.equal(one, found["portable"]) for one in found.values())
     others = torch.cat([of_token < 0, torch.ones(5, dtype=torch.bool)])
     assert torch.equal(found["portable"][others], given[others])
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_a_block_as_it_is_needs_no_mixing(dtype: torch.dtype) -> None:
+    """As in a slot: the bits are those of a sum of blocks of which the others have no share."""
+    parts, (x, start) = make(300, (64, 40), (8, 4), dtype), (torch.randn(9, size).to(dtype) for size in (300, 104))
+    one, sum_of_all = start.clone(), start.clone()
+    for y, blocks_of in (
+        (one, lambda whose: (whose, [1.0])),
+        (sum_of_all, lambda whose: (0, torch.eye(BLOCKS)[whose].tolist())),
+    ):
+        groups = group_tokens(torch.arange(9) % BLOCKS, blocks_of)
+        assert groups is not None
+        LowRank(parts).add(x, y, groups)
+    assert torch.equal(one, sum_of_all)
+    assert not torch.equal(one, start)
 
 
 def test_threads_and_neighbours_change_no_bit() -> None:
