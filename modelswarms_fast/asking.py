@@ -86,17 +86,22 @@ class Asking:
     def take(self, ended: Sequence[tuple[int, Completion]]) -> list[Asked]:
         """Take in what has ended; the examples of which that was the last."""
         last = []
+        under_way = self._under_way
         for name, completion in ended:  # all, before a follow-up can fail
-            asked = self._under_way.pop(name)
-            index, encoded = asked.names.pop(name)
+            asked = under_way.pop(name)
+            names = asked.names
+            index, encoded = names.pop(name)
             asked.answers[index] = _answer(encoded.ask, completion)
-            if not asked.names:
+            if not names:
                 last.append(asked)
+        if self._utility.follow_up is None:
+            return last
         return [asked for asked in last if not self._follow(asked)]
 
     def _follow(self, asked: Asked) -> bool:
         """Ask what follows up on the first answers; whether there is such a thing."""
-        if self._utility.follow_up is None or asked.followed:
+        assert self._utility.follow_up is not None
+        if asked.followed:
             return False
         asked.followed = True
         ask = self._utility.follow_up(self._utility.examples[asked.split][asked.example], asked.given)

@@ -344,17 +344,20 @@ class Evaluator:
                 return None
             particle, key = taken
             tally = self.tally(work.split, work.limits.get(particle))
-            self.spent.reused += self._cache.fill(work.split, key, tally)
             order = (tally.limits and tally.limits.order) or self._longest_first[work.split]
-            return _Running(particle, key, tally, deque(example for example in order if tally.scores[example] is None))
+            if known := self._cache.fill(work.split, key, tally):
+                self.spent.reused += known
+                order = [example for example in order if tally.scores[example] is None]
+            return _Running(particle, key, tally, deque(order))
 
     def _submit(self, slot: int, work: _Round) -> None:
         """Ask for the examples of the particle in a slot that may be needed."""
         one, floor = work.running[slot], max(FLOOR, self._batch) * self.trace.engines
         floor = math.ceil(floor / min(self.engine.slots, len(work.running) + len(work.queue)))
         with self.spent.clock("generate"):
+            begin, split = self._asking.begin, work.split
             for example in one.next_examples(floor):
-                one.asked[example] = self._asking.begin(work.split, example, slot)
+                one.asked[example] = begin(split, example, slot)
 
     def _step(self, work: _Round) -> list[_Running]:
         """One step of the engine; the particles that it completed or decided, which leave their slots."""
@@ -382,8 +385,9 @@ class Evaluator:
         """Score the examples that have ended, of all particles together."""
         numbers = [asked.example for asked in work.ended]
         scores = self.utility.score(work.split, numbers, [asked.given for asked in work.ended])
+        running = work.running
         for asked, score in zip(work.ended, scores, strict=True):
             assert asked.slot is not None
-            one = work.running[asked.slot]
-            one.tally.scores[asked.example] = score
-            del one.asked[asked.example]
+            one, example = running[asked.slot], asked.example
+            one.tally.scores[example] = score
+            del one.asked[example]
