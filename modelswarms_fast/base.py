@@ -120,18 +120,24 @@ def loading(folder: Path) -> Iterator[None]:
         ) from error
 
 
+def read_object(file: Path, remedy: str) -> dict[str, Any]:
+    """The JSON object that a file of a model holds. Raises InputError, which says what to do about it."""
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise InputError(f"{file} cannot be read as JSON ({error}): {remedy}") from error
+    if not isinstance(content, dict):
+        raise InputError(f"{file} is not a JSON object: {remedy}")
+    return content
+
+
 def _check_whole(folder: Path) -> None:
     """Raise InputError for a file that was cut off: the engines would say so in words of their own."""
     from safetensors import SafetensorError, safe_open
 
     for name in ("config.json", "tokenizer.json", "tokenizer_config.json"):
         if (file := folder / name).is_file():
-            try:
-                content = json.loads(file.read_text(encoding="utf-8"))
-            except (OSError, ValueError, RecursionError) as error:
-                raise InputError(f"{file} cannot be read as JSON ({error}); copy the checkpoint again") from error
-            if not isinstance(content, dict):
-                raise InputError(f"{file} is not a JSON object; copy the checkpoint again")
+            read_object(file, "copy the checkpoint again")
     for file in sorted(folder.glob("*.safetensors")):
         try:
             with safe_open(file, framework="numpy"):

@@ -6,7 +6,6 @@ experts fit together is for experts.py.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from modelswarms_fast.base import PLAIN_NAME
+from modelswarms_fast.base import PLAIN_NAME, read_object
 from modelswarms_fast.errors import InputError
 from modelswarms_fast.layout import Layout
 from modelswarms_fast.lora import LoraModule, lora_modules
@@ -70,7 +69,7 @@ def scan(folder: Path) -> Checkpoint:
         raise InputError(f"{folder} is not a folder: give the folder of one expert")
     config_file = folder / "adapter_config.json"
     if config_file.exists():
-        config = _read_json(config_file)
+        config = read_object(config_file, _AGAIN)
         weights = _weights(folder, "adapter_model.safetensors")
         tensors = _headers([weights])
         shapes = {name: stored.shape for name, stored in tensors.items()}
@@ -78,7 +77,7 @@ def scan(folder: Path) -> Checkpoint:
     config_file = folder / "config.json"
     if not config_file.exists():
         raise InputError(f"{folder} holds neither adapter_config.json nor config.json: {EXPECTED}")
-    config = _read_json(config_file)
+    config = read_object(config_file, _AGAIN)
     if config.get("quantization_config"):
         raise InputError(f"{config_file}: quantization_config is not supported: save the model unquantised")
     if not isinstance(config.get("model_type"), str):
@@ -90,7 +89,7 @@ def scan(folder: Path) -> Checkpoint:
 
 
 def _sharded(folder: Path, index_file: Path) -> dict[str, Stored]:
-    index = _read_json(index_file).get("weight_map")
+    index = read_object(index_file, _AGAIN).get("weight_map")
     if not isinstance(index, dict) or not index:
         raise InputError(f"{index_file} has no weight_map: {_AGAIN}")
     for name, file in index.items():
@@ -118,16 +117,6 @@ def _weights(folder: Path, name: str) -> Path:
             " (load it where you trust it, then save_pretrained writes safetensors)"
         )
     raise InputError(f"{file} {'is not a file' if file.exists() else 'is missing'}: {_AGAIN}")
-
-
-def _read_json(file: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise InputError(f"{file} cannot be read as JSON ({error}): {_AGAIN}") from error
-    if not isinstance(content, dict):
-        raise InputError(f"{file} is not a JSON object: {_AGAIN}")
-    return content
 
 
 def _open(file: Path) -> Any:

@@ -26,6 +26,7 @@ from modelswarms_fast.utilities import Files, named
 RESULTS = "baselines.json"
 RESAMPLES = 10_000
 SWARM = "model_swarms"
+_MEASURED = {"dev", "test", "test_standard_error", "test_scores", "evaluations", "prompts", "seconds", "recipe"}
 
 
 def compare(
@@ -89,6 +90,7 @@ def compare(
         **session.utility.digests(),
         "experts": list(session.experts.names),
         "sources": list(session.experts.sources),
+        "weights": session.expert_digests,
         "budget": budget,
         "seed": seed,
         "swarm": swarm,
@@ -122,7 +124,7 @@ def _start(file: Path, asked: dict[str, Any]) -> dict[str, Any]:
     if file.exists():
         content = read_json(file)
         config = content.get("config")
-        if not isinstance(config, dict) or not isinstance(content.get("methods"), dict):
+        if not isinstance(config, dict) or not _are_results(content.get("methods")):
             raise InputError(f"{file} does not hold results of a comparison; choose another folder, or remove it.")
         for name, value in asked.items():
             if config.get(name) != value:
@@ -133,6 +135,15 @@ def _start(file: Path, asked: dict[str, Any]) -> dict[str, Any]:
     except OSError as error:
         raise InputError(f"cannot make {file.parent}: {error.strerror}; choose another folder.") from error
     return {"config": asked, "methods": {}}
+
+
+def _are_results(methods: Any) -> bool:
+    """Whether this is what `_measure` found of each method, and all on as many examples."""
+    if not isinstance(methods, dict) or not all(isinstance(one, dict) for one in methods.values()):
+        return False
+    every = [one.get("test_scores") for one in methods.values()]
+    whole = all(one.keys() >= _MEASURED for one in methods.values()) and all(isinstance(one, list) for one in every)
+    return whole and len(set(map(len, every))) <= 1
 
 
 def _measure(session: Session, run: Callable[[], Any]) -> dict[str, Any]:

@@ -170,6 +170,7 @@ def inputs_of(session: Session, *, base: str, task: str, data: Any, **settings: 
         "data": named(data),
         "experts": list(session.experts.names),
         "sources": list(session.experts.sources),
+        "weights": session.expert_digests,
         **{f"{split}_examples": len(examples) for split, examples in session.utility.examples.items()},
         **session.utility.digests(),
         **{name: settings.get(name, default) for name, default in optional.items()},

@@ -174,6 +174,12 @@ class Session:
         """[n, n] inner products of the experts, by which distances of mixtures are exact."""
         return inner_products(self.experts.rows)
 
+    @cached_property
+    def expert_digests(self) -> list[str | None]:
+        """What names the weights of each expert, so that results of others are not taken for theirs; None of large
+        ones."""
+        return [digest(row).hex() if row.nbytes <= LARGEST_NAMED else None for row in self.experts.rows]
+
     def utility_of(self, split: str, scores: Sequence[float]) -> float:
         """The utility of a particle with these scores on a split."""
         return self.utility.utility_of(split, scores)

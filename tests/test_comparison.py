@@ -20,6 +20,10 @@ tiny = helpers_search.tiny
 pytestmark = pytest.mark.filterwarnings("ignore:COBYLA")  # of budgets this small
 BUDGET = 9
 QUICK = ["best_expert", "uniform_soup", "model_swarms"]
+RESULT = {
+    "dev": 0.5, "test": 0.5, "test_standard_error": 0.1, "test_scores": [1.0], "evaluations": 1, "prompts": 1,
+    "seconds": 1.0, "recipe": {},
+}  # fmt: skip
 
 
 @pytest.fixture(scope="module", params=["weights", "mixture"])
@@ -132,7 +136,18 @@ def test_results_of_other_arguments_are_not_mixed(compared):
             compare(**arguments | change)
 
 
-@pytest.mark.parametrize("content", [{"config": 3}, {"config": {}, "methods": []}, {}])
+@pytest.mark.parametrize(
+    "content",
+    [
+        {"config": 3},
+        {"config": {}, "methods": []},
+        {"config": {}, "methods": {"vote": 3}},
+        {"config": {}, "methods": {"vote": {"dev": 0.5, "test": 0.5}}},
+        {"config": {}, "methods": {"vote": RESULT | {"test_scores": 1.0}}},
+        {"config": {}, "methods": {"vote": RESULT, "slerp": RESULT | {"test_scores": [1.0, 0.0]}}},
+        {},
+    ],
+)
 def test_a_file_of_other_content_is_not_taken_for_results(tiny, tmp_path, content):
     (tmp_path / "baselines.json").write_text(json.dumps(content))
     with pytest.raises(

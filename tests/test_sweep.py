@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from helpers_search import told, write_data
+from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer
 from typer.testing import CliRunner
 
@@ -178,6 +179,17 @@ def test_a_sweep_of_other_arguments_is_refused(tiny, tmp_path):
     (tmp_path / "mine" / "letter.txt").touch()
     with pytest.raises(InputError, match="is not empty"):
         sweep.sweep(**settings, out=tmp_path / "mine")
+
+
+def test_a_sweep_goes_on_with_the_experts_that_it_began_with(tiny, tmp_path):
+    """Not with others of the same names."""
+    shutil.copytree(tiny["experts"], tmp_path / "experts")
+    settings = sizes(tiny) | {"searches": 1, "experts": tmp_path / "experts"}
+    sweep.sweep(**settings, out=tmp_path / "sweep")
+    file = next((tmp_path / "experts").glob("*/adapter_model.safetensors"))
+    save_file({name: 2 * tensor for name, tensor in load_file(file).items()}, file)
+    with pytest.raises(InputError, match=r"holds searches of other arguments \(sweep_config\.json\)"):
+        sweep.sweep(**settings, out=tmp_path / "sweep")
 
 
 def test_what_is_drawn_lies_in_the_ranges_and_does_not_depend_on_how_many():

@@ -295,6 +295,14 @@ def test_models_that_cannot_be_split_are_refused(tmp_path, shape, parts, message
         start_engine(base, None, EngineConfig(tensor_parallel=parts))
 
 
+@pytest.mark.parametrize(("name", "value"), [("intermediate_size", "64"), ("num_key_value_heads", 0)])
+def test_sizes_that_are_no_sizes_are_refused(tmp_path, name, value):
+    file = make_base(tmp_path / "base") / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {name: value}))
+    with pytest.raises(InputError, match=f"{name} is {value!r} in the base model's config.json; make it a whole"):
+        start_engine(file.parent, None, EngineConfig(tensor_parallel=2))
+
+
 def test_settings_that_contradict_each_other_are_refused():
     with pytest.raises(InputError, match="tensor_parallel is 0"):
         EngineConfig(tensor_parallel=0)

@@ -188,18 +188,25 @@ def share_cores(cores: list[int], number: int, count: int) -> list[int]:
 
 def _check_parts(base_config: dict[str, Any], parts: int) -> None:
     """Raise InputError if a model cannot be split into so many parts."""
+
+    def whole(name: str) -> int | None:
+        value = base_config.get(name)
+        if value is not None and (type(value) is not int or value < 1):
+            raise InputError(f"{name} is {value!r} in the base model's config.json; make it a whole number above 0")
+        return value
+
     for name, what, unit in (
         ("num_attention_heads", "attention heads", 1),
         ("intermediate_size", "inner features of its MLP", 1),
         ("vocab_size", "tokens, filled up to a multiple of 64,", 64),
     ):
-        count = -(-(base_config.get(name) or parts * unit) // unit) * unit
+        count = -(-(whole(name) or parts * unit) // unit) * unit
         if count % parts:
             raise InputError(
                 f"tensor_parallel is {parts}, which does not divide the {count} {what} of the base model ({name} in "
                 "its config.json); choose a divisor."
             )
-    count = base_config.get("num_key_value_heads") or parts
+    count = whole("num_key_value_heads") or parts
     if count % parts and parts % count:
         raise InputError(
             f"tensor_parallel is {parts}, which neither divides the {count} key-value heads of the base model "
