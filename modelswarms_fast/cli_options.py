@@ -80,7 +80,7 @@ def read_settings(
             value = json.loads(text.lower() if str(field.type) == "bool" else text)
         except ValueError:
             value = text
-        wanted: Any = {"int": int, "float": (int, float), "bool": bool}.get(str(field.type), object)
+        wanted: Any = {"int": int, "int | None": int, "float": (int, float), "bool": bool}.get(str(field.type), object)
         if not isinstance(value, wanted) or (isinstance(value, bool) and wanted is not bool):
             raise InputError(f"{name} is {text!r}; give a value of the type {field.type}")
         found[name] = value

@@ -26,6 +26,7 @@ from modelswarms_fast.utilities import Files, named
 RESULTS = "baselines.json"
 RESAMPLES = 10_000
 SWARM = "model_swarms"
+_NUMBER = (int, float, type(None))
 _MEASURED = {"dev", "test", "test_standard_error", "test_scores", "evaluations", "prompts", "seconds", "recipe"}
 
 
@@ -101,7 +102,7 @@ def compare(
         "engine": asdict(session.engine_config),
     }
     file = Path(out) / RESULTS
-    content = _start(file, json.loads(json.dumps(asked)))
+    content = _start(file, json.loads(json.dumps(asked)), len(session.utility.examples["test"]))
     left = [name for name in runs if name not in content["methods"]]
     if "cbtm" in left:  # what it cannot use is refused before an engine starts
         importlib.import_module("modelswarms_fast.baselines.cbtm").prompts_of(session)
@@ -119,12 +120,12 @@ def compare(
     return read_json(file) if content["methods"] else content
 
 
-def _start(file: Path, asked: dict[str, Any]) -> dict[str, Any]:
+def _start(file: Path, asked: dict[str, Any], examples: int) -> dict[str, Any]:
     """What the file holds if it is of the same arguments; else a new content. Raises InputError."""
     if file.exists():
         content = read_json(file)
         config = content.get("config")
-        if not isinstance(config, dict) or not _are_results(content.get("methods")):
+        if not isinstance(config, dict) or not _are_results(content, examples):
             raise InputError(f"{file} does not hold results of a comparison; choose another folder, or remove it.")
         for name, value in asked.items():
             if config.get(name) != value:
@@ -137,13 +138,31 @@ def _start(file: Path, asked: dict[str, Any]) -> dict[str, Any]:
     return {"config": asked, "methods": {}}
 
 
-def _are_results(methods: Any) -> bool:
-    """Whether this is what `_measure` found of each method, and all on as many examples."""
-    if not isinstance(methods, dict) or not all(isinstance(one, dict) for one in methods.values()):
+def _are_results(content: dict[str, Any], examples: int) -> bool:
+    """Whether this is what was found of each method, on so many test examples, and how they compare."""
+    methods, against = content.get("methods"), content.get("against_model_swarms", {})
+
+    def numbers(values: Any, count: int) -> bool:  # null is a NaN
+        return isinstance(values, list) and len(values) == count and all(type(one) in _NUMBER for one in values)
+
+    def whole(one: Any) -> bool:
+        if not isinstance(one, dict) or not one.keys() >= _MEASURED or not numbers(one["test_scores"], examples):
+            return False
+        costs = [one[name] for name in ("evaluations", "prompts", "seconds")]
+        utilities = [one[name] for name in ("dev", "test", "test_standard_error")]
+        return numbers(utilities, 3) and numbers(costs, 3) and None not in costs
+
+    def compared(one: Any) -> bool:
+        if not isinstance(one, dict) or not {"difference", "interval", "share"} <= one.keys():
+            return False
+        difference, found = one["difference"], [one["difference"], one["share"]]
+        if not numbers(one["interval"], 2) or not numbers(found, 2):
+            return False
+        return difference is None or None not in [*found, *one["interval"]]
+
+    if not isinstance(methods, dict) or not isinstance(against, dict):
         return False
-    every = [one.get("test_scores") for one in methods.values()]
-    whole = all(one.keys() >= _MEASURED for one in methods.values()) and all(isinstance(one, list) for one in every)
-    return whole and len(set(map(len, every))) <= 1
+    return all(map(whole, methods.values())) and all(map(compared, against.values()))
 
 
 def _measure(session: Session, run: Callable[[], Any]) -> dict[str, Any]:

@@ -72,16 +72,18 @@ class Journal:
         self.close()
 
 
+def check_name(folder: str | os.PathLike[str]) -> None:
+    """Refuse a folder under whose name safetensors could write no model. Raises InputError."""
+    try:
+        str(folder).encode()
+    except UnicodeEncodeError:
+        name = ascii(str(folder))
+        raise InputError(f"no model can be written under {name}, which is not UTF-8; choose another folder") from None
+
+
 def check_run_folder(folder: str | os.PathLike[str], overwrite: bool = False) -> None:
     """Refuse a folder that `open_run` would refuse, and touch nothing. Raises InputError."""
     folder = Path(folder)
-    try:
-        str(folder).encode()
-    except UnicodeEncodeError:  # better known before the search than when the winner is written
-        name = ascii(str(folder))
-        raise InputError(
-            f"no model can be written under {name}, which is not UTF-8; choose another run folder"
-        ) from None
     try:
         empty = not folder.exists() or not any(folder.iterdir())
     except OSError as error:

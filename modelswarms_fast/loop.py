@@ -18,7 +18,7 @@ from modelswarms_fast.errors import InputError
 from modelswarms_fast.experts import export, read_experts, read_model
 from modelswarms_fast.final_test import write_test_scores
 from modelswarms_fast.iterations import run_iterations
-from modelswarms_fast.journal import GLOBAL_BEST, check_run_folder, open_run, write_json
+from modelswarms_fast.journal import GLOBAL_BEST, check_name, check_run_folder, open_run, write_json
 from modelswarms_fast.progress import Progress
 from modelswarms_fast.report import write_report
 from modelswarms_fast.session import Session, check_together
@@ -117,6 +117,7 @@ def search(
     limits = {"limit_dev": limit_dev, "limit_test": limit_test, "max_tokens": max_tokens, "confirm": confirm}
     products = {"expert_products": session.expert_products}
     # What can be refused is refused before an engine starts or a file is touched.
+    check_name(out)
     check_run_folder(out, overwrite)
     for source in (*map(Path, loaded.sources), session.base_folder):
         if source.resolve().is_relative_to(Path(out, GLOBAL_BEST).resolve()):

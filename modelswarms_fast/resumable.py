@@ -149,6 +149,7 @@ def claim_folder(folder: Path, name: str, asked: dict[str, Any]) -> None:
         if journal.read_json(folder / name) != journal.plain(asked):
             raise InputError(f"{folder} holds searches of other arguments ({name}); choose another folder")
         return
+    journal.check_name(folder)
     journal.check_run_folder(folder)
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / name, asked)

@@ -20,8 +20,9 @@ tiny = helpers_search.tiny
 pytestmark = pytest.mark.filterwarnings("ignore:COBYLA")  # of budgets this small
 BUDGET = 9
 QUICK = ["best_expert", "uniform_soup", "model_swarms"]
+TEST = 12  # examples
 RESULT = {
-    "dev": 0.5, "test": 0.5, "test_standard_error": 0.1, "test_scores": [1.0], "evaluations": 1, "prompts": 1,
+    "dev": 0.5, "test": 0.5, "test_standard_error": 0.1, "test_scores": [1.0] * TEST, "evaluations": 1, "prompts": 1,
     "seconds": 1.0, "recipe": {},
 }  # fmt: skip
 
@@ -136,23 +137,43 @@ def test_results_of_other_arguments_are_not_mixed(compared):
             compare(**arguments | change)
 
 
+AGAINST = {"difference": 0.1, "interval": [0.0, 0.2], "share": 0.9}
+
+
 @pytest.mark.parametrize(
     "content",
     [
         {"config": 3},
-        {"config": {}, "methods": []},
-        {"config": {}, "methods": {"vote": 3}},
-        {"config": {}, "methods": {"vote": {"dev": 0.5, "test": 0.5}}},
-        {"config": {}, "methods": {"vote": RESULT | {"test_scores": 1.0}}},
-        {"config": {}, "methods": {"vote": RESULT, "slerp": RESULT | {"test_scores": [1.0, 0.0]}}},
-        {},
+        {"methods": []},
+        {"methods": {"vote": 3}},
+        {"methods": {"vote": {"dev": 0.5, "test": 0.5}}},
+        {"methods": {"vote": RESULT | {"dev": "x"}}},
+        {"methods": {"vote": RESULT | {"seconds": None}}},
+        {"methods": {"vote": RESULT | {"test_scores": 1.0}}},
+        {"methods": {"vote": RESULT | {"test_scores": ["x"] * TEST}}},
+        {"methods": {"vote": RESULT | {"test_scores": [1.0] * (TEST - 1)}}},
+        {"against_model_swarms": []},
+        {"against_model_swarms": {"vote": {"difference": 0.1}}},
+        {"against_model_swarms": {"vote": AGAINST | {"interval": [0.0]}}},
+        {"against_model_swarms": {"vote": AGAINST | {"share": None}}},
     ],
 )
 def test_a_file_of_other_content_is_not_taken_for_results(tiny, tmp_path, content):
-    (tmp_path / "baselines.json").write_text(json.dumps(content))
+    file, whole = tmp_path / "baselines.json", {"config": {}, "methods": {"vote": RESULT}}
+    arguments = arguments_of(tiny, out=tmp_path, budget=6)
+    file.write_text(json.dumps(whole | {"against_model_swarms": {"vote": AGAINST}}))
+    with pytest.raises(InputError, match=r"baselines\.json holds results of another base"):
+        compare(**arguments)
+    file.write_text(json.dumps(whole | content))
     with pytest.raises(
         InputError, match=r"baselines\.json does not hold results of a comparison; choose another folder"
     ):
+        compare(**arguments)
+
+
+def test_a_file_that_holds_nothing_is_not_taken_for_results(tiny, tmp_path):
+    (tmp_path / "baselines.json").write_text("{}")
+    with pytest.raises(InputError, match=r"baselines\.json does not hold results of a comparison"):
         compare(**arguments_of(tiny, out=tmp_path, budget=6))
 
 

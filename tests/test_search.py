@@ -455,6 +455,14 @@ def test_bad_input_is_one_sentence_and_leaves_no_run(tiny, tmp_path, change, mes
     assert not (tmp_path / "run").exists()
 
 
+def test_a_run_folder_under_which_no_winner_could_be_written_is_refused(tiny, tmp_path):
+    """Before the search, not after it."""
+    folder = tmp_path / os.fsdecode(b"run\xff")
+    with pytest.raises(InputError, match=r"run\\udcff', which is not UTF-8; choose another folder"):
+        search(**tiny, out=folder)
+    assert not folder.exists()
+
+
 def test_an_unknown_setting_is_refused(tiny, tmp_path):
     with pytest.raises(TypeError, match="fitness"):
         search(**tiny, out=tmp_path / "run", fitness=1)

@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 from modelswarms_fast import cli, journal, sweep
 from modelswarms_fast.analysis import read_run
 from modelswarms_fast.cli_options import read_settings
-from modelswarms_fast.config import SwarmConfig
+from modelswarms_fast.config import EngineConfig, SwarmConfig
 from modelswarms_fast.engines.transformers import TransformersEngine
 from modelswarms_fast.errors import InputError
 from modelswarms_fast.experts import inner_products, read_experts, read_model
@@ -309,6 +309,13 @@ def test_variants():
 def test_settings_that_cannot_be_are_refused(text, message):
     with pytest.raises(InputError, match=message):
         read_settings([text], SwarmConfig)
+
+
+@pytest.mark.parametrize("value", ["abc", "1.5", "[1]", "true"])
+def test_engine_settings_that_are_no_numbers_are_refused(value):
+    assert read_settings(["max_num_seqs=512"], EngineConfig) == {"max_num_seqs": 512}
+    with pytest.raises(InputError, match=r"max_num_seqs is .*; give a value of the type int"):
+        read_settings([f"max_num_seqs={value}"], EngineConfig)
 
 
 @pytest.mark.parametrize("command", [["sweep"], ["study", "seeds"]])

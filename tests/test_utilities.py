@@ -408,6 +408,21 @@ def test_score_range_of_the_tasks_and_of_a_function(tmp_path, monkeypatch):
             score(utility, "dev", [text])
 
 
+@pytest.mark.parametrize(
+    ("score_examples", "message"),
+    [
+        (lambda examples, answers: [0.0 for one in answers if one[0].text != "c"], "example 2 returned 0 scores"),
+        (lambda examples, answers: [0.0] * (len(examples) % 10), r"examples 0, .*, 7 and 2 more returned 0 scores"),
+        (lambda examples, answers: [1 / (10 - len(examples))], "examples 0, .*, 7 and 2 more raised ZeroDivisionError"),
+    ],
+)
+def test_of_many_the_one_that_fails_is_named_or_the_first_of_them(tmp_path: Path, score_examples, message) -> None:
+    path = write(tmp_path / "x.json", dev=[GOOD] * 10, test=[GOOD])
+    utility = replace(load_utility("exact_match", path), score_examples=score_examples)
+    with pytest.raises(InputError, match=f"on dev {message}"):
+        score(utility, "dev", list("abcdefghij"))
+
+
 def test_documents_that_are_no_json_have_digests_too(tmp_path: Path) -> None:
     """lm-eval's documents are what its data sets hold, dates among them."""
     made = [

@@ -15,6 +15,7 @@ __all__ = ["Answer", "Ask", "Utility", "mean", "mean_error"]
 
 
 # So that sums and squares of scores are finite.
+NAMED = 8  # examples in one sentence
 LARGEST_SCORE = 1e100
 
 
@@ -147,14 +148,18 @@ class Utility:
         except InputError:
             raise
         except Exception as error:  # whatever a function of the user raises
-            if len(numbers) > 1:  # each alone, so that the one that it is about is named
-                for number, given in zip(numbers, answers, strict=True):
-                    self._returned(split, [number], [given])
+            self._each_alone(split, numbers, answers)
             where = self._where(split, *numbers)
             raise InputError(f"{where} raised {type(error).__name__}: {error}; correct the function") from error
         if len(returned) != len(numbers):
+            self._each_alone(split, numbers, answers)
             raise InputError(f"{self._where(split, *numbers)} returned {len(returned)} scores; return one for each")
         return returned
+
+    def _each_alone(self, split: str, numbers: Sequence[int], answers: Sequence[Sequence[Answer]]) -> None:
+        """Of several that failed together: raises the InputError of one that fails by itself, if there is one."""
+        for number, given in zip(numbers, answers, strict=True) if len(numbers) > 1 else ():
+            self._returned(split, [number], [given])
 
     def _checked(self, returned: Any, split: str, number: int, lowest: float, highest: float) -> float:
         try:
@@ -169,4 +174,6 @@ class Utility:
         return score
 
     def _where(self, split: str, *numbers: int) -> str:
-        return f'"{self.name}" on {split} example{"s" * (len(numbers) > 1)} {", ".join(map(str, numbers))}'
+        more = f" and {len(numbers) - NAMED} more" if len(numbers) > NAMED else ""
+        named = ", ".join(map(str, numbers[:NAMED])) + more
+        return f'"{self.name}" on {split} example{"s" * (len(numbers) > 1)} {named}'
