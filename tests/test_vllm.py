@@ -108,6 +108,30 @@ def oracle_texts(oracle, prompts, row):
     return said[key]
 
 
+def test_as_many_particles_in_one_step_as_it_may_have_requests(engines, oracle, experts, monkeypatch):
+    """Each is served as it is alone."""
+    engine = engines("mixture")
+    prompt = list(oracle.tokenizer("3 km in m =")["input_ids"])
+    mixtures = torch.randn((STEP, len(experts.names)), generator=torch.Generator().manual_seed(1))
+    steps, begin = [], MixtureServer.begin
+
+    def counted(self, slots, tokens):
+        steps.append(len(set(slots)))
+        begin(self, slots, tokens)
+
+    for slot, mixture in enumerate(mixtures):
+        engine.load_mixture(slot, mixture)
+    with monkeypatch.context() as patch:
+        patch.setattr(MixtureServer, "begin", counted)
+        together = complete(engine, [Request(slot, prompt) for slot in range(STEP)], 4)
+    assert max(steps) == STEP
+    assert len({completion.text for completion in together}) > 8
+    for slot in range(0, STEP, 40):
+        engine.load_mixture(0, mixtures[slot])
+        assert complete(engine, [Request(0, prompt)], 4) == [together[slot]]
+    engine.restore()
+
+
 def test_canary_proves_each_load(engine, oracle, probe, experts):
     """Every load, to every slot, serves the weights given; the base is the base before and after."""
     canary = Canary(engine, oracle)
@@ -492,30 +516,6 @@ def test_auto_serves_in_every_way_and_takes_the_fastest(base, oracle, prompts, e
         monkeypatch.setattr(engine, "_seconds", lambda way, *_, fast=fast: {fast[0]: 1.0, fast[1]: 1.04}.get(way, 2.0))
         engine.choose(prompts, 2)
         assert engine.serve == taken, "about as fast, and more particles at once"
-
-
-def test_as_many_particles_in_one_step_as_it_may_have_requests(engines, oracle, experts, monkeypatch):
-    """Each is served as it is alone."""
-    engine = engines("mixture")
-    prompt = list(oracle.tokenizer("3 km in m =")["input_ids"])
-    mixtures = torch.randn((STEP, len(experts.names)), generator=torch.Generator().manual_seed(1))
-    steps, begin = [], MixtureServer.begin
-
-    def counted(self, slots, tokens):
-        steps.append(len(set(slots)))
-        begin(self, slots, tokens)
-
-    for slot, mixture in enumerate(mixtures):
-        engine.load_mixture(slot, mixture)
-    with monkeypatch.context() as patch:
-        patch.setattr(MixtureServer, "begin", counted)
-        together = complete(engine, [Request(slot, prompt) for slot in range(STEP)], 4)
-    assert max(steps) == STEP
-    assert len({completion.text for completion in together}) > 8
-    for slot in range(0, STEP, 40):
-        engine.load_mixture(0, mixtures[slot])
-        assert complete(engine, [Request(0, prompt)], 4) == [together[slot]]
-    engine.restore()
 
 
 def test_misuse_is_refused(engine, experts, prompts):
