@@ -14,7 +14,7 @@ pytestmark = pytest.mark.usefixtures("restored_extension")
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 BLOCKS = 3
-MIXTURES = torch.tensor([[0.5, -0.25, 0.75], [1.0, 0.0, 0.0], [0.3, 0.3, 0.4]])
+MIXTURES = torch.tensor([[0.5, -0.25, 0.75], [1.0, 0.0, 0.0], [0.3, 0.3, 0.4], [1.0, 0.5, -0.25]])
 
 
 def make(inputs: int, outputs: tuple[int, ...], ranks: tuple[int, ...], dtype: torch.dtype) -> list[LowRankPart]:
