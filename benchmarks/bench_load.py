@@ -76,16 +76,11 @@ def test_load(measure: Measure, serve: str) -> None:
     rows, server = experts().rows, engine(serve.removesuffix(", copied"))
     if serve == COPIED:
         rows = rows.clone()
-    views = list(rows)
-    mixtures = torch.eye(len(rows), dtype=torch.float64)
-    particles, slots = itertools.count(), itertools.cycle(range(server.slots))
-
-    def load() -> None:
-        particle = next(particles) % len(rows)
-        if serve == "mixture":
-            server.load_mixture(next(slots), mixtures[particle])
-        else:
-            server.load(next(slots), views[particle])
+    slots, views = itertools.cycle(range(server.slots)), itertools.cycle(list(rows))
+    load = lambda: server.load(next(slots), next(views))  # noqa: E731
+    if serve == "mixture":
+        mixtures = itertools.cycle(list(torch.eye(len(rows), dtype=torch.float64)))
+        load = lambda: server.load_mixture(next(slots), next(mixtures))  # noqa: E731
 
     folders = [str(EXAMPLES / "experts" / name) for name in experts().names]
     baselines = {"add_lora from a file": adder(plain_vllm(), folders)}

@@ -59,13 +59,22 @@ inline bool know_tensors(PyObject* type, PyObject* capsule) {
   return true;
 }
 
-// A plain CPU tensor without gradient, contiguous in its last dimension.
+// A CPU tensor, contiguous in its last dimension.
 struct TensorRows {
   char* data = nullptr;
   std::int64_t count = 0, size = 0, stride = 0;  // of one dimension: count 1
   std::uint8_t code = 0, bits = 0;
 
+  // Of one without gradient.
   bool read(PyObject* object, int dimensions) {
+    if (!look(object, dimensions)) return false;
+    PyObject* grad = PyObject_GetAttr(object, tensor_type().requires_grad);
+    if (grad == nullptr) PyErr_Clear();
+    Py_XDECREF(grad);
+    return grad == Py_False;
+  }
+
+  bool look(PyObject* object, int dimensions) {
     const TensorType& known = tensor_type();
     if (known.from_object == nullptr || Py_TYPE(object) != known.type) return false;
     dlpack::Tensor tensor;
@@ -82,11 +91,7 @@ struct TensorRows {
     size = tensor.shape[dimensions - 1];
     count = dimensions == 2 ? tensor.shape[0] : 1;
     stride = dimensions == 2 ? tensor.strides[0] : size;
-    if (size <= 0 || count <= 0 || stride < size) return false;
-    PyObject* grad = PyObject_GetAttr(object, known.requires_grad);
-    if (grad == nullptr) PyErr_Clear();
-    Py_XDECREF(grad);
-    return grad == Py_False;
+    return size > 0 && count > 0 && stride >= size;
   }
 
   std::int64_t bytes() const { return ((count - 1) * stride + size) * (bits / 8); }

@@ -31,7 +31,7 @@ pytest.importorskip("vllm")
 from modelswarms_fast.engines import low_rank
 from modelswarms_fast.engines.mixture import MixtureServer
 from modelswarms_fast.engines.vllm_cpu import GroupedPunicaWrapper
-from modelswarms_fast.engines.vllm_worker import RowSlot, SlotPart, SwarmWorker
+from modelswarms_fast.engines.vllm_worker import RowSlots, SlotPart, SwarmWorker
 
 EXAMPLES = Path(__file__).parent.parent / "examples" / "experts"
 SLOTS = 3
@@ -214,14 +214,14 @@ def test_slots_of_every_kind_add_what_their_rows_say(fill, room, compiled, token
     )
     worker = SwarmWorker()
     rows = empty_rows(4, layout.size, torch.float32).zero_()
-    worker._swarm_experts = SimpleNamespace(layout=layout, room=rows)
-    loaders = getattr(worker, fill)(3, [SlotPart(modules[0], layer, 0, 0, 0), SlotPart(modules[1], layer, 2, 0, 0)])
+    worker._swarm_experts = SimpleNamespace(layout=layout, rows=rows, room=rows)
+    way = getattr(worker, fill)(3, [SlotPart(modules[0], layer, 0, 0, 0), SlotPart(modules[1], layer, 2, 0, 0)])
     for row in rows:
         for view in layout.views(row).values():
             view.copy_(torch.randn(view.shape))
     served = [3, 0, 2]
-    for slot, (loader, row) in enumerate(zip(loaders, served, strict=True)):
-        loader.load(rows[row] if room and slot else rows[row].clone())
+    for slot, row in enumerate(served):
+        way.load(slot, rows[row] if room and slot else rows[row].clone())
     if fill == "_slots_that_are_rows":
         assert wrapper.lying == ({1: 0, 2: 2} if room else {})
     slots = torch.tensor([0, -1, -1, 2, 0, -1])
@@ -243,29 +243,30 @@ def test_a_slot_forgets_the_row_that_it_showed():
     layout = Layout.of({"t": torch.empty(40)}, torch.float32)
     rows = empty_rows(3, layout.size, torch.float32).zero_()
     rows += torch.arange(3.0)[:, None]
-    own, lying = torch.zeros(1, layout.size), {}
-    plan = CopyPlan([CopyTarget(TensorSpec("row", 0, (1, layout.size)), own)])
-    slot = RowSlot(5, plan, rows, lying)
-    slot.load(rows[2])
-    slot.load(rows[1])
+    own, lying = torch.zeros(6, layout.size), {}
+    plans = [CopyPlan([CopyTarget(TensorSpec("row", 0, (1, layout.size)), one[None])]) for one in own]
+    slots = RowSlots(plans, rows, rows, lying)
+    slots.load(5, rows[2])
+    slots.load(5, rows[1])
     assert lying == {5: 1}
     assert not own.any()
-    slot.load(rows[2].double())
+    slots.load(5, rows[2].double())
     assert lying == {}
-    assert (own == 2).all()
-    slot.load(rows[1])
-    slot.load_mixture(rows, torch.tensor([0.0, 1.0, 1.0]))
+    assert (own[5] == 2).all()
+    slots.load(5, rows[1])
+    slots.load_mixture(5, torch.tensor([0.0, 1.0, 1.0]))
     assert lying == {}
-    assert (own == 3).all()
-    slot.load(rows[0])
+    assert (own[5] == 3).all()
+    slots.load(5, rows[0])
     between = rows.as_strided((layout.size,), (1,), 1)
-    slot.load(between)
+    slots.load(5, between)
     assert lying == {}, "not a row, but the end of one and the beginning of the next"
-    assert torch.equal(own[0], between)
-    slot.load(rows[0])
+    assert torch.equal(own[5], between)
+    assert not own[:5].any()
+    slots.load(5, rows[0])
     for wrong in (rows[1, 1:], rows[0].as_strided((layout.size,), (2,)), rows[0, :-1]):
         with pytest.raises(ValueError, match="row"):
-            slot.load(wrong)
+            slots.load(5, wrong)
         assert lying == {5: 0}
 
 

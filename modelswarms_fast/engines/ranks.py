@@ -55,21 +55,23 @@ class Ranks:
         nothing = torch.empty(0)
         self._call("swarm_attach", serve, replace(experts, rows=nothing, room=nothing), locate(experts.room))
 
-    def swarm_serve(self, serve: str) -> None:
-        """As the worker's."""
+    def swarm_serve(self, serve: str) -> Ranks:
+        """As the worker's; what it returns loads on all ranks."""
+        self._serve = serve
         self._call("swarm_serve", serve)
+        return self
 
-    def swarm_load(self, serve: str, slot: int, row: torch.Tensor) -> None:
-        """As the worker's. Raises ValueError for a row in memory that is not shared."""
-        self._call("swarm_load", serve, slot, locate(row))
+    def load(self, slot: int, row: torch.Tensor) -> None:
+        """As a way's. Raises ValueError for a row in memory that is not shared."""
+        self._call("swarm_load", self._serve, slot, locate(row))
 
-    def swarm_load_mixture(self, serve: str, slot: int, mixture: torch.Tensor) -> None:
-        """As the worker's."""
-        self._call("swarm_load_mixture", serve, slot, mixture.tolist())
+    def load_mixture(self, slot: int, mixture: torch.Tensor) -> None:
+        """As a way's."""
+        self._call("swarm_load_mixture", self._serve, slot, mixture.tolist())
 
-    def swarm_restore(self, serve: str) -> None:
-        """As the worker's."""
-        self._call("swarm_restore", serve)
+    def restore(self) -> None:
+        """As a way's."""
+        self._call("swarm_restore", self._serve)
 
     @contextmanager
     def working(self) -> Iterator[None]:

@@ -170,7 +170,7 @@ class VllmEngine:
         self.serve: Serve = way
         self.slots = {"merged": 1, "slots": self._slots, "mixture": MIXTURES}[way]
         if self._experts is not None:
-            self._worker.swarm_serve(way)
+            self._way = self._worker.swarm_serve(way)
 
     def choose(self, prompts: Sequence[list[int]], max_tokens: int) -> None:
         """With serve="auto", time each way on the first requests of an iteration, a second each, and take the best.
@@ -216,16 +216,16 @@ class VllmEngine:
         With serve="slots" on a CPU, a row of the experts' room must stay as it is until the requests to the slot have
         ended.
         """
-        self._load(self._worker.swarm_load, slot, row)
+        self._load(self._way.load, slot, row)
 
     def load_mixture(self, slot: int, mixture: torch.Tensor) -> None:
         """Serve the mixture [n] of the experts from `slot`; their rows must be those that the engine started with."""
-        self._load(self._worker.swarm_load_mixture, slot, mixture.float())
+        self._load(self._way.load_mixture, slot, mixture.float())
 
-    def _load(self, load: Callable[[str, int, torch.Tensor], None], slot: int, values: torch.Tensor) -> None:
+    def _load(self, load: Callable[[int, torch.Tensor], None], slot: int, values: torch.Tensor) -> None:
         self._check_slot(slot)
         start = time.perf_counter()
-        load(self.serve, slot, values)
+        load(slot, values)
         if self.watch is not None:
             self.watch("load", 0, start, time.perf_counter())
         self._version += 1
@@ -234,7 +234,7 @@ class VllmEngine:
     def restore(self) -> None:
         """Serve the base model again, from requests with slot None."""
         if self._versions:
-            self._worker.swarm_restore(self.serve)
+            self._way.restore()
         self._versions = {}
 
     def submit(self, key: int, request: Request, max_tokens: int) -> None:

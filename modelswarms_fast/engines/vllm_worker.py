@@ -71,26 +71,32 @@ class SlotPart(NamedTuple):
     """Of A."""
 
 
-class RowSlot:
-    """A slot on a CPU: a row of the room is served where it lies, any other is copied into the slot's own."""
+class RowSlots:
+    """Slots on a CPU: a row of the room is served where it lies, any other is copied into the slot's own."""
 
-    def __init__(self, slot: int, own: CopyPlan, room: torch.Tensor, lying: dict[int, int]) -> None:
-        """`room` [R, D]. `lying` says which of its rows a slot serves, for slots that serve one."""
-        self._slot, self._own, self._room, self._lying = slot, own, room, lying
+    def __init__(
+        self, own: Sequence[CopyPlan], experts: torch.Tensor, room: torch.Tensor, lying: dict[int, int]
+    ) -> None:
+        """`experts` [n, D], `room` [R, D]. `lying` says which row of the room a slot serves, for slots that serve one.
 
-    def load(self, row: torch.Tensor) -> None:
+        A load that copies nothing is a few calls whose code the caches have lost since the last one: so few, and so
+        short.
+        """
+        self._own, self._experts, self._room, self._lying = own, experts, room, lying
+
+    def load(self, slot: int, row: torch.Tensor) -> None:
         """Serve a row [D]; one of the room must not change before what is asked of the slot has ended."""
         number = -1 if _C is None else _C.row_number(self._room, row)
         if number >= 0:
-            self._lying[self._slot] = number
+            self._lying[slot] = number
             return
-        self._own.load(row)
-        self._lying.pop(self._slot, None)
+        self._own[slot].load(row)
+        self._lying.pop(slot, None)
 
-    def load_mixture(self, experts: torch.Tensor, mixture: torch.Tensor) -> None:
-        """Serve a mixture [n] of the experts [n, D]."""
-        self._own.load_mixture(experts, mixture)
-        self._lying.pop(self._slot, None)
+    def load_mixture(self, slot: int, mixture: torch.Tensor) -> None:
+        """Serve a mixture [n] of the experts."""
+        self._own[slot].load_mixture(self._experts, mixture)
+        self._lying.pop(slot, None)
 
 
 class SwarmWorker:
@@ -157,10 +163,11 @@ class SwarmWorker:
         else:
             self._swarm_ways[serve] = self._attach_full()
 
-    def swarm_serve(self, serve: str) -> None:
-        """Serve in this way from now on, and in no other. Nothing else may be loaded."""
+    def swarm_serve(self, serve: str) -> Way:
+        """Serve in this way from now on, and in no other. Nothing may be loaded."""
         for name, way in self._swarm_ways.items():
             way.switch(name == serve)
+        return self._swarm_ways[serve]
 
     def swarm_load(self, serve: str, slot: int, row: torch.Tensor) -> None:
         """Write one flat row [D] into a slot, in place."""
@@ -213,7 +220,7 @@ class SwarmWorker:
 
     def _way(
         self,
-        plans: Sequence[CopyPlan | MergePlan | RowSlot],
+        plans: Sequence[CopyPlan | MergePlan],
         live: Sequence[torch.Tensor] = (),
         base: Sequence[torch.Tensor] = (),
     ) -> Way:
@@ -307,11 +314,10 @@ class SwarmWorker:
                 raise InputError(f"{module.a} does not fit {module.name} of the base model; use the base they share.")
             row, column = shard.start or (0, 0)
             parts_of.append(SlotPart(module, layer, index, row, column))
-        if current_platform.is_cpu():
-            return self._way(self._slots_that_are_rows(manager.lora_slots, parts_of))
-        return self._way(self._slots_that_are_stacked(manager.lora_slots, parts_of))
+        fill = self._slots_that_are_rows if current_platform.is_cpu() else self._slots_that_are_stacked
+        return fill(manager.lora_slots, parts_of)
 
-    def _slots_that_are_rows(self, count: int, parts: Sequence[SlotPart]) -> list[RowSlot]:
+    def _slots_that_are_rows(self, count: int, parts: Sequence[SlotPart]) -> Way:
         """What vLLM takes for a slot's A and B are views of a row: of the experts' room, or else of its own.
 
         The scaling, which vLLM keeps in B, is left to GroupedPunicaWrapper, and ranks are not padded. A rank of a
@@ -338,9 +344,10 @@ class SwarmWorker:
             layer.punica_wrapper.lying = lying
         line = TensorSpec("row", 0, (layout.size // layout.step, layout.step))
         plans = [CopyPlan([CopyTarget(line, own.view(line.shape))]) for own in slots]
-        return [RowSlot(slot, plan, room, lying) for slot, plan in enumerate(plans)]
+        served = RowSlots(plans, self._swarm_experts.rows, room, lying)
+        return Way(served.load, served.load_mixture, lambda: None)
 
-    def _slots_that_are_stacked(self, count: int, parts: Sequence[SlotPart]) -> list[CopyPlan]:
+    def _slots_that_are_stacked(self, count: int, parts: Sequence[SlotPart]) -> Way:
         """The stacked tensors that vLLM made, as its GPU kernels want them contiguous. vLLM keeps the scaling in B."""
         plans = []
         for slot in range(count):
@@ -350,7 +357,7 @@ class SwarmWorker:
                 targets.append(CopyTarget(self._spec(module.a), a[: module.rank], start=(0, column)))
                 targets.append(CopyTarget(self._spec(module.b), b[:, : module.rank], module.scaling, (row, 0)))
             plans.append(CopyPlan(targets))
-        return plans
+        return self._way(plans)
 
     # mixtures
 
