@@ -29,10 +29,8 @@ from modelswarms_fast.trace import Trace
 from modelswarms_fast.utilities import SPLITS, Answer, Utility
 
 # Examples under way in an engine, of all its particles together, even where fewer could decide them: a step has a cost
-# of its own. But an example that is dropped has cost its prompt, which on a CPU is more, if it has no AMX. Measured in
-# docs/log.md, but for GPUs, whose tokens are the cheapest. (Whether there is one is not asked here: a process that has
-# asked cannot fork into others that use it.)
-FLOOR = 48 if torch.version.cuda is not None or torch.cpu._is_amx_tile_supported() else 4
+# of its own, and an example that is dropped has cost its prompt. Measured in docs/log.md, but for GPUs.
+FLOOR = 48
 
 
 class Source(Protocol):
