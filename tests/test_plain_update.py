@@ -89,6 +89,18 @@ def test_the_number_of_an_only_row_asks_for_no_stride(stride: int) -> None:
     assert [_C.row_number(memory, row) for row in memory] == list(range(5))
 
 
+@pytest.mark.parametrize("given", [(), (torch.zeros(2, D),), (torch.zeros(2, D), torch.zeros(D), 0)])
+def test_the_number_of_a_row_takes_two_arguments(given: tuple[Any, ...]) -> None:
+    with pytest.raises(TypeError, match="two arguments"):
+        _C.row_number(*given)
+
+
+@pytest.mark.parametrize("row", [None, [0.0] * D, torch.zeros(D).to_sparse(), torch.zeros(D, device="meta")])
+def test_what_is_no_row_has_no_number(row: object) -> None:
+    rows = torch.zeros(2, D)
+    assert _C.row_number(rows, row) == _C.row_number(row, rows[0]) == -1
+
+
 @pytest.mark.parametrize("step_length", [float("nan"), float("inf"), "0.5", None, 1])
 def test_declines_what_is_no_step_length(step_length: object) -> None:
     assert not _C.swarm_update_tensors(*arguments(), step_length, *NO_DRAWS)
