@@ -76,11 +76,13 @@ def test_load(measure: Measure, serve: str) -> None:
     rows, server = experts().rows, engine(serve.removesuffix(", copied"))
     if serve == COPIED:
         rows = rows.clone()
-    slots, views = itertools.cycle(range(server.slots)), itertools.cycle(list(rows))
-    load = lambda: server.load(next(slots), next(views))  # noqa: E731
-    if serve == "mixture":
-        mixtures = itertools.cycle(list(torch.eye(len(rows), dtype=torch.float64)))
-        load = lambda: server.load_mixture(next(slots), next(mixtures))  # noqa: E731
+    mixed = serve == "mixture"
+    give = server.load_mixture if mixed else server.load
+    slots = itertools.cycle(range(server.slots))
+    particles = itertools.cycle(list(torch.eye(len(rows), dtype=torch.float64) if mixed else rows))
+
+    def load() -> None:
+        give(next(slots), next(particles))
 
     folders = [str(EXAMPLES / "experts" / name) for name in experts().names]
     baselines = {"add_lora from a file": adder(plain_vllm(), folders)}

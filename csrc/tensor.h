@@ -65,7 +65,7 @@ struct TensorRows {
   std::int64_t count = 0, size = 0, stride = 0;  // of one dimension: count 1
   std::uint8_t code = 0, bits = 0;
 
-  // Of one without gradient.
+  // Looks, and asks that there is no gradient, which only matters to what writes or computes.
   bool read(PyObject* object, int dimensions) {
     if (!look(object, dimensions)) return false;
     PyObject* grad = PyObject_GetAttr(object, tensor_type().requires_grad);

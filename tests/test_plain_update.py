@@ -95,6 +95,12 @@ def test_the_number_of_a_row_takes_two_arguments(given: tuple[Any, ...]) -> None
         _C.row_number(*given)
 
 
+def test_a_row_with_a_gradient_has_its_number() -> None:
+    """Where it lies does not depend on it."""
+    rows = torch.zeros(3, D)
+    assert _C.row_number(rows, rows[2].requires_grad_()) == 2
+
+
 @pytest.mark.parametrize("row", [None, [0.0] * D, torch.zeros(D).to_sparse(), torch.zeros(D, device="meta")])
 def test_what_is_no_row_has_no_number(row: object) -> None:
     rows = torch.zeros(2, D)
