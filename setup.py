@@ -1,4 +1,4 @@
-"""Build of the one extension, modelswarms_fast._C. Everything else about the package is in pyproject.toml.
+"""Build of the one extension, modelswarms_fast.ops._C. Everything else about the package is in pyproject.toml.
 
 MODELSWARMS_CUDA=1 asks for the CUDA kernels and fails without nvcc, 0 leaves them out; unset, they are
 compiled where nvcc is found. A GPU is never needed to build. The CPU code chooses its SIMD level at run time.
@@ -73,7 +73,7 @@ ParallelCompile().install()
 setup(
     ext_modules=[
         Pybind11Extension(
-            "modelswarms_fast._C",
+            "modelswarms_fast.ops._C",
             CPU_SOURCES,
             depends=HEADERS + CUDA_SOURCES,
             include_dirs=["csrc"],

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from modelswarms_fast.memory import empty_rows
+from modelswarms_fast.weights.arena import empty_rows
 
 
 @dataclass

@@ -46,14 +46,14 @@ from iterations import Iteration, fresh_experts, fresh_swarm, initial_passes, it
 from measure import CORES, Measure
 from safetensors.torch import load_file, save_file
 
-from modelswarms_fast.base import PACKAGED, resolve_base
-from modelswarms_fast.engines import Completion, Request
-from modelswarms_fast.evaluate import Evaluator
-from modelswarms_fast.iterations import run_iterations
-from modelswarms_fast.journal import open_run
-from modelswarms_fast.particles import Particles
-from modelswarms_fast.progress import Progress
-from modelswarms_fast.rows import count_rows
+from modelswarms_fast.engines.protocol import Completion, Request
+from modelswarms_fast.evaluation.evaluator import Evaluator
+from modelswarms_fast.records.progress import Progress
+from modelswarms_fast.records.run_folder import open_run
+from modelswarms_fast.runs.loop import run_iterations
+from modelswarms_fast.weights.base_model import PACKAGED, resolve_base
+from modelswarms_fast.weights.population import Particles
+from modelswarms_fast.weights.row_table import count_rows
 
 pytest.importorskip("vllm")
 

@@ -19,8 +19,8 @@ from bench_update import bytes_of
 from measure import CORES, PAUSE_SECONDS, Measure, clock, random_rows, shares, short, update_limit
 from torch import Tensor
 
-from modelswarms_fast.memory import row_stride
 from modelswarms_fast.ops import swarm_update_
+from modelswarms_fast.weights.arena import row_stride
 
 # The smallest of each holds twice as many bytes as the last cache, or more; the largest 7 GB.
 GROWTH = {"P": ([1, 2, 5, 10, 20, 50, 100], 12_000_000), "D": (10, [10**6 * n for n in (1, 2, 5, 10, 20, 50, 100)])}

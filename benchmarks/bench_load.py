@@ -42,9 +42,9 @@ from engines import (
 from iterations import utility_of_benchmark
 from measure import CORES, Call, Measure, copies, mix_limit
 
-from modelswarms_fast.engines import Request, complete
-from modelswarms_fast.memory import empty_rows
-from modelswarms_fast.tiers import TierCache
+from modelswarms_fast.engines.protocol import Request, complete
+from modelswarms_fast.weights.arena import empty_rows
+from modelswarms_fast.weights.row_cache import TierCache
 
 pytest.importorskip("vllm")
 

@@ -20,9 +20,8 @@ from measure import (
 )
 from torch import Tensor
 
-from modelswarms_fast import _C
-from modelswarms_fast.memory import empty_rows
-from modelswarms_fast.ops import mix_
+from modelswarms_fast.ops import _C, mix_
+from modelswarms_fast.weights.arena import empty_rows
 
 PARTICLES, EXPERTS, LARGE, LARGE_QUICK = 20, 10, 6_000_000, 2_000_000
 OTHER_SHAPES = [(1, 10, 10_000_000), (10, 10, 6_000_000), (64, 10, 2_000_000), (20, 4, 6_000_000), (8, 8, 460_800)]

@@ -13,22 +13,21 @@ from bench_mix import make_mixture
 from bench_update import make_swarm
 from measure import CORES, Measure, random_rows, shares, short, threads
 
-from modelswarms_fast import _C
-from modelswarms_fast.checks import DTYPE_CODES
 from modelswarms_fast.config import EngineConfig, SwarmConfig
-from modelswarms_fast.evaluate import Evaluator, Spent
-from modelswarms_fast.experts import Experts
-from modelswarms_fast.iterations import run_iterations
-from modelswarms_fast.journal import Journal
-from modelswarms_fast.layout import Layout
-from modelswarms_fast.ops import mix_, swarm_update_, swarm_update_rows_
-from modelswarms_fast.particles import Particles
-from modelswarms_fast.progress import Progress
-from modelswarms_fast.rows import RowTable, count_rows
-from modelswarms_fast.scores import Tally
-from modelswarms_fast.shard import Shard
+from modelswarms_fast.evaluation.early_stopping import Tally
+from modelswarms_fast.evaluation.evaluator import Evaluator, Spent
+from modelswarms_fast.ops import _C, mix_, swarm_update_, swarm_update_rows_
+from modelswarms_fast.ops.validation import DTYPE_CODES
+from modelswarms_fast.records.progress import Progress
+from modelswarms_fast.records.run_folder import Journal
+from modelswarms_fast.records.trace import Trace
+from modelswarms_fast.runs.loop import run_iterations
 from modelswarms_fast.swarm import Swarm
-from modelswarms_fast.trace import Trace
+from modelswarms_fast.weights.experts import Experts
+from modelswarms_fast.weights.layout import Layout
+from modelswarms_fast.weights.population import Particles
+from modelswarms_fast.weights.row_table import RowTable, count_rows
+from modelswarms_fast.weights.rows import Shard
 
 PARTICLES, CALLS = 4, 1000
 

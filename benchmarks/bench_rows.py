@@ -25,15 +25,15 @@ from measure import (
 from torch import Tensor
 
 from modelswarms_fast.config import EngineConfig, SwarmConfig
-from modelswarms_fast.engines import Engine
-from modelswarms_fast.experts import Experts
-from modelswarms_fast.layout import Layout
-from modelswarms_fast.memory import empty_rows
+from modelswarms_fast.engines.protocol import Engine
 from modelswarms_fast.ops import swarm_update_, swarm_update_rows_
-from modelswarms_fast.particles import Particles
-from modelswarms_fast.rows import RowTable, count_rows
-from modelswarms_fast.shard import Shard
 from modelswarms_fast.swarm import Swarm, Told
+from modelswarms_fast.weights.arena import empty_rows
+from modelswarms_fast.weights.experts import Experts
+from modelswarms_fast.weights.layout import Layout
+from modelswarms_fast.weights.population import Particles
+from modelswarms_fast.weights.row_table import RowTable, count_rows
+from modelswarms_fast.weights.rows import Shard
 
 PARTICLES, LARGE, LARGE_QUICK = 10, 8_000_000, 2_000_000
 NOBODY, EVERYBODY = np.zeros(PARTICLES, dtype=np.bool_), np.ones(PARTICLES, dtype=np.bool_)

@@ -37,8 +37,8 @@ from products import seconds_of
 from published import published_iteration
 
 from modelswarms_fast import search
-from modelswarms_fast.base import PACKAGED, resolve_base
-from modelswarms_fast.engines import start_engine
+from modelswarms_fast.engines.protocol import start_engine
+from modelswarms_fast.weights.base_model import PACKAGED, resolve_base
 
 pytest.importorskip("vllm")
 

@@ -13,8 +13,7 @@ import torch
 from bench_update import bytes_of, make_swarm
 from measure import CORES, Measure, short, threads, update_limit
 
-from modelswarms_fast import _C
-from modelswarms_fast.ops import swarm_update_
+from modelswarms_fast.ops import _C, swarm_update_
 
 PARTICLES, LARGE, LARGE_QUICK = 10, 8_000_000, 2_000_000
 DTYPE = torch.bfloat16

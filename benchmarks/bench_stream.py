@@ -19,12 +19,12 @@ from measure import CORES, CPU, GPU, Call, Measure, random_rows, shares, short
 from torch import Tensor
 
 from modelswarms_fast.config import EngineConfig, SwarmConfig
-from modelswarms_fast.memory import row_stride
-from modelswarms_fast.memory_plan import LEAST_ROWS, MemoryPlan, plan_memory
 from modelswarms_fast.ops import swarm_update_rows_
-from modelswarms_fast.particles import Particles
-from modelswarms_fast.stream import file_rows, stream_update_rows_
 from modelswarms_fast.swarm import Swarm
+from modelswarms_fast.weights.arena import row_stride
+from modelswarms_fast.weights.placement import LEAST_ROWS, MemoryPlan, plan_memory
+from modelswarms_fast.weights.population import Particles
+from modelswarms_fast.weights.streaming import file_rows, stream_update_rows_
 
 LARGE, LARGE_QUICK, GPU_SIZE = 8_000_000, 2_000_000, 50_000_000
 DTYPES = (torch.bfloat16, torch.float32)

@@ -29,9 +29,9 @@ from measure import (
 )
 from published import TMPFS, Published, lora_merge_of
 
-from modelswarms_fast.experts import read_experts
-from modelswarms_fast.layout import Layout
 from modelswarms_fast.ops import swarm_update_
+from modelswarms_fast.weights.experts import read_experts
+from modelswarms_fast.weights.layout import Layout
 
 EXPERTS = Path(__file__).parent.parent / "examples" / "experts"
 

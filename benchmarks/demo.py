@@ -13,14 +13,14 @@ from pathlib import Path
 
 from quality import machine
 
-from modelswarms_fast.base import resolve_base
 from modelswarms_fast.config import EngineConfig
-from modelswarms_fast.engines import start_engine
-from modelswarms_fast.evaluate import Evaluator
-from modelswarms_fast.experts import read_experts
-from modelswarms_fast.journal import write_json
-from modelswarms_fast.utilities import load_utility
-from modelswarms_fast.utilities.utility import mean, mean_error
+from modelswarms_fast.engines.protocol import start_engine
+from modelswarms_fast.evaluation.evaluator import Evaluator
+from modelswarms_fast.evaluation.objectives import load_utility
+from modelswarms_fast.evaluation.objectives.utility import mean, mean_error
+from modelswarms_fast.records.run_folder import write_json
+from modelswarms_fast.weights.base_model import resolve_base
+from modelswarms_fast.weights.experts import read_experts
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 

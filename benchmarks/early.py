@@ -9,8 +9,8 @@ from typing import Any
 from base_model import BaseModel, Pass, llm_beside
 from iterations import Iteration, noted, search_moves
 
-from modelswarms_fast.scores import Limits
-from modelswarms_fast.utilities import Utility
+from modelswarms_fast.evaluation.early_stopping import Limits
+from modelswarms_fast.evaluation.objectives import Utility
 
 
 def least_examples(scores: Sequence[float], limits: Limits) -> int:

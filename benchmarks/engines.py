@@ -13,10 +13,10 @@ from typing import Any, get_args
 import torch
 from safetensors.torch import save_file
 
-from modelswarms_fast.base import PACKAGED, resolve_base
 from modelswarms_fast.config import EngineConfig, Serve
-from modelswarms_fast.engines import start_engine
-from modelswarms_fast.experts import Experts, read_experts
+from modelswarms_fast.engines.protocol import start_engine
+from modelswarms_fast.weights.base_model import PACKAGED, resolve_base
+from modelswarms_fast.weights.experts import Experts, read_experts
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 DATA = EXAMPLES / "data" / "skills_mix.json"
@@ -76,7 +76,7 @@ def slots_for(folders: tuple[str, ...]) -> tuple[Any, Experts]:
 
 def plain_settings(on_cpu: bool) -> dict[str, Any]:
     """Of vLLM as its documentation shows it, nothing of ours attached; on a CPU with what it needs to start at all."""
-    from modelswarms_fast.engines.vllm import CPU_KV_CACHE_BYTES
+    from modelswarms_fast.engines.vllm.engine import CPU_KV_CACHE_BYTES
 
     settings: dict[str, Any] = {
         "model": str(resolve_base(PACKAGED)),

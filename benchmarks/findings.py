@@ -18,10 +18,10 @@ from claims import SWARM
 from quality import BASE, machine
 
 from modelswarms_fast import search
-from modelswarms_fast.analysis import read_run
-from modelswarms_fast.analysis.every import analyse
-from modelswarms_fast.journal import read_json, write_json
-from modelswarms_fast.study import KINDS, STUDY, study
+from modelswarms_fast.records.analysis import read_run
+from modelswarms_fast.records.analysis.registry import analyse
+from modelswarms_fast.records.run_folder import read_json, write_json
+from modelswarms_fast.runs.study import KINDS, STUDY, study
 
 
 @dataclass(frozen=True)

@@ -34,7 +34,7 @@ def search(experts: str, state: str, host_memory: str, canary: str = "off") -> N
     from engines import DATA, MAX_MODEL_LEN
 
     import modelswarms_fast
-    from modelswarms_fast.base import PACKAGED
+    from modelswarms_fast.weights.base_model import PACKAGED
 
     budget = None if host_memory == "none" else host_memory
     found = sorted(str(path) for path in Path(experts).iterdir() if path.is_dir())
@@ -66,9 +66,9 @@ def ours(iteration: bool) -> None:
     """The engine of a search, from the first import to a particle's first completion; then an iteration."""
     from engines import EXAMPLES, config
 
-    from modelswarms_fast.base import PACKAGED, resolve_base
-    from modelswarms_fast.engines import Request, complete, start_engine
-    from modelswarms_fast.experts import read_experts
+    from modelswarms_fast.engines.protocol import Request, complete, start_engine
+    from modelswarms_fast.weights.base_model import PACKAGED, resolve_base
+    from modelswarms_fast.weights.experts import read_experts
 
     experts = read_experts(EXAMPLES / "experts")
     server = start_engine(resolve_base(PACKAGED), experts, config("merged"))

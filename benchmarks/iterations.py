@@ -17,16 +17,16 @@ from base_model import BaseModel, Pass, beside
 from engines import EXAMPLES, PARTICLES, config, engine, write_data
 
 from modelswarms_fast.config import SwarmConfig
-from modelswarms_fast.evaluate import Evaluator
-from modelswarms_fast.experts import read_experts
-from modelswarms_fast.iterations import limits_of, run_iterations
-from modelswarms_fast.journal import open_run
-from modelswarms_fast.memory import empty_rows
-from modelswarms_fast.particles import Particles
-from modelswarms_fast.rows import count_rows
-from modelswarms_fast.scores import Limits, Tally
+from modelswarms_fast.evaluation.early_stopping import Limits, Tally
+from modelswarms_fast.evaluation.evaluator import Evaluator
+from modelswarms_fast.evaluation.objectives import Utility, load_utility
+from modelswarms_fast.records.run_folder import open_run
+from modelswarms_fast.runs.loop import limits_of, run_iterations
 from modelswarms_fast.swarm import Swarm
-from modelswarms_fast.utilities import Utility, load_utility
+from modelswarms_fast.weights.arena import empty_rows
+from modelswarms_fast.weights.experts import read_experts
+from modelswarms_fast.weights.population import Particles
+from modelswarms_fast.weights.row_table import count_rows
 
 SEED = 1
 # What a line of the history says of what was decided.

@@ -31,9 +31,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from modelswarms_fast import _C
-from modelswarms_fast.memory import empty_rows
-from modelswarms_fast.ops import available_backends
+from modelswarms_fast.ops import _C, available_backends
+from modelswarms_fast.weights.arena import empty_rows
 
 Call = Callable[[], Any]
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from modelswarms_fast.bench import bytes_text, seconds_text
+from modelswarms_fast.cli.bench import bytes_text, seconds_text
 
 Row = dict[str, Any]
 

@@ -23,7 +23,7 @@ from baselines import SwarmRows
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from modelswarms_fast.layout import Layout
+from modelswarms_fast.weights.layout import Layout
 
 WEIGHTS = "adapter_model.safetensors"
 DATASET = "benchmark"

@@ -22,8 +22,8 @@ from typing import Any
 import torch
 
 from modelswarms_fast import search
-from modelswarms_fast.journal import read_history, write_json
-from modelswarms_fast.one_model import evaluate
+from modelswarms_fast.records.run_folder import read_history, write_json
+from modelswarms_fast.runs.evaluate import evaluate
 
 BASE = "smollm2-135m-instruct"
 MULTIPLE_CHOICE = {"mmlu", "hellaswag", "knowledge_crosswords", "hearsay", "citation_prediction_classification"}

@@ -16,8 +16,8 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from modelswarms_fast.layout import Layout
 from modelswarms_fast.ops import Rounding, swarm_update_
+from modelswarms_fast.weights.layout import Layout
 
 HERE = Path(__file__).parent
 EXPERTS = HERE.parent / "examples" / "experts"

@@ -16,7 +16,7 @@ from matplotlib import rc_context
 from matplotlib.figure import Figure
 from performance_targets import Row, Run, ratio, targets
 
-from modelswarms_fast.bench import GROUPS, cells, columns_of, machine
+from modelswarms_fast.cli.bench import GROUPS, cells, columns_of, machine
 
 # Text as text, and the same bytes whenever a figure is drawn.
 STYLE = {

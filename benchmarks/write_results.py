@@ -15,9 +15,9 @@ from matplotlib import rc_context
 from matplotlib.figure import Figure
 from write_performance import STYLE
 
-from modelswarms_fast.analysis import emergence, studies, trajectory
-from modelswarms_fast.analysis.every import svg
-from modelswarms_fast.baselines import METHODS
+from modelswarms_fast.records.analysis import emergence, studies, trajectory
+from modelswarms_fast.records.analysis.registry import svg
+from modelswarms_fast.runs.baselines import METHODS
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results" / "quality"

@@ -23,7 +23,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from modelswarms_fast.base import resolve_base
+from modelswarms_fast.weights.base_model import resolve_base
 
 BASE = "smollm2-135m-instruct"
 TARGETS = ["k_proj", "o_proj", "q_proj", "v_proj"]

@@ -28,7 +28,7 @@ import skills
 import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, logging
 
-from modelswarms_fast.base import resolve_base
+from modelswarms_fast.weights.base_model import resolve_base
 
 BASE = "smollm2-135m-instruct"
 LAYERS, TRAINED, STEPS, BATCH, LEARNING_RATE, SEED = 8, 4, 120, 8, 3e-4, 0

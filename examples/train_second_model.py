@@ -22,7 +22,7 @@ from peft import LoraConfig, get_peft_model
 from train_experts import BASE, BATCH, LEARNING_RATE, SEED, batches, loss_of
 from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen2Config, Qwen2ForCausalLM
 
-from modelswarms_fast.base import resolve_base
+from modelswarms_fast.weights.base_model import resolve_base
 
 KEPT = [*range(18), *range(24, 30)]
 RANK, ALPHA, STEPS = 8, 16, 100

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from modelswarms_fast.config import EngineConfig, SwarmConfig
     from modelswarms_fast.errors import InputError
-    from modelswarms_fast.loop import search
     from modelswarms_fast.ops import mix_, swarm_update_, swarm_update_rows_
-    from modelswarms_fast.stream import file_rows, stream_update_rows_
+    from modelswarms_fast.runs.search import search
     from modelswarms_fast.swarm import Swarm
+    from modelswarms_fast.weights.streaming import file_rows, stream_update_rows_
 
 __version__ = "0.1.0"
 
@@ -21,10 +21,10 @@ _HOME = {
     "InputError": "errors",
     "Swarm": "swarm",
     "SwarmConfig": "config",
-    "file_rows": "stream",
+    "file_rows": "weights.streaming",
     "mix_": "ops",
-    "search": "loop",
-    "stream_update_rows_": "stream",
+    "search": "runs.search",
+    "stream_update_rows_": "weights.streaming",
     "swarm_update_": "ops",
     "swarm_update_rows_": "ops",
 }

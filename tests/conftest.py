@@ -2,7 +2,7 @@
 
 import pytest
 
-LONG = ("vllm", "tensor_parallel", "vllm_group", "group", "group_failures", "kernels_aot", "judge_vllm")
+LONG = ("vllm", "tensor_parallel", "vllm_pool", "pool", "pool_failures", "kernels_aot", "judge_vllm")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

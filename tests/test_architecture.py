@@ -1,95 +1,39 @@
-"""Arrows point down only: who may import what."""
+"""Arrows point one way only: who may import what."""
 
 import ast
 from pathlib import Path
 
 import pytest
 
-PACKAGE = Path(__file__).parent.parent / "modelswarms_fast"
+PACKAGE = Path(__file__).parents[1] / "modelswarms_fast"
 
-# From the top to the bottom; a room imports only rooms of lower floors.
-FLOORS = [
-    {"cli"},
-    {"cli_many"},
-    {"cli_options"},
-    {"loop", "bench", "one_model", "comparison", "sweep", "token_swarm"},
-    {"study", "final_test"},
-    {"interleave"},
-    {"resumable"},
-    {"baselines.evolmerge", "baselines.random_search"},
-    {
-        "baselines.best_expert",
-        "baselines.cbtm",
-        "baselines.cma_es",
-        "baselines.dare_ties",
-        "baselines.data_merge",
-        "baselines.greedy_soup",
-        "baselines.lorahub",
-        "baselines.model_stock",
-        "baselines.model_swarms",
-        "baselines.pack",
-        "baselines.slerp",
-        "baselines.uniform_soup",
-        "baselines.vote",
-    },
-    {"baselines.ensembles"},
-    {"baselines"},
-    {"session"},
-    {"iterations", "confirm"},
-    {"progress", "evaluate", "particles", "report"},
-    {"asking", "canary", "tiers", "analysis.every", "analysis.studies"},
-    {
-        "analysis.composition",
-        "analysis.emergence",
-        "analysis.top_k",
-        "analysis.trajectory",
-        "analysis.weak_to_strong",
-    },
-    {"analysis"},
-    {"engines.group", "engines.ensemble"},
-    {"engines.worker", "engines.decoding"},
-    {"engines.vllm", "engines.transformers", "engines.process", "plots", "trace"},
-    {"engines.ranks"},
-    {"engines", "engines.vllm_worker", "journal", "shard"},
-    {"engines.mixture", "engines.vllm_cpu", "stream"},
-    {"plans", "engines.low_rank"},
-    {"swarm", "utilities", "experts", "ops", "memory_plan", "scores"},
-    {
-        "export",
-        "checkpoint",
-        "reference",
-        "checks",
-        "shared",
-        "utilities.exact_match",
-        "utilities.multitask",
-        "utilities.judge",
-        "utilities.reward",
-        "utilities.toxicity",
-        "utilities.abstain",
-        "utilities.perplexity",
-        "utilities.lm_eval_task",
-    },
-    {"base", "utilities.callables", "utilities.classifier", "utilities.multiple_choice"},
-    {"utilities.data", "utilities.utility"},
-    {"memory"},
-    {"training_data", "engines.vocabulary", "lora", "layout", "config", "kernels", "rows", "extension"},
-    {"errors"},
-]
-
-# export.py names Experts in an annotation; start_engine() opens the engine that it is asked for.
-EXCEPT = {"export": {"experts"}, "engines": {"engines.vllm", "engines.transformers", "engines.group"}}
+# What each room may import beside itself. `config` and `errors` are open to all.
+ROOMS = {
+    "swarm": set(),
+    "ops": set(),
+    "records": set(),
+    "weights": {"ops"},
+    "engines": {"ops", "weights"},
+    "evaluation": {"ops", "weights", "engines", "records"},
+    "runs": {"ops", "weights", "engines", "evaluation", "records", "swarm"},
+    "cli": {"runs", "evaluation", "records"},
+}
+OPEN = {"config", "errors"}
+TOP = {*ROOMS, *OPEN, "__init__", "py.typed"}
 
 
-def rooms():
-    for path in sorted(PACKAGE.rglob("*.py")):
-        if "kernels" not in path.parts:
-            name = ".".join(path.relative_to(PACKAGE).with_suffix("").parts)
-            yield name.removesuffix(".__init__").removesuffix("__init__"), path
+def files(room=""):
+    found = sorted((PACKAGE / room).rglob("*.py")) if (PACKAGE / room).is_dir() else [PACKAGE / f"{room}.py"]
+    return [path for path in found if "kernels" not in path.parts]
 
 
-def imports(path):
-    """Rooms that a file imports when it is imported itself, or inside its functions."""
-    for node in ast.walk(ast.parse(path.read_text())):
+def name_of(path):
+    return ".".join(path.relative_to(PACKAGE).with_suffix("").parts).removesuffix(".__init__")
+
+
+def imports(nodes):
+    """Modules that are imported, at once or inside functions."""
+    for node in nodes:
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and node.module:
@@ -97,58 +41,60 @@ def imports(path):
             yield from (f"{node.module}.{alias.name}" for alias in node.names)
 
 
-def floor(room):
-    return next((index for index, names in enumerate(FLOORS) if room in names), None)
+def imports_of(path):
+    return list(imports(ast.walk(ast.parse(path.read_text()))))
 
 
-@pytest.mark.parametrize(("room", "path"), [entry for entry in rooms() if entry[0]])
-def test_a_room_imports_only_rooms_below(room, path):
-    assert floor(room) is not None, f"{room} has no floor: give it one"
-    for name in imports(path):
-        below = name.removeprefix("modelswarms_fast.")
-        allowed = EXCEPT.get(room, set()) | {room}  # `from package import module` names the package too
-        if name.startswith("modelswarms_fast.") and floor(below) is not None and below not in allowed:
-            assert floor(below) > floor(room), f"{room} imports {below}"
+def test_the_package_has_these_rooms_and_nothing_else():
+    found = {path.name.removesuffix(".py") for path in PACKAGE.iterdir()} - {"__pycache__"}
+    assert found == TOP
+    assert len(found) <= 12
 
 
-@pytest.mark.parametrize("policy", ["swarm", "rows", "analysis.every", "analysis.studies"])
-def test_the_policy_never_sees_a_tensor(policy):
-    seen, stack = set(), [policy]
-    paths = dict(rooms())
-    while stack:
-        room = stack.pop()
-        if room in seen or room not in paths:
-            continue
-        seen.add(room)
-        for name in imports(paths[room]):
-            assert name.split(".")[0] not in {"torch", "vllm", "transformers"}, f"{room} imports {name}"
-            stack.append(name.removeprefix("modelswarms_fast."))
-    assert policy in seen
+@pytest.mark.parametrize(("room", "path"), [(room, path) for room in ROOMS for path in files(room)])
+def test_a_room_imports_only_what_it_may(room, path):
+    for name in imports_of(path):
+        parts = name.split(".")
+        if parts[0] == "modelswarms_fast" and len(parts) > 1 and parts[1] in ROOMS.keys() - {room}:
+            assert parts[1] in ROOMS[room], f"{name_of(path)} imports {name}"
 
 
-def test_two_files_touch_what_is_inside_vllm():
+@pytest.mark.parametrize("room", sorted(path.name for path in PACKAGE.rglob("*") if (path / "__init__.py").exists()))
+def test_a_room_says_what_its_files_are(room):
+    """The paragraph of a room names each of its files."""
+    folder = next(path for path in PACKAGE.rglob(room) if (path / "__init__.py").exists())
+    text = ast.get_docstring(ast.parse((folder / "__init__.py").read_text())) or ""
+    assert text
+    if folder.name in {"baselines", "analysis", "objectives"}:
+        return  # one file a method, an analysis, an objective, as the paragraph says
+    for path in folder.iterdir():
+        if path.suffix == ".py" and path.stem != "__init__":
+            assert f"`{path.stem}`" in text, f"{folder.name} does not say what {path.name} is"
+
+
+@pytest.mark.parametrize("path", [PACKAGE / "swarm.py", PACKAGE / "weights" / "row_table.py", *files("records")])
+def test_policy_and_records_never_see_a_tensor(path):
+    assert not {name.split(".")[0] for name in imports_of(path)} & {"torch", "vllm", "transformers"}
+
+
+def test_only_files_of_one_folder_touch_what_is_inside_vllm():
     inside = ("vllm.v1", "vllm.model_executor", "vllm.worker", "vllm._custom_ops", "vllm.lora.punica_wrapper")
-    for room, path in rooms():
-        if room not in {"engines.vllm_worker", "engines.vllm_cpu"}:
-            assert not [name for name in imports(path) if name.startswith(inside)], room
+    for path in files():
+        if "engines.vllm." not in name_of(path):
+            assert not [name for name in imports_of(path) if name.startswith(inside)], name_of(path)
 
 
-def test_utilities_know_no_engine_and_no_torch():
-    """A classifier that scores needs torch, but only once there is one."""
-    for room, path in rooms():
-        if room.startswith("utilities"):
-            assert not [name for name in imports(path) if "engines" in name], room
-            torch = [name for name in imports(path) if "torch" in name or "transformers" in name]
-            assert not torch or room in {"utilities.classifier", "utilities.judge"}, room
-            at_once = [
-                node for node in ast.parse(path.read_text()).body if isinstance(node, ast.Import | ast.ImportFrom)
-            ]
-            assert not [node for node in at_once if "torch" in ast.dump(node) or "transformers" in ast.dump(node)], room
+def test_objectives_know_no_engine_and_import_torch_only_where_a_classifier_scores():
+    for path in files("evaluation/objectives"):
+        assert not [name for name in imports_of(path) if "engines" in name], path.name
+        torch = [name for name in imports_of(path) if name.split(".")[0] in {"torch", "transformers"}]
+        assert not torch or path.stem in {"classifier", "judge"}, path.name
+        at_once = set(imports(ast.parse(path.read_text()).body))
+        assert not {name.split(".")[0] for name in at_once} & {"torch", "transformers"}, path.name
 
 
 def test_only_the_bindings_include_pybind11_and_nothing_includes_torch():
-    csrc = PACKAGE.parent / "csrc"
-    kernels = PACKAGE.parent / "kernels"
+    csrc, kernels = PACKAGE.parent / "csrc", PACKAGE.parent / "kernels"
     for path in [*csrc.iterdir(), *kernels.glob("*.cu*")]:
         text = path.read_text()
         assert ("pybind11/" in text) == (path.name == "bindings.cpp"), path.name

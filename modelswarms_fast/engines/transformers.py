@@ -11,12 +11,12 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
-from modelswarms_fast.base import loading
 from modelswarms_fast.config import Serve
-from modelswarms_fast.engines import Completion, Request, Watch, working
+from modelswarms_fast.engines.protocol import Completion, Request, Watch, working
 from modelswarms_fast.errors import InputError
-from modelswarms_fast.experts import Experts
 from modelswarms_fast.ops import mix_
+from modelswarms_fast.weights.base_model import loading
+from modelswarms_fast.weights.experts import Experts
 
 BATCH = 16
 LOGITS = 4096  # tokens of a forward pass that looks at continuations: each has a logit for every word there is

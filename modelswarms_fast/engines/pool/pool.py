@@ -1,0 +1,338 @@
+"""Several engines on one node, each in a process of its own, behind the protocol of one."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from multiprocessing.connection import Connection, wait
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from transformers import AutoTokenizer
+
+from modelswarms_fast.config import EngineConfig, Serve
+from modelswarms_fast.engines.pool.supervisor import LOOK, Worker
+from modelswarms_fast.engines.pool.worker_process import Start
+from modelswarms_fast.engines.protocol import Completion, Request, Watch
+from modelswarms_fast.errors import InputError
+from modelswarms_fast.weights.base_model import loading
+from modelswarms_fast.weights.experts import Experts
+from modelswarms_fast.weights.shared_memory import place_of, shared_rows
+
+PROMPTS = 1 << 16  # that the engines keep in mind
+
+
+class _Running(NamedTuple):
+    key: int
+    slot: int | None
+    engine: int
+    prompt: int
+    max_tokens: int
+    continuation: int | None
+
+
+class EngineGroup:
+    """K engines with s slots each are one engine with K · s slots, of which each is filled and emptied by itself.
+
+    Slot i is a slot of engine i mod K, so that a few particles are spread over all. A row that lies in shared memory
+    (`shared_rows`) is read there by the engine, when it comes to it: it must not change before the requests submitted
+    to its slot have ended or been dropped. Any other row is copied first. Requests to the base model go to the engines
+    in turn.
+
+    An engine whose process ends, or is killed because it hangs (`Worker.look`), is started anew once, loaded as before,
+    and asked again for what it had not answered.
+
+    Raises:
+        InputError: as the engines do when they start; or, from any method, an engine ended twice.
+        EngineError: from any method, an engine failed.
+    """
+
+    def __init__(self, base: Path, experts: Experts | None, config: EngineConfig) -> None:
+        count = config.engines
+        self.device = torch.device("cpu")  # the driver's rows are in the host's memory, whatever the engines run on
+        self.watch: Watch | None = None
+        self.serve: Serve = config.serve
+        self.auto_timings: dict[str, float] = {}
+        self._loaded: dict[int, tuple[Any, ...]] = {}
+        self._running: dict[int, _Running] = {}
+        self._numbers: dict[int, int] = {}
+        """Key → number under which the request runs; keys come again, numbers do not."""
+        self._ended: list[tuple[int, Completion]] = []
+        self._prompts: dict[tuple[int, ...], int] = {}
+        self._tokens: dict[int, list[int]] = {}
+        self._counted = 0
+        self._submitted = 0
+        self._asked: tuple[int, Sequence[int], tuple[Any, ...]] | None = None
+        """Engine, prompts that it must know, call."""
+        self._answer: Any = None
+        self._chosen: Serve | None = None
+        self._looked = time.monotonic()
+        self._failure: Exception | None = None
+        descriptors: tuple[int, ...] = ()
+        room = (0, 0, 0, 0)
+        if experts is not None:
+            self._layout = experts.layout
+            # An engine serves as many rows as it has LoRA slots, otherwise one.
+            copies = count * config.slots if config.serve in ("slots", "auto") else count
+            self._copies = shared_rows(copies, experts.layout.size, experts.layout.dtype)
+            self._room = experts.room
+            if place_of(self._room) is None:  # such as rows in a file
+                self._room = self._copies[:1]  # stands for experts of which nothing is mixed
+                if config.state == "mixture" or config.serve == "auto":
+                    self._room = shared_rows(len(experts.rows), experts.layout.size, experts.layout.dtype)
+                    self._room.copy_(experts.rows)
+            descriptor, offset = self._place(self._room)
+            descriptors = tuple({descriptor, self._place(self._copies)[0]})
+            room = (descriptor, offset, len(self._room), self._room.stride(0))
+            nothing = torch.empty(0)
+            experts = replace(experts, rows=nothing, room=nothing)
+        start = Start(base, experts, replace(config, engines=1), descriptors, room)
+        self._workers: list[Worker] = []
+        try:
+            for number in range(count):
+                self._workers.append(Worker(number, count, start))
+            with loading(base):
+                self.tokenizer: Any = AutoTokenizer.from_pretrained(base, trust_remote_code=False)
+            while not all(worker.ready for worker in self._workers):
+                self._receive()
+        except BaseException:
+            self.close()
+            raise
+
+    def choose(self, prompts: Sequence[list[int]], max_tokens: int) -> None:
+        """With serve="auto", have one engine time each way while the others wait; then all serve as it has chosen."""
+        numbers = [self._number(prompt) for prompt in prompts]
+        way, self.auto_timings = self._request(0, numbers, "choose", numbers, max_tokens)
+        self.serve_by(way)
+
+    def serve_by(self, way: Serve) -> None:
+        """Serve in this way, which `choose` has taken."""
+        self.serve = self._chosen = way
+        for worker in self._workers:
+            worker.calls.append(("serve_by", way))
+        self.slots = self._request(0, [], "count_slots") * len(self._workers)
+
+    def load(self, slot: int, row: torch.Tensor) -> None:
+        """Serve the particle whose flat row [D] this is from `slot`; see above for when the row may change."""
+        if row.shape != (self._layout.size,) or row.dtype != self._layout.dtype:
+            raise ValueError(f"a row is a [{self._layout.size}] {self._layout.dtype} vector")
+        place = place_of(row) if row.stride(0) == 1 else None
+        # Only memory that the processes have: rows may come from elsewhere.
+        if place is None or place[0] not in self._workers[0]._start.descriptors:
+            copy = self._copies[self._check_slot(slot) % len(self._copies)]
+            copy.copy_(row)
+            place = self._place(copy)
+        self._load(slot, "load", *place)
+
+    def load_mixture(self, slot: int, mixture: torch.Tensor) -> None:
+        """Serve the mixture [n] of the experts from `slot`; their rows must be those that the group started with."""
+        self._load(slot, "load_mixture", mixture.tolist())
+
+    def restore(self) -> None:
+        """Serve the base model again, in every engine."""
+        self._loaded = {}
+        for worker in self._workers:
+            worker.calls.append(("restore",))
+
+    def submit(self, key: int, request: Request, max_tokens: int) -> None:
+        """Begin to complete a request greedily, or to look at its continuation."""
+        self._forget()
+        number, engine = self._submitted, self._engine_of(request.slot)
+        prompt = self._number(request.prompt)
+        continuation = None if request.continuation is None else self._number(request.continuation)
+        self._numbers[key] = number
+        self._running[number] = _Running(key, request.slot, engine, prompt, max_tokens, continuation)
+        self._submitted += 1
+        self._ask(number)
+
+    def step(self) -> list[tuple[int, Completion]]:
+        """Wait until requests have ended; their keys and completions."""
+        self._flush()
+        while self._running and not self._ended:
+            self._receive()
+        ended, self._ended = self._ended, []
+        return ended
+
+    def drop(self, keys: Iterable[int]) -> None:
+        """Give up requests; what they might still say is not heard."""
+        given_up = set(keys)
+        if not given_up:
+            return
+        self._ended = [(key, completion) for key, completion in self._ended if key not in given_up]
+        numbers: list[list[int]] = [[] for _ in self._workers]
+        for number in sorted(self._numbers.pop(key) for key in given_up if key in self._numbers):
+            numbers[self._running.pop(number).engine].append(number)
+        for worker, mine in zip(self._workers, numbers, strict=True):
+            if mine:
+                worker.calls.append(("drop", mine))
+
+    def log_probs(self, request: Request, top: int = 20) -> dict[int, float]:
+        """Natural log-probabilities of the `top` most likely next tokens, from the engine of the slot."""
+        engine = 0 if request.slot is None else self._check_slot(request.slot) % len(self._workers)
+        prompt = self._number(request.prompt)
+        found: dict[int, float] = self._request(
+            engine, [prompt], "log_probs", self._place_in(request.slot), prompt, top
+        )
+        return found
+
+    def close(self) -> None:
+        """End the engines' processes and wait for them."""
+        for worker in self._workers:
+            worker.pipe.close()  # all at once: each ends when it sees this
+        for worker in self._workers:
+            worker.end()
+        self._workers = []
+
+    # calls
+
+    def _load(self, slot: int, name: str, *arguments: Any) -> None:
+        worker = self._workers[self._check_slot(slot) % len(self._workers)]
+        self._loaded[slot] = (name, slot // len(self._workers), *arguments)
+        worker.calls.append(self._loaded[slot])
+
+    def _number(self, tokens: Sequence[int]) -> int:
+        """Of a prompt, which each engine is told once."""
+        number = self._prompts.setdefault(tuple(tokens), self._counted)
+        if number == self._counted:
+            self._tokens[number] = list(tokens)
+            self._counted += 1
+        return number
+
+    def _forget(self) -> None:
+        """Forget prompts that nothing asks for now, once they are many: a follow-up rarely comes again."""
+        if len(self._tokens) < PROMPTS:
+            return
+        needed = {number for one in self._running.values() for number in (one.prompt, one.continuation)}
+        self._prompts = {tokens: number for tokens, number in self._prompts.items() if number in needed}
+        self._tokens = {number: tokens for number, tokens in self._tokens.items() if number in needed}
+        for worker in self._workers:
+            worker.calls.append(("forget", sorted(worker.knows - needed)))
+            worker.knows &= needed
+
+    def _teach(self, worker: Worker, prompt: int) -> None:
+        if prompt not in worker.knows:
+            worker.knows.add(prompt)
+            worker.calls.append(("prompt", prompt, self._tokens[prompt]))
+
+    def _ask(self, number: int) -> None:
+        _, slot, engine, prompt, max_tokens, continuation = self._running[number]
+        worker = self._workers[engine]
+        self._teach(worker, prompt)
+        if continuation is not None:
+            self._teach(worker, continuation)
+        worker.calls.append(("submit", number, self._place_in(slot), prompt, max_tokens, continuation))
+
+    def _request(self, engine: int, prompts: Sequence[int], *call: Any) -> Any:
+        """The answer of an engine to a call."""
+        self._asked, self._answer = (engine, prompts, call), None
+        self._tell_asked()
+        self._flush()
+        while self._answer is None:
+            self._receive()
+        self._asked = None
+        return self._answer
+
+    def _tell_asked(self) -> None:
+        assert self._asked is not None
+        engine, prompts, call = self._asked
+        for prompt in prompts:
+            self._teach(self._workers[engine], prompt)
+        self._workers[engine].calls.append(call)
+
+    def _flush(self) -> None:
+        for worker in self._workers:
+            worker.flush()
+
+    # answers
+
+    def _receive(self) -> None:
+        """Take in what has come, or wait for it; notice processes that have ended or hang."""
+        if self._failure is not None:
+            raise RuntimeError("an engine of this group has failed; close() it") from self._failure
+        pipes = {worker.pipe: worker for worker in self._workers}
+        heard = wait(pipes, timeout=LOOK)
+        for pipe in heard:
+            assert isinstance(pipe, Connection)
+            worker = pipes.pop(pipe)
+            worker.heard = True
+            try:
+                message = pipe.recv()
+            except (EOFError, OSError):
+                self._ended_early(worker)
+            else:
+                self._take(worker, *message)
+        if time.monotonic() - self._looked < LOOK:
+            return
+        self._looked = time.monotonic()
+        owing = {running.engine for running in self._running.values()} | ({self._asked[0]} if self._asked else set())
+        for worker in pipes.values():
+            if worker.process.poll() is not None:  # a child of the process may hold its pipe open
+                self._ended_early(worker)
+            else:
+                worker.look(owes=not worker.ready or worker.number in owing)
+
+    def _take(self, worker: Worker, what: str, *content: Any) -> None:
+        if what == "ended":
+            completions, seen = content
+            for number, *completion in completions:
+                running = self._running.pop(number, None)  # None: dropped meanwhile
+                if running is not None:
+                    del self._numbers[running.key]
+                    self._ended.append((running.key, Completion(*completion)))
+            for name, start, end in seen:
+                if self.watch is not None:
+                    self.watch(name, worker.number, start, end)
+        elif what == "answer":
+            self._answer = content[0]
+        elif what == "ready":
+            serve, slots, self.dtype, self.max_model_len = content
+            if self._chosen is None:  # one that is started anew is told what has been chosen
+                self.serve, self.slots = serve, slots * len(self._workers)
+            worker.ready = True
+        else:
+            self._failure = content[0]
+            raise content[0]
+
+    def _ended_early(self, worker: Worker) -> None:
+        """Start a process that has ended anew, and say to it what it is to know."""
+        worker.end()
+        ended = f"{worker.name} {worker.cause()}"
+        if worker.restarted:
+            fewer = f", or fewer engines than {len(self._workers)}" if len(self._workers) > 1 else ""
+            raise InputError(f"{ended} after it had been started anew; give the run more memory{fewer}.")
+        logging.getLogger(__name__).warning("%s; it is started anew.", ended)
+        worker.restarted = True
+        worker.begin()
+        if self._chosen is not None:
+            worker.calls.append(("serve_by", self._chosen))
+        for slot, call in self._loaded.items():
+            if slot % len(self._workers) == worker.number:
+                worker.calls.append(call)
+        for number, running in self._running.items():
+            if running.engine == worker.number:
+                self._ask(number)
+        if self._asked is not None and self._asked[0] == worker.number:
+            self._tell_asked()
+        worker.flush()
+
+    # where things are
+
+    def _engine_of(self, slot: int | None) -> int:
+        return (self._submitted if slot is None else self._check_slot(slot)) % len(self._workers)
+
+    def _place_in(self, slot: int | None) -> int | None:
+        """Slot of the engine for a slot of the group."""
+        return None if slot is None else slot // len(self._workers)
+
+    def _check_slot(self, slot: int) -> int:
+        if not 0 <= slot < self.slots:
+            raise IndexError(f"slot {slot} of {self.slots}")
+        return slot
+
+    def _place(self, tensor: torch.Tensor) -> tuple[int, int]:
+        place = place_of(tensor)
+        assert place is not None
+        return place

@@ -1,0 +1,186 @@
+"""The process of one engine among several: does what `EngineGroup` writes into a pipe, says what ended.
+
+Run as a module with the descriptor of the pipe as its argument. A message of the group is a list of calls (name,
+arguments) to methods of `Served`; one of this process is a word and what belongs to it. Rows and prompts are named by
+where they lie; weights never go through the pipe.
+"""
+
+from __future__ import annotations
+
+import os
+import queue
+import signal
+import sys
+import threading
+import time
+import traceback
+from dataclasses import dataclass, replace
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from modelswarms_fast.config import EngineConfig, Serve
+from modelswarms_fast.engines.protocol import Engine, Request, start_here
+from modelswarms_fast.errors import EngineError, InputError
+from modelswarms_fast.weights.experts import Experts
+from modelswarms_fast.weights.shared_memory import attach
+
+BEAT = 1.0  # seconds after which a step is told of even if no request has ended in it
+
+
+@dataclass(frozen=True)
+class Start:
+    """The first message: what engine to start. The room of `experts` is left out; where it lies is said beside."""
+
+    base: Path
+    experts: Experts | None
+    config: EngineConfig
+    descriptors: tuple[int, ...]
+    """Of the shared memory, inherited."""
+    room: tuple[int, int, int, int]
+    """Of the experts: descriptor, first byte, number of rows, elements from one to the next."""
+
+
+class Served:
+    """An engine, and what the group's calls mean to it."""
+
+    def __init__(self, start: Start, send: Connection) -> None:
+        self._memory = {descriptor: attach(descriptor) for descriptor in start.descriptors}
+        experts = start.experts
+        if experts is not None:
+            self._layout = experts.layout
+            descriptor, offset, count, stride = start.room
+            memory = self._memory[descriptor][offset:].view(experts.layout.dtype)
+            room = memory.as_strided((count, experts.layout.size), (stride, 1))
+            experts = replace(experts, rows=room[: len(experts.names)], room=room)
+        self.engine: Engine = start_here(start.base, experts, start.config)
+        self.engine.watch = self._watch
+        self.running: set[int] = set()
+        self._seen: list[tuple[str, float, float]] = []
+        self._said = 0.0
+        self._prompts: dict[int, list[int]] = {}
+        self._send = send
+
+    def load(self, slot: int, descriptor: int, offset: int) -> None:
+        """Load the row that begins at this byte of the shared memory."""
+        row = self._memory[descriptor][offset : offset + self._layout.nbytes].view(self._layout.dtype)
+        self.engine.load(slot, row.to(self.engine.device))
+
+    def load_mixture(self, slot: int, mixture: list[float]) -> None:
+        """Load a mixture of the experts."""
+        self.engine.load_mixture(slot, torch.tensor(mixture, dtype=torch.float64))
+
+    def choose(self, prompts: list[int], max_tokens: int) -> None:
+        """Answer with the fastest way to serve."""
+        self.engine.choose([self._prompts[prompt] for prompt in prompts], max_tokens)
+        self._send.send(("answer", (self.engine.serve, self.engine.auto_timings)))
+
+    def serve_by(self, way: Serve) -> None:
+        """Serve in the way that was chosen."""
+        self.engine.serve_by(way)
+
+    def count_slots(self) -> None:
+        """Answer with the slots of the way to serve."""
+        self._send.send(("answer", self.engine.slots))
+
+    def restore(self) -> None:
+        """Serve the base model again."""
+        self.engine.restore()
+
+    def prompt(self, number: int, tokens: list[int]) -> None:
+        """Learn a prompt; requests name it by its number."""
+        self._prompts[number] = tokens
+
+    def forget(self, numbers: list[int]) -> None:
+        """Forget prompts."""
+        for number in numbers:
+            del self._prompts[number]
+
+    def submit(self, key: int, slot: int | None, prompt: int, max_tokens: int, continuation: int | None) -> None:
+        """Begin a request."""
+        more = None if continuation is None else self._prompts[continuation]
+        self.engine.submit(key, Request(slot, self._prompts[prompt], more), max_tokens)
+        self.running.add(key)
+
+    def drop(self, keys: list[int]) -> None:
+        """Give up requests, of which some may have ended."""
+        self.engine.drop([key for key in keys if key in self.running])
+        self.running.difference_update(keys)
+
+    def log_probs(self, slot: int | None, prompt: int, top: int) -> None:
+        """Answer with log-probabilities."""
+        self._send.send(("answer", self.engine.log_probs(Request(slot, self._prompts[prompt]), top)))
+
+    def step(self) -> None:
+        """Work on what runs, and say what ended."""
+        ended = self.engine.step()
+        if ended:
+            self.running.difference_update(key for key, _ in ended)
+            self._say([(key, *completion) for key, completion in ended])
+
+    def _watch(self, what: str, lane: int, begin: float, end: float) -> None:
+        self._seen.append((what, begin, end))
+        if end - self._said > BEAT:  # the group is to know that there are steps, though nothing has ended
+            self._say([])
+
+    def _say(self, ended: list[tuple[Any, ...]]) -> None:
+        self._send.send(("ended", ended, self._seen))
+        self._seen, self._said = [], time.perf_counter()
+
+
+def _listen(pipe: Connection, calls: queue.SimpleQueue[list[tuple[Any, ...]]]) -> None:
+    """Take messages as they come, so that the group never waits for a step; the end of the group is our end."""
+    try:
+        while True:
+            calls.put(pipe.recv())
+    except (EOFError, OSError):
+        os._exit(0)  # whatever the main thread does: nobody will read it
+
+
+def _serve(served: Served, calls: queue.SimpleQueue[list[tuple[Any, ...]]]) -> None:
+    while True:
+        waiting = [] if served.running else calls.get()
+        while not calls.empty():
+            waiting += calls.get()
+        for name, *arguments in waiting:
+            getattr(served, name)(*arguments)
+        if served.running:
+            served.step()
+
+
+def main(descriptor: int) -> None:
+    """Serve until the pipe is closed."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the group's to answer
+    pipe = Connection(descriptor)
+    try:
+        start = pipe.recv()
+    except (EOFError, OSError):
+        return
+    calls: queue.SimpleQueue[list[tuple[Any, ...]]] = queue.SimpleQueue()
+    threading.Thread(target=_listen, args=(pipe, calls), daemon=True).start()
+    try:
+        served = Served(start, pipe)
+        engine = served.engine
+        pipe.send(("ready", engine.serve, engine.slots, engine.dtype, engine.max_model_len))
+        _serve(served, calls)
+    except (BrokenPipeError, ConnectionResetError):
+        return
+    except Exception as error:
+        pipe.send(("failed", _portable(error)))
+        threading.Event().wait()  # until the group closes the pipe
+
+
+def _portable(error: Exception) -> Exception:
+    """What can be raised on the other side: what is one sentence as it is, the rest with its trace."""
+    if type(error) in (InputError, EngineError):
+        return error
+    return RuntimeError("an engine failed:\n" + "".join(traceback.format_exception(error)))
+
+
+if __name__ == "__main__":
+    # As the module that the group's pickles name, not as __main__: there is one Start then.
+    from modelswarms_fast.engines.pool import worker_process
+
+    worker_process.main(int(sys.argv[1]))

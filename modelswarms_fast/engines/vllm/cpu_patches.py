@@ -1,0 +1,186 @@
+"""What is changed in vLLM's CPU build, on import, before it builds a model: weights stay writable, and LoRA, norms and
+gated activations are fast."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any, NamedTuple
+
+import torch
+import vllm._custom_ops
+import vllm.model_executor.layers.utils
+from vllm.lora.punica_wrapper.punica_cpu import PunicaWrapperCPU
+from vllm.model_executor.layers.activation import SiluAndMul
+from vllm.model_executor.layers.layernorm import RMSNorm
+from vllm.platforms import current_platform
+from vllm.v1.sample.sampler import Sampler
+
+from modelswarms_fast.engines.vllm.low_rank import LowRank, LowRankPart, TokenGroups, group_tokens
+from modelswarms_fast.ops import swiglu
+
+# Numbers in the widest vector of vLLM's CPU kernels.
+VECTOR = 32
+# Without AVX-512 these cut bfloat16 off instead of rounding it.
+ROUNDS = torch.backends.cpu.get_cpu_capability() != "AVX2"
+
+
+class RowPart(NamedTuple):
+    """What a stacked B that vLLM was given stands for, where slots are rows: part of a row, with B unscaled."""
+
+    scaling: float
+    a: torch.Tensor
+    """[R, 1, rank, in] of the rows that are served where they lie."""
+    b: torch.Tensor
+    """[R, 1, out, rank]"""
+
+
+class _Table(NamedTuple):
+    """The LoRA of a linear layer, of all rows that lie in one memory."""
+
+    parts: list[LowRankPart]
+    compiled: LowRank | None
+    """None where the extension cannot do it."""
+
+
+class GroupedPunicaWrapper(PunicaWrapperCPU):  # type: ignore[misc]
+    """LoRA on a CPU in one call of the extension a layer, or without it as two matrix products an adapter.
+
+    The stock one gathers a whole [out, rank] matrix for every token, which is 3 to 10 times slower, and reads
+    the last slot for tokens without an adapter (their index is -1). Here those tokens are in no group.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.begin()
+
+    def begin(self) -> None:
+        """Nothing is known of the model's layers or of a step."""
+        self.rows: dict[torch.Tensor, RowPart] = {}
+        """By stacked B."""
+        self.lying: dict[int, int] = {}
+        """Slots that serve a row where it lies → which of these rows."""
+        self._layers: dict[tuple[int, float], tuple[Any, list[_Table]]] = {}
+        """By the identity of a layer's stacked B: these; the slots' own memory, and that of rows that lie elsewhere."""
+        self.group(torch.empty(0, dtype=torch.long))
+
+    def update_metadata(self, *args: Any, **kwargs: Any) -> None:
+        """Group the tokens of a step by slot, once for all layers."""
+        super().update_metadata(*args, **kwargs)
+        self.group(self.token_lora_indices)
+
+    def group(self, slots: torch.Tensor) -> None:
+        """The slot of each token of a step [tokens], -1 for the base model."""
+        self._slots = slots.clone()
+        used = [slot for slot in torch.unique(slots).tolist() if slot >= 0]
+        lying = {slot: self.lying[slot] for slot in used if slot in self.lying}
+        self._blocks = [{slot: slot for slot in used if slot not in lying}, lying]
+        """Of each table, the slots of the step → their blocks there."""
+        self._groups = [self._group_blocks(blocks, used) for blocks in self._blocks]
+
+    def _group_blocks(self, blocks: dict[int, int], used: list[int]) -> TokenGroups | None:
+        if not blocks:
+            return None
+        slots = self._slots
+        for slot in used:
+            if slot not in blocks:
+                slots = torch.where(slots == slot, -1, slots)
+        return group_tokens(slots, lambda slot: (blocks[slot], [1.0]))
+
+    def add_lora_linear(
+        self,
+        y: torch.Tensor,
+        x: torch.Tensor,
+        lora_a_stacked: tuple[torch.Tensor, ...],
+        lora_b_stacked: tuple[torch.Tensor, ...],
+        scale: float,
+        output_slices: tuple[int, ...],
+        **kwargs: Any,
+    ) -> None:
+        """y += scale · scaling · (x Aᵀ) Bᵀ, slice by slice.
+
+        x [tokens, in], y [tokens, out], A [S, 1, rank, in], B [S, 1, out, rank].
+        """
+        if not any(self._blocks):
+            return
+        x, y = x.view(-1, x.shape[-1]), y.view(-1, y.shape[-1])
+        key = (id(lora_b_stacked), scale)
+        given, tables = self._layers.get(key, (None, []))
+        if given is not lora_b_stacked:
+            tables = self._tables(lora_a_stacked, lora_b_stacked, scale, output_slices)
+            self._layers[key] = lora_b_stacked, tables
+        for (parts, compiled), blocks, groups in zip(tables, self._blocks, self._groups, strict=False):
+            if groups is not None and compiled is not None and x.dtype == y.dtype == parts[0].a.dtype:
+                compiled.add(x, y, groups)
+                continue
+            for slot, block in blocks.items():
+                tokens = torch.nonzero(self._slots == slot).flatten()
+                for a, b, column, scaling in parts:
+                    y[tokens, column : column + b.shape[1]] += scaling * (x[tokens] @ a[block].t() @ b[block].t())
+
+    def _tables(
+        self, a: tuple[torch.Tensor, ...], b: tuple[torch.Tensor, ...], scale: float, sizes: tuple[int, ...]
+    ) -> list[_Table]:
+        """The slots' own memory and, where slots are rows, that of the others."""
+        stacked = list(zip(a, b, itertools.accumulate(sizes, initial=0), strict=False))
+        if not any(one in self.rows for one in b):
+            return [_table([LowRankPart(a[:, 0], b[:, 0], column, scale) for a, b, column in stacked])]
+        # A part that is not adapted is zero.
+        adapted = [(a, b, column, self.rows[b]) for a, b, column in stacked if b in self.rows]
+        return [
+            _table([LowRankPart(a[:, 0], b[:, 0], column, scale * row.scaling) for a, b, column, row in adapted]),
+            _table([LowRankPart(row.a[:, 0], row.b[:, 0], column, scale * row.scaling) for *_, column, row in adapted]),
+        ]
+
+
+def _table(parts: list[LowRankPart]) -> _Table:
+    return _Table(parts, LowRank(parts) if LowRank.able(parts) else None)
+
+
+def rms_norm(
+    self: Any, x: torch.Tensor, residual: torch.Tensor | None = None
+) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
+    """RMSNorm by the kernel that vLLM has for it, which writes over x and residual as on a GPU.
+
+    vLLM itself takes it on other processors only, and a dozen torch operators on x86.
+    """
+    weight = self.weight.data
+    fits = self.variance_size_override is None and self.has_weight and weight.dtype == x.dtype
+    fits = fits and (ROUNDS or x.dtype != torch.bfloat16)
+    if not fits or x.shape[-1] % VECTOR or not x.is_contiguous():
+        return self.forward_native(x, residual)  # type: ignore[no-any-return]
+    if residual is None:
+        out = torch.empty_like(x)
+        torch.ops._C.rms_norm(out, x, weight, self.variance_epsilon)
+        return out
+    if not residual.is_contiguous():
+        return self.forward_native(x, residual)  # type: ignore[no-any-return]
+    torch.ops._C.fused_add_rms_norm(x, residual, weight, self.variance_epsilon)
+    return x, residual
+
+
+_room = torch.empty(0)
+_plain_sample = Sampler.forward
+
+
+def sample(self: Sampler, logits: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+    """vLLM's, which wants its logits [sequences, tokens] in float32: here in the same memory in every step.
+
+    Memory of this size is otherwise the system's again after each step, and new pages cost as much as the conversion.
+    """
+    global _room
+    if logits is None or logits.dtype == torch.float32:
+        return _plain_sample(self, logits, *args, **kwargs)
+    if _room.numel() < logits.numel():
+        _room = torch.empty(logits.numel())
+    converted = _room[: logits.numel()].view(logits.shape).copy_(logits)
+    return _plain_sample(self, converted, *args, **kwargs)
+
+
+if current_platform.is_cpu():
+    # Packed into oneDNN or SGL handles, a linear layer's weights could not be written again in place.
+    vllm._custom_ops._supports_onednn = False
+    vllm.model_executor.layers.utils.check_cpu_sgl_kernel = lambda n, k, dtype: False
+    type(current_platform).get_punica_wrapper = classmethod(lambda cls: f"{__name__}.{GroupedPunicaWrapper.__name__}")
+    RMSNorm.forward_cpu = rms_norm
+    Sampler.forward = sample
+    SiluAndMul.forward_cpu = lambda self, x: swiglu(x)

@@ -1,0 +1,92 @@
+"""A Python function of the user as the utility, named `module:function`."""
+
+from __future__ import annotations
+
+import importlib
+import math
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from modelswarms_fast.errors import InputError
+from modelswarms_fast.evaluation.objectives.data import Wanted, dataset_of, read_examples
+from modelswarms_fast.evaluation.objectives.utility import Answer, Ask, Utility
+
+DEFAULT_MAX_TOKENS = 10
+
+
+def load(path: Path, content: dict[str, Any], wanted: Wanted) -> Utility:
+    """The utility of an evaluation file and the function that `wanted.task` names. Raises InputError."""
+    examples = read_examples(path, content, wanted, {"prompt": (str,)}, instead="question")
+    wanted.check_options()
+    function = import_function(wanted.task)
+    limit = wanted.max_tokens or max_tokens(function, wanted.task)
+
+    def score_examples(examples: Sequence[dict[str, Any]], answers: Sequence[Sequence[Answer]]) -> list[Any]:
+        return [function(example, given[0].text.strip()) for example, given in zip(examples, answers, strict=True)]
+
+    return Utility(
+        wanted.task,
+        dataset_of(path, content),
+        examples,
+        {split: [(Ask(prompt(one), limit),) for one in some] for split, some in examples.items()},
+        score_examples,
+        score_range=score_range(function, wanted.task),
+    )
+
+
+def import_function(task: str) -> Callable[[dict[str, Any], str], Any]:
+    """Import `module:function`; the current directory comes first on the path while the module is imported.
+
+    The function is called as `function(example, output)` with the example as it stands in the file and the
+    generated text without white space at its ends, and returns a number (higher is better). Raises
+    InputError.
+    """
+    module_name, _, name = task.partition(":")
+    if not module_name or not name.isidentifier():
+        raise InputError(f'task "{task}" is not of the form module:function, as in my_tasks:score')
+    here = str(Path.cwd())
+    sys.path.insert(0, here)
+    try:
+        importlib.invalidate_caches()  # the file may be newer than the interpreter's list of the folder
+        module = importlib.import_module(module_name)
+    except Exception as error:  # whatever the user's module does when it is imported
+        raise InputError(
+            f'cannot import the module of task "{task}" ({type(error).__name__}: {error}): '
+            f"correct it, or start where {module_name} can be imported"
+        ) from error
+    finally:
+        if here in sys.path:
+            sys.path.remove(here)
+    function = getattr(module, name, None)
+    if not callable(function):
+        raise InputError(f'task "{task}": the module has no function {name}; define it or correct the name')
+    return function  # type: ignore[no-any-return]
+
+
+def max_tokens(function: Callable[..., Any], task: str) -> int:
+    """New tokens an example may take: the function's attribute `max_tokens`, or 10. Raises InputError."""
+    value = getattr(function, "max_tokens", DEFAULT_MAX_TOKENS)
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise InputError(f'task "{task}": the attribute max_tokens is {value!r}; make it a whole number from 1 on')
+    return value
+
+
+def score_range(function: Callable[..., Any], task: str) -> tuple[float, float] | None:
+    """Lowest and highest score: the function's attribute `score_range`, a pair; None without one. Raises InputError."""
+    value = getattr(function, "score_range", None)
+    if value is None:
+        return None
+    try:
+        lowest, highest = (float(number) for number in value)
+    except (TypeError, ValueError):
+        lowest = highest = math.nan
+    if not -math.inf < lowest < highest < math.inf:
+        raise InputError(f'task "{task}": the attribute score_range is {value!r}; make it (lowest, highest) score')
+    return lowest, highest
+
+
+def prompt(example: dict[str, Any]) -> str:
+    """Prompt of one example: its field `prompt`, or `question` where that is absent."""
+    return str(example["prompt"] if "prompt" in example else example["question"])

@@ -1,0 +1,247 @@
+"""Tasks of lm-eval, by its own definitions: its documents, prompts, few-shot examples, filters and metrics.
+
+Only the package lm-eval is needed, and what a task's data needs: a YAML with local data works without a network.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from modelswarms_fast.errors import InputError
+from modelswarms_fast.evaluation.objectives.data import Wanted
+from modelswarms_fast.evaluation.objectives.utility import Answer, Ask, Utility
+
+SEED = 1234  # of few-shot examples, lm-eval's own default
+MAX_TOKENS = 256  # where a task says nothing, as lm-eval
+_ACCURACIES = ("acc", "acc_norm", "acc_bytes", "acc_mutual_info")
+_SHARES = (*_ACCURACIES, "exact_match")
+_SUPPORTED = ("loglikelihood", "multiple_choice", "generate_until")
+
+
+def load(path: Path | None, wanted: Wanted) -> Utility:
+    """The utility of the task after "lm_eval:". path: a YAML file, or a folder with YAML files, beside lm-eval's own.
+
+    Dev is the task's validation split, or else that of its few-shot examples, or else training; test is its test split,
+    or validation where there is none; of the only split there is, dev gets the first half and test the second. The
+    utility's `dataset` names both. Options: `metric`, one that lm-eval averages over documents and that is better when
+    higher (default: the task's first); `filter`, of several the one whose results count (default: the first). Raises
+    InputError.
+    """
+    name = wanted.task.partition(":")[2]
+    wanted.check_options("metric", "filter")
+    with contextlib.chdir(_folder(path) or "."):  # data files of a YAML are beside it
+        task = _find(name, path)
+    _check(task, name)
+    metric = _metric(task, wanted)
+    chosen = wanted.choice("filter", *[each.name for each in task._filters])
+    docs, origin, names = _splits(task, name)
+    examples: dict[str, list[dict[str, Any]]] = {}
+    asks: dict[str, list[tuple[Ask, ...]]] = {}
+    for split, some in docs.items():
+        with _failing(name):
+            task.set_fewshot_seed(SEED)
+            own = names[split] == _source_of_shots(task)
+            some = some[: wanted.limits.get(split)]
+            examples[split] = [{"doc": doc} for doc in some]
+            requests = [_requests(task, doc, index, own=own) for index, doc in enumerate(some)]
+            asks[split] = [tuple(_ask(one, wanted) for one in asked) for asked in requests]
+
+    def score_examples(examples: Sequence[dict[str, Any]], answers: Sequence[Sequence[Answer]]) -> list[Any]:
+        return [_score(task, metric, chosen, *pair) for pair in zip(examples, answers, strict=True)]
+
+    def choice(example: dict[str, Any], answers: Sequence[Answer]) -> int:
+        return _choice(task, metric, example, answers)
+
+    dataset = f"{name} (dev: {origin['dev']}, test: {origin['test']}; {metric})"
+    score_range = (0.0, 1.0) if metric in _SHARES else None
+    own = task.OUTPUT_TYPE == "multiple_choice" and not callable(task.config.process_results)
+    return Utility(
+        wanted.task,
+        dataset,
+        examples,
+        asks,
+        score_examples,
+        score_range=score_range,
+        choice=choice if own and metric in _ACCURACIES else None,
+    )
+
+
+@contextlib.contextmanager
+def _failing(name: str) -> Iterator[None]:
+    """Whatever lm-eval, the data sets or a task's own code raise is one sentence."""
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as error:
+        reason = " ".join(str(error).split())[:300]
+        raise InputError(
+            f"lm-eval cannot make the task {name} ({type(error).__name__}: {reason}); correct its YAML and data, or "
+            "see that its data set can be downloaded"
+        ) from error
+
+
+def _folder(path: Path | None) -> Path | None:
+    if path is None:
+        return None
+    if not path.exists():
+        raise InputError(f"cannot read {path}; give a YAML file of lm-eval, or a folder with some")
+    return path if path.is_dir() else path.parent
+
+
+def _find(name: str, path: Path | None) -> Any:
+    try:
+        from lm_eval.tasks import TaskManager
+    except ImportError as error:
+        raise InputError(
+            f"lm-eval cannot be imported ({error}); install modelswarms-fast[objectives], or choose another task"
+        ) from error
+    with _failing(name):
+        # lm-eval's own thousands are only listed where the user's folder does not have the task.
+        here = None if path is None else TaskManager(include_path=".", include_defaults=False)
+        manager = here if here is not None and name in here.all_tasks else TaskManager(include_path=path and ".")
+        if name not in manager.all_tasks:
+            raise InputError(
+                f"lm-eval has no task {name!r}; choose one that it lists (lm-eval ls tasks), or give the folder of its "
+                "YAML as the data"
+            )
+        tasks = manager.load(name)["tasks"]
+    if len(tasks) != 1:
+        raise InputError(f"{name} of lm-eval holds {len(tasks)} tasks; choose one of {', '.join(sorted(tasks))}")
+    return next(iter(tasks.values()))
+
+
+def _check(task: Any, name: str) -> None:
+    """Raise InputError for what is not supported."""
+    if task.OUTPUT_TYPE not in _SUPPORTED:
+        raise InputError(f"{name} of lm-eval is of type {task.OUTPUT_TYPE}; choose one of {', '.join(_SUPPORTED)}")
+    if getattr(task, "MULTIMODAL", False):
+        raise InputError(f"{name} of lm-eval needs images or sound, which are not supported; choose a task of texts")
+    if getattr(task, "UNSAFE_CODE", False):
+        raise InputError(f"{name} of lm-eval runs code that the model writes, which is not done here; choose another")
+
+
+def _metric(task: Any, wanted: Wanted) -> str:
+    from lm_eval.api.metrics import mean
+
+    higher = task.higher_is_better()
+    able = [name for name, reduce in task.aggregation().items() if reduce is mean and higher.get(name, True)]
+    if not able:
+        raise InputError(f"{wanted.task} has no metric that is a mean over documents and better when higher")
+    return wanted.choice("metric", *able)
+
+
+def _source_of_shots(task: Any) -> str | None:
+    """The split of the data that few-shot examples are from."""
+    config = task.config
+    found: str | None = task.fewshot_cfg.split or config.training_split or config.validation_split or config.test_split
+    return found
+
+
+def _splits(task: Any, name: str) -> tuple[dict[str, list[Any]], dict[str, str], dict[str, str]]:
+    """Documents of dev and test, where they are from in words, and the split of the data that is."""
+    config, makers = task.config, {"test": task.test_docs, "validation": task.validation_docs}
+    makers["training"] = task.training_docs
+    kept: dict[str, tuple[str, Callable[[], Any]]] = {}
+    """The split's name in the data → what makes its documents."""
+    for kind, made in makers.items():
+        split = getattr(config, f"{kind}_split")
+        if split is not None and all(split != other for other, _ in kept.values()):
+            kept[kind] = (split, made)
+    few = task.fewshot_cfg.split
+    if few is not None and all(few != other for other, _ in kept.values()):
+        kept["fewshot"] = (few, task.fewshot_docs)
+    order = [kind for kind in ("test", "validation", "fewshot", "training") if kind in kept]
+    if not order:
+        raise InputError(f"{name} of lm-eval names no split of its data; give its YAML a test_split")
+    with _failing(name):
+        if len(order) == 1:
+            split, make = kept[order[0]]
+            every = list(make())
+            middle = len(every) // 2
+            docs = {"dev": every[:middle], "test": every[middle:]}
+            origin = {"dev": f"first half of {split}", "test": f"second half of {split}"}
+            names = {"dev": split, "test": split}
+        else:
+            used = {"test": order[0], "dev": order[1]}
+            docs = {split: list(kept[kind][1]()) for split, kind in used.items()}
+            origin = names = {split: kept[kind][0] for split, kind in used.items()}
+    for split, some in docs.items():
+        if not some:
+            raise InputError(f"{name} of lm-eval has no documents for {split} ({origin[split]}); choose another task")
+    return docs, origin, names
+
+
+def _requests(task: Any, doc: Any, index: int, *, own: bool) -> list[Any]:
+    """What lm-eval would ask of a model for a document; own: few-shot examples are of its split."""
+    shots = task.config.num_fewshot or 0
+    with _without(task, doc) if own else contextlib.nullcontext():
+        context = task.fewshot_context(doc, num_fewshot=shots, gen_prefix=task.doc_to_prefix(doc))
+    made = task.construct_requests(doc=doc, ctx=context, metadata=(task.config.task, index, 1))
+    return made if isinstance(made, list) else [made]
+
+
+@contextlib.contextmanager
+def _without(task: Any, doc: Any) -> Iterator[None]:
+    """No document is its own few-shot example, which lm-eval sees to for its test split alone."""
+    sampler = getattr(task, "sampler", None)
+    if sampler is None:
+        yield
+        return
+    sample = sampler.sample
+
+    def other(n: int, eval_doc: Any = None, **more: Any) -> Any:
+        return sample(n=n, eval_doc=doc, **more)
+
+    sampler.sample = other
+    try:
+        yield
+    finally:
+        del sampler.sample
+
+
+def _ask(instance: Any, wanted: Wanted) -> Ask:
+    if instance.request_type == "loglikelihood":
+        prompt, continuation = instance.args
+        return Ask(prompt, 1, continuation)
+    prompt, settings = instance.args
+    until = settings.get("until") or ()
+    stop = (until,) if isinstance(until, str) else tuple(until)
+    limit = settings.get("max_gen_toks", settings.get("max_new_tokens", MAX_TOKENS))
+    return Ask(prompt, wanted.max_tokens or int(limit), None, stop)
+
+
+def _score(task: Any, metric: str, chosen: str, example: dict[str, Any], answers: Sequence[Answer]) -> Any:
+    """What lm-eval's own filters and metric make of the answers to a document."""
+    from lm_eval.api.instance import Instance
+
+    generated = task.OUTPUT_TYPE == "generate_until"
+    if not generated and any(math.isnan(answer.log_prob) for answer in answers):
+        return math.nan
+    kind, doc = "generate_until" if generated else "loglikelihood", example["doc"]
+    instances = [Instance(kind, doc, (), index) for index in range(len(answers))]
+    for instance, answer in zip(instances, answers, strict=True):
+        instance.resps = [answer.text if generated else (answer.log_prob, answer.greedy)]
+    next(each for each in task._filters if each.name == chosen).apply(instances)
+    found = task.process_results(doc, [instance.filtered_resps[chosen] for instance in instances])
+    return found.get(metric, math.nan)
+
+
+def _choice(task: Any, metric: str, example: dict[str, Any], answers: Sequence[Answer]) -> int:
+    """The place of the choice that a metric of lm-eval takes for the answer, by lm-eval's own arithmetic."""
+    choices = task.doc_to_choice(example["doc"])
+    values = np.array([answer.log_prob for answer in answers])
+    likely = values[: len(choices)]  # of mutual information the rest is without the question
+    if metric == "acc_norm":
+        likely = likely / np.array([float(len(one)) for one in choices])
+    elif metric == "acc_bytes":
+        likely = likely / np.array([float(len(one.encode())) for one in choices])
+    elif metric == "acc_mutual_info":
+        likely = likely - values[len(choices) :]
+    return int(likely.argmax())

@@ -1,0 +1,211 @@
+"""Examples put to an engine: what each asks, as tokens, until its last answer has come."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from modelswarms_fast.engines.protocol import Completion, Engine, Request
+from modelswarms_fast.errors import InputError
+from modelswarms_fast.evaluation.objectives import Answer, Ask, Utility
+
+
+@dataclass(frozen=True)
+class _Encoded:
+    """An ask in token ids."""
+
+    ask: Ask
+    prompt: list[int]
+    continuation: list[int] | None
+
+    @property
+    def tokens(self) -> list[int]:
+        return self.prompt + (self.continuation or [])
+
+
+@dataclass(eq=False, slots=True)
+class Asked:
+    """An example that is being asked, and its answers so far."""
+
+    split: str
+    example: int
+    slot: int | None
+    answers: list[Answer | None]
+    names: dict[int, tuple[int, _Encoded]]
+    """Of its requests under way → which answer, and what was asked."""
+    followed: bool = False
+
+    @property
+    def given(self) -> list[Answer]:
+        """Its answers, once it has ended."""
+        return [answer for answer in self.answers if answer is not None]
+
+
+class Asking:
+    """Puts the asks of examples to an engine, and what follows up on their answers.
+
+    What is asked first is tokenised once, here; a follow-up when it arises.
+
+    Raises:
+        InputError: an ask does not fit the engine; the message names the example.
+    """
+
+    def __init__(self, engine: Engine, utility: Utility, splits: Sequence[str]) -> None:
+        self._engine, self._utility = engine, utility
+        self._names = itertools.count()
+        self._under_way: dict[int, Asked] = {}
+        self._first = {split: self._encode_split(split) for split in splits}
+
+    @property
+    def idle(self) -> bool:
+        """Whether no request runs."""
+        return not self._under_way
+
+    def count(self, split: str) -> int:
+        """Examples of a split."""
+        return len(self._first[split])
+
+    def lengths(self, split: str) -> list[int]:
+        """Tokens of each example's first asks together."""
+        return [sum(len(one.tokens) for one in asks) for asks in self._first[split]]
+
+    def prompts(self, split: str) -> list[list[int]]:
+        """Token ids of all first asks of a split, continuations included."""
+        return [one.tokens for asks in self._first[split] for one in asks]
+
+    def begin(self, split: str, example: int, slot: int | None) -> Asked:
+        """Ask a slot the first asks of an example."""
+        first = self._first[split][example]
+        asked = Asked(split, example, slot, [None] * len(first), {})
+        for index, encoded in enumerate(first):
+            self._submit(asked, index, encoded)
+        return asked
+
+    def take(self, ended: Sequence[tuple[int, Completion]]) -> list[Asked]:
+        """Take in what has ended; the examples of which that was the last."""
+        last = []
+        under_way = self._under_way
+        for name, completion in ended:  # all, before a follow-up can fail
+            asked = under_way.pop(name)
+            names = asked.names
+            index, encoded = names.pop(name)
+            asked.answers[index] = _answer(encoded.ask, completion)
+            if not names:
+                last.append(asked)
+        if self._utility.follow_up is None:
+            return last
+        return [asked for asked in last if not self._follow(asked)]
+
+    def _follow(self, asked: Asked) -> bool:
+        """Ask what follows up on the first answers; whether there is such a thing."""
+        assert self._utility.follow_up is not None
+        if asked.followed:
+            return False
+        asked.followed = True
+        ask = self._utility.follow_up(self._utility.examples[asked.split][asked.example], asked.given)
+        if ask is None:
+            return False
+        encoded = self._encode([ask])[0]
+        self._check(encoded, f"The follow-up of {asked.split} example {asked.example}")
+        asked.answers.append(None)
+        self._submit(asked, len(asked.answers) - 1, encoded)
+        return True
+
+    def drop(self, given_up: Sequence[Asked]) -> None:
+        """Give up examples; the engine need not answer what they still ask."""
+        names = [name for asked in given_up for name in asked.names]
+        for name in names:
+            del self._under_way[name]
+        if names:
+            self._engine.drop(names)
+
+    def _submit(self, asked: Asked, index: int, encoded: _Encoded) -> None:
+        name = next(self._names)
+        asked.names[name], self._under_way[name] = (index, encoded), asked
+        self._engine.submit(name, Request(asked.slot, encoded.prompt, encoded.continuation), encoded.ask.max_tokens)
+
+    # tokens
+
+    def _encode_split(self, split: str) -> list[list[_Encoded]]:
+        asks = self._utility.asks[split]
+        encoded = iter(self._encode([ask for some in asks for ask in some]))
+        first = [[next(encoded) for _ in some] for some in asks]
+        for number, some in enumerate(first):
+            for one in some:
+                self._check(one, f"Prompt {number} of the {split} split")
+            self._check_follow_up(split, number, some)
+        return first
+
+    def _check_follow_up(self, split: str, number: int, first: Sequence[_Encoded]) -> None:
+        """That a follow-up will have room, judged by the one that empty answers would call for."""
+        if self._utility.follow_up is None:
+            return
+        empty = [Answer("" if one.ask.continuation is None else one.ask.continuation, 0) for one in first]
+        if (ask := self._utility.follow_up(self._utility.examples[split][number], empty)) is not None:
+            answers = sum(one.ask.max_tokens for one in first if one.continuation is None)
+            where = f"The follow-up of {split} example {number}"
+            self._check(self._encode([ask])[0], where, answers)
+
+    def _encode(self, asks: Sequence[Ask]) -> list[_Encoded]:
+        """As lm-eval does it: a continuation is what its prompt with it has more tokens than the prompt alone; white
+        space at the end of the prompt belongs to it."""
+        pairs = [_split(ask) for ask in asks]
+        prompts = self._tokenize([prompt for prompt, _ in pairs])
+        wholes = iter(self._tokenize([prompt + more for prompt, more in pairs if more is not None]))
+        encoded = []
+        for ask, (_, more), prompt in zip(asks, pairs, prompts, strict=True):
+            continuation = None if more is None else next(wholes)[len(prompt) :]
+            if continuation is not None and not prompt:
+                prompt = [self._first_token()]
+            encoded.append(_Encoded(ask, prompt, continuation))
+        return encoded
+
+    def _tokenize(self, texts: list[str]) -> list[list[int]]:
+        return [list(ids) for ids in self._engine.tokenizer(texts)["input_ids"]] if texts else []
+
+    def _first_token(self) -> int:
+        """What a text begins after that has no prompt."""
+        tokenizer = self._engine.tokenizer
+        token = tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
+        if token is None:
+            raise InputError("The tokenizer has no token that begins a text; give every likelihood a prompt.")
+        return int(token)
+
+    def _check(self, encoded: _Encoded, where: str, more: int = 0) -> None:
+        """Raise InputError if the engine has no room for it and as many tokens more."""
+        longest = self._engine.max_model_len
+        if encoded.continuation is not None:
+            if not encoded.continuation:
+                raise InputError(f"{where} asks for the likelihood of no tokens; give its continuation a text.")
+            if len(encoded.tokens) + 1 + more > longest:
+                raise InputError(
+                    f"{where} has {len(encoded.tokens)} tokens with its continuation; it must have at most "
+                    f"{longest - 1 - more}: raise max_model_len or leave the example out."
+                )
+            return
+        room = longest - encoded.ask.max_tokens - more
+        if not 0 < len(encoded.prompt) <= room:
+            raise InputError(
+                f"{where} has {len(encoded.prompt)} tokens; with {encoded.ask.max_tokens + more} new "
+                f"tokens it must have from 1 to {room}: raise max_model_len or leave the example out."
+            )
+
+
+def _split(ask: Ask) -> tuple[str, str | None]:
+    """Prompt and continuation, white space at the end of the prompt moved to the continuation."""
+    if ask.continuation is None:
+        return ask.prompt, None
+    prompt = ask.prompt.rstrip()
+    return prompt, ask.prompt[len(prompt) :] + ask.continuation
+
+
+def _answer(ask: Ask, completion: Completion) -> Answer:
+    if ask.continuation is not None:
+        return Answer(ask.continuation, completion.tokens, completion.log_prob, completion.greedy)
+    text = completion.text
+    if ask.stop:
+        ends = [place for stop in ask.stop if stop and (place := text.find(stop)) >= 0]
+        text = text[: min(ends, default=None)]
+    return Answer(text, completion.tokens, math.nan, True)

@@ -1,0 +1,37 @@
+"""Mixtures drawn at random, as many as the budget allows: what any search has to beat."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from modelswarms_fast.runs.baselines import Choice, best_of, mixture_choice
+from modelswarms_fast.runs.baselines.cma_es import SPREAD, affine
+from modelswarms_fast.runs.experiment import Session
+from modelswarms_fast.swarm import Floats
+
+
+def run(session: Session, budget: int, seed: int) -> Choice:
+    """The experts themselves, and draws of two kinds in turn. See `modelswarms_fast.runs.baselines`."""
+    count = len(session.initial)
+    draws = draw(budget - count, count, seed)
+    mixtures = np.concatenate([np.eye(count), draws])
+    utilities = np.concatenate([session.initial, session.mixtures_on_dev(draws)])
+    best = best_of(utilities)
+    kind = "expert" if best < count else "Dirichlet" if (best - count) % 2 == 0 else "affine"
+    return mixture_choice(session, mixtures[best], float(utilities[best]), len(mixtures), drawn_as=kind)
+
+
+def draw(number: int, count: int, seed: int) -> Floats:
+    """[number, count] mixtures whose coefficients sum to 1.
+
+    In turn Dirichlet(1, ..., 1), uniform among those without negative coefficients, and what CMA-ES starts with:
+    1/count plus normal numbers that are moved to sum 0.
+    """
+    random = np.random.default_rng(seed)
+    mixtures = np.empty((number, count))
+    for index in range(number):
+        if index % 2 == 0:
+            mixtures[index] = random.dirichlet(np.ones(count))
+        else:
+            mixtures[index] = affine(random.normal(0, SPREAD, count))
+    return mixtures

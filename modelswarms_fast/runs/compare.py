@@ -1,0 +1,251 @@
+"""Model Swarms beside other ways to compose the same experts: one engine, one dev split, one budget, one table."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, fields
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from modelswarms_fast.runs.baselines import METHODS, Run, load_method
+from modelswarms_fast.config import SwarmConfig
+from modelswarms_fast.errors import InputError
+from modelswarms_fast.records.run_folder import alone, read_json, write_json
+from modelswarms_fast.runs.experiment import Session
+from modelswarms_fast.evaluation.objectives import Files, named
+
+RESULTS = "baselines.json"
+RESAMPLES = 10_000
+SWARM = "model_swarms"
+_NUMBER = (int, float, type(None))
+_MEASURED = {"dev", "test", "test_standard_error", "test_scores", "evaluations", "prompts", "seconds", "recipe"}
+
+
+def compare(
+    experts: str | Path | Sequence[str | Path],
+    *,
+    base: str,
+    task: str,
+    data: Files = None,
+    out: str | Path,
+    budget: int,
+    methods: Sequence[str] | None = None,
+    seed: int = 0,
+    swarm: dict[str, Any] | None = None,
+    progress: bool = False,
+    **settings: Any,
+) -> dict[str, Any]:
+    """Run every method, score what each chooses on test, and compare it with Model Swarms.
+
+    A method that `out` already holds is not run again, so that a run that was cut goes on where it stopped.
+
+    Args:
+        experts, base, task, data, progress: as in `search`.
+        out: the folder of baselines.json, which is written anew after each method.
+        budget: evaluations on dev that a method may take, those of the experts among them.
+        methods: names, see docs/baselines.md; None: all, data_merge only with `train`.
+        seed: of all that is drawn.
+        swarm: fields of SwarmConfig for Model Swarms, where the defaults are not wanted.
+        settings: the other arguments of `Session`, fields of EngineConfig among them.
+
+    Returns:
+        The content of baselines.json: `methods` has for each its dev, test, test_standard_error, test_scores,
+        evaluations, prompts, seconds and recipe, `against_model_swarms` the paired bootstrap, `objective` what the
+        utility tells of itself.
+
+    Raises:
+        InputError: something given cannot be used, or `out` holds results of other arguments.
+        TypeError: a setting does not exist.
+    """
+    swarm = swarm or {}
+    if unknown := swarm.keys() - {field.name for field in fields(SwarmConfig)}:
+        raise InputError(f"swarm has no setting {sorted(unknown)[0]!r}; give fields of SwarmConfig.")
+    SwarmConfig(particles=2, seed=seed)
+    SwarmConfig(**({"particles": 2} | swarm))
+    if methods is None:
+        methods = [name for name in METHODS if name != "data_merge" or settings.get("train") is not None]
+    if "data_merge" in methods and settings.get("train") is None:
+        raise InputError("data_merge needs what the experts were trained on; give it with --train, or leave it out.")
+    runs: dict[str, Run] = {name: load_method(name) for name in methods}  # a name that is none is refused at once
+    if SWARM in runs:
+        runs[SWARM] = partial(runs[SWARM], **swarm)
+    session = Session(experts, base=base, task=task, data=data, out=out, progress=progress, **settings)
+    if budget < len(session.experts.names):
+        raise InputError(
+            f"the budget is {budget} evaluations, less than the {len(session.experts.names)} experts take; give more."
+        )
+    asked = {
+        "base": base,
+        "task": task,
+        "data": named(data),
+        "dataset": session.utility.dataset,
+        **session.utility.digests(),
+        "experts": list(session.experts.names),
+        "sources": list(session.experts.sources),
+        "weights": session.expert_digests,
+        "budget": budget,
+        "seed": seed,
+        "swarm": swarm,
+        "scoring": settings.get("scoring", "generate"),
+        "options": dict(settings.get("options") or {}),
+        "max_tokens": settings.get("max_tokens"),
+        "train": None if session.train is None else str(session.train),
+        "engine": asdict(session.engine_config),
+    }
+    file = Path(out) / RESULTS
+    content = _start(file, json.loads(json.dumps(asked)), len(session.utility.examples["test"]))
+    left = [name for name in runs if name not in content["methods"]]
+    if "cbtm" in left:  # what it cannot use is refused before an engine starts
+        importlib.import_module("modelswarms_fast.runs.baselines.cbtm").prompts_of(session)
+    if left:
+        console = Console(stderr=True, quiet=not progress)
+        with alone(file.parent), session:
+            for name in left:
+                result = _measure(session, partial(runs[name], session, budget, seed))
+                content["methods"][name] = result
+                content["objective"] = session.utility.report()
+                content["against_model_swarms"] = against_model_swarms(session, content["methods"], seed)
+                write_json(file, content)
+                console.print(f"{name}: dev {_text(result['dev'])}, test {_text(result['test'])}", highlight=False)
+            session.check_base()
+    return read_json(file) if content["methods"] else content
+
+
+def _start(file: Path, asked: dict[str, Any], examples: int) -> dict[str, Any]:
+    """What the file holds if it is of the same arguments; else a new content. Raises InputError."""
+    if file.exists():
+        content = read_json(file)
+        config = content.get("config")
+        if not isinstance(config, dict) or not _are_results(content, examples):
+            raise InputError(f"{file} does not hold results of a comparison; choose another folder, or remove it.")
+        for name, value in asked.items():
+            if config.get(name) != value:
+                raise InputError(f"{file} holds results of another {name}; choose another folder, or remove it.")
+        return content
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"cannot make {file.parent}: {error.strerror}; choose another folder.") from error
+    return {"config": asked, "methods": {}}
+
+
+def _are_results(content: dict[str, Any], examples: int) -> bool:
+    """Whether this is what was found of each method, on so many test examples, and how they compare."""
+    methods, against = content.get("methods"), content.get("against_model_swarms", {})
+
+    def numbers(values: Any, count: int) -> bool:  # null is a NaN
+        return isinstance(values, list) and len(values) == count and all(type(one) in _NUMBER for one in values)
+
+    def whole(one: Any) -> bool:
+        if not isinstance(one, dict) or not one.keys() >= _MEASURED or not numbers(one["test_scores"], examples):
+            return False
+        costs = [one[name] for name in ("evaluations", "prompts", "seconds")]
+        utilities = [one[name] for name in ("dev", "test", "test_standard_error")]
+        return numbers(utilities, 3) and numbers(costs, 3) and None not in costs
+
+    def compared(one: Any) -> bool:
+        if not isinstance(one, dict) or not {"difference", "interval", "share"} <= one.keys():
+            return False
+        difference, found = one["difference"], [one["difference"], one["share"]]
+        if not numbers(one["interval"], 2) or not numbers(found, 2):
+            return False
+        return difference is None or None not in [*found, *one["interval"]]
+
+    if not isinstance(methods, dict) or not isinstance(against, dict):
+        return False
+    return all(map(whole, methods.values())) and all(map(compared, against.values()))
+
+
+def _measure(session: Session, run: Callable[[], Any]) -> dict[str, Any]:
+    """One method: what it took until it had chosen, and how its choice does on test."""
+    session.initial  # noqa: B018 - evaluated now, by none of the methods
+    before, start = session.evaluator.spent.copy(), time.perf_counter()
+    choice = run()
+    seconds, prompts = time.perf_counter() - start, session.evaluator.spent.since(before).prompts
+    if choice.looks_at_experts:
+        seconds += sum(session.initial_spent.seconds.values())
+        prompts += session.initial_spent.prompts
+    scores = choice.test()
+    return {
+        "dev": choice.dev,
+        "test": session.utility_of("test", scores),
+        "test_standard_error": session.utility.error_of("test", scores),
+        "test_scores": scores,
+        "evaluations": choice.evaluations,
+        "prompts": prompts,
+        "seconds": seconds,
+        "recipe": choice.recipe,
+    }
+
+
+def against_model_swarms(session: Session, methods: dict[str, dict[str, Any]], seed: int) -> dict[str, dict[str, Any]]:
+    """Each method's test scores against those of Model Swarms; nothing before that has run."""
+    if SWARM not in methods:
+        return {}
+    # Of several tasks each keeps its number of examples.
+    strata = [str(example.get("_place", ("",))[0]) for example in session.utility.examples["test"]]
+    reduce = partial(session.utility_of, "test")
+    ours = methods[SWARM]["test_scores"]
+    return {
+        name: paired(ours, result["test_scores"], reduce, strata, seed)
+        for name, result in methods.items()
+        if name != SWARM
+    }
+
+
+def paired(
+    ours: Sequence[float],
+    theirs: Sequence[float],
+    reduce: Callable[[Sequence[float]], float],
+    strata: Sequence[str],
+    seed: int,
+) -> dict[str, Any]:
+    """The paired bootstrap of two lists of scores, whose utilities `reduce` makes.
+
+    difference: our utility minus theirs; interval: the middle 95 % of it over RESAMPLES samples of the examples, drawn
+    with replacement within each stratum and the same for both; share: of the samples in which we are ahead, ties
+    counted by half. NaN where a score is.
+    """
+    pair, places = np.array([ours, theirs], dtype=np.float64), np.arange(len(ours))
+    random, labels = np.random.default_rng(seed), np.array(strata)
+    groups = [np.flatnonzero(labels == label) for label in sorted(set(strata))]
+    samples = np.empty(RESAMPLES)
+    for sample in range(RESAMPLES):
+        for group in groups:
+            places[group] = group[random.integers(len(group), size=len(group))]
+        drawn = pair[:, places].tolist()
+        samples[sample] = reduce(drawn[0]) - reduce(drawn[1])
+    low, high = np.quantile(samples, [0.025, 0.975])
+    share = float(np.mean((samples > 0) + 0.5 * (samples == 0))) if np.isfinite(samples).all() else math.nan
+    difference = reduce(pair[0].tolist()) - reduce(pair[1].tolist())
+    return {"difference": difference, "interval": [float(low), float(high)], "share": share}
+
+
+def table_of(content: dict[str, Any]) -> Table:
+    """The results as a table, in the order in which they were found."""
+    measured = ("dev", "test ± standard error", "evaluations", "prompts", "seconds")
+    table = Table("", *measured, "Model Swarms ahead by", "in")
+    for name, result in content["methods"].items():
+        against = content.get("against_model_swarms", {}).get(name)
+        ahead, share = "", ""
+        if against is not None and against["difference"] is not None:
+            low, high = against["interval"]
+            ahead = f"{against['difference']:+.4f} [{low:+.4f}, {high:+.4f}]"
+            share = f"{100 * against['share']:.1f} %"
+        test = f"{_text(result['test'])} ± {_text(result['test_standard_error'])}"
+        cost = (str(result["evaluations"]), str(result["prompts"]), f"{result['seconds']:.1f}")
+        table.add_row(name, _text(result["dev"]), test, *cost, ahead, share)
+    return table
+
+
+def _text(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4f}"

@@ -1,0 +1,108 @@
+"""All experts and particles of a search on test, example by example, for the analyses. Nothing is chosen by it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from modelswarms_fast.records.analysis import RunFolder, read_run
+from modelswarms_fast.config import EngineConfig
+from modelswarms_fast.errors import InputError
+from modelswarms_fast.evaluation.evaluator import Evaluator
+from modelswarms_fast.weights.experts import Experts
+from modelswarms_fast.records.run_folder import ENSEMBLE, TEST_SCORES, write_json
+from modelswarms_fast.weights.population import LARGEST_NAMED, Particles
+from modelswarms_fast.evaluation.early_stopping import digest
+from modelswarms_fast.runs.experiment import Session, mix_row
+from modelswarms_fast.swarm import Floats, Swarm
+from modelswarms_fast.evaluation.objectives import Answer, Utility
+
+Rows = Sequence[Callable[[], torch.Tensor]]
+
+
+def write_test_scores(evaluator: Evaluator, experts: Experts, swarm: Swarm, particles: Particles, folder: Path) -> None:
+    """Write test_scores.json of a search that has ended.
+
+    The particles' own rows are tested, to the bit; those of a move that was not evaluated any more are left out.
+    """
+    initial = swarm.initial_positions()
+    everyone = range(len(initial))
+    rows: dict[str, Rows] = {
+        "experts": [partial(experts.rows.__getitem__, index) for index in range(len(experts.names))],
+        "start": [partial(mix_row, experts, torch.from_numpy(one)) for one in initial],
+        "best": [partial(particles.row, one, True) for one in everyone],
+    }
+    if not swarm.waiting:
+        rows["end"] = [partial(particles.row, one) for one in everyone]
+    write_json(folder / TEST_SCORES, {"exact": True, "groups": score_groups(evaluator, rows)})
+
+
+def evaluate_run(folder: str | Path) -> None:
+    """Write test_scores.json of a run folder: its experts are read and its engine is started again.
+
+    Particles are mixed from the history's mixtures. With state="weights" that leaves out the rounding
+    of their moves, so that scores may differ in an example that was close: `exact` is false then.
+
+    Raises:
+        InputError: the folder lacks what is needed, or what its config.json names is not there any more.
+    """
+    run = read_run(folder)
+    if run.config.get("engine", ENSEMBLE) == ENSEMBLE:  # older token swarms name no engine
+        raise InputError(f"{folder} is a token swarm, whose mixtures are of no weights; leave --evaluate out.")
+    groups = _mixtures(run)
+    names = {"limit_dev", "limit_test", "max_tokens", "scoring", "options", "confirm"}
+    asked = {name: value for name, value in run.config.items() if name in names and value is not None}
+    settings = {name: run.config[name] for name in EngineConfig.__dataclass_fields__ if name in run.config}
+    settings |= {"stop_early": False, "canary": "off"}
+    where = {name: run.config[name] for name in ("base", "task", "data")}
+    session = Session(run.config["sources"], **where, out=folder, **asked, **settings)
+    with session:
+        mix = partial(mix_row, session.experts)
+        rows: dict[str, Rows] = {
+            name: [partial(mix, torch.from_numpy(one)) for one in mixtures] for name, mixtures in groups.items()
+        }
+        first = run.config.get("first") or range(len(session.experts.names))
+        rows["experts"] = [partial(session.experts.rows.__getitem__, expert) for expert in first]
+        exact = session.engine_config.state == "mixture"
+        found = score_groups(session.evaluator, rows)
+    write_json(Path(folder) / TEST_SCORES, {"exact": exact, "groups": found})
+
+
+def score_groups(evaluator: Evaluator, groups: Mapping[str, Rows]) -> dict[str, dict[str, list[list[Any]]]]:
+    """By group `scores` [rows][E] and `labels` [rows][E], what a vote counts; equal rows are asked once."""
+    utility, known = evaluator.utility, dict[bytes, tuple[list[float], list[Any]]]()
+    found: dict[str, dict[str, list[list[Any]]]] = {}
+    for name, rows in groups.items():
+        found[name] = {"scores": [], "labels": []}
+        for make in rows:
+            row = make()
+            key = digest(row) if row.nbytes <= LARGEST_NAMED else None
+            if key is None or (result := known.get(key)) is None:
+                answers = evaluator.answers(row, "test")
+                scores = utility.score("test", range(len(answers)), answers)
+                result = scores, [_label(utility, index, answers[index], scores[index]) for index in range(len(scores))]
+                if key is not None:
+                    known[key] = result
+            found[name]["scores"].append(result[0])
+            found[name]["labels"].append(result[1])
+    return found
+
+
+def _label(utility: Utility, example: int, answers: Sequence[Answer], score: float) -> Any:
+    """The choice that was named, where there are choices; else the score."""
+    named = None if utility.choice is None else utility.choice(utility.examples["test"][example], answers)
+    return score if named is None else named
+
+
+def _mixtures(run: RunFolder) -> dict[str, Floats]:
+    positions = run.positions()
+    if positions is None or not isinstance(run.config.get("sources"), list):
+        raise InputError(f"{run.path} does not say where its particles were; only newer runs of mixtures do")
+    best = positions[0].copy()
+    for line, mixtures in zip(run.history, positions, strict=True):
+        best[line["improved"]] = mixtures[line["improved"]]
+    return {"start": positions[0], "best": best, "end": positions[-1]}

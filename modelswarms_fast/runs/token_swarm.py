@@ -1,0 +1,213 @@
+"""Token swarms: a search over mixtures of what experts say next, for experts of different architectures.
+
+A position is n coefficients (Feng et al., arXiv 2410.11163); the experts themselves are the unit vectors, where the
+particles start. They move by the rules of any search, and a position is served as Σ c_j p_j(token | prefix).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import closing
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from modelswarms_fast.weights.base_model import PACKAGED, resolve_base
+from modelswarms_fast.config import DType, EngineConfig, SwarmConfig
+from modelswarms_fast.engines.protocol import start_here
+from modelswarms_fast.engines.ensemble.decoding import plain
+from modelswarms_fast.engines.ensemble.engine import EnsembleEngine, Member, clipped
+from modelswarms_fast.engines.transformers import TransformersEngine
+from modelswarms_fast.errors import InputError
+from modelswarms_fast.evaluation.evaluator import Evaluator
+from modelswarms_fast.weights.experts import Experts, expert_folders, read_experts
+from modelswarms_fast.runs.loop import run_iterations
+from modelswarms_fast.records.run_folder import ENSEMBLE, GLOBAL_BEST, SUMMARY, check_run_folder, open_run, write_json
+from modelswarms_fast.weights.layout import Layout
+from modelswarms_fast.weights.population import Particles
+from modelswarms_fast.records.progress import Progress
+from modelswarms_fast.records.report import write_report
+from modelswarms_fast.swarm import Swarm
+from modelswarms_fast.evaluation.objectives import Files, Scoring, load_utility, named
+
+
+def token_swarm(
+    experts: str | Path | Sequence[str | Path],
+    *,
+    task: str,
+    data: Files = None,
+    out: str | Path,
+    base: str | None = None,
+    limit_dev: int | None = None,
+    limit_test: int | None = None,
+    max_tokens: int | None = None,
+    scoring: Scoring = "generate",
+    options: Mapping[str, str] | None = None,
+    dtype: DType = "auto",
+    max_model_len: int = EngineConfig.max_model_len,
+    overwrite: bool = False,
+    progress: bool = False,
+    **settings: Any,
+) -> dict[str, Any]:
+    """Search for the best mixture of the experts' next-token distributions.
+
+    Args:
+        experts: at least two full checkpoints of any architectures (folders, hub ids, "smollm2-135m-instruct") or LoRA
+            adapters of one base, or a folder that holds such folders. All models stay in memory.
+        base: of the adapters, if there are any.
+        dtype: that the models compute in; "auto": each its own.
+        out: the run folder to write: config.json, history.jsonl, summary.json, report.html, and
+            global_best/mixture.json with the winner's coefficients.
+        settings: fields of SwarmConfig; `particles` defaults to twice the number of experts, at least 6.
+        others: as in `search`.
+
+    Returns:
+        The content of summary.json. `mixture` is what is served: negative coefficients are 0 and the rest sums to 1;
+        `position` is the winner's position as it is.
+
+    Raises:
+        InputError: something given cannot be used; the message names it and the remedy.
+        TypeError: a setting does not exist.
+    """
+    started = time.perf_counter()
+    sources = _sources(experts)
+    names = _names(sources)
+    config = SwarmConfig(**({"particles": max(2 * len(sources), 6)} | settings))
+    if config.randomness == "coordinate":
+        raise InputError("randomness is 'coordinate', but a position has one coordinate an expert; use 'particle'.")
+    swarm = Swarm(config, len(sources))
+    limits = {"limit_dev": limit_dev, "limit_test": limit_test, "max_tokens": max_tokens}
+    utility = load_utility(task, data, **limits, scoring=scoring, options=options)
+    engine_config = EngineConfig(
+        engine="transformers", state="mixture", dtype=dtype, max_model_len=max_model_len, canary="off"
+    )
+    check_run_folder(out, overwrite)
+    members = open_members(sources, base, engine_config)
+    engine = EnsembleEngine(members, slots=config.particles)
+    evaluator = Evaluator(engine, utility)
+    inputs = {
+        "base": base,
+        "task": task,
+        "dataset": utility.dataset,
+        "data": named(data),
+        "scoring": scoring,
+        "options": dict(options or {}),
+        "experts": names,
+        "architectures": [type(plain(member.engine.model)).__name__ for member in members],
+    }
+    counts = {f"{split}_examples": len(examples) for split, examples in utility.examples.items()}
+    chosen = asdict(config) | {"engine": ENSEMBLE, "dtype": dtype, "max_model_len": max_model_len}
+    particles = Particles(unit_experts(names), swarm, engine_config, torch.device("cpu"))
+    asked = inputs | {"sources": [str(source) for source in sources]} | counts | chosen
+    with closing(particles), open_run(out, asked, overwrite=overwrite) as journal:
+        setup_seconds = time.perf_counter() - started
+        with Progress(progress, config.iterations, config.particles) as bar:
+            initial, _, stopped, idle = run_iterations(swarm, particles, evaluator, journal, bar)
+        position = particles.global_best_mixture()
+    assert position is not None
+    spent, passes = evaluator.spent.copy(), engine.passes
+    best = int(np.where(np.isnan(initial), -np.inf, initial)[: len(names)].argmax())
+    mixture = dict(zip(names, clipped(position).tolist(), strict=True))
+    folder = Path(out) / GLOBAL_BEST
+    folder.mkdir(exist_ok=True)
+    write_json(folder / "mixture.json", {"mixture": mixture, "sources": asked["sources"], "base": base})
+    testing = time.perf_counter()
+    result: dict[str, Any] = {
+        "start": {"particle": best, "expert": names[best], "dev": float(initial[best])},
+        "end": {"particle": swarm.global_best_particle, "dev": swarm.global_best},
+        "test_standard_error": {},
+    }
+    for which, row in (("start", np.eye(len(names))[best]), ("end", np.array(position))):
+        scores = evaluator.one(torch.from_numpy(row), "test")
+        result[which]["test"] = utility.utility_of("test", scores)
+        result["test_standard_error"][which] = utility.error_of("test", scores)
+    summary = inputs | {
+        "particles": config.particles,
+        "seed": config.seed,
+        "engine": ENSEMBLE,
+        "iterations": swarm.iteration - swarm.waiting,
+        "stopped": stopped,
+        **result,
+        "mixture": mixture,
+        "position": dict(zip(names, position, strict=True)),
+        **counts,
+        "evaluations": spent.evaluations,
+        "prompts": spent.prompts,
+        "expert_passes": passes,
+        "tokens": spent.tokens,
+        "reused_scores": spent.reused,
+        "engine_idle_share": idle,
+        "prompts_per_second": spent.prompts / sum(spent.seconds.values()),
+        "seconds": {"setup": setup_seconds}
+        | spent.seconds
+        | {"test": time.perf_counter() - testing, "total": time.perf_counter() - started},
+    }
+    write_json(Path(out) / SUMMARY, summary)
+    write_report(out)
+    return summary
+
+
+def open_members(sources: Sequence[str | Path], base: str | None, config: EngineConfig) -> list[Member]:
+    """The experts' models, in this order; adapters share that of their base. Raises InputError."""
+    adapters = [str(source) for source in sources if _is_adapter(source)]
+    shared: TransformersEngine | None = None
+    rows: dict[str, torch.Tensor] = {}
+    if adapters:
+        if base is None:
+            raise InputError(f"{adapters[0]} is an adapter; give the base model of the adapters with --base.")
+        loaded = read_experts(adapters, minimum=1)
+        shared = _open(resolve_base(base), loaded, config)
+        rows = dict(zip(adapters, loaded.rows, strict=True))
+    members = []
+    for source in sources:
+        if (row := rows.get(str(source))) is not None:
+            assert shared is not None
+            members.append(Member(shared, row))
+        else:
+            members.append(Member(_open(resolve_base(str(source)), None, config), None))
+    return members
+
+
+def unit_experts(names: Sequence[str]) -> Experts:
+    """Experts whose rows are the unit vectors: a position then is its own mixture."""
+    rows = torch.eye(len(names))
+    width = Layout.of({"coefficients": rows[0]}).size
+    room = torch.zeros((len(names), width))
+    room[:, : len(names)] = rows
+    return Experts("full", tuple(names), Layout.of({"coefficients": rows[0]}), room, room, (), {}, tuple(names))
+
+
+def _open(folder: Path, loaded: Experts | None, config: EngineConfig) -> TransformersEngine:
+    engine = start_here(folder, loaded, config)
+    assert isinstance(engine, TransformersEngine)
+    return engine
+
+
+def _sources(experts: str | Path | Sequence[str | Path]) -> list[str | Path]:
+    """The experts one by one; those of a folder sorted by name."""
+    if not isinstance(experts, str | Path):
+        found = list(experts)
+    else:
+        folder = Path(experts)
+        if not folder.is_dir():
+            raise InputError(f"{experts} is no folder of experts; give a folder that holds them, or several experts.")
+        found = list(expert_folders(folder))
+    if len(found) < 2:
+        raise InputError(f"{experts} gives {len(found)} expert(s), but a search needs at least two.")
+    return found
+
+
+def _names(sources: Sequence[str | Path]) -> list[str]:
+    names = [PACKAGED if str(source) == PACKAGED else Path(str(source).rstrip("/")).name for source in sources]
+    for name in names:
+        if names.count(name) > 1:
+            raise InputError(f"two experts are called {name}; rename one of their folders.")
+    return names
+
+
+def _is_adapter(source: str | Path) -> bool:
+    return (Path(source) / "adapter_config.json").is_file()

@@ -1,0 +1,145 @@
+"""Look into one expert's folder, LoRA or full checkpoint: config, tensor names, shapes, dtypes, then values.
+
+Only safetensors is ever opened. Whatever is wrong with the folder by itself raises InputError here; whether
+experts fit together is for experts.py.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from modelswarms_fast.errors import InputError
+from modelswarms_fast.weights.adapters import LoraModule, lora_modules
+from modelswarms_fast.weights.base_model import PLAIN_NAME, read_object
+from modelswarms_fast.weights.layout import Layout
+
+DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "F64": torch.float64}
+EXPECTED = (
+    "a folder of experts holds at least two sub-folders, each with adapter_config.json and"
+    " adapter_model.safetensors (or config.json and model.safetensors)"
+)
+_AGAIN = "download or export this expert again"
+_PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A tensor in a file, its values not yet read; `dtype` in the words of safetensors."""
+
+    file: Path
+    shape: tuple[int, ...]
+    dtype: str
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """One expert's folder, checked by itself; `tensors` is sorted by name, `modules` empty if it is full."""
+
+    kind: Literal["lora", "full"]
+    config_file: Path
+    config: dict[str, Any]
+    tensors: dict[str, Stored]
+    modules: tuple[LoraModule, ...]
+
+    def read(self, layout: Layout, row: Tensor) -> None:
+        """Copy the values into `row` [D], one tensor at a time from the files' pages. Raises InputError."""
+        views = layout.views(row)
+        for file in sorted({stored.file for stored in self.tensors.values()}):
+            with _open(file) as handle:
+                for name, stored in self.tensors.items():
+                    if stored.file == file:
+                        views[name].copy_(handle.get_tensor(name))
+        bad = layout.first_not_finite(row)
+        if bad is not None:
+            file = self.tensors[bad].file
+            raise InputError(f"{file}: tensor {bad} holds NaN or infinity as {layout.dtype}: {_AGAIN}")
+
+
+def scan(folder: Path) -> Checkpoint:
+    """Everything about one expert but its values. Raises InputError."""
+    if not folder.is_dir():
+        raise InputError(f"{folder} is not a folder: give the folder of one expert")
+    config_file = folder / "adapter_config.json"
+    if config_file.exists():
+        config = read_object(config_file, _AGAIN)
+        weights = _weights(folder, "adapter_model.safetensors")
+        tensors = _headers([weights])
+        shapes = {name: stored.shape for name, stored in tensors.items()}
+        return Checkpoint("lora", config_file, config, tensors, lora_modules(config, config_file, shapes, weights))
+    config_file = folder / "config.json"
+    if not config_file.exists():
+        raise InputError(f"{folder} holds neither adapter_config.json nor config.json: {EXPECTED}")
+    config = read_object(config_file, _AGAIN)
+    if config.get("quantization_config"):
+        raise InputError(f"{config_file}: quantization_config is not supported: save the model unquantised")
+    if not isinstance(config.get("model_type"), str):
+        raise InputError(f"{config_file} has no model_type: give the folder of a Hugging Face checkpoint")
+    index_file = folder / "model.safetensors.index.json"
+    if index_file.exists() and not (folder / "model.safetensors").exists():
+        return Checkpoint("full", config_file, config, _sharded(folder, index_file), ())
+    return Checkpoint("full", config_file, config, _headers([_weights(folder, "model.safetensors")]), ())
+
+
+def _sharded(folder: Path, index_file: Path) -> dict[str, Stored]:
+    index = read_object(index_file, _AGAIN).get("weight_map")
+    if not isinstance(index, dict) or not index:
+        raise InputError(f"{index_file} has no weight_map: {_AGAIN}")
+    for name, file in index.items():
+        if not isinstance(file, str) or not PLAIN_NAME.fullmatch(file):
+            raise InputError(
+                f"{index_file}: tensor {name} lies in {file!r}, which is not the plain name of a safetensors"
+                " file in the same folder: download the checkpoint again from a source you trust"
+            )
+    tensors = _headers([_weights(folder, file) for file in sorted(set(index.values()))])
+    for name in sorted(index.keys() | tensors.keys()):
+        if name not in tensors or name not in index or tensors[name].file.name != index[name]:
+            where = tensors[name].file if name in tensors else folder / index[name]
+            raise InputError(f"{where}: tensor {name} is not where {index_file.name} says: {_AGAIN}")
+    return tensors
+
+
+def _weights(folder: Path, name: str) -> Path:
+    file = folder / name
+    if file.is_file():
+        return file
+    pickles = sorted(entry.name for entry in folder.iterdir() if entry.suffix in _PICKLES)
+    if pickles and not file.exists():
+        raise InputError(
+            f"{folder / pickles[0]} is a pickle, which is never loaded: convert it to {name}"
+            " (load it where you trust it, then save_pretrained writes safetensors)"
+        )
+    raise InputError(f"{file} {'is not a file' if file.exists() else 'is missing'}: {_AGAIN}")
+
+
+def _open(file: Path) -> Any:
+    try:
+        return safe_open(file, framework="pt")
+    except (OSError, SafetensorError) as error:
+        raise InputError(f"{file} is not a complete safetensors file ({error}): {_AGAIN}") from error
+
+
+def _headers(files: Iterable[Path]) -> dict[str, Stored]:
+    tensors: dict[str, Stored] = {}
+    for file in files:
+        with _open(file) as handle:
+            for name in sorted(handle.keys()):
+                part = handle.get_slice(name)
+                stored = Stored(file, tuple(part.get_shape()), part.get_dtype())
+                if name in tensors:
+                    raise InputError(f"{file}: tensor {name} is also in {tensors[name].file}: delete one of them")
+                if stored.dtype not in DTYPES:
+                    raise InputError(f"{file}: tensor {name} is {stored.dtype}: save it as bfloat16 or float32")
+                if math.prod(stored.shape) == 0:
+                    raise InputError(f"{file}: tensor {name} of shape {list(stored.shape)} is empty: {_AGAIN}")
+                tensors[name] = stored
+        if not tensors:
+            raise InputError(f"{file} holds no tensors: {_AGAIN}")
+    return dict(sorted(tensors.items()))

@@ -1,0 +1,186 @@
+"""Write one row as a model folder that PEFT, Transformers and vLLM load, with tokenizer and provenance.
+
+The folder is written beside its final place, synced and renamed: an existing folder is either the old or
+the new model, never a part of both, and stays as it is when anything fails.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+from torch import Tensor
+
+from modelswarms_fast.errors import InputError
+
+if TYPE_CHECKING:
+    from modelswarms_fast.weights.experts import Experts
+
+TOKENIZER_FILES = (
+    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
+    "chat_template.jinja", "chat_template.json", "vocab.json", "vocab.txt", "merges.txt", "tokenizer.model",
+    "spiece.model",
+)  # fmt: skip
+_WRITTEN = {
+    *TOKENIZER_FILES, "adapter_model.safetensors", "adapter_config.json", "model.safetensors", "config.json",
+    "generation_config.json", "README.md",
+}  # fmt: skip
+
+
+def export(folder: str | Path, row: Tensor, experts: Experts, *, base: Path, provenance: Mapping[str, Any]) -> None:
+    """Write `row` [D] as a model folder; the same arguments give the same bytes.
+
+    A LoRA row becomes adapter_model.safetensors and adapter_config.json. A full row becomes
+    model.safetensors, config.json (the experts', with the row's dtype) and the generation_config.json of
+    `base`. Tokenizer files are copied from `base`. Of `provenance` README.md makes three tables: the experts,
+    with their coefficients if "mixture" holds them (expert name -> coefficient), the utility (all other
+    entries: task, dataset, dev, test, ...) and "settings" (name -> value).
+
+    An existing `folder` is replaced only if it is an export itself or empty. Raises InputError when the row
+    holds NaN or infinity, the folder holds other files, or it cannot be written; nothing is changed then.
+    """
+    target = Path(os.path.realpath(folder))
+    _check_target(target)
+    if tuple(row.shape) != (experts.layout.size,):
+        raise ValueError(f"a row of these experts has {experts.layout.size} elements, not {list(row.shape)}")
+    row = row.detach().to(device="cpu", dtype=experts.layout.dtype).contiguous()
+    name = experts.layout.first_not_finite(row)
+    if name is not None:
+        raise InputError(f"{folder} is not written: tensor {name} holds NaN or infinity, take a smaller step length")
+    if not base.is_dir():
+        raise InputError(f"{base} is not a folder: give the folder of the base model, its tokenizer is exported too")
+
+    copies = [*TOKENIZER_FILES, "generation_config.json"] if experts.kind == "full" else list(TOKENIZER_FILES)
+    copies = [name for name in copies if (base / name).is_file()]
+    texts = {"README.md": _readme(experts, provenance), **_config(experts)}
+    weights = "adapter_model.safetensors" if experts.kind == "lora" else "model.safetensors"
+    need = experts.layout.nbytes + sum((base / name).stat().st_size for name in copies)
+
+    new = target.parent / f".{target.name}.new-{os.getpid()}"
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(new, ignore_errors=True)
+        new.mkdir()
+        save_file(experts.layout.views(row), new / weights, metadata={"format": "pt"})
+        for name, text in texts.items():
+            (new / name).write_text(text, encoding="utf-8", errors="backslashreplace")
+        for name in copies:
+            shutil.copyfile(base / name, new / name)
+        # The library makes its files private to the user; the others say what the umask allows.
+        (new / weights).chmod((new / "README.md").stat().st_mode)
+        for path in [*sorted(new.iterdir()), new]:
+            _sync(path)
+        _swap(new, target)
+    except (OSError, SafetensorError) as error:
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        raise InputError(
+            f"{folder} could not be written ({reason}), nothing was changed: it needs {need} bytes,"
+            " make room or choose another folder"
+        ) from error
+    finally:
+        shutil.rmtree(new, ignore_errors=True)
+
+
+def _check_target(target: Path) -> None:
+    """Refuse to replace anything but an export: what else lies there is the user's."""
+    if not os.path.lexists(target):
+        return
+    if not target.is_dir():
+        raise InputError(f"{target} is a file: choose a new or empty folder")
+    others = sorted({entry.name for entry in target.iterdir()} - _WRITTEN)
+    if others:
+        raise InputError(f"{target} holds {others[0]}, which is no part of a model: choose a new or empty folder")
+
+
+def _sync(path: Path) -> None:
+    """Make a file or a folder's entries durable."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _swap(new: Path, target: Path) -> None:
+    """Put `new` in the place of `target`; at any moment one complete folder exists under some name."""
+    if target.exists():
+        old = target.parent / f".{target.name}.old-{os.getpid()}"
+        shutil.rmtree(old, ignore_errors=True)
+        os.rename(target, old)
+        try:
+            os.rename(new, target)
+        except BaseException:
+            os.rename(old, target)
+            raise
+        _sync(target.parent)
+        shutil.rmtree(old, ignore_errors=True)
+    else:
+        os.rename(new, target)
+        _sync(target.parent)
+
+
+def _config(experts: Experts) -> dict[str, str]:
+    """File name -> text of the config; it comes from the experts, which decide the tensors' shapes."""
+    if experts.kind == "lora":
+        # The order of keys stays: of the patterns that match a module, the first one counts.
+        config = {**experts.config, "inference_mode": True}
+        return {"adapter_config.json": json.dumps(config, indent=2) + "\n"}
+    key = "dtype" if "dtype" in experts.config else "torch_dtype"
+    config = {**experts.config, key: str(experts.layout.dtype).removeprefix("torch.")}
+    return {"config.json": json.dumps(config, indent=2) + "\n"}
+
+
+def _readme(experts: Experts, provenance: Mapping[str, Any]) -> str:
+    """A model card: YAML front matter, then tables of experts, utility and settings."""
+    lora = experts.kind == "lora"
+    # For full checkpoints the experts are what the result was made of.
+    base = experts.config["base_model_name_or_path"] if lora else list(experts.sources)
+    front = [
+        "---",
+        f"base_model: {json.dumps(base, ensure_ascii=False)}",  # JSON is YAML, so no name needs other quotes
+        f"library_name: {'peft' if lora else 'transformers'}",
+        "tags:",
+        *(f"- {tag}" for tag in (["lora"] if lora else []) + ["model-swarms", "merge"]),
+        "---",
+        "",
+    ]
+    what = "LoRA adapter" if lora else "checkpoint"
+    lines = [*front, f"# {what} found by a model swarm", ""]
+    lines += [
+        f"A point in the weight space of {len(experts.names)} experts, found without training by the search",
+        "of [Model Swarms](https://arxiv.org/abs/2410.11163). The tables name the experts, the utility",
+        "and the settings of the search.",
+        "",
+    ]
+    mixture = provenance.get("mixture")
+    columns: list[Sequence[Any]] = [experts.names, experts.sources]
+    if mixture is not None:
+        columns.append([mixture[name] for name in experts.names])
+    lines += _table("Experts", ("expert", "source", "coefficient")[: len(columns)], zip(*columns, strict=True))
+    # The names and coefficients of the experts are in their own table.
+    utility = {k: v for k, v in provenance.items() if k not in ("mixture", "settings", "experts")}
+    for title, values in (("Utility", utility), ("Settings", provenance.get("settings"))):
+        if values:
+            lines += _table(title, ("name", "value"), values.items())
+    return "\n".join(lines)
+
+
+def _table(title: str, head: Sequence[str], rows: Iterable[Sequence[Any]]) -> list[str]:
+    lines = [f"## {title}", "", _line(head), _line(["---"] * len(head))]
+    return [*lines, *map(_line, rows), ""]
+
+
+def _line(cells: Sequence[Any]) -> str:
+    texts = []
+    for cell in cells:
+        if isinstance(cell, Mapping | list | tuple):
+            cell = json.dumps(cell, ensure_ascii=False, default=str)
+        text = f"{cell:.6g}" if isinstance(cell, float) else str(cell)
+        texts.append(" ".join(text.split()).replace("|", "\\|"))
+    return f"| {' | '.join(texts)} |"

@@ -1,0 +1,88 @@
+"""What the worker inside vLLM refuses, on models that stand for those which vLLM keeps in another form."""
+
+from types import SimpleNamespace
+
+import helpers_models
+import pytest
+import torch
+from helpers_models import make_adapter
+
+from modelswarms_fast.errors import InputError
+from modelswarms_fast.weights.experts import Experts, read_experts
+from modelswarms_fast.weights.layout import Layout
+
+pytest.importorskip("vllm")
+
+tiny_base = helpers_models.tiny_base
+
+LINEAR = {"self_attn.qkv_proj": [32, 16, 16], "self_attn.o_proj": [32]}
+
+
+@pytest.fixture(scope="module")
+def experts(tiny_base, tmp_path_factory) -> Experts:
+    folder = tmp_path_factory.mktemp("experts")
+    for seed in range(2):
+        make_adapter(tiny_base, folder / f"expert-{seed}", seed=seed, target_modules=["q_proj", "o_proj"])
+    return read_experts(folder)
+
+
+@pytest.fixture
+def worker():
+    """Over the linear layers of the tiny base, as vLLM fuses and names them."""
+    from modelswarms_fast.engines.vllm.worker import SwarmWorker
+
+    model = torch.nn.Module()
+    model.packed_modules_mapping = {"qkv_proj": ["q_proj", "k_proj", "v_proj"]}
+    for layer in range(2):
+        for name, sizes in LINEAR.items():
+            parent = model
+            for step in f"model.layers.{layer}.{name}".split("."):
+                if not hasattr(parent, step):
+                    parent.add_module(step, torch.nn.Module())
+                parent = getattr(parent, step)
+            parent.weight = torch.nn.Parameter(torch.zeros(sum(sizes), 32), requires_grad=False)
+            parent.output_partition_sizes = sizes
+    worker = SwarmWorker()
+    config = SimpleNamespace(use_mla=False, dtype=torch.float32, hf_config=SimpleNamespace(vocab_size=64))
+    worker.model_runner = SimpleNamespace(get_model=lambda: model, model_config=config)
+    return worker
+
+
+def test_weights_as_loaded_are_written(worker, experts):
+    worker.swarm_attach("merged", experts)
+    worker.swarm_load("merged", 0, experts.rows[0])
+    live = worker.model_runner.get_model().get_parameter("model.layers.0.self_attn.qkv_proj.weight")
+    assert live[:32].any(), "q is adapted"
+    assert not live[32:].any(), "k and v are not"
+
+
+@pytest.mark.parametrize("layer", ["self_attn.qkv_proj", "self_attn.o_proj"])
+@pytest.mark.parametrize("weight", [torch.empty(0), torch.zeros(32, 32).to(torch.float8_e4m3fn)])
+def test_weights_in_another_form_are_refused(worker, experts, layer, weight):
+    """Packed, as zentorch does, the tensor is empty; quantized to 8 bits, it can have the shape of the original."""
+    module = worker.model_runner.get_model().get_submodule(f"model.layers.1.{layer}")
+    module.weight = torch.nn.Parameter(weight, requires_grad=False)
+    with pytest.raises(InputError, match="packed or quantized"):
+        worker.swarm_attach("merged", experts)
+
+
+@pytest.mark.parametrize("serve", ["merged", "slots", "mixture"])
+def test_a_copy_that_would_keep_old_weights_is_refused(worker, serve):
+    spec = SimpleNamespace(name="model.layers.0.self_attn.kv_b_proj.weight")
+    changed = SimpleNamespace(layout=SimpleNamespace(specs=[spec]), modules=())
+    worker.model_runner.model_config.use_mla = True
+    with pytest.raises(InputError, match="kv_b_proj"):
+        worker.swarm_attach(serve, changed)
+
+
+def test_a_head_that_would_be_written_over_the_embeddings_is_refused(worker):
+    """Two tensors of a checkpoint with one place, where the last would win."""
+    tensors = {"model.embed_tokens.weight": torch.ones(64, 32), "lm_head.weight": torch.zeros(64, 32)}
+    changed = SimpleNamespace(layout=Layout.of(tensors), modules=())
+    model = torch.nn.Module()
+    model.lm_head = torch.nn.Module()
+    model.model = torch.nn.Module()
+    model.model.embed_tokens = torch.nn.Embedding(64, 32)
+    worker.model_runner.get_model = lambda: model
+    with pytest.raises(InputError, match="tied"):
+        worker.swarm_attach("merged", changed)

@@ -1,0 +1,318 @@
+"""Several searches on one engine: what each finds is what it finds alone, also after a cut; budgets; confirm."""
+
+import json
+import shutil
+import threading
+import time
+from collections import defaultdict
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from helpers_evaluate import ScriptedEngine, number, utility
+
+from modelswarms_fast.runs import scheduler
+from modelswarms_fast.runs import trial
+from modelswarms_fast.config import EngineConfig, SwarmConfig
+from modelswarms_fast.runs.confirm import CANDIDATES, confirm, hold_back
+from modelswarms_fast.errors import InputError
+from modelswarms_fast.evaluation.evaluator import Evaluator
+from modelswarms_fast.runs.scheduler import run_searches
+from modelswarms_fast.runs.loop import Iterations
+from modelswarms_fast.records.run_folder import Journal, read_history
+from modelswarms_fast.weights.population import Particles
+from modelswarms_fast.runs.trial import Planned
+from modelswarms_fast.evaluation.early_stopping import Tally
+from modelswarms_fast.swarm import Swarm
+
+PROMPTS = [f"question {index}" for index in range(9)]
+
+
+class Fake:
+    """A session whose engine is scripted: the score of a mixture on a prompt depends on the two alone."""
+
+    def __init__(self, slots=6, nan=0.0, **engine):
+        self.engine_config = EngineConfig(engine="transformers", state="mixture", **engine)
+
+        def answer(held, prompt):
+            if number(held, prompt, "nan") < nan:
+                return "nan"
+            return str(float(number(held, prompt) < number(held)))
+
+        self.engine = ScriptedEngine(slots, 5, 0, answer)
+        self.utility = utility(PROMPTS, score_range=(0.0, 1.0))
+        self.evaluator = Evaluator(self.engine, self.utility)
+        rows = torch.zeros(3, 1)
+        self.experts = SimpleNamespace(names=("a", "b", "c"), rows=rows, room=rows, layout=None)
+        self.base_folder = None
+        self.expert_products = [[1.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, 1.0]]
+
+    def particles(self, swarm):
+        return Particles(self.experts, swarm, self.engine_config, torch.device("cpu"))
+
+    @property
+    def initial_scores(self):
+        swarm = Swarm(SwarmConfig(particles=3), 3)
+        found = self.evaluator.rows(self.particles(swarm), range(3), "dev")
+        return [found[index].known for index in range(3)]
+
+
+@pytest.fixture(autouse=True)
+def no_export(monkeypatch):
+    monkeypatch.setattr(resumable, "export", lambda *arguments, **more: None)
+    monkeypatch.setattr(Particles, "global_best", lambda self: None)
+
+
+def planned(count=4, **more):
+    config = {"particles": 5, "iterations": 4, "patience": 3} | more
+    return [Planned(f"{index:03d}", SwarmConfig(seed=index, **config)) for index in range(count)]
+
+
+def ran(folder, session=None, searches=None, **more):
+    found = run_searches(session or Fake(), searches or planned(), folder, inputs={"experts": ["a", "b", "c"]}, **more)
+    return [{name: value for name, value in one.items() if name != "wall_seconds"} for one in found]
+
+
+def histories(folder):
+    return {path.parent.name: path.read_bytes() for path in sorted(folder.glob("searches/*/history.jsonl"))}
+
+
+@pytest.mark.parametrize("stop_early", [False, True])
+@pytest.mark.parametrize("at_once", [1, 2, 4])
+def test_a_search_finds_beside_others_what_it_finds_alone(tmp_path, at_once, stop_early):
+    searches = planned(drop_n=0.3, drop_k=0.3)
+    together = ran(tmp_path / "together", Fake(stop_early=stop_early), searches, at_once=at_once)
+    for one, found in zip(searches, together, strict=True):
+        alone = ran(tmp_path / one.name, Fake(slots=1), [one])
+        assert alone == [found]
+    if not stop_early:
+        for one in searches:
+            assert histories(tmp_path / one.name)[one.name] == histories(tmp_path / "together")[one.name]
+
+
+def test_early_stopping_learns_from_the_particles_of_the_own_search(tmp_path, monkeypatch):
+    """A particle's last low scores come first, whatever number it has among those of all searches."""
+    lasts, checked = defaultdict(dict), []
+    tell, move = Iterations.tell, Iterations.move
+
+    def told(steps, tallies):
+        for particle, tally in tallies.items():
+            known = {example: score for example, score in enumerate(tally.scores) if score is not None}
+            lasts[steps][particle] = lasts[steps].get(particle, {}) | known
+        return tell(steps, tallies)
+
+    def moved(steps):
+        move(steps)
+        for particle in steps.wanted:
+            order, last = steps.limits[particle].order, lasts[steps][particle]
+            scores = [last.get(example, 0.0) for example in order]
+            checked.append(sorted(order) == list(range(len(PROMPTS))) and scores == sorted(scores))
+
+    monkeypatch.setattr(Iterations, "tell", told)
+    monkeypatch.setattr(Iterations, "move", moved)
+    ran(tmp_path, Fake(stop_early=True), at_once=3)
+    assert len(checked) > 40
+    assert all(checked)
+
+
+def test_particles_of_two_searches_share_a_batch(tmp_path, monkeypatch):
+    of_slot, together, waited = {}, set(), [False] + [True] * 3000
+    session = Fake()
+    load, step = scheduler._Shared.load, session.engine.step
+
+    def noted(shared, engine, slot, number):
+        of_slot[slot] = shared.of[number][0].planned.name
+        load(shared, engine, slot, number)
+
+    def stepped():
+        running = session.engine.running.values()
+        together.add(frozenset(of_slot.get(request.slot) for request in running) - {None})
+        if of_slot and max(map(len, together)) < 2 and waited.pop():
+            time.sleep(0.001)  # nothing ends until both are there
+            return []
+        return step()
+
+    monkeypatch.setattr(scheduler._Shared, "load", noted)
+    session.engine.step = stepped
+    ran(tmp_path, session, at_once=2)
+    assert max(map(len, together)) == 2
+
+
+def test_the_experts_are_evaluated_once_and_positions_as_often_as_is_said(tmp_path):
+    session = Fake()
+    found = ran(tmp_path, session, at_once=3)
+    assert session.evaluator.spent.evaluations == 3 + sum(one["evaluations"] for one in found)
+    assert session.evaluator.spent.reused == 0
+
+
+@pytest.mark.parametrize("nan", [0.0, 0.02])
+@pytest.mark.parametrize("stop_early", [False, True])
+@pytest.mark.parametrize("lines", [1, 4, 9, 14])
+def test_after_a_cut_it_goes_on_as_if_there_had_been_none(tmp_path, monkeypatch, lines, stop_early, nan):
+    expected = ran(tmp_path / "uncut", Fake(stop_early=stop_early, nan=nan), planned(drop_n=0.2))
+    written, append = 0, Journal.append
+
+    def cut(journal, line):
+        nonlocal written
+        written += 1
+        if written > lines:
+            journal._file.write(b'{"iteration": 1, "utili')  # a line that a crash cuts off
+            raise KeyboardInterrupt
+        append(journal, line)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Journal, "append", cut)
+        with pytest.raises(KeyboardInterrupt):
+            ran(tmp_path / "cut", Fake(stop_early=stop_early, nan=nan), planned(drop_n=0.2))
+    whole = sum(len(read_history(path)) for path in tmp_path.glob("cut/searches/*/history.jsonl"))
+    assert whole == lines
+    session = Fake(stop_early=stop_early, nan=nan)
+    assert ran(tmp_path / "cut", session, planned(drop_n=0.2)) == expected
+    if not stop_early:
+        assert histories(tmp_path / "cut") == histories(tmp_path / "uncut")
+    evaluations = 3 + sum(one["evaluations"] for one in expected)
+    assert session.evaluator.spent.evaluations < evaluations  # what was known was not asked again
+
+
+def test_a_search_that_has_ended_is_not_run_again(tmp_path):
+    expected = ran(tmp_path)
+    session = Fake()
+    told = []
+    assert ran(tmp_path, session, ended=told.append) == expected
+    assert session.evaluator.spent.evaluations == 3
+    assert len(told) == 4
+
+
+def test_a_history_that_does_not_repeat_is_refused(tmp_path):
+    ran(tmp_path, searches=planned(1))
+    path = tmp_path / "searches" / "000"
+    (path / "summary.json").unlink()
+    lines = (path / "history.jsonl").read_text().splitlines()
+    changed = json.loads(lines[1])
+    changed["mixtures"][0][0] += 1e-12
+    (path / "history.jsonl").write_text("\n".join([lines[0], json.dumps(changed)]) + "\n")
+    with pytest.raises(InputError, match="does not repeat"):
+        ran(tmp_path, searches=planned(1))
+
+
+def test_a_folder_of_another_search_is_refused(tmp_path):
+    ran(tmp_path, searches=planned(1))
+    (tmp_path / "searches" / "000" / "summary.json").unlink()
+    with pytest.raises(InputError, match="other settings"):
+        ran(tmp_path, searches=planned(1, inertia=0.9))
+
+
+@pytest.mark.parametrize("budget", [13, 40, 61, 75, 200])
+def test_a_budget_is_kept_and_decides_alone_what_is_run(tmp_path, budget):
+    found = [ran(tmp_path / str(n), Fake(n), at_once=n, budget=budget) for n in (1, 2, 4)]
+    assert found[0] == found[1] == found[2]
+    total = 3 + sum(one["evaluations"] for one in found[0])
+    assert total <= budget
+    # What is left is less than an iteration of the next search: two blends and five particles.
+    assert budget - total < 7 or len(found[0]) == 4 or budget == 200
+
+
+def test_a_budget_is_kept_over_a_cut(tmp_path):
+    expected = ran(tmp_path / "uncut", budget=61)
+    ran(tmp_path / "cut", budget=61)
+    last = expected[-1]["name"]
+    (tmp_path / "cut" / "searches" / last / "summary.json").unlink()
+    assert ran(tmp_path / "cut", budget=61) == expected
+    shutil.rmtree(tmp_path / "cut" / "searches" / "000")
+    assert ran(tmp_path / "cut", budget=61) == expected
+
+
+def test_a_budget_for_nothing_is_refused(tmp_path):
+    with pytest.raises(InputError, match="the budget is 9 evaluations"):
+        ran(tmp_path, budget=9)
+
+
+def test_after_its_minutes_nothing_begins_and_what_runs_stops(tmp_path, monkeypatch):
+    clock = [0.0]
+    monkeypatch.setattr(scheduler.time, "perf_counter", lambda: clock[0])
+    append = Journal.append
+
+    def later(journal, line):
+        append(journal, line)
+        clock[0] += 20
+
+    monkeypatch.setattr(Journal, "append", later)
+    found = ran(tmp_path, minutes=1, at_once=1)
+    assert [one["stopped"] for one in found] == ["budget"]
+    assert found[0]["iterations"] == 2
+
+
+def test_what_goes_wrong_in_a_move_ends_all_and_drops_what_runs(tmp_path, monkeypatch):
+    session, tell, failing = Fake(slots=2), Iterations.tell, threading.Event()
+    step = session.engine.step
+
+    def fails(steps, tallies):
+        if steps.swarm.iteration == 1 and steps.swarm.config.seed == 2:
+            failing.set()  # from now on no request ends
+            for _ in range(5000):
+                if session.engine.running:
+                    break
+                time.sleep(0.001)
+            raise OSError("no room")
+        return tell(steps, tallies)
+
+    monkeypatch.setattr(Iterations, "tell", fails)
+    session.engine.step = lambda: [] if failing.is_set() else step()
+    with pytest.raises(OSError, match="no room"):
+        ran(tmp_path, session, at_once=3)
+    assert "drop" in {entry[0] for entry in session.engine.log}
+    assert not session.engine.running
+
+
+def test_first_particles_may_be_some_experts_several_times(tmp_path):
+    searches = [Planned("copies", SwarmConfig(particles=4, iterations=2), (2, 0, 2))]
+    found = ran(tmp_path, searches=searches)
+    lines = read_history(tmp_path / "searches" / "copies" / "history.jsonl")
+    assert lines[0]["mixtures"][:3] == [[0, 0, 1], [1, 0, 0], [0, 0, 1]]
+    assert lines[0]["utilities"][0] == lines[0]["utilities"][2]
+    assert found[0]["start"]["expert"] in ("a", "c")
+    with pytest.raises(InputError, match="particles is 2 but there are 3 experts"):
+        Swarm(SwarmConfig(particles=2), 3, (0, 0, 1))
+
+
+@pytest.mark.parametrize(("total", "count"), [(9, 1), (9, 4), (9, 8), (200, 50)])
+def test_examples_are_kept_back_evenly_and_none_is_in_both(total, count):
+    before = utility([f"q{index}" for index in range(total)])
+    after = hold_back(before, count)
+    dev, back = ([asks[0].prompt for asks in after.asks[split]] for split in ("dev", "confirm"))
+    assert len(back) == count
+    assert sorted(dev + back) == sorted(f"q{index}" for index in range(total))
+    assert [one["prompt"] for one in after.examples["confirm"]] == back
+    numbers = [int(one[1:]) for one in back]
+    assert max(np.diff([-1, *numbers, total])) <= total / count + 1
+    assert after.asks["test"] == before.asks["test"]
+
+
+@pytest.mark.parametrize("count", [-1, 9, 10])
+def test_all_of_dev_cannot_be_kept_back(count):
+    with pytest.raises(InputError, match=f"confirm is {count} but there are 9 dev examples"):
+        hold_back(utility(PROMPTS), count)
+
+
+def test_a_utility_that_is_no_mean_keeps_nothing_back():
+    with pytest.raises(InputError, match="is the mean of its scores"):
+        hold_back(utility(PROMPTS, reduce=lambda split, scores: max(scores)), 2)
+
+
+def test_the_last_candidates_are_chosen_by_what_was_kept_back():
+    swarm = SimpleNamespace(personal_best=np.array([0.2, 0.5, -np.inf, 0.9, 0.9, 0.4, 0.3]), global_best_particle=4)
+    known = {4: 0.5, 3: 0.7, 1: 0.7, 5: np.nan, 6: 0.1}
+
+    def rows(source, particles, split):
+        assert split == "confirm"
+        assert list(particles) == [4, 3, 1, 5, 6]  # not 0: there are CANDIDATES
+        tallies = {one: Tally(1, lambda scores: scores[0]) for one in particles}
+        for one, tally in tallies.items():
+            tally.scores = [known[one]]
+        return tallies
+
+    evaluator = SimpleNamespace(rows=rows, utility=SimpleNamespace(utility_of=lambda split, scores: scores[0]))
+    found = confirm(evaluator, swarm, None)
+    assert (found.particle, found.dev, found.confirm) == (3, 0.9, 0.7)  # of equals the better on dev
+    assert len(found.candidates) == CANDIDATES

@@ -1,0 +1,57 @@
+"""Engines of a group that are disturbed, and what becomes of their processes."""
+
+import os
+import signal
+from pathlib import Path
+
+import pytest
+
+from modelswarms_fast.engines.pool import pool as groups
+from modelswarms_fast.engines.pool import supervisor
+from modelswarms_fast.engines.pool.pool import EngineGroup
+
+
+def hurry(monkeypatch, still, silent):
+    """Shorten the seconds that an engine may stand still or be silent."""
+    for module in (groups, supervisor):
+        monkeypatch.setattr(module, "LOOK", 0.02)
+    monkeypatch.setattr(supervisor, "PATIENCE", 1.0)
+    monkeypatch.setattr(supervisor, "STILL", still)
+    monkeypatch.setattr(supervisor, "SILENT", silent)
+
+
+@pytest.fixture
+def disturb(monkeypatch):
+    """Sends a signal to an engine with requests under way, in these steps of the group; gives the groups' processes."""
+    seen = []
+
+    def plan(steps, what=signal.SIGKILL):
+        real, count = EngineGroup._receive, 0
+
+        def receive(self):
+            nonlocal count
+            seen.extend(worker.process for worker in self._workers if worker.process not in seen)
+            if self._running:
+                count += 1
+                if count in steps:
+                    worker = self._workers[next(iter(self._running.values())).engine]
+                    os.kill(worker.process.pid, what)
+            real(self)
+
+        monkeypatch.setattr(EngineGroup, "_receive", receive)
+        return seen
+
+    return plan
+
+
+def lives(pid: int) -> bool:
+    """Whether a process is there and has not ended."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def pids(group: EngineGroup) -> list[int]:
+    """Of the engines' processes."""
+    return [worker.process.pid for worker in group._workers]
