@@ -17,7 +17,7 @@ from modelswarms_fast.weights.arena import empty_rows
 
 
 @dataclass
-class SwarmRows:
+class Tensors:
     """Arguments of an update: x, v and p [P, D], g and w [D], coefficients [P, 4] float32."""
 
     position: Tensor
@@ -39,14 +39,14 @@ class SwarmRows:
         return (*self.rows, self.coefficients, self.step_length)
 
 
-def dense(swarm: SwarmRows) -> SwarmRows:
+def dense(swarm: Tensors) -> Tensors:
     """The same values in rows without gaps, which others may want, in huge pages as ours."""
     rows = [matrix[None] if matrix.dim() == 1 else matrix for matrix in swarm.rows]
     count, size = sum(map(len, rows)), rows[0].shape[1]
     memory = empty_rows(1, count * size, rows[0].dtype, rows[0].device)[0].view(count, size)
     torch.cat(rows, out=memory)
     x, v, p, g, w = memory.split([len(matrix) for matrix in rows])
-    return SwarmRows(x, v, p, g[0], w[0], swarm.coefficients, swarm.step_length)
+    return Tensors(x, v, p, g[0], w[0], swarm.coefficients, swarm.step_length)
 
 
 def formula(x: Tensor, v: Tensor, p: Tensor, g: Tensor, w: Tensor, c: Tensor, step_length: float) -> None:
@@ -65,19 +65,19 @@ def formula_coordinate(
     x.copy_(x + step_length * v)
 
 
-def eager(swarm: SwarmRows, function: Callable[..., None] = formula) -> Callable[[], None]:
+def eager(swarm: Tensors, function: Callable[..., None] = formula) -> Callable[[], None]:
     """torch, operation by operation."""
     c = swarm.coefficients.to(swarm.position.dtype)
     return lambda: function(*swarm.rows, c, swarm.step_length)
 
 
-def compiled(swarm: SwarmRows, function: Callable[..., None] = formula) -> Callable[[], None]:
+def compiled(swarm: Tensors, function: Callable[..., None] = formula) -> Callable[[], None]:
     """The same function through torch.compile; the first call compiles for the threads set then."""
     torch._dynamo.reset()
     return eager(swarm, torch.compile(function, dynamic=False))
 
 
-def foreach(swarm: SwarmRows) -> Callable[[], None]:
+def foreach(swarm: Tensors) -> Callable[[], None]:
     """torch._foreach over the particles' rows, as optimisers do it."""
     x, v, p = (list(rows.unbind()) for rows in swarm.rows[:3])
     g, w = ([row] * len(x) for row in swarm.rows[3:])
@@ -94,7 +94,7 @@ def foreach(swarm: SwarmRows) -> Callable[[], None]:
     return call
 
 
-def numpy(swarm: SwarmRows) -> Callable[[], None]:
+def numpy(swarm: Tensors) -> Callable[[], None]:
     """The formula in NumPy, float32 on the CPU."""
     x, v, p, g, w = (rows.numpy() for rows in swarm.rows)
     inertia, cognitive, social, repel = swarm.coefficients.numpy().T[:, :, None]
@@ -107,7 +107,7 @@ def numpy(swarm: SwarmRows) -> Callable[[], None]:
     return call
 
 
-def pyswarms(swarm: SwarmRows) -> Callable[[], None]:
+def pyswarms(swarm: Tensors) -> Callable[[], None]:
     """pyswarms' operators on the same arrays, float32 on the CPU.
 
     They draw a random number for every coordinate, as the classic swarm does, and know neither the repel term nor a
@@ -133,7 +133,7 @@ def pyswarms(swarm: SwarmRows) -> Callable[[], None]:
     return call
 
 
-def on_cpu(swarm: SwarmRows, *, numpy_too: bool = True) -> dict[str, Callable[[], None]]:
+def on_cpu(swarm: Tensors, *, numpy_too: bool = True) -> dict[str, Callable[[], None]]:
     """Every baseline of the update that takes these rows, by name."""
     calls = {"torch eager": eager(swarm), "torch._foreach": foreach(swarm), "torch.compile": compiled(swarm)}
     if numpy_too and swarm.position.dtype == torch.float32 and swarm.position.device.type == "cpu":

@@ -52,7 +52,7 @@ from modelswarms_fast.records.progress import Progress
 from modelswarms_fast.records.run_folder import open_run
 from modelswarms_fast.runs.loop import run_iterations
 from modelswarms_fast.weights.base_model import PACKAGED, resolve_base
-from modelswarms_fast.weights.population import Particles
+from modelswarms_fast.weights.population import Population
 from modelswarms_fast.weights.row_table import count_rows
 
 pytest.importorskip("vllm")
@@ -202,7 +202,7 @@ def test_driver(measure: Measure) -> None:
 
     def run() -> None:
         swarm = fresh_swarm(DRIVEN, iterations, patience=iterations + 1)  # all moves score alike, none is the last
-        rows = Particles(fresh_experts(0), swarm, config("merged", state="mixture"), torch.device("cpu"))
+        rows = Population(fresh_experts(0), swarm, config("merged", state="mixture"), torch.device("cpu"))
         engines.append(FakeEngine(DRIVEN))
         evaluator = Evaluator(engines[-1], utility_of_benchmark(4), splits=("dev",))  # type: ignore[arg-type]
         with tempfile.TemporaryDirectory() as folder:

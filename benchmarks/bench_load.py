@@ -44,7 +44,7 @@ from measure import CORES, Call, Measure, copies, mix_limit
 
 from modelswarms_fast.engines.protocol import Request, complete
 from modelswarms_fast.weights.arena import empty_rows
-from modelswarms_fast.weights.row_cache import TierCache
+from modelswarms_fast.weights.row_cache import RowCache
 
 pytest.importorskip("vllm")
 
@@ -195,7 +195,7 @@ def test_load_ahead(measure: Measure, tmp_path: Path) -> None:
         turns.setdefault(how, []).append(end - start)
 
     others = ("straight from the file", "not fetched ahead")
-    with closing(TierCache(rows, 3)) as cache:
+    with closing(RowCache(rows, 3)) as cache:
         measure.row(
             f"from a file, fetched ahead, D={row.numel():,}", lambda: turn("ours"),
             baselines={how: lambda how=how: turn(how) for how in others}, rounds=7, warmup=False, memory=False,

@@ -14,7 +14,7 @@ from bench_update import make_swarm
 from measure import CORES, Measure, random_rows, shares, short, threads
 
 from modelswarms_fast.config import EngineConfig, SwarmConfig
-from modelswarms_fast.evaluation.early_stopping import Tally
+from modelswarms_fast.evaluation.early_stopping import PartialScores
 from modelswarms_fast.evaluation.evaluator import Evaluator, Spent
 from modelswarms_fast.ops import _C, mix_, swarm_update_, swarm_update_rows_
 from modelswarms_fast.ops.validation import DTYPE_CODES
@@ -25,9 +25,9 @@ from modelswarms_fast.runs.loop import run_iterations
 from modelswarms_fast.swarm import Swarm
 from modelswarms_fast.weights.experts import Experts
 from modelswarms_fast.weights.layout import Layout
-from modelswarms_fast.weights.population import Particles
+from modelswarms_fast.weights.population import Population
 from modelswarms_fast.weights.row_table import RowTable, count_rows
-from modelswarms_fast.weights.rows import Shard
+from modelswarms_fast.weights.rows import SwarmRows
 
 PARTICLES, CALLS = 4, 1000
 
@@ -75,10 +75,10 @@ def test_shard_update(measure: Measure) -> None:
     """What one iteration of a search calls, row numbers included."""
     swarm = Swarm(SwarmConfig(particles=PARTICLES), PARTICLES)
     experts, rows = (random_rows(count, 16, torch.bfloat16) for count in (PARTICLES, count_rows(PARTICLES)))
-    shard = Shard(experts, swarm.initial_positions(), rows)
+    shard = SwarmRows(experts, swarm.initial_positions(), rows)
     shard.promote(swarm.tell(np.arange(PARTICLES, dtype=np.float64)))
-    plan = swarm.plan()
-    call_overhead(measure, "Shard.update", lambda: shard.update(plan))
+    plan = swarm.ask()
+    call_overhead(measure, "SwarmRows.update", lambda: shard.update(plan))
 
 
 def test_driver(measure: Measure, tmp_path: Path) -> None:
@@ -90,19 +90,19 @@ def test_driver(measure: Measure, tmp_path: Path) -> None:
     pool = Experts("full", names, layout, rows, rows, (), {}, names)
     random = np.random.default_rng(0)
 
-    def rows_of(source: object, which: list[int], *rest: object) -> dict[int, Tally]:
-        tallies = {particle: Tally(1, fmean) for particle in which}
+    def rows_of(source: object, which: list[int], *rest: object) -> dict[int, PartialScores]:
+        tallies = {particle: PartialScores(1, fmean) for particle in which}
         for tally in tallies.values():
             tally.scores[0] = float(random.random())
         return tallies
 
     evaluator = create_autospec(Evaluator, instance=True, spent=Spent(), trace=Trace(), utility=None)
-    evaluator.rows = rows_of
+    evaluator.score_population = rows_of
     bar = create_autospec(Progress, instance=True, asked=False)
 
     def search() -> None:
         swarm = Swarm(SwarmConfig(particles=particles, iterations=iterations - 1, patience=iterations), experts)
-        held = Particles(pool, swarm, EngineConfig(state="mixture"), torch.device("cpu"))
+        held = Population(pool, swarm, EngineConfig(state="mixture"), torch.device("cpu"))
         run_iterations(swarm, held, evaluator, journal, bar)
 
     with Journal(tmp_path / "history.jsonl") as journal:

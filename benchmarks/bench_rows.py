@@ -9,7 +9,7 @@ from typing import cast
 import numpy as np
 import pytest
 import torch
-from baselines import SwarmRows
+from baselines import Tensors
 from measure import (
     CORES,
     Measure,
@@ -27,17 +27,17 @@ from torch import Tensor
 from modelswarms_fast.config import EngineConfig, SwarmConfig
 from modelswarms_fast.engines.protocol import Engine
 from modelswarms_fast.ops import swarm_update_, swarm_update_rows_
-from modelswarms_fast.swarm import Swarm, Told
+from modelswarms_fast.swarm import BestUpdate, Swarm
 from modelswarms_fast.weights.arena import empty_rows
 from modelswarms_fast.weights.experts import Experts
 from modelswarms_fast.weights.layout import Layout
-from modelswarms_fast.weights.population import Particles
+from modelswarms_fast.weights.population import Population
 from modelswarms_fast.weights.row_table import RowTable, count_rows
-from modelswarms_fast.weights.rows import Shard
+from modelswarms_fast.weights.rows import SwarmRows
 
 PARTICLES, LARGE, LARGE_QUICK = 10, 8_000_000, 2_000_000
 NOBODY, EVERYBODY = np.zeros(PARTICLES, dtype=np.bool_), np.ones(PARTICLES, dtype=np.bool_)
-TOLD = Told(improved=EVERYBODY, global_best=0, global_worst=1)
+TOLD = BestUpdate(improved=EVERYBODY, global_best=0, global_worst=1)
 
 
 def tables() -> dict[str, Tensor]:
@@ -59,7 +59,7 @@ def rows_moved(table: Tensor) -> int:
 def by_copying(case: str, rows: Tensor) -> Callable[[], None]:
     """The same with rows that stay where they are: copy what improved, or go back to the personal best."""
     position, velocity, personal_best = rows[: 3 * PARTICLES].view(3, PARTICLES, -1).unbind()
-    swarm = SwarmRows(position, velocity, personal_best, rows[-2], rows[-1], shares(PARTICLES).to(rows.device))
+    swarm = Tensors(position, velocity, personal_best, rows[-2], rows[-1], shares(PARTICLES).to(rows.device))
 
     def call() -> None:
         if case == "all improved":
@@ -103,11 +103,11 @@ def test_promote(measure: Measure) -> None:
     """All particles, the global best and the global worst: numbers change, no row is copied."""
     size = LARGE_QUICK if measure.quick else LARGE
     experts = random_rows(PARTICLES, size, torch.bfloat16)
-    shard = Shard(experts, np.eye(PARTICLES), empty_rows(count_rows(PARTICLES), size, torch.bfloat16))
+    shard = SwarmRows(experts, np.eye(PARTICLES), empty_rows(count_rows(PARTICLES), size, torch.bfloat16))
     shard.promote(TOLD)
     rows, bests = random_rows(2 * PARTICLES + 4, size, torch.bfloat16).view(2, PARTICLES + 2, size).unbind()
     measure.row(
-        f"Shard.promote, P={PARTICLES} D={size:,}",
+        f"SwarmRows.promote, P={PARTICLES} D={size:,}",
         lambda: shard.promote(TOLD),
         baselines={"copied rows": lambda: bests.copy_(rows)},
         calls=100,
@@ -142,13 +142,13 @@ def test_memory(measure: Measure, state: str) -> None:
     def live() -> None:
         swarm = Swarm(SwarmConfig(particles=particles, patience=1, restart_patience=1), PARTICLES)
         experts = make_experts(PARTICLES, size, rows)
-        held = Particles(experts, swarm, EngineConfig(state=state), torch.device("cpu"))
+        held = Population(experts, swarm, EngineConfig(state=state), torch.device("cpu"))
         utilities = np.linspace(0, 1, particles)
         for iteration in range(3):
             held.promote(swarm.tell(utilities))
             if iteration == 0:
                 held.start(swarm)
-            held.update(swarm.plan())
+            held.update(swarm.ask())
             utilities = utilities[::-1] + 0.3 * iteration
         for particle in range(particles):
             held.load(engine, 0, particle)

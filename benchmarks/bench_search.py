@@ -170,7 +170,7 @@ def measure_search(measure: Measure, tmp_path: Path, row: str, **settings: Any) 
             limit_test=4,
             iterations=1 if measure.quick else 3,
             max_model_len=MAX_MODEL_LEN,
-            canary="off",
+            parity_check="off",
             seed=1,
             **settings,
         )

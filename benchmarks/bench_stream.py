@@ -22,8 +22,8 @@ from modelswarms_fast.config import EngineConfig, SwarmConfig
 from modelswarms_fast.ops import swarm_update_rows_
 from modelswarms_fast.swarm import Swarm
 from modelswarms_fast.weights.arena import row_stride
-from modelswarms_fast.weights.placement import LEAST_ROWS, MemoryPlan, plan_memory
-from modelswarms_fast.weights.population import Particles
+from modelswarms_fast.weights.placement import LEAST_ROWS, Placement, plan_memory
+from modelswarms_fast.weights.population import Population
 from modelswarms_fast.weights.streaming import file_rows, stream_update_rows_
 
 LARGE, LARGE_QUICK, GPU_SIZE = 8_000_000, 2_000_000, 50_000_000
@@ -117,7 +117,7 @@ def test_budget(measure: Measure, tmp_path: Path, fit: int) -> None:
     size = LARGE_QUICK if measure.quick else LARGE
     row = row_stride(size, torch.bfloat16) * torch.bfloat16.itemsize
 
-    def planned(rows: int | None) -> MemoryPlan:
+    def planned(rows: int | None) -> Placement:
         config = EngineConfig(host_memory=None if rows is None else f"{rows * row} bytes", spill=str(tmp_path))
         shape = {"particles": PARTICLES, "experts": PARTICLES, "size": size, "dtype": torch.bfloat16}
         return plan_memory(config, **shape, device=CPU, out=tmp_path)
@@ -133,7 +133,7 @@ def test_budget(measure: Measure, tmp_path: Path, fit: int) -> None:
         calls = {}
         for name, one in plans.items():
             phases[name] = []
-            calls[name] = Iterations(one, size, phases[name])
+            calls[name] = SearchLoop(one, size, phases[name])
             stack.callback(calls[name].particles.close)
         names = [name for name in plans if name != "ours"]
         measure.row(
@@ -158,16 +158,16 @@ def test_budget(measure: Measure, tmp_path: Path, fit: int) -> None:
     measure.benchmark.extra_info.update({"phases": medians.pop("ours"), "phases_of_baselines": medians})
 
 
-class Iterations:
+class SearchLoop:
     """Of a swarm where a plan puts its rows: a call is one iteration without an engine, and notes its phases."""
 
-    def __init__(self, plan: MemoryPlan, size: int, phases: list[dict[str, float]]) -> None:
+    def __init__(self, plan: Placement, size: int, phases: list[dict[str, float]]) -> None:
         room = plan.place(size, torch.bfloat16)
         experts = make_experts(PARTICLES, size, PARTICLES)
         room[:PARTICLES].copy_(random_rows(PARTICLES, size, torch.bfloat16))
         self.swarm = Swarm(SwarmConfig(particles=PARTICLES, iterations=10**6, patience=10**6), PARTICLES)
         found = replace(experts, rows=room[:PARTICLES], room=room)
-        self.particles = Particles(found, self.swarm, EngineConfig(), CPU, plan)
+        self.particles = Population(found, self.swarm, EngineConfig(), CPU, plan)
         self.phases, self.draw = phases, np.random.default_rng(0)
         self.slot = random_rows(1, size, torch.bfloat16)[0]
         self.particles.promote(self.swarm.tell(self.draw.random(PARTICLES)))
@@ -176,7 +176,7 @@ class Iterations:
     def __call__(self) -> None:
         """The next one."""
         times = [time.perf_counter()]
-        self.particles.update(self.swarm.plan())
+        self.particles.update(self.swarm.ask())
         times.append(time.perf_counter())
         for particle in range(PARTICLES):
             row = self.particles.row(particle)

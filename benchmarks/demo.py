@@ -34,8 +34,8 @@ def main() -> None:
     utility = load_utility("exact_match", EXAMPLES / "data" / "skills_mix.json")
     engine = start_engine(resolve_base(summary["base"]), experts, EngineConfig(max_model_len=512))
     evaluator = Evaluator(engine, utility, splits=("test",))
-    scores = {name: evaluator.one(row, "test") for name, row in zip(experts.names, experts.rows, strict=True)}
-    scores["base"] = evaluator.base("test")
+    scores = {name: evaluator.score_model(row, "test") for name, row in zip(experts.names, experts.rows, strict=True)}
+    scores["base"] = evaluator.score_base("test")
     test = {
         name: {"test": mean("test", own), "standard_error": mean_error("test", own)} for name, own in scores.items()
     }

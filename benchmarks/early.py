@@ -9,11 +9,11 @@ from typing import Any
 from base_model import BaseModel, Pass, llm_beside
 from iterations import Iteration, noted, search_moves
 
-from modelswarms_fast.evaluation.early_stopping import Limits
+from modelswarms_fast.evaluation.early_stopping import DecisionBounds
 from modelswarms_fast.evaluation.objectives import Utility
 
 
-def least_examples(scores: Sequence[float], limits: Limits) -> int:
+def least_examples(scores: Sequence[float], limits: DecisionBounds) -> int:
     """So many of these scores [N], the right ones, decide that a particle is neither a new best nor a new worst.
 
     All of them if it is one. The lowest show that it is no best, the highest that it is no worst; the least number of

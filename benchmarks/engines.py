@@ -43,7 +43,7 @@ SERVES = tuple(serve for serve in get_args(Serve) if serve != "auto")
 def config(serve: str, **settings: Any) -> EngineConfig:
     """Settings of an engine that serves in this way; a mixture is served from a mixture."""
     state = "mixture" if serve == "mixture" else "weights"
-    chosen = {"serve": serve, "state": state, "slots": SLOTS, "max_model_len": MAX_MODEL_LEN, "canary": "off"}
+    chosen = {"serve": serve, "state": state, "slots": SLOTS, "max_model_len": MAX_MODEL_LEN, "parity_check": "off"}
     chosen["dtype"] = "bfloat16"  # that of the rows and of vLLM alone, also on a CPU that is slow in it
     return EngineConfig(**(chosen | settings))
 

@@ -5,7 +5,7 @@
 
 `plain` is vLLM alone, in this process as ours is (with worker processes it starts more slowly), with the settings that
 its CPU build needs. `start` ends with the first prompt; `iteration` goes on with one particle after the other, or with
-the base model as often. `search` is a whole search over the experts in a folder, without a canary unless one is named.
+the base model as often. `search` is a whole search over the experts in a folder, without a parity check unless named.
 The last line printed is the peak in bytes; the line before it, but for `start`, the peak without pages of files,
 looked at every hundredth of a second.
 """
@@ -27,7 +27,7 @@ def peak_bytes() -> int:
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:"))
 
 
-def search(experts: str, state: str, host_memory: str, canary: str = "off") -> None:
+def search(experts: str, state: str, host_memory: str, parity_check: str = "off") -> None:
     """All of it: reading, two evaluations of every particle, the export of the winner and its test."""
     import tempfile
 
@@ -42,7 +42,7 @@ def search(experts: str, state: str, host_memory: str, canary: str = "off") -> N
         modelswarms_fast.search(
             found, base=PACKAGED, task="exact_match", data=DATA,
             out=Path(folder, "run"), limit_dev=8, limit_test=4, iterations=1, state=state, host_memory=budget,
-            canary=canary, max_model_len=MAX_MODEL_LEN, progress=True,
+            parity_check=parity_check, max_model_len=MAX_MODEL_LEN, progress=True,
         )  # fmt: skip
 
 

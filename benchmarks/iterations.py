@@ -1,4 +1,4 @@
-"""Iterations of a search on an engine that runs: the loop of `search` itself, without its start and its tests."""
+"""SearchLoop of a search on an engine that runs: the loop of `search` itself, without its start and its tests."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from base_model import BaseModel, Pass, beside
 from engines import EXAMPLES, PARTICLES, config, engine, write_data
 
 from modelswarms_fast.config import SwarmConfig
-from modelswarms_fast.evaluation.early_stopping import Limits, Tally
+from modelswarms_fast.evaluation.early_stopping import DecisionBounds, PartialScores
 from modelswarms_fast.evaluation.evaluator import Evaluator
 from modelswarms_fast.evaluation.objectives import Utility, load_utility
 from modelswarms_fast.records.run_folder import open_run
@@ -25,7 +25,7 @@ from modelswarms_fast.runs.loop import limits_of, run_iterations
 from modelswarms_fast.swarm import Swarm
 from modelswarms_fast.weights.arena import empty_rows
 from modelswarms_fast.weights.experts import read_experts
-from modelswarms_fast.weights.population import Particles
+from modelswarms_fast.weights.population import Population
 from modelswarms_fast.weights.row_table import count_rows
 
 SEED = 1
@@ -45,7 +45,7 @@ class Iteration:
     decisions: dict[str, Any]
     scores: dict[int, list[float | None]]
     """By particle; None where an example was left out."""
-    limits: dict[int, Limits]
+    limits: dict[int, DecisionBounds]
     """What each utility was compared with; none of them where the particles start."""
 
     @property
@@ -61,17 +61,17 @@ class NotingEvaluator(Evaluator):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.rounds: list[dict[int, Tally]] = []
+        self.rounds: list[dict[int, PartialScores]] = []
 
-    def rows(self, *args: Any, **kwargs: Any) -> dict[int, Tally]:
+    def score_population(self, *args: Any, **kwargs: Any) -> dict[int, PartialScores]:
         """What is known, once; then what the engine says."""
         if not self.rounds and self.known is not None:
             utility = functools.partial(self.utility.utility_of, "dev")
-            tallies = {particle: Tally(len(scores), utility) for particle, scores in self.known.items()}
+            tallies = {particle: PartialScores(len(scores), utility) for particle, scores in self.known.items()}
             for particle, tally in tallies.items():
                 tally.scores = list(self.known[particle])
         else:
-            tallies = super().rows(*args, **kwargs)
+            tallies = super().score_population(*args, **kwargs)
         self.rounds.append(tallies)
         return tallies
 
@@ -174,7 +174,7 @@ def iterate(
 ) -> Iteration:
     """One iteration of the loop on a running engine: the particles are evaluated where they start, and moved once."""
     swarm, rows, ran = _loop(server, serve, utility_of_benchmark(prompts, skill), particles, 0, base=base)
-    plan, one = swarm.plan(), ran[-1]
+    plan, one = swarm.ask(), ran[-1]
     start = time.perf_counter()
     rows.update(plan)
     seconds = time.perf_counter() - start
@@ -209,25 +209,25 @@ def _loop(
     known: Mapping[int, Sequence[float | None]] | None = None,
     base: BaseModel | None = None,
     pace: float = 1.0,
-) -> tuple[Swarm, Particles, list[Iteration]]:
+) -> tuple[Swarm, Population, list[Iteration]]:
     chosen = config(serve, stop_early=stop_early)
     swarm = fresh_swarm(particles, moves)
-    rows = Particles(fresh_experts(particles if chosen.state == "weights" else 0), swarm, chosen, server.device)
+    rows = Population(fresh_experts(particles if chosen.state == "weights" else 0), swarm, chosen, server.device)
     evaluator, bar = NotingEvaluator(server, utility, splits=("dev",)), Bar(base)
     evaluator.known = known
-    limits: list[dict[int, Limits]] = []
-    plan = swarm.plan
+    limits: list[dict[int, DecisionBounds]] = []
+    ask = swarm.ask
 
     def planned() -> Any:
         limits.append(limits_of(swarm, utility))
-        return plan()
+        return ask()
 
-    swarm.plan = planned  # type: ignore[method-assign]
+    swarm.ask = planned  # type: ignore[method-assign]
     with tempfile.TemporaryDirectory() as folder:
         with open_run(Path(folder, "run"), {}) as journal, beside(server, base, pace):
             run_iterations(swarm, rows, evaluator, journal, bar, stop_early=stop_early)  # type: ignore[arg-type]
         lines = [json.loads(line) for line in Path(folder, "run", "history.jsonl").read_text().splitlines()]
-    server.watch, swarm.plan = None, plan  # type: ignore[method-assign]
+    server.watch, swarm.ask = None, ask  # type: ignore[method-assign]
     ran = []
     for index, line in enumerate(lines):
         other = bar.others[index + 1] - bar.others[index]

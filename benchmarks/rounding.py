@@ -24,7 +24,7 @@ EXPERTS = HERE.parent / "examples" / "experts"
 RESULT = HERE / "results" / "rounding.json"
 FIGURE = HERE.parent / "docs" / "figures" / "rounding.svg"
 
-# Iterations that bring float32 about nine tenths of the way.
+# SearchLoop that bring float32 about nine tenths of the way.
 RUNS = {0.1: 25, 0.01: 250}
 # The defaults without the global worst, at the mean of their random factors.
 COEFFICIENTS = (0.4, 0.3, 0.3, 0.0)

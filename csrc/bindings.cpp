@@ -112,14 +112,14 @@ void add_low_rank(const LowRank& linear, const TokenGroups& groups, Address x, I
 using CopyTuple = std::tuple<Int, Int, Int, Int, Address, Int, double>;
 using MergeTuple = std::tuple<Int, Int, Int, Int, Int, Int, Address, Address, Int, double>;
 
-CopyPlan copy_plan(const std::vector<CopyTuple>& parts, int dtype) {
+WeightCopier copy_plan(const std::vector<CopyTuple>& parts, int dtype) {
   std::vector<CopyPart> given;
   for (const auto& [offset, rows, columns, step, place, stride, scaling] : parts)
     given.push_back({offset, rows, columns, step, at(place), stride, scaling});
   return {std::move(given), static_cast<DType>(dtype)};
 }
 
-MergePlan merge_plan(const std::vector<MergeTuple>& parts, int dtype) {
+LoraMerger merge_plan(const std::vector<MergeTuple>& parts, int dtype) {
   std::vector<MergePart> given;
   for (const auto& [a, b, rank, rows, columns, step, base, live, stride, scaling] : parts)
     given.push_back({a, b, rank, rows, columns, step, at(base), at(live), stride, scaling});
@@ -294,13 +294,13 @@ void mix_cuda(Address out, Int out_stride, Address experts, Int experts_stride, 
                                 particles, count, size, dtype, device, at<CUstream_st>(stream)));
 }
 
-void copy_plan_cuda(Address row, Address parts, Address tiles, Int count, bool store, int dtype, int device,
-                    Address stream) {
+void copy_weights_cuda(Address row, Address parts, Address tiles, Int count, bool store, int dtype,
+                       int device, Address stream) {
   throw_on(modelswarms_copy_plan_cuda(at(row), at(parts), at(tiles), count, store, dtype, device,
                                       at<CUstream_st>(stream)));
 }
 
-void merge_plan_cuda(Address row, Address parts, Address tiles, Int count, int dtype, int device,
+void merge_lora_cuda(Address row, Address parts, Address tiles, Int count, int dtype, int device,
                      Address stream) {
   throw_on(modelswarms_merge_plan_cuda(at(row), at(parts), at(tiles), count, dtype, device,
                                        at<CUstream_st>(stream)));
@@ -332,19 +332,19 @@ PYBIND11_MODULE(_C, m) {
       .def_property_readonly("width", &LowRank::width)
       .def("add", &add_low_rank, NoGil());
 
-  py::class_<CopyPlan>(m, "CopyPlan")
+  py::class_<WeightCopier>(m, "WeightCopier")
       .def(py::init(&copy_plan))
       .def(
-          "load", [](const CopyPlan& plan, Address row) { plan.load(at(row)); }, NoGil())
-      .def("load_tensor", &load_tensor<CopyPlan>)
-      .def("load_mixture", &load_mixture<CopyPlan>, NoGil())
-      .def("store", [](const CopyPlan& plan, Address row) { plan.store(at(row)); }, NoGil());
-  py::class_<MergePlan>(m, "MergePlan")
+          "load", [](const WeightCopier& plan, Address row) { plan.load(at(row)); }, NoGil())
+      .def("load_tensor", &load_tensor<WeightCopier>)
+      .def("load_mixture", &load_mixture<WeightCopier>, NoGil())
+      .def("store", [](const WeightCopier& plan, Address row) { plan.store(at(row)); }, NoGil());
+  py::class_<LoraMerger>(m, "LoraMerger")
       .def(py::init(&merge_plan))
       .def(
-          "load", [](const MergePlan& plan, Address row) { plan.load(at(row)); }, NoGil())
-      .def("load_tensor", &load_tensor<MergePlan>)
-      .def("load_mixture", &load_mixture<MergePlan>, NoGil());
+          "load", [](const LoraMerger& plan, Address row) { plan.load(at(row)); }, NoGil())
+      .def("load_tensor", &load_tensor<LoraMerger>)
+      .def("load_mixture", &load_mixture<LoraMerger>, NoGil());
 
   // What memory and arithmetic allow, for benchmarks/.
   m.def("limit_update", &limit_update_cpu, NoGil());
@@ -358,8 +358,8 @@ PYBIND11_MODULE(_C, m) {
 #ifdef MODELSWARMS_CUDA
   m.def("swarm_update_cuda", &swarm_update_cuda, NoGil());
   m.def("mix_cuda", &mix_cuda, NoGil());
-  m.def("copy_plan_cuda", &copy_plan_cuda, NoGil());
-  m.def("merge_plan_cuda", &merge_plan_cuda, NoGil());
+  m.def("copy_weights_cuda", &copy_weights_cuda, NoGil());
+  m.def("merge_lora_cuda", &merge_lora_cuda, NoGil());
 #endif
 
   m.def("simd_levels", &simd_levels);

@@ -58,7 +58,7 @@ void for_rows_of_parts(const std::vector<Part>& parts, const std::vector<std::in
 
 }  // namespace
 
-CopyPlan::CopyPlan(std::vector<CopyPart> parts, DType dtype)
+WeightCopier::WeightCopier(std::vector<CopyPart> parts, DType dtype)
     : parts_(std::move(parts)), starts_(starts_of(parts_)), dtype_(dtype) {
   for (const CopyPart& part : parts_) {
     MS_CHECK(part.offset >= 0 && part.rows > 0 && part.columns > 0 && part.step >= part.columns &&
@@ -69,14 +69,14 @@ CopyPlan::CopyPlan(std::vector<CopyPart> parts, DType dtype)
   }
 }
 
-void CopyPlan::load(const void* row) const {
+void WeightCopier::load(const void* row) const {
   const CopyRows rows = MS_PICK(load_rows_of)(dtype_);
   for_rows_of_parts(
       parts_, starts_, itemsize(dtype_), kSerialCopyBytes,
       [&](const CopyPart& part, std::int64_t begin, std::int64_t end) { rows(part, row, begin, end); });
 }
 
-void CopyPlan::load_mixture(const RowMixture& row) const {
+void WeightCopier::load_mixture(const RowMixture& row) const {
   MS_CHECK(row.count > 0, "a mixture of no experts is no row");
   const CopyMixedRows rows = MS_PICK(load_mixed_rows_of)(dtype_);
   for_rows_of_parts(
@@ -84,7 +84,7 @@ void CopyPlan::load_mixture(const RowMixture& row) const {
       [&](const CopyPart& part, std::int64_t begin, std::int64_t end) { rows(part, row, begin, end); });
 }
 
-void CopyPlan::store(void* row) const {
+void WeightCopier::store(void* row) const {
   for (const CopyPart& part : parts_)
     MS_CHECK(part.scaling != 0.0, "a place of scaling 0 holds nothing of the row");
   const CopyRows rows = MS_PICK(store_rows_of)(dtype_);
@@ -93,7 +93,7 @@ void CopyPlan::store(void* row) const {
       [&](const CopyPart& part, std::int64_t begin, std::int64_t end) { rows(part, row, begin, end); });
 }
 
-MergePlan::MergePlan(std::vector<MergePart> parts, DType dtype)
+LoraMerger::LoraMerger(std::vector<MergePart> parts, DType dtype)
     : parts_(std::move(parts)), starts_(starts_of(parts_)), dtype_(dtype) {
   for (const MergePart& part : parts_) {
     MS_CHECK(part.a >= 0 && part.b >= 0 && part.rank > 0 && part.rows > 0 && part.columns > 0 &&
@@ -106,14 +106,14 @@ MergePlan::MergePlan(std::vector<MergePart> parts, DType dtype)
   }
 }
 
-void MergePlan::load(const void* row) const {
+void LoraMerger::load(const void* row) const {
   const MergeRows rows = MS_PICK(merge_rows_of)(dtype_);
   for_rows_of_parts(
       parts_, starts_, itemsize(dtype_), kSerialBytes,
       [&](const MergePart& part, std::int64_t begin, std::int64_t end) { rows(part, row, begin, end); });
 }
 
-void MergePlan::load_mixture(const RowMixture& row) const {
+void LoraMerger::load_mixture(const RowMixture& row) const {
   MS_CHECK(row.count > 0, "a mixture of no experts is no row");
   const MergeMixedRows rows = MS_PICK(merge_mixed_rows_of)(dtype_);
   const std::int64_t item = itemsize(dtype_);

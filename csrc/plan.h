@@ -27,10 +27,10 @@ struct RowMixture {
 };
 
 // row <-> places. The row and the places have one dtype.
-class CopyPlan {
+class WeightCopier {
  public:
   // Throws std::invalid_argument for parts that make no sense.
-  CopyPlan(std::vector<CopyPart> parts, DType dtype);
+  WeightCopier(std::vector<CopyPart> parts, DType dtype);
   // The place becomes the row's part times its scaling, rounded to nearest even.
   void load(const void* row) const;
   // The same as mix() into a row and load() of that, bit for bit, without the row.
@@ -58,11 +58,11 @@ struct MergePart {
 };
 
 // Row, base and live weights have one dtype; sums are float32 (float64 for float64), rounded once.
-class MergePlan {
+class LoraMerger {
  public:
   static constexpr std::int64_t kMaxRank = 512;
   // Throws std::invalid_argument for parts that make no sense.
-  MergePlan(std::vector<MergePart> parts, DType dtype);
+  LoraMerger(std::vector<MergePart> parts, DType dtype);
   void load(const void* row) const;
   // The same as mix() into a row and load() of that, bit for bit, without the row.
   void load_mixture(const RowMixture& row) const;

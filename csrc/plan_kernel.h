@@ -79,7 +79,7 @@ template <class S, bool kLoad>
 void move_rows(const CopyPart& part, const void* row, std::int64_t begin, std::int64_t end) {
   constexpr std::int64_t kBuffer = 4096 / sizeof(S);
   using Scalar = typename Lanes<S>::Scalar;
-  // A store writes to the row: CopyPlan::store was given one that may be written.
+  // A store writes to the row: WeightCopier::store was given one that may be written.
   S* flat = static_cast<S*>(const_cast<void*>(row)) + part.offset + begin * part.step;
   S* place = static_cast<S*>(part.place) + begin * part.stride;
   std::int64_t rows = end - begin, columns = part.columns, step = part.step, stride = part.stride;
@@ -165,7 +165,7 @@ void merge_some_rows(const MergePiece<S>& piece, const S* b, const S* base, S* l
   using L = Lanes<S>;
   using Scalar = typename L::Scalar;
   const std::int64_t columns = piece.columns;
-  alignas(64) Scalar scaled[R * MergePlan::kMaxRank];
+  alignas(64) Scalar scaled[R * LoraMerger::kMaxRank];
   for (std::int64_t k = 0; k < R * piece.part.rank; ++k)
     scaled[k] = static_cast<Scalar>(piece.part.scaling) * widened(b[k]);
   std::int64_t d = 0;
@@ -190,7 +190,7 @@ void merge_rows(const MergePart& part, const S* a, std::int64_t step, const S* b
   using L = Lanes<S>;
   using Wide = Lanes<typename L::Scalar>;  // stores a pair of S's as it is
   constexpr std::int64_t kItem = sizeof(typename L::Scalar), kLeast = 2 * L::columns;
-  alignas(64) typename L::Scalar wide[std::max(kWideBytes / kItem, kLeast * MergePlan::kMaxRank)];
+  alignas(64) typename L::Scalar wide[std::max(kWideBytes / kItem, kLeast * LoraMerger::kMaxRank)];
   const std::int64_t rank = part.rank, most = std::max(kWideBytes / kItem / rank / kLeast * kLeast, kLeast);
   for (std::int64_t first = 0; first < part.columns; first += most) {
     const std::int64_t columns = std::min(most, part.columns - first);
@@ -237,7 +237,7 @@ void merge_mixture(const MergePart& part, const RowMixture& row, void* room, std
   S* a = static_cast<S*>(room);
   mix_matrix(row, part.a, part.rank, part.columns, part.step, a);
   // As many rows of B as there is room for: A is widened for all of them.
-  constexpr std::int64_t kMixed = 8 * MergePlan::kMaxRank;
+  constexpr std::int64_t kMixed = 8 * LoraMerger::kMaxRank;
   alignas(64) S b[kMixed];
   const std::int64_t together = kMixed / part.rank;
   for (std::int64_t i = begin; i < end; i += together) {

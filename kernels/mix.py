@@ -9,7 +9,7 @@ from torch import Tensor
 BLOCK = 1024
 # Without fused multiply-adds every operation rounds on its own, as in the reference.
 OPTIONS = {"num_warps": 4, "enable_fp_fusion": False}
-# Particles that share every expert that is loaded: the number of sums written out in the kernel.
+# Population that share every expert that is loaded: the number of sums written out in the kernel.
 TILE = 4
 
 

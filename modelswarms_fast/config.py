@@ -18,7 +18,7 @@ Scoring = Literal["generate", "loglikelihood"]
 EngineName = Literal["vllm", "transformers"]
 DType = Literal["auto", "float32", "bfloat16", "float16"]
 Rounding = Literal["nearest", "stochastic"]
-Canary = Literal["off", "first", "all"]
+CheckedLoads = Literal["off", "first", "all"]
 
 LARGEST = sys.float_info.max
 """An integer may be larger, and then is no float."""
@@ -121,7 +121,7 @@ class EngineConfig:
     `mixture`: all at once, as coefficients of the experts, which needs state="mixture" and LoRA experts;
     `auto`: the fastest of those that state and experts allow, timed for some seconds when the search starts."""
     slots: int = 4
-    """Particles that one batch serves with serve="slots", or with "auto" if it takes that."""
+    """Population that one batch serves with serve="slots", or with "auto" if it takes that."""
     engines: int = 1
     """Engines on this machine, each in a process of its own with its share of the cores."""
     tensor_parallel: int = 1
@@ -138,7 +138,7 @@ class EngineConfig:
     max_num_seqs: int | None = None
     """Requests in one step of an engine; None: what vLLM takes, 256 on a CPU. More need more memory for their keys and
     values than it may have, and those that find none there start anew later."""
-    canary: Canary = "first"
+    parity_check: CheckedLoads = "first"
     """Which loads are compared with the transformers engine: none, the first, or every one."""
     host_memory: str | None = None
     """What the search's rows may take in the host's memory, such as "8GB"; None: no limit. More rows lie in a file."""
@@ -156,7 +156,7 @@ class EngineConfig:
         _check_choice("dtype", self.dtype, DType)
         _check_choice("row_dtype", self.row_dtype, DType)
         _check_choice("rounding", self.rounding, Rounding)
-        _check_choice("canary", self.canary, Canary)
+        _check_choice("parity_check", self.parity_check, CheckedLoads)
         _check(self.slots >= 1, f"slots is {self.slots}; give 1 or more.")
         for name in ("engines", "tensor_parallel"):
             _check(getattr(self, name) >= 1, f"{name} is {getattr(self, name)}; give 1 or more.")

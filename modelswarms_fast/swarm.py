@@ -1,7 +1,7 @@
 """The policy of a swarm: who moves how, who is best, when to stop. No tensors.
 
-    plan = swarm.plan()              # move the particles by plan.coefficients and plan.step_length
-    told = swarm.tell(utilities)     # record the bests that told names
+    moves = swarm.ask()              # move the particles by moves.coefficients and moves.step_length
+    update = swarm.tell(utilities)     # record the bests that update names
 
 works alone for anyone with positions and an evaluation of their own.
 """
@@ -27,7 +27,7 @@ _UNUSED = {"buffer": (0, 0, 0, 0), "buffer_pos": 4, "has_uint32": 0, "uinteger":
 
 
 @dataclass(frozen=True)
-class Plan:
+class Moves:
     """One iteration's moves, decided before anything moves.
 
     Order of application: restarted particles take x ← p, v ← 0; then every particle is updated.
@@ -44,7 +44,7 @@ class Plan:
 
 
 @dataclass(frozen=True)
-class Told:
+class BestUpdate:
     """What a round of utilities changed."""
 
     improved: Bools
@@ -135,7 +135,7 @@ class Swarm:
         velocities: Floats = positions[targets] - positions
         return velocities
 
-    def plan(self) -> Plan:
+    def ask(self) -> Moves:
         """Decide the next iteration.
 
         C = r_v φ_v + r_p φ_p + r_g φ_g + r_w φ_w and coefficients (r_v φ_v, r_p φ_p, r_g φ_g, r_w φ_w) / C
@@ -143,10 +143,10 @@ class Swarm:
         restart_patience · patience iterations without a new personal best.
 
         Raises:
-            RuntimeError: the initial utilities, or those of the last plan, have not been told.
+            RuntimeError: the initial utilities, or those of the last moves, have not been told.
         """
         if not self._told:
-            raise RuntimeError("tell() the utilities of the last positions before the next plan().")
+            raise RuntimeError("tell() the utilities of the last positions before the next ask().")
         config, particles = self.config, self.config.particles
         self._told = False
         self.iteration += 1
@@ -170,7 +170,7 @@ class Swarm:
 
         stale = self.iteration - 1 - self.personal_best_iteration
         restarts = (stale >= config.restart_patience * config.patience) & (stale > 0) & config.restart
-        return Plan(
+        return Moves(
             iteration=self.iteration,
             restarts=restarts,
             coefficients=coefficients.astype(np.float32),
@@ -178,7 +178,7 @@ class Swarm:
             evaluate=~dropped,
         )
 
-    def tell(self, utilities: Sequence[float] | Floats) -> Told:
+    def tell(self, utilities: Sequence[float] | Floats) -> BestUpdate:
         """Record the utilities [P] of the current positions; higher is better, NaN never becomes a best.
 
         A particle that was not evaluated is told its last utility again. Ties keep the older best, and among
@@ -188,20 +188,20 @@ class Swarm:
             ValueError: not P utilities.
             InputError: no initial particle has a finite utility.
         """
-        told = np.asarray(utilities, dtype=np.float64)
-        if told.shape != (self.config.particles,):
+        given = np.asarray(utilities, dtype=np.float64)
+        if given.shape != (self.config.particles,):
             raise ValueError(
-                f"utilities has shape {told.shape}; give one for each of {self.config.particles} particles"
+                f"utilities has shape {given.shape}; give one for each of {self.config.particles} particles"
             )
-        finite = np.isfinite(told)
+        finite = np.isfinite(given)
         if self.iteration == 0 and not finite.any():
             raise InputError("No initial particle has a finite utility; check the task, the data and the experts.")
-        self.utilities = told.copy()
+        self.utilities = given.copy()
         self._told = True
 
-        high, low = np.where(finite, told, -np.inf), np.where(finite, told, np.inf)
+        high, low = np.where(finite, given, -np.inf), np.where(finite, given, np.inf)
         improved = high > self.personal_best
-        self.personal_best = np.where(improved, told, self.personal_best)
+        self.personal_best = np.where(improved, given, self.personal_best)
         self.personal_best_iteration[improved] = self.iteration
         best, worst = None, None
         if high.max() > self.global_best:
@@ -210,7 +210,7 @@ class Swarm:
         if low.min() < self.global_worst:
             worst = self.global_worst_particle = int(low.argmin())
             self.global_worst = float(low[worst])
-        return Told(improved=improved, global_best=best, global_worst=worst)
+        return BestUpdate(improved=improved, global_best=best, global_worst=worst)
 
     def stopped(self) -> str | None:
         """Why the search is over ("patience" or "iterations"), or None if it goes on."""
@@ -220,7 +220,7 @@ class Swarm:
 
     @property
     def waiting(self) -> bool:
-        """Whether the last plan's utilities have not been told."""
+        """Whether the utilities of the last moves have not been told."""
         return self.iteration > 0 and not self._told
 
     def bests(self) -> dict[str, dict[str, float]]:

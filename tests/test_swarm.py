@@ -25,7 +25,7 @@ def test_policy_does_not_import_torch(policy):
 
 
 def test_coefficients_are_the_published_ones_for_unit_draws():
-    plan = make(randomness="unit").plan()
+    plan = make(randomness="unit").ask()
     expected = np.array([0.4, 0.3, 0.3, 0.3]) / 1.3
     np.testing.assert_allclose(plan.coefficients, np.tile(expected, (4, 1)), rtol=1e-6)
     assert plan.coefficients.dtype == np.float32
@@ -35,13 +35,13 @@ def test_coefficients_are_the_bare_weights_where_every_coordinate_draws_its_own(
     """The operator draws, weights and normalises; it minds no factor that all four share."""
     swarm = make(randomness="coordinate")
     for _ in range(3):
-        np.testing.assert_array_equal(swarm.plan().coefficients, make(randomness="unit").plan().coefficients)
+        np.testing.assert_array_equal(swarm.ask().coefficients, make(randomness="unit").ask().coefficients)
         swarm.tell(swarm.utilities)
 
 
 def test_random_coefficients_are_normalised_weighted_uniform_draws():
     swarm = make(inertia=0.1, cognitive_coeff=0.2, social_coeff=0.3, repel_coeff=0.4, particles=2000)
-    c = swarm.plan().coefficients.astype(np.float64)
+    c = swarm.ask().coefficients.astype(np.float64)
     np.testing.assert_allclose(c.sum(axis=1), 1.0, rtol=1e-6)
     # Undo the weights: what is left is proportional to four independent U(0, 1).
     r = c / np.array([0.1, 0.2, 0.3, 0.4])
@@ -51,23 +51,23 @@ def test_random_coefficients_are_normalised_weighted_uniform_draws():
 
 
 def test_repel_off_leaves_the_global_worst_out():
-    assert (make(repel=False).plan().coefficients[:, 3] == 0).all()
+    assert (make(repel=False).ask().coefficients[:, 3] == 0).all()
 
 
 def test_randomness_depends_on_seed_iteration_and_particle_only():
     few, many = make(particles=4), make(particles=9)
     for _ in range(3):
-        a, b = few.plan(), many.plan()
+        a, b = few.ask(), many.ask()
         np.testing.assert_array_equal(a.coefficients, b.coefficients[:4])
         few.tell(few.utilities)
         many.tell(many.utilities)
-    assert not np.array_equal(make(seed=1).plan().coefficients, make(seed=2).plan().coefficients)
-    assert len(np.unique(make(particles=50).plan().coefficients[:, 0])) == 50
+    assert not np.array_equal(make(seed=1).ask().coefficients, make(seed=2).ask().coefficients)
+    assert len(np.unique(make(particles=50).ask().coefficients[:, 0])) == 50
 
 
 def test_coefficients_are_pinned():
     """The stream is part of a run's reproducibility: a change of it is a break, not a detail."""
-    coefficients = make(seed=7).plan().coefficients
+    coefficients = make(seed=7).ask().coefficients
     np.testing.assert_allclose(coefficients[0], PINNED, rtol=1e-6)
 
 
@@ -78,7 +78,7 @@ def test_step_length_decays_to_its_floor():
     swarm = make(step_length=1.0, step_length_factor=0.5, minimum_step_length=0.2, patience=50)
     lengths = []
     for _ in range(5):
-        lengths.append(swarm.plan().step_length)
+        lengths.append(swarm.ask().step_length)
         swarm.tell(swarm.utilities)
     assert lengths == [1.0, 0.5, 0.25, 0.2, 0.2]
 
@@ -88,11 +88,11 @@ def test_bests_and_worst():
     told = swarm.tell([0.2, 0.5, 0.1])
     assert told.improved.all()
     assert (told.global_best, told.global_worst) == (1, 2)
-    swarm.plan()
+    swarm.ask()
     told = swarm.tell([0.3, 0.5, 0.05])
     assert told.improved.tolist() == [True, False, False], "an equal utility is no new best"
     assert (told.global_best, told.global_worst) == (None, 2)
-    swarm.plan()
+    swarm.ask()
     told = swarm.tell([0.9, 0.9, 0.06])
     assert (told.global_best, told.global_worst) == (0, None), "the lowest index wins a tie"
     assert swarm.bests()["global_worst"] == {"particle": 2, "utility": 0.05}
@@ -103,11 +103,11 @@ def test_nan_is_never_a_best_nor_the_worst():
     told = swarm.tell([np.nan, 0.5, 0.4])
     assert told.improved.tolist() == [False, True, True]
     assert (told.global_best, told.global_worst) == (1, 2)
-    swarm.plan()
+    swarm.ask()
     told = swarm.tell([np.nan, np.nan, np.inf])
     assert not told.improved.any()
     assert (told.global_best, told.global_worst) == (None, None)
-    swarm.plan()
+    swarm.ask()
     assert swarm.tell([0.1, 0.5, 0.4]).improved.tolist() == [True, False, False]
 
 
@@ -121,7 +121,7 @@ def test_stops_after_patience_iterations_without_a_new_global_best():
     better = [0.1, 0.2, 0.3, 0.5]
     stops = []
     for utilities in (swarm.utilities, better, better, better, better):
-        swarm.plan()
+        swarm.ask()
         swarm.tell(utilities)
         stops.append(swarm.stopped())
     assert stops == [None, None, None, None, "patience"], "the new best of iteration 2 is three iterations old at 5"
@@ -129,10 +129,10 @@ def test_stops_after_patience_iterations_without_a_new_global_best():
 
 def test_stops_at_the_last_iteration():
     swarm = make(iterations=2)
-    swarm.plan()
+    swarm.ask()
     swarm.tell(swarm.utilities)
     assert swarm.stopped() is None
-    swarm.plan()
+    swarm.ask()
     swarm.tell(swarm.utilities)
     assert swarm.stopped() == "iterations"
 
@@ -142,7 +142,7 @@ def test_restarts_after_restart_patience_and_again_until_it_improves():
     restarts = []
     level = 0.4
     for iteration in range(1, 7):
-        restarts.append(swarm.plan().restarts.tolist())
+        restarts.append(swarm.ask().restarts.tolist())
         level += 0.1
         third = 0.35 if iteration == 4 else 0.0
         swarm.tell([0.0, 0.0, third, level])
@@ -151,7 +151,7 @@ def test_restarts_after_restart_patience_and_again_until_it_improves():
     assert column == [False, False, True, True, True, True]
     assert [row[2] for row in restarts] == [False, False, True, True, False, False]
     assert not any(row[3] for row in restarts)
-    assert not any(make(restart=False, patience=1).plan().restarts)
+    assert not any(make(restart=False, patience=1).ask().restarts)
 
 
 def test_initial_positions_are_the_experts_then_pairwise_blends():
@@ -191,13 +191,13 @@ def test_drops():
     swarm = make(drop_n=0.5, particles=400, patience=1000, iterations=1000)
     share = []
     for _ in range(20):
-        share.append(swarm.plan().evaluate.mean())
+        share.append(swarm.ask().evaluate.mean())
         swarm.tell(swarm.utilities)
     assert abs(np.mean(share) - 0.5) < 0.03
     swarm = make(drop_k=0.3, patience=1000, iterations=1000)
     whole = []
     for _ in range(400):
-        evaluate = swarm.plan().evaluate
+        evaluate = swarm.ask().evaluate
         assert evaluate.all() or not evaluate.any()
         whole.append(bool(evaluate.any()))
         swarm.tell(swarm.utilities)
@@ -207,11 +207,11 @@ def test_drops():
 def test_plan_before_tell_is_refused():
     swarm = Swarm(SwarmConfig(particles=2), 2)
     with pytest.raises(RuntimeError, match="tell"):
-        swarm.plan()
+        swarm.ask()
     swarm.tell([0.1, 0.2])
-    swarm.plan()
+    swarm.ask()
     with pytest.raises(RuntimeError, match="tell"):
-        swarm.plan()
+        swarm.ask()
 
 
 def test_tell_wants_one_utility_a_particle():
@@ -258,7 +258,7 @@ def test_settings_that_contradict_each_other_are_refused():
 
 
 def minimise_distance(seed):
-    """Let someone else's positions move by plan() and tell(); how much of the squared distance is left."""
+    """Let someone else's positions move by ask() and tell(); how much of the squared distance is left."""
     rng = np.random.default_rng(seed)
     target, n = rng.normal(size=8), 12
     x = rng.normal(size=(n, 8))
@@ -268,7 +268,7 @@ def minimise_distance(seed):
     p, v = x.copy(), swarm.initial_velocities(np.eye(n)) @ x
     g, w = x[told.global_best].copy(), x[told.global_worst].copy()
     while swarm.stopped() is None:
-        plan = swarm.plan()
+        plan = swarm.ask()
         x[plan.restarts], v[plan.restarts] = p[plan.restarts], 0
         c = plan.coefficients[:, :, None]
         v = c[:, 0] * v + c[:, 1] * (p - x) + c[:, 2] * (g - x) + c[:, 3] * (x - w)

@@ -33,7 +33,7 @@ from modelswarms_fast.cli.options import (
     show,
 )
 from modelswarms_fast.config import (
-    Canary,
+    CheckedLoads,
     DType,
     EngineConfig,
     Randomness,
@@ -96,7 +96,7 @@ def search_command(
     rounding: Annotated[Rounding, typer.Option(help="Of moved rows to half types.")] = EngineConfig.rounding,
     max_model_len: MaxModelLen = EngineConfig.max_model_len,
     max_num_seqs: Annotated[int | None, typer.Option(help="Requests in one step of vLLM; default: its own.")] = None,
-    canary: Annotated[Canary, typer.Option(help="Loads to prove against transformers.")] = EngineConfig.canary,
+    parity_check: Annotated[CheckedLoads, typer.Option(help="Loads to compare.")] = EngineConfig.parity_check,
     host_memory: Annotated[str | None, typer.Option(help="What rows may take in the host's memory: 8GB.")] = None,
     device_memory: Annotated[str | None, typer.Option(help="What rows may take in a GPU's memory.")] = None,
     spill: Annotated[str | None, typer.Option(help="Folder on a disk for rows that have no room.")] = None,

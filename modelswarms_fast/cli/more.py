@@ -31,7 +31,7 @@ from modelswarms_fast.cli.options import (
     read_settings,
     show,
 )
-from modelswarms_fast.config import Canary, DType, EngineConfig, State, SwarmConfig
+from modelswarms_fast.config import CheckedLoads, DType, EngineConfig, State, SwarmConfig
 from modelswarms_fast.errors import InputError
 
 app = typer.Typer()
@@ -225,7 +225,7 @@ def baselines_command(
     dtype: EngineDType = EngineConfig.dtype,
     row_dtype: Annotated[DType, typer.Option(help="Of the rows; auto: the experts'.")] = EngineConfig.row_dtype,
     max_model_len: MaxModelLen = EngineConfig.max_model_len,
-    canary: Annotated[Canary, typer.Option(help="Loads to prove against transformers.")] = EngineConfig.canary,
+    parity_check: Annotated[CheckedLoads, typer.Option(help="Loads to compare.")] = EngineConfig.parity_check,
 ) -> None:
     """Compare Model Swarms with other ways to compose EXPERTS, each with the same budget of evaluations."""
     arguments: dict[str, Any] = dict(locals())

@@ -32,7 +32,7 @@ ServeMode = Annotated[
         help="merged: into the weights; slots: several particles as LoRA; mixture: all, as mixtures; auto: the fastest."
     ),
 ]
-Slots = Annotated[int, typer.Option(help="Particles that one batch serves with --serve slots (or auto).")]
+Slots = Annotated[int, typer.Option(help="Population that one batch serves with --serve slots (or auto).")]
 Engines = Annotated[int, typer.Option(help="Engines side by side, each on its share of the cores.")]
 TensorParallel = Annotated[int, typer.Option(help="Processes that share one engine's model, each a part of it.")]
 EngineDType = Annotated[DType, typer.Option(help="Of the base model in the engine.")]

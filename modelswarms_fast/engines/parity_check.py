@@ -26,7 +26,7 @@ PROBES = (
 )
 
 
-class Canary:
+class ParityCheck:
     """Compares what an engine serves with the transformers engine given the same row.
 
     The oracle holds a second copy of the base model on the CPU. What is checked is every load, or the first of each
@@ -82,9 +82,9 @@ class Canary:
         return difference
 
 
-def make_canary(engine: Engine, base: Path, experts: Experts, config: EngineConfig) -> Canary | None:
-    """The canary that the settings ask for; None where it is off or the engine is the oracle itself."""
-    if config.canary == "off" or config.engine == "transformers":
+def make_parity_check(engine: Engine, base: Path, experts: Experts, config: EngineConfig) -> ParityCheck | None:
+    """The parity check that the settings ask for; None where it is off or the engine is the oracle itself."""
+    if config.parity_check == "off" or config.engine == "transformers":
         return None
     oracle = TransformersEngine(base, experts, dtype=str(engine.dtype)[6:], device=torch.device("cpu"))
-    return Canary(engine, oracle, config.engines, every=config.canary == "all")
+    return ParityCheck(engine, oracle, config.engines, every=config.parity_check == "all")

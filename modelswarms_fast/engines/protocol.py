@@ -51,7 +51,7 @@ class Engine(Protocol):
     """
 
     slots: int
-    """Particles that can be served at once."""
+    """Population that can be served at once."""
     device: torch.device
     dtype: torch.dtype
     """What it computes in."""
@@ -62,12 +62,12 @@ class Engine(Protocol):
     auto_timings: dict[str, float]
     """Prompts a second of each way that `choose` has timed; empty without serve="auto"."""
     watch: Watch | None
-    """Told of every load and step, if set."""
+    """BestUpdate of every load and step, if set."""
 
-    def choose(self, prompts: Sequence[list[int]], max_tokens: int) -> None:
+    def autotune(self, prompts: Sequence[list[int]], max_tokens: int) -> None:
         """With serve="auto", take the fastest way to serve; call it before the first load, with the run's prompts."""
 
-    def serve_by(self, way: Serve) -> None:
+    def set_mode(self, way: Serve) -> None:
         """With serve="auto", serve in this way, before the first load: `choose` of an engine like this one took it."""
 
     def load(self, slot: int, row: torch.Tensor) -> None:
@@ -131,9 +131,9 @@ def start_engine(base: Path, experts: Experts | None, config: EngineConfig) -> E
     if config.tensor_parallel > 1:
         _check_parts(json.loads((base / "config.json").read_text()), config.tensor_parallel)
     if config.own_processes:
-        from modelswarms_fast.engines.pool.pool import EngineGroup
+        from modelswarms_fast.engines.pool.pool import EnginePool
 
-        return EngineGroup(base, experts, config)
+        return EnginePool(base, experts, config)
     return start_here(base, experts, config)
 
 

@@ -102,10 +102,10 @@ class TransformersEngine:
                     raise InputError(f"The experts have no tensor {name}, which the base model has; use their base.")
         return places
 
-    def choose(self, prompts: Sequence[list[int]], max_tokens: int) -> None:
+    def autotune(self, prompts: Sequence[list[int]], max_tokens: int) -> None:
         """There is nothing to choose from."""
 
-    def serve_by(self, way: Serve) -> None:
+    def set_mode(self, way: Serve) -> None:
         """There is one way."""
 
     @torch.no_grad()

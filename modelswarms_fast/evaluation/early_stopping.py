@@ -19,7 +19,7 @@ KEPT_BYTES = 16 << 20
 
 
 @dataclass(frozen=True)
-class Limits:
+class DecisionBounds:
     """What a search asks of a utility: is it above `personal_best`, is it below `global_worst`?
 
     Every score is NaN or lies in [lowest, highest].
@@ -33,7 +33,7 @@ class Limits:
     """All examples, those that may settle it first: the likeliest low scores."""
 
 
-class Tally:
+class PartialScores:
     """The scores of one particle so far, None where an example has none yet.
 
     With limits it is decided as soon as no score that is still missing can change an answer. This is exact: `utility`
@@ -47,7 +47,9 @@ class Tally:
     only rises and the global worst only falls. A NaN stays NaN and is never a best or worst.
     """
 
-    def __init__(self, count: int, utility: Callable[[Sequence[float]], float], limits: Limits | None = None) -> None:
+    def __init__(
+        self, count: int, utility: Callable[[Sequence[float]], float], limits: DecisionBounds | None = None
+    ) -> None:
         self.scores: list[float | None] = [None] * count
         self.limits = limits
         self._utility = utility
@@ -114,7 +116,7 @@ def _steps(distance: float, one: float, most: int) -> int:
     return min(math.ceil(distance / one - 1e-6), most) if distance < one * most else most
 
 
-class Expectation:
+class DifficultyOrder:
     """Which examples will score low, judged by the evaluations of a search so far."""
 
     def __init__(self, lengths: Sequence[int]) -> None:
@@ -163,7 +165,7 @@ class ScoreCache:
         self._bytes = 0
         self._kept: dict[tuple[str, bytes], tuple[npt.NDArray[np.float64], npt.NDArray[np.bool_]]] = {}
 
-    def fill(self, split: str, key: bytes | None, tally: Tally) -> int:
+    def fill(self, split: str, key: bytes | None, tally: PartialScores) -> int:
         """Give a tally the scores that are known of its position; how many these are."""
         if key is None or (kept := self._kept.get((split, key))) is None:
             return 0
@@ -172,7 +174,7 @@ class ScoreCache:
             tally.scores[example] = float(values[example])
         return int(given.sum())
 
-    def keep(self, split: str, key: bytes | None, tally: Tally) -> None:
+    def keep(self, split: str, key: bytes | None, tally: PartialScores) -> None:
         """Remember the scores of a position, in place of what was known of it."""
         if key is None:
             return

@@ -13,19 +13,19 @@ from typing import Protocol
 
 import torch
 
-from modelswarms_fast.engines.parity_check import Canary
+from modelswarms_fast.engines.parity_check import ParityCheck
 from modelswarms_fast.engines.protocol import Completion, Engine
 from modelswarms_fast.evaluation.early_stopping import (
-    Expectation,
-    Limits,
+    DecisionBounds,
+    DifficultyOrder,
+    PartialScores,
     ScoreCache,
     Scores,
-    Tally,
     digest,
     longest_first,
 )
 from modelswarms_fast.evaluation.objectives import SPLITS, Answer, Utility
-from modelswarms_fast.evaluation.requests import Asked, Asking
+from modelswarms_fast.evaluation.requests import PendingExample, RequestTracker
 from modelswarms_fast.records.trace import Trace
 
 # Examples under way in an engine, of all its particles together, even where fewer could decide them: a step has a cost
@@ -69,7 +69,7 @@ class Spent:
     """What evaluation has cost so far."""
 
     evaluations: int = 0
-    """Particles that were served."""
+    """Population that were served."""
     prompts: int = 0
     """Completed."""
     tokens: int = 0
@@ -107,10 +107,10 @@ class _Running:
 
     particle: int
     key: bytes | None
-    tally: Tally
+    tally: PartialScores
     waiting: deque[int]
     """Examples that have not been asked for, those of a low score first."""
-    asked: dict[int, Asked] = field(default_factory=dict)
+    asked: dict[int, PendingExample] = field(default_factory=dict)
     """Examples that have been asked for and have no score yet."""
 
     def next_examples(self, floor: int) -> Iterator[int]:
@@ -134,14 +134,14 @@ class _Round:
 
     source: Source
     split: str
-    limits: Mapping[int, Limits]
+    limits: Mapping[int, DecisionBounds]
     queue: list[int]
-    """Particles that have no slot yet."""
+    """Population that have no slot yet."""
     running: dict[int, _Running] = field(default_factory=dict)
     """By slot."""
     busy: set[bytes | None] = field(default_factory=set)
     """Keys of what runs."""
-    ended: list[Asked] = field(default_factory=list)
+    ended: list[PendingExample] = field(default_factory=list)
     """Have all their answers but no score yet."""
     keys: dict[int, bytes | None] = field(default_factory=dict)
 
@@ -180,34 +180,34 @@ class Evaluator:
     ) -> None:
         self.engine, self.utility = engine, utility
         self._batch = utility.batch or 1
-        self.canary: Canary | None = None
+        self.parity_check: ParityCheck | None = None
         """Checks loads, as many as it is set to."""
         self.spent = Spent()
         self.trace = trace or Trace()
         engine.watch = self.trace.watch
-        self._asking = Asking(engine, utility, splits)
-        self._longest_first = {split: longest_first(self._asking.lengths(split)) for split in splits}
+        self._tracker = RequestTracker(engine, utility, splits)
+        self._longest_first = {split: longest_first(self._tracker.lengths(split)) for split in splits}
         self._cache = ScoreCache()
 
     def prompts(self, split: str) -> list[list[int]]:
         """Token ids of all that the examples of a split ask first, continuations included."""
-        return self._asking.prompts(split)
+        return self._tracker.prompts(split)
 
-    def rows(
+    def score_population(
         self,
         source: Source,
         particles: Sequence[int],
         split: str,
         between: Callable[[int], None] = lambda prompts: None,
-        limits: Mapping[int, Limits] | None = None,
-    ) -> dict[int, Tally]:
+        limits: Mapping[int, DecisionBounds] | None = None,
+    ) -> dict[int, PartialScores]:
         """Scores of each particle on the examples of the split: all, or with limits as many as decide it.
 
         A slot gets its next particle as soon as it is done with the last, while the others go on. between(prompts) is
         called after a particle that is not the last with the prompts completed since the call before, and may raise
         to stop: then what runs is dropped.
         """
-        found: dict[int, Tally] = {}
+        found: dict[int, PartialScores] = {}
         given, told = iter([list(particles)]), self.spent.prompts
         with closing(self.stream(source, split, lambda idle: next(given, []), limits or {})) as stream:
             for particle, tally in stream:
@@ -222,8 +222,8 @@ class Evaluator:
         source: Source,
         split: str,
         arrivals: Callable[[bool], Sequence[int]],
-        limits: Mapping[int, Limits],
-    ) -> Generator[tuple[int, Tally]]:
+        limits: Mapping[int, DecisionBounds],
+    ) -> Generator[tuple[int, PartialScores]]:
         """Tallies of particles as they are complete or, where they have limits, decided, while others are worked on.
 
         Before each step of the engine arrivals(idle) gives further particles, by numbers that it has not given before.
@@ -236,17 +236,17 @@ class Evaluator:
                 work.queue += arrivals(not (work.queue or work.running))
                 if not (work.queue or work.running):
                     return
-                # Particles whose scores are known need no slot; only when there are none is it the engine's turn.
+                # Population whose scores are known need no slot; only when there are none is it the engine's turn.
                 for one in self._fill(work) or self._step(work):
                     self._cache.keep(split, one.key, one.tally)
                     self.spent.skipped += one.tally.scores.count(None)
                     yield one.particle, one.tally
         except BaseException:
             with suppress(Exception):  # an engine that has died is not what the caller should read about
-                self._asking.drop([asked for one in work.running.values() for asked in one.asked.values()])
+                self._tracker.drop([asked for one in work.running.values() for asked in one.asked.values()])
             raise
 
-    def one(self, row: torch.Tensor, split: str, slots: int = 1) -> Scores:
+    def score_model(self, row: torch.Tensor, split: str, slots: int = 1) -> Scores:
         """Scores of one row [D] on each example of the split, served from so many slots at once: several engines have
         one each."""
         key, tally = digest(row), self.tally(split)
@@ -257,35 +257,35 @@ class Evaluator:
             self._cache.keep(split, key, tally)
         return tally.known
 
-    def base(self, split: str) -> Scores:
+    def score_base(self, split: str) -> Scores:
         """Scores of the base model on each example of the split."""
         self.engine.restore()
         tally = self.tally(split)
         self._complete(split, tally, [None])
         return tally.known
 
-    def answers(self, row: torch.Tensor, split: str) -> list[list[Answer]]:
+    def generate(self, row: torch.Tensor, split: str) -> list[list[Answer]]:
         """Answers of one row [D] to each example of the split, not scored and not kept."""
         self._load(row, 1)
         answers = self._ask(split, self._longest_first[split], [0])
-        return [answers[example] for example in range(self._asking.count(split))]
+        return [answers[example] for example in range(self._tracker.count(split))]
 
     def _load(self, row: torch.Tensor, slots: int) -> None:
         for slot in range(slots):
             with self.spent.clock("load"):
                 self.engine.load(slot, row)
-            if self.canary is not None:
-                self.canary.after_load(slot, row)
+            if self.parity_check is not None:
+                self.parity_check.after_load(slot, row)
 
-    def expectation(self, split: str) -> Expectation:
+    def expectation(self, split: str) -> DifficultyOrder:
         """What a search that stops early is to learn from its evaluations on the split."""
-        return Expectation(self._asking.lengths(split))
+        return DifficultyOrder(self._tracker.lengths(split))
 
-    def tally(self, split: str, limits: Limits | None = None) -> Tally:
+    def tally(self, split: str, limits: DecisionBounds | None = None) -> PartialScores:
         """A tally of a particle on a split, without scores."""
-        return Tally(self._asking.count(split), partial(self.utility.utility_of, split), limits)
+        return PartialScores(self._tracker.count(split), partial(self.utility.utility_of, split), limits)
 
-    def _complete(self, split: str, tally: Tally, slots: Sequence[int | None]) -> None:
+    def _complete(self, split: str, tally: PartialScores, slots: Sequence[int | None]) -> None:
         """Give every example that has no score yet its score."""
         order = [example for example in self._longest_first[split] if tally.scores[example] is None]
         answers = self._ask(split, order, slots)
@@ -299,25 +299,26 @@ class Evaluator:
         answers: dict[int, list[Answer]] = {}
         with self.spent.clock("generate"):
             for place, example in enumerate(order):
-                self._asking.begin(split, example, slots[place % len(slots)])
-            while not self._asking.idle:
+                self._tracker.submit(split, example, slots[place % len(slots)])
+            while not self._tracker.idle:
                 answers |= {asked.example: asked.given for asked in self._take(self.engine.step())}
         self.spent.evaluations += 1
         return answers
 
-    def _take(self, ended: Sequence[tuple[int, Completion]]) -> list[Asked]:
+    def _take(self, ended: Sequence[tuple[int, Completion]]) -> list[PendingExample]:
         """The examples of which that was the last answer."""
         self.spent.prompts += len(ended)
         self.spent.tokens += sum(completion.tokens for _, completion in ended)
-        return self._asking.take(ended)
+        return self._tracker.collect(ended)
 
     def _fill(self, work: _Round) -> list[_Running]:
         """Put particles of the queue into the free slots; returns those whose scores are known and need no slot."""
         known: list[_Running] = []
         for slot in range(self.engine.slots) if work.queue else ():
             while slot not in work.running and work.queue:
-                canary = self.canary if self.canary is not None and self.canary.wanted(slot) else None
-                if canary is not None and canary.hindered(slot, work.running):
+                check = self.parity_check
+                check = check if check is not None and check.wanted(slot) else None
+                if check is not None and check.hindered(slot, work.running):
                     break
                 if (one := self._next(work)) is None:
                     return known
@@ -328,8 +329,8 @@ class Evaluator:
                 self.trace.now["particles"] = [one.particle]
                 with self.spent.clock("load"):
                     work.source.load(self.engine, slot, one.particle)
-                if canary is not None:
-                    canary.after_load(slot, work.source.row(one.particle))
+                if check is not None:
+                    check.after_load(slot, work.source.row(one.particle))
                 self.spent.evaluations += 1
                 self._submit(slot, work)
                 work.source.prefetch(work.queue[: self.engine.slots])
@@ -353,19 +354,19 @@ class Evaluator:
         one, floor = work.running[slot], max(FLOOR, self._batch) * self.trace.engines
         floor = math.ceil(floor / min(self.engine.slots, len(work.running) + len(work.queue)))
         with self.spent.clock("generate"):
-            begin, split = self._asking.begin, work.split
+            begin, split = self._tracker.submit, work.split
             for example in one.next_examples(floor):
                 one.asked[example] = begin(split, example, slot)
 
     def _step(self, work: _Round) -> list[_Running]:
         """One step of the engine; the particles that it completed or decided, which leave their slots."""
         self.trace.now["particles"] = [one.particle for one in work.running.values()]
-        if not self._asking.idle:
+        if not self._tracker.idle:
             with self.spent.clock("generate"):
                 ended = self.engine.step()
             with self.spent.clock("score"):
                 work.ended += self._take(ended)
-        if not work.ended or (len(work.ended) < self._batch and not self._asking.idle):
+        if not work.ended or (len(work.ended) < self._batch and not self._tracker.idle):
             return []
         with self.spent.clock("score"), self.trace.span("score"):
             self._score(work)
@@ -376,7 +377,7 @@ class Evaluator:
             if slot not in decided:
                 self._submit(slot, work)
         done = [work.end(slot) for slot in sorted(decided)]
-        self._asking.drop([asked for one in done for asked in one.asked.values()])
+        self._tracker.drop([asked for one in done for asked in one.asked.values()])
         return done
 
     def _score(self, work: _Round) -> None:

@@ -26,7 +26,7 @@ class _Encoded:
 
 
 @dataclass(eq=False, slots=True)
-class Asked:
+class PendingExample:
     """An example that is being asked, and its answers so far."""
 
     split: str
@@ -43,7 +43,7 @@ class Asked:
         return [answer for answer in self.answers if answer is not None]
 
 
-class Asking:
+class RequestTracker:
     """Puts the asks of examples to an engine, and what follows up on their answers.
 
     What is asked first is tokenised once, here; a follow-up when it arises.
@@ -55,7 +55,7 @@ class Asking:
     def __init__(self, engine: Engine, utility: Utility, splits: Sequence[str]) -> None:
         self._engine, self._utility = engine, utility
         self._names = itertools.count()
-        self._under_way: dict[int, Asked] = {}
+        self._under_way: dict[int, PendingExample] = {}
         self._first = {split: self._encode_split(split) for split in splits}
 
     @property
@@ -75,15 +75,15 @@ class Asking:
         """Token ids of all first asks of a split, continuations included."""
         return [one.tokens for asks in self._first[split] for one in asks]
 
-    def begin(self, split: str, example: int, slot: int | None) -> Asked:
+    def submit(self, split: str, example: int, slot: int | None) -> PendingExample:
         """Ask a slot the first asks of an example."""
         first = self._first[split][example]
-        asked = Asked(split, example, slot, [None] * len(first), {})
+        asked = PendingExample(split, example, slot, [None] * len(first), {})
         for index, encoded in enumerate(first):
             self._submit(asked, index, encoded)
         return asked
 
-    def take(self, ended: Sequence[tuple[int, Completion]]) -> list[Asked]:
+    def collect(self, ended: Sequence[tuple[int, Completion]]) -> list[PendingExample]:
         """Take in what has ended; the examples of which that was the last."""
         last = []
         under_way = self._under_way
@@ -98,7 +98,7 @@ class Asking:
             return last
         return [asked for asked in last if not self._follow(asked)]
 
-    def _follow(self, asked: Asked) -> bool:
+    def _follow(self, asked: PendingExample) -> bool:
         """Ask what follows up on the first answers; whether there is such a thing."""
         assert self._utility.follow_up is not None
         if asked.followed:
@@ -113,7 +113,7 @@ class Asking:
         self._submit(asked, len(asked.answers) - 1, encoded)
         return True
 
-    def drop(self, given_up: Sequence[Asked]) -> None:
+    def drop(self, given_up: Sequence[PendingExample]) -> None:
         """Give up examples; the engine need not answer what they still ask."""
         names = [name for asked in given_up for name in asked.names]
         for name in names:
@@ -121,7 +121,7 @@ class Asking:
         if names:
             self._engine.drop(names)
 
-    def _submit(self, asked: Asked, index: int, encoded: _Encoded) -> None:
+    def _submit(self, asked: PendingExample, index: int, encoded: _Encoded) -> None:
         name = next(self._names)
         asked.names[name], self._under_way[name] = (index, encoded), asked
         self._engine.submit(name, Request(asked.slot, encoded.prompt, encoded.continuation), encoded.ask.max_tokens)

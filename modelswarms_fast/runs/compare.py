@@ -20,7 +20,7 @@ from modelswarms_fast.runs.baselines import METHODS, Run, load_method
 from modelswarms_fast.config import SwarmConfig
 from modelswarms_fast.errors import InputError
 from modelswarms_fast.records.run_folder import alone, read_json, write_json
-from modelswarms_fast.runs.experiment import Session
+from modelswarms_fast.runs.experiment import Experiment
 from modelswarms_fast.evaluation.objectives import Files, named
 
 RESULTS = "baselines.json"
@@ -55,7 +55,7 @@ def compare(
         methods: names, see docs/baselines.md; None: all, data_merge only with `train`.
         seed: of all that is drawn.
         swarm: fields of SwarmConfig for Model Swarms, where the defaults are not wanted.
-        settings: the other arguments of `Session`, fields of EngineConfig among them.
+        settings: the other arguments of `Experiment`, fields of EngineConfig among them.
 
     Returns:
         The content of baselines.json: `methods` has for each its dev, test, test_standard_error, test_scores,
@@ -78,45 +78,45 @@ def compare(
     runs: dict[str, Run] = {name: load_method(name) for name in methods}  # a name that is none is refused at once
     if SWARM in runs:
         runs[SWARM] = partial(runs[SWARM], **swarm)
-    session = Session(experts, base=base, task=task, data=data, out=out, progress=progress, **settings)
-    if budget < len(session.experts.names):
+    experiment = Experiment(experts, base=base, task=task, data=data, out=out, progress=progress, **settings)
+    if budget < len(experiment.experts.names):
         raise InputError(
-            f"the budget is {budget} evaluations, less than the {len(session.experts.names)} experts take; give more."
+            f"the budget is {budget} evaluations, less than the {len(experiment.experts.names)} experts take; give more."
         )
     asked = {
         "base": base,
         "task": task,
         "data": named(data),
-        "dataset": session.utility.dataset,
-        **session.utility.digests(),
-        "experts": list(session.experts.names),
-        "sources": list(session.experts.sources),
-        "weights": session.expert_digests,
+        "dataset": experiment.utility.dataset,
+        **experiment.utility.digests(),
+        "experts": list(experiment.experts.names),
+        "sources": list(experiment.experts.sources),
+        "weights": experiment.expert_digests,
         "budget": budget,
         "seed": seed,
         "swarm": swarm,
         "scoring": settings.get("scoring", "generate"),
         "options": dict(settings.get("options") or {}),
         "max_tokens": settings.get("max_tokens"),
-        "train": None if session.train is None else str(session.train),
-        "engine": asdict(session.engine_config),
+        "train": None if experiment.train is None else str(experiment.train),
+        "engine": asdict(experiment.engine_config),
     }
     file = Path(out) / RESULTS
-    content = _start(file, json.loads(json.dumps(asked)), len(session.utility.examples["test"]))
+    content = _start(file, json.loads(json.dumps(asked)), len(experiment.utility.examples["test"]))
     left = [name for name in runs if name not in content["methods"]]
     if "cbtm" in left:  # what it cannot use is refused before an engine starts
-        importlib.import_module("modelswarms_fast.runs.baselines.cbtm").prompts_of(session)
+        importlib.import_module("modelswarms_fast.runs.baselines.cbtm").prompts_of(experiment)
     if left:
         console = Console(stderr=True, quiet=not progress)
-        with alone(file.parent), session:
+        with alone(file.parent), experiment:
             for name in left:
-                result = _measure(session, partial(runs[name], session, budget, seed))
+                result = _measure(experiment, partial(runs[name], experiment, budget, seed))
                 content["methods"][name] = result
-                content["objective"] = session.utility.report()
-                content["against_model_swarms"] = against_model_swarms(session, content["methods"], seed)
+                content["objective"] = experiment.utility.report()
+                content["against_model_swarms"] = against_model_swarms(experiment, content["methods"], seed)
                 write_json(file, content)
                 console.print(f"{name}: dev {_text(result['dev'])}, test {_text(result['test'])}", highlight=False)
-            session.check_base()
+            experiment.check_base()
     return read_json(file) if content["methods"] else content
 
 
@@ -165,20 +165,20 @@ def _are_results(content: dict[str, Any], examples: int) -> bool:
     return all(map(whole, methods.values())) and all(map(compared, against.values()))
 
 
-def _measure(session: Session, run: Callable[[], Any]) -> dict[str, Any]:
+def _measure(experiment: Experiment, run: Callable[[], Any]) -> dict[str, Any]:
     """One method: what it took until it had chosen, and how its choice does on test."""
-    session.initial  # noqa: B018 - evaluated now, by none of the methods
-    before, start = session.evaluator.spent.copy(), time.perf_counter()
+    experiment.initial  # noqa: B018 - evaluated now, by none of the methods
+    before, start = experiment.evaluator.spent.copy(), time.perf_counter()
     choice = run()
-    seconds, prompts = time.perf_counter() - start, session.evaluator.spent.since(before).prompts
+    seconds, prompts = time.perf_counter() - start, experiment.evaluator.spent.since(before).prompts
     if choice.looks_at_experts:
-        seconds += sum(session.initial_spent.seconds.values())
-        prompts += session.initial_spent.prompts
+        seconds += sum(experiment.initial_spent.seconds.values())
+        prompts += experiment.initial_spent.prompts
     scores = choice.test()
     return {
         "dev": choice.dev,
-        "test": session.utility_of("test", scores),
-        "test_standard_error": session.utility.error_of("test", scores),
+        "test": experiment.utility_of("test", scores),
+        "test_standard_error": experiment.utility.error_of("test", scores),
         "test_scores": scores,
         "evaluations": choice.evaluations,
         "prompts": prompts,
@@ -187,13 +187,13 @@ def _measure(session: Session, run: Callable[[], Any]) -> dict[str, Any]:
     }
 
 
-def against_model_swarms(session: Session, methods: dict[str, dict[str, Any]], seed: int) -> dict[str, dict[str, Any]]:
+def against_model_swarms(experiment: Experiment, methods: dict[str, dict[str, Any]], seed: int) -> dict[str, dict[str, Any]]:
     """Each method's test scores against those of Model Swarms; nothing before that has run."""
     if SWARM not in methods:
         return {}
     # Of several tasks each keeps its number of examples.
-    strata = [str(example.get("_place", ("",))[0]) for example in session.utility.examples["test"]]
-    reduce = partial(session.utility_of, "test")
+    strata = [str(example.get("_place", ("",))[0]) for example in experiment.utility.examples["test"]]
+    reduce = partial(experiment.utility_of, "test")
     ours = methods[SWARM]["test_scores"]
     return {
         name: paired(ours, result["test_scores"], reduce, strata, seed)

@@ -9,7 +9,7 @@ import numpy as np
 
 from modelswarms_fast.errors import InputError
 from modelswarms_fast.evaluation.evaluator import Evaluator
-from modelswarms_fast.weights.population import Bests, Particles
+from modelswarms_fast.weights.population import Bests, Population
 from modelswarms_fast.swarm import Swarm
 from modelswarms_fast.evaluation.objectives import Utility
 from modelswarms_fast.evaluation.objectives.utility import mean
@@ -66,14 +66,14 @@ def hold_back(utility: Utility, count: int) -> Utility:
     return replace(utility, examples=divide(utility.examples), asks=divide(utility.asks))
 
 
-def confirm(evaluator: Evaluator, swarm: Swarm, particles: Particles) -> Confirmed:
+def confirm(evaluator: Evaluator, swarm: Swarm, particles: Population) -> Confirmed:
     """Score the personal bests that are best on dev on the examples kept back, and choose the best there; of equals
     the best on dev."""
     bests = np.where(np.isfinite(swarm.personal_best), swarm.personal_best, -np.inf)
     order = [int(one) for one in np.argsort(-bests, kind="stable") if np.isfinite(bests[one])]
     order.remove(swarm.global_best_particle)  # of equals the one found first is the global best
     candidates = [swarm.global_best_particle, *order][:CANDIDATES]
-    tallies = evaluator.rows(Bests(particles), candidates, CONFIRM)
+    tallies = evaluator.score_population(Bests(particles), candidates, CONFIRM)
     scores = {one: evaluator.utility.utility_of(CONFIRM, tallies[one].known) for one in candidates}
     winner = max(candidates, key=lambda one: (np.nan_to_num(scores[one], nan=-np.inf), bests[one]))
     return Confirmed(

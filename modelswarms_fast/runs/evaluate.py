@@ -52,7 +52,7 @@ def evaluate(
         dtype=dtype,
         slots=1,
         max_model_len=max_model_len,
-        canary="off",
+        parity_check="off",
     )
     limits: dict[str, Any] = {f"limit_{split}": limit, "max_tokens": max_tokens, "scoring": scoring, "options": options}
     utility = load_utility(task, data, **limits)
@@ -60,7 +60,7 @@ def evaluate(
     loaded = None if model == base else read_experts([model], minimum=1)
     with closing(start_engine(base_folder, loaded, config)) as served:
         evaluator = Evaluator(served, utility, splits=(split,))
-        scores = evaluator.base(split) if loaded is None else evaluator.one(loaded.rows[0], split, engines)
+        scores = evaluator.score_base(split) if loaded is None else evaluator.score_model(loaded.rows[0], split, engines)
     return {
         "model": model,
         "base": base,

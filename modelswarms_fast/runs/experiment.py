@@ -16,7 +16,7 @@ import torch
 from rich.console import Console
 
 from modelswarms_fast.weights.base_model import resolve_base
-from modelswarms_fast.engines.parity_check import make_canary
+from modelswarms_fast.engines.parity_check import make_parity_check
 from modelswarms_fast.config import EngineConfig, SwarmConfig
 from modelswarms_fast.runs.confirm import hold_back
 from modelswarms_fast.engines.protocol import Engine, start_engine
@@ -25,9 +25,9 @@ from modelswarms_fast.evaluation.evaluator import Evaluator, Source, Spent
 from modelswarms_fast.weights.experts import Experts, inner_products, read_experts
 from modelswarms_fast.runs.loop import run_iterations
 from modelswarms_fast.weights.arena import empty_rows
-from modelswarms_fast.weights.placement import MemoryPlan, plan_memory
+from modelswarms_fast.weights.placement import Placement, plan_memory
 from modelswarms_fast.ops import mix_
-from modelswarms_fast.weights.population import LARGEST_NAMED, Particles
+from modelswarms_fast.weights.population import LARGEST_NAMED, Population
 from modelswarms_fast.records.progress import Progress
 from modelswarms_fast.evaluation.early_stopping import Scores, digest
 from modelswarms_fast.weights.shared_memory import shared_rows
@@ -37,7 +37,7 @@ from modelswarms_fast.evaluation.objectives import Files, Scoring, load_utility
 
 
 @dataclass(frozen=True)
-class Found:
+class SearchResult:
     """What one search has found."""
 
     row: torch.Tensor
@@ -56,8 +56,8 @@ class Found:
     """What the search has cost beside what was known before it."""
 
 
-class Session:
-    """Experts, utility and base are read and checked on construction; `with session:` starts the engine and ends it.
+class Experiment:
+    """Experts, utility and base are read and checked on construction; `with experiment:` starts the engine and ends it.
 
     Scores are kept by position, so that no position is evaluated twice on a split: the experts once for all searches.
     (Rows of more than 32 MiB have no name and are.)
@@ -91,7 +91,7 @@ class Session:
         Args:
             out: where a file of rows may lie, if `spill` names no folder.
             train: what the experts were trained on, for the methods that train or cluster.
-            only_search: the session is for one search of so many particles, at least one an expert, which begins in
+            only_search: the experiment is for one search of so many particles, at least one an expert, which begins in
                 the experts' own rows: no more memory than the search needs, and the experts are gone after it.
             confirm: dev examples that are kept back, as the split "confirm".
             settings: fields of EngineConfig.
@@ -106,7 +106,7 @@ class Session:
         self.utility = load_utility(task, data, **limits, scoring=scoring, options=options)
         if confirm:
             self.utility = hold_back(self.utility, confirm)
-        self.plan: MemoryPlan | None = None
+        self.placement: Placement | None = None
         """Where the rows of the only search lie, or the experts of state="mixture"."""
         self.out = Path(out)
         self._progress, self._trace = progress, Trace(trace)
@@ -129,14 +129,14 @@ class Session:
 
     def __enter__(self) -> Self:
         """Start the engine."""
-        if self._progress and self.plan is not None:
-            Console(stderr=True, soft_wrap=True).print(str(self.plan), highlight=False)
+        if self._progress and self.placement is not None:
+            Console(stderr=True, soft_wrap=True).print(str(self.placement), highlight=False)
         self.engine = start_engine(self.base_folder, self.experts, self.engine_config)
         try:
             self.evaluator = Evaluator(self.engine, self.utility, tuple(self.utility.asks), trace=self._trace)
             if self.engine_config.serve == "auto":
-                self.engine.choose(self.evaluator.prompts("dev"), self.utility.max_tokens)
-            self.evaluator.canary = make_canary(self.engine, self.base_folder, self.experts, self.engine_config)
+                self.engine.autotune(self.evaluator.prompts("dev"), self.utility.max_tokens)
+            self.evaluator.parity_check = make_parity_check(self.engine, self.base_folder, self.experts, self.engine_config)
             self._calibrate()
         except BaseException:
             self.engine.close()
@@ -198,7 +198,7 @@ class Session:
         at a time.
         """
         if self.engine.serve == "mixture":
-            return [self.evaluator.one(row(), split, self.engine_config.engines) for row in rows]
+            return [self.evaluator.score_model(row(), split, self.engine_config.engines) for row in rows]
         return self._scores(_Rows(rows), len(rows), split)
 
     def mixtures_on_dev(self, mixtures: npt.ArrayLike) -> Floats:
@@ -226,31 +226,31 @@ class Session:
     def _calibrate(self) -> None:
         """Have a utility that wants it fix what it measures with, on what the experts answer to dev."""
         if self.utility.calibrate is not None:
-            answers = [one for row in self.experts.rows for one in self.evaluator.answers(row, "dev")]
+            answers = [one for row in self.experts.rows for one in self.evaluator.generate(row, "dev")]
             self.utility.calibrate(self.utility.examples["dev"] * len(self.experts.names), answers)
 
     def _utilities(self, scores: Sequence[Scores]) -> Floats:
         return np.array([self.utility_of("dev", one) for one in scores], dtype=np.float64)
 
     def _scores(self, source: Source, count: int, split: str) -> list[Scores]:
-        found = self.evaluator.rows(source, range(count), split)
+        found = self.evaluator.score_population(source, range(count), split)
         return [found[index].known for index in range(count)]
 
     def mix(self, mixture: torch.Tensor) -> torch.Tensor:
         """The row [D] of a mixture [n] of the experts, on the CPU; an expert itself is not copied."""
         return mix_row(self.experts, mixture)
 
-    def particles(self, swarm: Swarm) -> Particles:
-        """The rows of a search; in those of the experts if the session is for one search."""
-        experts, plan, device = self.experts, self.plan, self.engine.device
+    def particles(self, swarm: Swarm) -> Population:
+        """The rows of a search; in those of the experts if the experiment is for one search."""
+        experts, plan, device = self.experts, self.placement, self.engine.device
         if plan is None and swarm.first == list(range(swarm.n_experts)):  # else its first rows are other experts
-            plan = self._plan(swarm.config.particles, len(experts.names), experts.layout.size, experts.layout.dtype)
+            plan = self._placement(swarm.config.particles, len(experts.names), experts.layout.size, experts.layout.dtype)
             room = plan.place(experts.layout.size, experts.layout.dtype)
             rows = room[: len(experts.names)].copy_(experts.rows)
             experts = replace(experts, rows=rows, room=room)
-        return Particles(experts, swarm, self.engine_config, device, plan)
+        return Population(experts, swarm, self.engine_config, device, plan)
 
-    def swarm(self, config: SwarmConfig) -> Found:
+    def swarm(self, config: SwarmConfig) -> SearchResult:
         """One search.
 
         Raises:
@@ -267,7 +267,7 @@ class Session:
             row = particles.global_best().detach().to("cpu", copy=True)
             mixture = particles.global_best_mixture()
         best, spent = swarm.global_best, self.evaluator.spent.since(before)
-        return Found(row, mixture, swarm.global_best_particle, best, utilities, stopped, history, spent)
+        return SearchResult(row, mixture, swarm.global_best_particle, best, utilities, stopped, history, spent)
 
     def check_base(self) -> None:
         """Serve the base model again, and prove that nothing of what was served is left in it.
@@ -276,10 +276,10 @@ class Session:
             RuntimeError: something is.
         """
         self.engine.restore()
-        if self.evaluator.canary is not None:
-            self.evaluator.canary.check(None, None)
+        if self.evaluator.parity_check is not None:
+            self.evaluator.parity_check.check(None, None)
 
-    def _plan(self, particles: int, experts: int, size: int, dtype: torch.dtype) -> MemoryPlan:
+    def _placement(self, particles: int, experts: int, size: int, dtype: torch.dtype) -> Placement:
         here = torch.cuda.is_available() and not self.engine_config.own_processes
         device = torch.device("cuda" if here else "cpu")
         shape: dict[str, Any] = {"particles": particles, "experts": experts, "size": size, "dtype": dtype}
@@ -290,8 +290,8 @@ class Session:
         if self._particles is None and self.engine_config.state == "weights":
             rows = shared_rows if self.engine_config.own_processes else empty_rows
             return rows(n, size, dtype)
-        self.plan = self._plan(max(self._particles or n, n), n, size, dtype)
-        return self.plan.place(size, dtype)
+        self.placement = self._placement(max(self._particles or n, n), n, size, dtype)
+        return self.placement.place(size, dtype)
 
 
 class _Rows:
@@ -320,8 +320,8 @@ class _Rows:
 class _Mixtures:
     """Mixtures [P, n] that an engine serves as they are."""
 
-    def __init__(self, session: Session, mixtures: torch.Tensor) -> None:
-        self._session, self._mixtures = session, mixtures
+    def __init__(self, experiment: Experiment, mixtures: torch.Tensor) -> None:
+        self._session, self._mixtures = experiment, mixtures
 
     def key(self, particle: int) -> bytes | None:
         return self._mixtures[particle].numpy().tobytes()

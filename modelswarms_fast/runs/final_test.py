@@ -15,16 +15,16 @@ from modelswarms_fast.errors import InputError
 from modelswarms_fast.evaluation.evaluator import Evaluator
 from modelswarms_fast.weights.experts import Experts
 from modelswarms_fast.records.run_folder import ENSEMBLE, TEST_SCORES, write_json
-from modelswarms_fast.weights.population import LARGEST_NAMED, Particles
+from modelswarms_fast.weights.population import LARGEST_NAMED, Population
 from modelswarms_fast.evaluation.early_stopping import digest
-from modelswarms_fast.runs.experiment import Session, mix_row
+from modelswarms_fast.runs.experiment import Experiment, mix_row
 from modelswarms_fast.swarm import Floats, Swarm
 from modelswarms_fast.evaluation.objectives import Answer, Utility
 
 Rows = Sequence[Callable[[], torch.Tensor]]
 
 
-def write_test_scores(evaluator: Evaluator, experts: Experts, swarm: Swarm, particles: Particles, folder: Path) -> None:
+def write_test_scores(evaluator: Evaluator, experts: Experts, swarm: Swarm, particles: Population, folder: Path) -> None:
     """Write test_scores.json of a search that has ended.
 
     The particles' own rows are tested, to the bit; those of a move that was not evaluated any more are left out.
@@ -44,7 +44,7 @@ def write_test_scores(evaluator: Evaluator, experts: Experts, swarm: Swarm, part
 def evaluate_run(folder: str | Path) -> None:
     """Write test_scores.json of a run folder: its experts are read and its engine is started again.
 
-    Particles are mixed from the history's mixtures. With state="weights" that leaves out the rounding
+    Population are mixed from the history's mixtures. With state="weights" that leaves out the rounding
     of their moves, so that scores may differ in an example that was close: `exact` is false then.
 
     Raises:
@@ -57,18 +57,18 @@ def evaluate_run(folder: str | Path) -> None:
     names = {"limit_dev", "limit_test", "max_tokens", "scoring", "options", "confirm"}
     asked = {name: value for name, value in run.config.items() if name in names and value is not None}
     settings = {name: run.config[name] for name in EngineConfig.__dataclass_fields__ if name in run.config}
-    settings |= {"stop_early": False, "canary": "off"}
+    settings |= {"stop_early": False, "parity_check": "off"}
     where = {name: run.config[name] for name in ("base", "task", "data")}
-    session = Session(run.config["sources"], **where, out=folder, **asked, **settings)
-    with session:
-        mix = partial(mix_row, session.experts)
+    experiment = Experiment(run.config["sources"], **where, out=folder, **asked, **settings)
+    with experiment:
+        mix = partial(mix_row, experiment.experts)
         rows: dict[str, Rows] = {
             name: [partial(mix, torch.from_numpy(one)) for one in mixtures] for name, mixtures in groups.items()
         }
-        first = run.config.get("first") or range(len(session.experts.names))
-        rows["experts"] = [partial(session.experts.rows.__getitem__, expert) for expert in first]
-        exact = session.engine_config.state == "mixture"
-        found = score_groups(session.evaluator, rows)
+        first = run.config.get("first") or range(len(experiment.experts.names))
+        rows["experts"] = [partial(experiment.experts.rows.__getitem__, expert) for expert in first]
+        exact = experiment.engine_config.state == "mixture"
+        found = score_groups(experiment.evaluator, rows)
     write_json(Path(folder) / TEST_SCORES, {"exact": exact, "groups": found})
 
 
@@ -82,7 +82,7 @@ def score_groups(evaluator: Evaluator, groups: Mapping[str, Rows]) -> dict[str, 
             row = make()
             key = digest(row) if row.nbytes <= LARGEST_NAMED else None
             if key is None or (result := known.get(key)) is None:
-                answers = evaluator.answers(row, "test")
+                answers = evaluator.generate(row, "test")
                 scores = utility.score("test", range(len(answers)), answers)
                 result = scores, [_label(utility, index, answers[index], scores[index]) for index in range(len(scores))]
                 if key is not None:

@@ -1,4 +1,4 @@
-"""The loop: plan, update, load, generate, score, tell, promote."""
+"""The loop: ask, update, load, generate, score, tell, promote."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from typing import Any, Protocol
 import numpy as np
 
 from modelswarms_fast.evaluation.evaluator import Evaluator
-from modelswarms_fast.weights.population import Particles
+from modelswarms_fast.weights.population import Population
 from modelswarms_fast.records.progress import Interrupted, Progress
-from modelswarms_fast.evaluation.early_stopping import Expectation, Limits, Tally
-from modelswarms_fast.swarm import Floats, Plan, Swarm
+from modelswarms_fast.evaluation.early_stopping import DifficultyOrder, DecisionBounds, PartialScores
+from modelswarms_fast.swarm import Floats, Moves, Swarm
 from modelswarms_fast.evaluation.objectives import Utility
 
 
@@ -24,7 +24,7 @@ class Record(Protocol):
         """Keep the line."""
 
 
-class Iterations:
+class SearchLoop:
     """The loop of one swarm, an iteration at a time, for whoever evaluates its particles.
 
     while True:
@@ -35,29 +35,29 @@ class Iterations:
     """
 
     def __init__(
-        self, swarm: Swarm, particles: Particles, utility: Utility, expected: Expectation | None = None
+        self, swarm: Swarm, particles: Population, utility: Utility, expected: DifficultyOrder | None = None
     ) -> None:
         """`expected`: stop early, and learn here which examples to ask for first."""
         self.swarm, self.particles = swarm, particles
         self._utility, self._expected = utility, expected
-        self._plan: Plan | None = None  # the initial particles are evaluated where they are
+        self._moves: Moves | None = None  # the initial particles are evaluated where they are
         self.initial: Floats = swarm.utilities
         """[P] utilities of the initial particles, once they are told."""
         self.wanted: list[int] = list(range(swarm.config.particles))
-        """Particles to evaluate."""
-        self.limits: dict[int, Limits] | None = None
+        """Population to evaluate."""
+        self.limits: dict[int, DecisionBounds] | None = None
         """What their utilities are compared with; None: every example is wanted."""
 
     def move(self) -> None:
-        """Plan, and move the particles."""
-        plan = self._plan = self.swarm.plan()
-        self.particles.update(plan)
-        self.wanted = np.flatnonzero(plan.evaluate).tolist()
+        """Moves, and move the particles."""
+        moves = self._moves = self.swarm.ask()
+        self.particles.update(moves)
+        self.wanted = np.flatnonzero(moves.evaluate).tolist()
         self.limits = None if self._expected is None else limits_of(self.swarm, self._utility, self._expected)
 
-    def tell(self, tallies: Mapping[int, Tally]) -> dict[str, Any]:
+    def tell(self, tallies: Mapping[int, PartialScores]) -> dict[str, Any]:
         """Take in what the evaluation found, promote, and say what happened: a line of the history but its cost."""
-        swarm, plan = self.swarm, self._plan
+        swarm, moves = self.swarm, self._moves
         if self._expected is not None:
             self._expected.learn({particle: tally.scores for particle, tally in tallies.items()})
         utilities, bounded = swarm.utilities.copy(), []
@@ -66,9 +66,9 @@ class Iterations:
             if not tally.complete:
                 bounds = {"lower": lower, "upper": utilities[particle], "examples": len(tally.known)}
                 bounded.append({"particle": particle} | bounds)
-        told = swarm.tell(utilities)
-        self.particles.promote(told)
-        if plan is None:
+        update = swarm.tell(utilities)
+        self.particles.promote(update)
+        if moves is None:
             self.initial = utilities
             self.particles.start(swarm)
         everyone = range(swarm.config.particles)
@@ -77,10 +77,10 @@ class Iterations:
             "utilities": utilities,
             "evaluated": [particle in tallies for particle in everyone],
             "bounded": sorted(bounded, key=lambda one: one["particle"]),
-            "restarts": [] if plan is None else np.flatnonzero(plan.restarts),
-            "improved": np.flatnonzero(told.improved),
+            "restarts": [] if moves is None else np.flatnonzero(moves.restarts),
+            "improved": np.flatnonzero(update.improved),
             **swarm.bests(),
-            "step_length": None if plan is None else plan.step_length,
+            "step_length": None if moves is None else moves.step_length,
             "global_best_mixture": self.particles.global_best_mixture(),
             "mixtures": self.particles.mixtures(),
             "scores": [_written(tallies[particle].scores) if particle in tallies else None for particle in everyone],
@@ -89,7 +89,7 @@ class Iterations:
 
 def run_iterations(
     swarm: Swarm,
-    particles: Particles,
+    particles: Population,
     evaluator: Evaluator,
     journal: Record,
     bar: Progress,
@@ -100,7 +100,7 @@ def run_iterations(
 
     Returns the initial utilities [P], the seconds of all updates, why it stopped, and the idle share of the engine.
     """
-    steps = Iterations(swarm, particles, evaluator.utility, evaluator.expectation("dev") if stop_early else None)
+    steps = SearchLoop(swarm, particles, evaluator.utility, evaluator.expectation("dev") if stop_early else None)
     update_seconds, first = 0.0, True
     trace = evaluator.trace
     began, busy_before = time.perf_counter(), trace.busy()
@@ -118,7 +118,7 @@ def run_iterations(
                 steps.move()
         updated = time.perf_counter() - start
         try:
-            tallies = evaluator.rows(particles, steps.wanted, "dev", bar.particle, steps.limits)
+            tallies = evaluator.score_population(particles, steps.wanted, "dev", bar.particle, steps.limits)
         except Interrupted:
             if first:
                 raise KeyboardInterrupt from None  # nothing has been found yet
@@ -150,12 +150,12 @@ def _written(scores: Sequence[float | None]) -> list[float | str | None]:
     return ["nan" if score is not None and math.isnan(score) else score for score in scores]
 
 
-def limits_of(swarm: Swarm, utility: Utility, expected: Expectation | None = None) -> dict[int, Limits]:
+def limits_of(swarm: Swarm, utility: Utility, expected: DifficultyOrder | None = None) -> dict[int, DecisionBounds]:
     """What the next utilities are compared with, by particle."""
     assert utility.score_range is not None
     worst, bests = swarm.global_worst, swarm.personal_best.tolist()
     orders = [None if expected is None else expected.order(particle) for particle in range(len(bests))]
     return {
-        particle: Limits(best, worst, *utility.score_range, order)
+        particle: DecisionBounds(best, worst, *utility.score_range, order)
         for particle, (best, order) in enumerate(zip(bests, orders, strict=True))
     }

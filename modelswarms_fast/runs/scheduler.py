@@ -23,9 +23,9 @@ import torch
 from modelswarms_fast.engines.protocol import Engine
 from modelswarms_fast.errors import InputError
 from modelswarms_fast.records.run_folder import SUMMARY, read_json
-from modelswarms_fast.runs.trial import Planned, Search
-from modelswarms_fast.evaluation.early_stopping import Limits, Tally
-from modelswarms_fast.runs.experiment import Session
+from modelswarms_fast.runs.trial import TrialSpec, Search
+from modelswarms_fast.evaluation.early_stopping import DecisionBounds, PartialScores
+from modelswarms_fast.runs.experiment import Experiment
 
 SEARCHES = "searches"
 
@@ -35,7 +35,7 @@ class _Shared:
 
     def __init__(self) -> None:
         self.of: dict[int, tuple[Search, int]] = {}
-        self.limits: dict[int, Limits] = {}
+        self.limits: dict[int, DecisionBounds] = {}
         self._next = 0
 
     def add(self, search: Search, particles: Iterable[int]) -> list[int]:
@@ -72,8 +72,8 @@ class _Shared:
 
 
 def run_searches(
-    session: Session,
-    planned: Sequence[Planned],
+    experiment: Experiment,
+    planned: Sequence[TrialSpec],
     folder: Path,
     *,
     inputs: Mapping[str, Any],
@@ -82,7 +82,7 @@ def run_searches(
     minutes: float | None = None,
     ended: Callable[[dict[str, Any]], None] = lambda record: None,
 ) -> list[dict[str, Any]]:
-    """Run searches on a session that has started, each in a folder of its own in `folder`/searches.
+    """Run searches on an experiment that has started, each in a folder of its own in `folder`/searches.
 
     A search whose folder holds a summary.json has ended and is not run again.
 
@@ -108,10 +108,10 @@ def run_searches(
         return minutes is not None and time.perf_counter() - clock >= 60 * minutes
 
     queue = list(planned)
-    spent = len(session.experts.names)  # by searches that have ended
+    spent = len(experiment.experts.names)  # by searches that have ended
     running: dict[str, tuple[int, Search | None]] = {}  # with the most that each can still come to
 
-    def admit() -> Planned | None:
+    def admit() -> TrialSpec | None:
         """The next search, if it may begin now."""
         nonlocal spent
         while queue and (path := folder / SEARCHES / queue[0].name / SUMMARY).exists():
@@ -122,7 +122,7 @@ def run_searches(
         if not queue or late() or len(running) >= at_once:
             return None
         config = queue[0].config
-        blends = config.particles - len(queue[0].first or session.experts.names)
+        blends = config.particles - len(queue[0].first or experiment.experts.names)
         whole = blends + config.particles * config.iterations
         if budget is not None:
             left = budget - spent
@@ -140,26 +140,26 @@ def run_searches(
 
     shared = _Shared()
     waiting: dict[str, set[int]] = {}
-    tallies: dict[str, dict[int, Tally]] = {}
-    jobs: dict[Future[tuple[Search, dict[int, Tally], list[int]]], None] = {}
+    tallies: dict[str, dict[int, PartialScores]] = {}
+    jobs: dict[Future[tuple[Search, dict[int, PartialScores], list[int]]], None] = {}
     open_searches: list[Search] = []
 
-    def begin(one: Planned) -> tuple[Search, dict[int, Tally], list[int]]:
-        search = Search(session, one, folder / SEARCHES / one.name, inputs)
+    def begin(one: TrialSpec) -> tuple[Search, dict[int, PartialScores], list[int]]:
+        search = Search(experiment, one, folder / SEARCHES / one.name, inputs)
         open_searches.append(search)
         known, wanted = search.begin(experts, late)
         return search, known, settled(wanted)
 
-    def advance(search: Search, found: dict[int, Tally]) -> tuple[Search, dict[int, Tally], list[int]]:
+    def advance(search: Search, found: dict[int, PartialScores]) -> tuple[Search, dict[int, PartialScores], list[int]]:
         return search, {}, settled(search.advance(found, late))
 
     def settled(wanted: list[int]) -> list[int]:
         """Once their rows are written: the engine reads them from another thread, perhaps on another stream."""
-        if session.engine.device.type == "cuda":
-            torch.cuda.current_stream(session.engine.device).synchronize()
+        if experiment.engine.device.type == "cuda":
+            torch.cuda.current_stream(experiment.engine.device).synchronize()
         return wanted
 
-    def take_in(search: Search, known: dict[int, Tally], wanted: list[int]) -> list[int]:
+    def take_in(search: Search, known: dict[int, PartialScores], wanted: list[int]) -> list[int]:
         """What a job has come to: particles to evaluate, or the end of its search."""
         nonlocal spent
         name = search.planned.name
@@ -178,7 +178,7 @@ def run_searches(
         return shared.add(search, wanted)
 
     def arrivals(idle: bool) -> list[int]:
-        """Particles to evaluate next; waits for some if the engine has nothing to do."""
+        """Population to evaluate next; waits for some if the engine has nothing to do."""
         numbers: list[int] = []
         while True:
             while (one := admit()) is not None:
@@ -194,8 +194,8 @@ def run_searches(
 
     with ThreadPoolExecutor(1, "moves") as pool:
         try:
-            experts = [_whole(session, scores) for scores in session.initial_scores]
-            with closing(session.evaluator.stream(shared, "dev", arrivals, shared.limits)) as stream:
+            experts = [_whole(experiment, scores) for scores in experiment.initial_scores]
+            with closing(experiment.evaluator.stream(shared, "dev", arrivals, shared.limits)) as stream:
                 for number, tally in stream:
                     search, particle = shared.remove(number)
                     name = search.planned.name
@@ -214,7 +214,7 @@ def run_searches(
     return [records[one.name] for one in planned if one.name in records]
 
 
-def _whole(session: Session, scores: Sequence[float]) -> Tally:
-    tally = session.evaluator.tally("dev")
+def _whole(experiment: Experiment, scores: Sequence[float]) -> PartialScores:
+    tally = experiment.evaluator.tally("dev")
     tally.scores = list(scores)
     return tally

@@ -21,7 +21,7 @@ from modelswarms_fast.runs.loop import run_iterations
 from modelswarms_fast.records.run_folder import GLOBAL_BEST, check_name, check_run_folder, open_run, write_json
 from modelswarms_fast.records.progress import Progress
 from modelswarms_fast.records.report import write_report
-from modelswarms_fast.runs.experiment import Session, check_together
+from modelswarms_fast.runs.experiment import Experiment, check_together
 from modelswarms_fast.swarm import Swarm
 from modelswarms_fast.evaluation.objectives import Files, Scoring, named
 
@@ -81,7 +81,7 @@ def search(
     swarm_settings = {name: value for name, value in settings.items() if name not in engine_names}
     # A bad setting is refused before anything is read.
     check_together(SwarmConfig(**({"particles": 2} | swarm_settings)), EngineConfig(**engine_settings))
-    session = Session(
+    experiment = Experiment(
         experts,
         base=base,
         task=task,
@@ -98,8 +98,8 @@ def search(
         confirm=confirm,
         **engine_settings,
     )
-    loaded, utility, engine_config = session.experts, session.utility, session.engine_config
-    assert session.plan is not None
+    loaded, utility, engine_config = experiment.experts, experiment.utility, experiment.engine_config
+    assert experiment.placement is not None
     config = SwarmConfig(**({"particles": len(loaded.names)} | swarm_settings))
     swarm = Swarm(config, len(loaded.names))
     inputs = {
@@ -113,19 +113,19 @@ def search(
     }
     counts = {f"{split}_examples": len(examples) for split, examples in utility.examples.items()}
     chosen = asdict(config) | asdict(engine_config)
-    memory = {"memory": session.plan.as_dict()}
+    memory = {"memory": experiment.placement.as_dict()}
     limits = {"limit_dev": limit_dev, "limit_test": limit_test, "max_tokens": max_tokens, "confirm": confirm}
-    products = {"expert_products": session.expert_products}
+    products = {"expert_products": experiment.expert_products}
     # What can be refused is refused before an engine starts or a file is touched.
     check_name(out)
     check_run_folder(out, overwrite)
-    for source in (*map(Path, loaded.sources), session.base_folder):
+    for source in (*map(Path, loaded.sources), experiment.base_folder):
         if source.resolve().is_relative_to(Path(out, GLOBAL_BEST).resolve()):
             raise InputError(f"{source} would be replaced by the winner of this search; choose another run folder.")
     with ExitStack() as stack:
-        stack.enter_context(session)
-        engine, evaluator, events = session.engine, session.evaluator, session.evaluator.trace
-        particles = session.particles(swarm)
+        stack.enter_context(experiment)
+        engine, evaluator, events = experiment.engine, experiment.evaluator, experiment.evaluator.trace
+        particles = experiment.particles(swarm)
         stack.callback(particles.close)
         asked = inputs | {"sources": list(loaded.sources)} | counts | limits | chosen | memory | products
         asked |= {"objective": utility.report()}
@@ -157,20 +157,20 @@ def search(
         }
         winner = journal.folder / GLOBAL_BEST
         provenance = inputs | {"mixture": mixture, "utility": task, "dev": end["dev"], "settings": chosen}
-        export(winner, particles.row(particle, best=True), loaded, base=session.base_folder, provenance=provenance)
+        export(winner, particles.row(particle, best=True), loaded, base=experiment.base_folder, provenance=provenance)
         testing = time.perf_counter()
         # Its row now belongs to a particle.
-        first = read_experts([loaded.sources[start]], dtype=session.row_dtype, minimum=1)
+        first = read_experts([loaded.sources[start]], dtype=experiment.row_dtype, minimum=1)
         if found is not None:
-            scores = evaluator.one(first.rows[0], CONFIRM, engine_config.engines)
+            scores = evaluator.score_model(first.rows[0], CONFIRM, engine_config.engines)
             result["start"][CONFIRM], result["end"][CONFIRM] = utility.utility_of(CONFIRM, scores), found.confirm
             result["candidates"] = found.candidates
         for which, row in (("start", first.rows[0]), ("end", read_model(winner, loaded))):
-            scores = evaluator.one(row, "test", engine_config.engines)
+            scores = evaluator.score_model(row, "test", engine_config.engines)
             result[which]["test"] = utility.utility_of("test", scores)
             result["test_standard_error"][which] = utility.error_of("test", scores)
         if final_test:
-            every = read_experts(list(loaded.sources), dtype=session.row_dtype)
+            every = read_experts(list(loaded.sources), dtype=experiment.row_dtype)
             write_test_scores(evaluator, every, swarm, particles, journal.folder)
         seconds = {"setup": setup_seconds, "update": update_seconds} | spent.seconds
         summary = inputs | {
@@ -197,5 +197,5 @@ def search(
         }
         write_json(journal.folder / "summary.json", summary)
         write_report(journal.folder)
-        session.check_base()
+        experiment.check_base()
         return summary

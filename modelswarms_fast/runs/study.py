@@ -18,8 +18,8 @@ from modelswarms_fast.config import SwarmConfig
 from modelswarms_fast.errors import InputError
 from modelswarms_fast.weights.experts import read_model
 from modelswarms_fast.runs.scheduler import SEARCHES, run_searches
-from modelswarms_fast.runs.trial import Planned, claim_folder, inputs_of
-from modelswarms_fast.runs.experiment import Session, check_together
+from modelswarms_fast.runs.trial import TrialSpec, claim_folder, inputs_of
+from modelswarms_fast.runs.experiment import Experiment, check_together
 from modelswarms_fast.swarm import Floats
 from modelswarms_fast.evaluation.objectives import Files
 
@@ -53,7 +53,7 @@ def study(
             lower half of them).
         seeds: searches of each variant, with the seeds swarm["seed"] and the next ones.
         swarm: fields of SwarmConfig that all searches share.
-        settings: the other arguments of `Session`, fields of EngineConfig among them.
+        settings: the other arguments of `Experiment`, fields of EngineConfig among them.
 
     Returns:
         The content of study.json, which with study.svg is written at the end.
@@ -66,32 +66,32 @@ def study(
     if seeds < 1 or at_once < 1:
         raise InputError(f"seeds is {seeds} and at_once {at_once}; give 1 or more.")
     folder = Path(out)
-    session = Session(experts, base=base, task=task, data=data, out=out, **settings)
-    names = list(session.experts.names)
+    experiment = Experiment(experts, base=base, task=task, data=data, out=out, **settings)
+    names = list(experiment.experts.names)
     config = SwarmConfig(**({"particles": len(names)} | (swarm or {})))
-    check_together(config, session.engine_config)
-    inputs = inputs_of(session, base=base, task=task, data=data, **settings)
+    check_together(config, experiment.engine_config)
+    inputs = inputs_of(experiment, base=base, task=task, data=data, **settings)
     claim_folder(
-        folder, ASKED, inputs | {"kind": kind, "swarm": asdict(config), "engine": asdict(session.engine_config)}
+        folder, ASKED, inputs | {"kind": kind, "swarm": asdict(config), "engine": asdict(experiment.engine_config)}
     )
-    with run_folder.alone(folder), session:
-        variants = variants_of(kind, config, session.initial)
+    with run_folder.alone(folder), experiment:
+        variants = variants_of(kind, config, experiment.initial)
         planned = []
         for name, (changed, first) in variants.items():
             for seed in range(config.seed, config.seed + seeds):
-                planned.append(Planned(f"{name}-{seed}", replace(config, **changed | {"seed": seed}), first))
+                planned.append(TrialSpec(f"{name}-{seed}", replace(config, **changed | {"seed": seed}), first))
         records = run_searches(
-            session,
+            experiment,
             planned,
             folder,
             inputs=inputs,
             at_once=at_once,
             ended=lambda one: say(f"{one['name']}: dev {one['end']['dev']:.4f}, {one['evaluations']} evaluations"),
         )
-        tests = winners_on_test(session, [folder / SEARCHES / one["name"] for one in records])
-        expert = int(np.where(np.isnan(session.initial), -np.inf, session.initial).argmax())
-        expert_scores = session.score_rows([partial(session.experts.rows.__getitem__, expert)], "test")[0]
-        session.check_base()
+        tests = winners_on_test(experiment, [folder / SEARCHES / one["name"] for one in records])
+        expert = int(np.where(np.isnan(experiment.initial), -np.inf, experiment.initial).argmax())
+        expert_scores = experiment.score_rows([partial(experiment.experts.rows.__getitem__, expert)], "test")[0]
+        experiment.check_base()
     results: dict[str, list[dict[str, Any]]] = {name: [] for name in variants}
     for record, scores in zip(records, tests, strict=True):
         history = run_folder.read_history(folder / SEARCHES / record["name"] / run_folder.HISTORY)
@@ -99,8 +99,8 @@ def study(
             {
                 "seed": record["seed"],
                 "dev": record["end"]["dev"],
-                "test": session.utility.utility_of("test", scores),
-                "test_standard_error": session.utility.error_of("test", scores),
+                "test": experiment.utility.utility_of("test", scores),
+                "test_standard_error": experiment.utility.error_of("test", scores),
                 "test_scores": scores,
                 "particles": record["particles"],
                 **weak_to_strong.standing(history[0]["utilities"], record["end"]["particle"]),
@@ -113,15 +113,15 @@ def study(
     content = {
         "kind": kind,
         **inputs,
-        "objective": session.utility.report(),
+        "objective": experiment.utility.report(),
         "seeds": seeds,
         "best_expert": {
             "expert": names[expert],
-            "dev": float(session.initial[expert]),
-            "test": session.utility.utility_of("test", expert_scores),
-            "test_standard_error": session.utility.error_of("test", expert_scores),
+            "dev": float(experiment.initial[expert]),
+            "test": experiment.utility.utility_of("test", expert_scores),
+            "test_standard_error": experiment.utility.error_of("test", expert_scores),
         },
-        "initial": dict(zip(names, session.initial.tolist(), strict=True)),
+        "initial": dict(zip(names, experiment.initial.tolist(), strict=True)),
         "summary": studies.summarise(results),
         "variants": results,
     }
@@ -133,10 +133,10 @@ def study(
     return content
 
 
-def winners_on_test(session: Session, folders: Sequence[Path]) -> list[list[float]]:
+def winners_on_test(experiment: Experiment, folders: Sequence[Path]) -> list[list[float]]:
     """Scores on test of the models that these searches have left, read back from the disk."""
-    rows = [partial(read_model, folder / run_folder.GLOBAL_BEST, session.experts) for folder in folders]
-    return session.score_rows(rows, "test")
+    rows = [partial(read_model, folder / run_folder.GLOBAL_BEST, experiment.experts) for folder in folders]
+    return experiment.score_rows(rows, "test")
 
 
 def variants_of(kind: str, config: SwarmConfig, initial: Floats) -> dict[str, Variant]:

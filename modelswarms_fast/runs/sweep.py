@@ -15,8 +15,8 @@ from modelswarms_fast.records import run_folder
 from modelswarms_fast.config import SwarmConfig
 from modelswarms_fast.errors import InputError
 from modelswarms_fast.runs.scheduler import SEARCHES, run_searches
-from modelswarms_fast.runs.trial import Planned, claim_folder, inputs_of
-from modelswarms_fast.runs.experiment import Session, check_together
+from modelswarms_fast.runs.trial import TrialSpec, claim_folder, inputs_of
+from modelswarms_fast.runs.experiment import Experiment, check_together
 from modelswarms_fast.runs.study import winners_on_test
 from modelswarms_fast.evaluation.objectives import Files
 
@@ -61,7 +61,7 @@ def sweep(
         minutes: no search begins after so many, and those under way stop after their iteration.
         at_once: searches under way.
         swarm: fields of SwarmConfig that all searches share, `seed` among them: search i has seed + i.
-        settings: the other arguments of `Session`, fields of EngineConfig among them.
+        settings: the other arguments of `Experiment`, fields of EngineConfig among them.
 
     Returns:
         The content of sweep.json: `searches`, the best on dev first, each with its settings, dev and cost; `best` with
@@ -75,21 +75,21 @@ def sweep(
     for name, value in (("searches", searches), ("at_once", at_once)):
         if value < 1:
             raise InputError(f"{name} is {value}; give 1 or more.")
-    session = Session(experts, base=base, task=task, data=data, out=out, **settings)
-    names = list(session.experts.names)
+    experiment = Experiment(experts, base=base, task=task, data=data, out=out, **settings)
+    names = list(experiment.experts.names)
     first = SwarmConfig(**({"particles": len(names)} | shared))
-    check_together(first, session.engine_config)
-    inputs = inputs_of(session, base=base, task=task, data=data, **settings)
-    asked = inputs | {"ranges": chosen, "swarm": asdict(first), "engine": asdict(session.engine_config)}
+    check_together(first, experiment.engine_config)
+    inputs = inputs_of(experiment, base=base, task=task, data=data, **settings)
+    asked = inputs | {"ranges": chosen, "swarm": asdict(first), "engine": asdict(experiment.engine_config)}
     claim_folder(folder, ASKED, asked)
     planned = [
-        Planned(f"{index:03d}", SwarmConfig(**asdict(first) | drawn | {"seed": first.seed + index}))
+        TrialSpec(f"{index:03d}", SwarmConfig(**asdict(first) | drawn | {"seed": first.seed + index}))
         for index, drawn in enumerate(draw(chosen, searches, first.seed))
     ]
-    with run_folder.alone(folder), session:
-        trace, clock = session.evaluator.trace, time.perf_counter()
+    with run_folder.alone(folder), experiment:
+        trace, clock = experiment.evaluator.trace, time.perf_counter()
         records = run_searches(
-            session,
+            experiment,
             planned,
             folder,
             inputs=inputs,
@@ -118,14 +118,14 @@ def sweep(
         ]
         table.sort(key=lambda one: (-one["dev"], one["name"]))
         best = folder / SEARCHES / table[0]["name"]
-        expert = int(np.where(np.isnan(session.initial), -np.inf, session.initial).argmax())
-        tests = winners_on_test(session, [best])
-        tests += session.score_rows([partial(session.experts.rows.__getitem__, expert)], "test")
-        session.check_base()
-    test, error = session.utility.utility_of, session.utility.error_of
+        expert = int(np.where(np.isnan(experiment.initial), -np.inf, experiment.initial).argmax())
+        tests = winners_on_test(experiment, [best])
+        tests += experiment.score_rows([partial(experiment.experts.rows.__getitem__, expert)], "test")
+        experiment.check_base()
+    test, error = experiment.utility.utility_of, experiment.utility.error_of
     content = {
         **inputs,
-        "objective": session.utility.report(),
+        "objective": experiment.utility.report(),
         "ranges": chosen,
         "evaluations": len(names) + sum(one["evaluations"] for one in table),
         "best": {
@@ -137,7 +137,7 @@ def sweep(
         },
         "best_expert": {
             "expert": names[expert],
-            "dev": float(session.initial[expert]),
+            "dev": float(experiment.initial[expert]),
             "test": test("test", tests[1]),
             "test_standard_error": error("test", tests[1]),
         },

@@ -28,7 +28,7 @@ from modelswarms_fast.weights.experts import Experts, expert_folders, read_exper
 from modelswarms_fast.runs.loop import run_iterations
 from modelswarms_fast.records.run_folder import ENSEMBLE, GLOBAL_BEST, SUMMARY, check_run_folder, open_run, write_json
 from modelswarms_fast.weights.layout import Layout
-from modelswarms_fast.weights.population import Particles
+from modelswarms_fast.weights.population import Population
 from modelswarms_fast.records.progress import Progress
 from modelswarms_fast.records.report import write_report
 from modelswarms_fast.swarm import Swarm
@@ -83,7 +83,7 @@ def token_swarm(
     limits = {"limit_dev": limit_dev, "limit_test": limit_test, "max_tokens": max_tokens}
     utility = load_utility(task, data, **limits, scoring=scoring, options=options)
     engine_config = EngineConfig(
-        engine="transformers", state="mixture", dtype=dtype, max_model_len=max_model_len, canary="off"
+        engine="transformers", state="mixture", dtype=dtype, max_model_len=max_model_len, parity_check="off"
     )
     check_run_folder(out, overwrite)
     members = open_members(sources, base, engine_config)
@@ -101,7 +101,7 @@ def token_swarm(
     }
     counts = {f"{split}_examples": len(examples) for split, examples in utility.examples.items()}
     chosen = asdict(config) | {"engine": ENSEMBLE, "dtype": dtype, "max_model_len": max_model_len}
-    particles = Particles(unit_experts(names), swarm, engine_config, torch.device("cpu"))
+    particles = Population(unit_experts(names), swarm, engine_config, torch.device("cpu"))
     asked = inputs | {"sources": [str(source) for source in sources]} | counts | chosen
     with closing(particles), open_run(out, asked, overwrite=overwrite) as journal:
         setup_seconds = time.perf_counter() - started
@@ -122,7 +122,7 @@ def token_swarm(
         "test_standard_error": {},
     }
     for which, row in (("start", np.eye(len(names))[best]), ("end", np.array(position))):
-        scores = evaluator.one(torch.from_numpy(row), "test")
+        scores = evaluator.score_model(torch.from_numpy(row), "test")
         result[which]["test"] = utility.utility_of("test", scores)
         result["test_standard_error"][which] = utility.error_of("test", scores)
     summary = inputs | {

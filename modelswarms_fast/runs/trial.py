@@ -14,16 +14,16 @@ from modelswarms_fast.records import run_folder
 from modelswarms_fast.config import SwarmConfig
 from modelswarms_fast.errors import InputError
 from modelswarms_fast.weights.experts import export
-from modelswarms_fast.runs.loop import Iterations
+from modelswarms_fast.runs.loop import SearchLoop
 from modelswarms_fast.records.run_folder import Journal, read_history, read_json, write_json
-from modelswarms_fast.evaluation.early_stopping import Tally
-from modelswarms_fast.runs.experiment import Session
+from modelswarms_fast.evaluation.early_stopping import PartialScores
+from modelswarms_fast.runs.experiment import Experiment
 from modelswarms_fast.swarm import Swarm
 from modelswarms_fast.evaluation.objectives import named
 
 
 @dataclass(frozen=True)
-class Planned:
+class TrialSpec:
     """A search to be run."""
 
     name: str
@@ -36,20 +36,20 @@ class Planned:
 class Search:
     """One search: its swarm, and the folder with its history."""
 
-    def __init__(self, session: Session, planned: Planned, folder: Path, inputs: Mapping[str, Any]) -> None:
+    def __init__(self, experiment: Experiment, planned: TrialSpec, folder: Path, inputs: Mapping[str, Any]) -> None:
         """Open the folder: a new one, or that of the same search, cut before its end. Raises InputError."""
-        self.planned, self.folder, self._session, self._inputs = planned, folder, session, inputs
-        self.swarm = Swarm(planned.config, len(session.experts.names), planned.first)
-        self.particles = session.particles(self.swarm)
-        expected = session.evaluator.expectation("dev") if session.engine_config.stop_early else None
-        self.steps = Iterations(self.swarm, self.particles, session.utility, expected)
+        self.planned, self.folder, self._session, self._inputs = planned, folder, experiment, inputs
+        self.swarm = Swarm(planned.config, len(experiment.experts.names), planned.first)
+        self.particles = experiment.particles(self.swarm)
+        expected = experiment.evaluator.expectation("dev") if experiment.engine_config.stop_early else None
+        self.steps = SearchLoop(self.swarm, self.particles, experiment.utility, expected)
         self.evaluations = 0
-        """Particles evaluated up to now, the experts at its start left out."""
+        """Population evaluated up to now, the experts at its start left out."""
         self.began = time.perf_counter()
         self.record: dict[str, Any] | None = None
         """Its summary, once it has ended."""
         self._old: list[dict[str, Any]] = []
-        config = dict(inputs) | {"first": planned.first} | asdict(planned.config) | asdict(session.engine_config)
+        config = dict(inputs) | {"first": planned.first} | asdict(planned.config) | asdict(experiment.engine_config)
         config = run_folder.plain(config)
         if (folder / run_folder.HISTORY).exists():
             path = folder / run_folder.CONFIG
@@ -62,10 +62,10 @@ class Search:
         # Written anew as far as it is whole: a line that a crash cut off must not stand before the next one.
         lines = [run_folder.to_line(line) for line in self._old]
         run_folder.write_text(folder / run_folder.HISTORY, "".join(lines))
-        write_json(folder / run_folder.CONFIG, config | {"expert_products": session.expert_products})
+        write_json(folder / run_folder.CONFIG, config | {"expert_products": experiment.expert_products})
         self._journal = Journal(folder / run_folder.HISTORY)
 
-    def advance(self, tallies: Mapping[int, Tally], asked_to_stop: Callable[[], bool]) -> list[int]:
+    def advance(self, tallies: Mapping[int, PartialScores], asked_to_stop: Callable[[], bool]) -> list[int]:
         """Tell the scores of the particles that were wanted, and move on to where particles have to be evaluated.
 
         Returns them; none if the search has ended, and then `record` says how.
@@ -92,7 +92,7 @@ class Search:
             else:  # an iteration that is not evaluated
                 tallies = {}
 
-    def begin(self, experts: Sequence[Tally], asked_to_stop: Callable[[], bool]) -> tuple[dict[int, Tally], list[int]]:
+    def begin(self, experts: Sequence[PartialScores], asked_to_stop: Callable[[], bool]) -> tuple[dict[int, PartialScores], list[int]]:
         """The particles to evaluate first, and the tallies of those that are experts, or where its history ends."""
         if self._old:
             return {}, self.advance(self._recorded(), asked_to_stop)
@@ -104,7 +104,7 @@ class Search:
         self._journal.close()
         self.particles.close()
 
-    def _recorded(self) -> dict[int, Tally]:
+    def _recorded(self) -> dict[int, PartialScores]:
         """Tallies of the particles that are wanted, from the next line of the history."""
         line = self._old[0]
         found = {}
@@ -155,8 +155,8 @@ def claim_folder(folder: Path, name: str, asked: dict[str, Any]) -> None:
     write_json(folder / name, asked)
 
 
-def inputs_of(session: Session, *, base: str, task: str, data: Any, **settings: Any) -> dict[str, Any]:
-    """What all searches of a session share: what their results depend on beside the settings of swarm and engine."""
+def inputs_of(experiment: Experiment, *, base: str, task: str, data: Any, **settings: Any) -> dict[str, Any]:
+    """What all searches of an experiment share: what their results depend on beside the settings of swarm and engine."""
     optional: dict[str, Any] = {
         "limit_dev": None,
         "limit_test": None,
@@ -167,12 +167,12 @@ def inputs_of(session: Session, *, base: str, task: str, data: Any, **settings: 
     return {
         "base": base,
         "task": task,
-        "dataset": session.utility.dataset,
+        "dataset": experiment.utility.dataset,
         "data": named(data),
-        "experts": list(session.experts.names),
-        "sources": list(session.experts.sources),
-        "weights": session.expert_digests,
-        **{f"{split}_examples": len(examples) for split, examples in session.utility.examples.items()},
-        **session.utility.digests(),
+        "experts": list(experiment.experts.names),
+        "sources": list(experiment.experts.sources),
+        "weights": experiment.expert_digests,
+        **{f"{split}_examples": len(examples) for split, examples in experiment.utility.examples.items()},
+        **experiment.utility.digests(),
         **{name: settings.get(name, default) for name, default in optional.items()},
     }

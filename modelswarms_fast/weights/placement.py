@@ -36,7 +36,7 @@ _WORDS: dict[Place, str] = {
 
 
 @dataclass(frozen=True)
-class MemoryPlan:
+class Placement:
     """Rows, tiers and bytes. In state `weights` the rows are the swarm's, in state `mixture` the experts'."""
 
     rows: int
@@ -104,7 +104,7 @@ def plan_memory(
     dtype: torch.dtype,
     device: torch.device,
     out: Path,
-) -> MemoryPlan:
+) -> Placement:
     """As many rows as fit on the fastest tier, the next ones on the next, the last ones in a file.
 
     On a CPU the rows in memory are served from there, and a few copies of those in the file. On a GPU rows are served
@@ -165,7 +165,7 @@ def plan_memory(
         first = ("host", experts, 0 if experts * row <= host else experts)
     if config.own_processes and first[0] == "host" and not first[2]:
         first = ("shared", rows, 0)
-    return MemoryPlan(
+    return Placement(
         rows=rows,
         row_bytes=row,
         tiers=_by_tier({near: rows - far, "file": far}),

@@ -10,20 +10,20 @@ from modelswarms_fast.config import EngineConfig
 from modelswarms_fast.engines.protocol import Engine
 from modelswarms_fast.evaluation.early_stopping import digest
 from modelswarms_fast.ops import mix_
-from modelswarms_fast.swarm import Floats, Plan, Swarm, Told
+from modelswarms_fast.swarm import BestUpdate, Floats, Moves, Swarm
 from modelswarms_fast.weights.arena import empty_rows
 from modelswarms_fast.weights.experts import Experts
-from modelswarms_fast.weights.placement import MemoryPlan
-from modelswarms_fast.weights.row_cache import TierCache
+from modelswarms_fast.weights.placement import Placement
+from modelswarms_fast.weights.row_cache import RowCache
 from modelswarms_fast.weights.row_table import count_rows
-from modelswarms_fast.weights.rows import Shard
+from modelswarms_fast.weights.rows import SwarmRows
 
 # Bytes of the largest row that is named; a larger position that comes back is evaluated again. BLAKE2b reads 1.4 GB a
 # second on the core measured, so a name takes at most 24 ms: less than a percent of an evaluation of 2.4 s.
 LARGEST_NAMED = 32 << 20
 
 
-class Particles:
+class Population:
     """Every position is an affine mixture of the experts, and mixtures [P, n] move by the scalars that move weights.
 
     state="weights" holds rows [3P + 2, D] and, at no cost, the mixtures beside them, so that a run can say what its
@@ -38,7 +38,7 @@ class Particles:
         swarm: Swarm,
         config: EngineConfig,
         device: torch.device,
-        plan: MemoryPlan | None = None,
+        plan: Placement | None = None,
     ) -> None:
         """Rows are kept on `device`; mixtures, a few numbers each, on the CPU.
 
@@ -52,13 +52,13 @@ class Particles:
         self._draws = (config.rounding, swarm.config.randomness, swarm.config.seed)
         count = len(self._positions)
         self._identity = torch.eye(len(experts.names), dtype=torch.float64)
-        self._mixtures: Shard | None = None
+        self._mixtures: SwarmRows | None = None
         if swarm.config.randomness != "coordinate":
             mixtures = torch.empty((count_rows(count), len(experts.names)), dtype=torch.float64)
-            self._mixtures = Shard(self._identity, self._positions, mixtures)
+            self._mixtures = SwarmRows(self._identity, self._positions, mixtures)
         cached = 0 if plan is None else plan.cache_rows
         self._in_place = 0 if plan is None else plan.served_in_place
-        self._weights: Shard | None = None
+        self._weights: SwarmRows | None = None
         if config.state == "weights":
             rows, self._experts = experts.room, experts.rows
             where = rows.device if cached else device
@@ -69,13 +69,13 @@ class Particles:
                     # Where they begin as particles: on a GPU there may be no room for a copy beside that.
                     self._experts = rows[: len(experts.rows)].copy_(experts.rows)
             self._experts = self._experts.to(where)
-            self._weights = Shard(self._experts, self._positions, rows, device=device)
+            self._weights = SwarmRows(self._experts, self._positions, rows, device=device)
         else:
             self._experts = experts.rows if cached else experts.rows.to(device)
-        self._cache: TierCache | None = None
+        self._cache: RowCache | None = None
         self._served: torch.Tensor | None = None  # what the cache has given us last
         if cached and self._weights is not None:
-            self._cache = TierCache(self._weights.rows, cached, device)
+            self._cache = RowCache(self._weights.rows, cached, device)
 
     def start(self, swarm: Swarm) -> None:
         """Set the initial velocities; call it after the first promotion, which decides where `best` points."""
@@ -86,7 +86,7 @@ class Particles:
             self._weights.start(self._experts, velocities)
             self._experts = self._experts.new_empty(0)  # their rows belong to the particles from now on
 
-    def update(self, plan: Plan) -> None:
+    def update(self, plan: Moves) -> None:
         """Move every particle by the plan."""
         rounding, randomness, seed = self._draws
         if self._mixtures is not None:
@@ -96,7 +96,7 @@ class Particles:
             if self._cache is not None:  # all of these rows, and no others that are served, were written
                 self._cache.invalidate(self._weights.table.x.tolist())
 
-    def promote(self, told: Told) -> None:
+    def promote(self, told: BestUpdate) -> None:
         """Record new bests. Moves no weights."""
         for shard in (self._mixtures, self._weights):
             if shard is not None:
@@ -193,7 +193,7 @@ class Particles:
 class Bests:
     """The personal bests of particles, as positions that can be evaluated, until the next update."""
 
-    def __init__(self, particles: Particles) -> None:
+    def __init__(self, particles: Population) -> None:
         self._particles = particles
 
     def key(self, particle: int) -> bytes | None:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from modelswarms_fast.ops.extension import _C
 from modelswarms_fast.weights.arena import empty_rows
-from modelswarms_fast.weights.streaming import Lane, Wait
+from modelswarms_fast.weights.streaming import CopyStream, Wait
 
 
 @dataclass(eq=False)
@@ -26,7 +26,7 @@ class _Entry:
     """Waits until it is there; raises what the copy raised."""
 
 
-class TierCache:
+class RowCache:
     """Copies of rows on a fast tier: loaded when they are asked for or before, the least recently used make room.
 
     A place on the fast tier is held by the cache while it shows a row, and by everyone whom `get` has given it. What
@@ -34,7 +34,7 @@ class TierCache:
     """
 
     def __init__(self, slow: Tensor, capacity: int, device: torch.device | str = "cpu") -> None:
-        """slow [R, D]; `capacity` rows are allocated on `device`. Copies that run ahead do so on a `Lane`.
+        """slow [R, D]; `capacity` rows are allocated on `device`. Copies that run ahead do so on a `CopyStream`.
 
         Raises MemoryError or RuntimeError where there is not enough memory.
         """
@@ -47,7 +47,7 @@ class TierCache:
         self._lock = threading.Lock()
         self._entries: dict[int, _Entry] = {}  # by row; the least recently used first
         self._pinned: frozenset[int] = frozenset()
-        self._lane = Lane(self._device)
+        self._lane = CopyStream(self._device)
 
     def get(self, row: int) -> Tensor:
         """[D] a row on the fast tier, the caller's until `release`; loaded if it is not there.

@@ -7,12 +7,12 @@ from functools import partial
 import torch
 
 from modelswarms_fast.ops import Rounding, mix_, swarm_update_rows_
-from modelswarms_fast.swarm import Floats, Plan, Told
+from modelswarms_fast.swarm import BestUpdate, Floats, Moves
 from modelswarms_fast.weights.row_table import Numbers, RowTable, count_rows
 from modelswarms_fast.weights.streaming import stream_update_rows_
 
 
-class Shard:
+class SwarmRows:
     """Rows [3P + 2, D] of positions, velocities and bests, or the columns of them that one rank holds.
 
     Which row is whose says a RowTable: a promotion or restart changes row numbers and moves no weights. The same class
@@ -55,30 +55,30 @@ class Shard:
         """Set the initial velocities, [P, n] mixtures of the same experts."""
         mix_(self.rows[self.table.v[0] :], experts, _mixture(velocities, self.rows))
 
-    def update(self, plan: Plan, *, rounding: Rounding = "nearest", coordinate: bool = False, seed: int = 0) -> None:
-        """Move every particle by the plan: one fused pass. A restart is a particle's x ← p, v ← 0 within it.
+    def update(self, moves: Moves, *, rounding: Rounding = "nearest", coordinate: bool = False, seed: int = 0) -> None:
+        """Move every particle: one fused pass. A restart is a particle's x ← p, v ← 0 within it.
 
         `rounding`, `seed` and randomness, per coordinate or not, are those of `swarm_update_rows_`.
         """
         best, worst = self.table.g, self.table.w
-        lines: Numbers = self.table.update(plan.restarts)
+        lines: Numbers = self.table.update(moves.restarts)
         self._move(
             self.rows,
             torch.from_numpy(lines),
             best,
             worst,
-            torch.from_numpy(plan.coefficients).to(self.rows.device),
-            plan.step_length,
+            torch.from_numpy(moves.coefficients).to(self.rows.device),
+            moves.step_length,
             rounding=rounding,
             randomness="coordinate" if coordinate else "particle",
             seed=seed,
-            iteration=plan.iteration,
+            iteration=moves.iteration,
             first_column=self._first_column,
         )
 
-    def promote(self, told: Told) -> None:
-        """Record the personal bests, global best and global worst that `told` names. Moves no weights."""
-        self.table.promote(told.improved, told.global_best, told.global_worst)
+    def promote(self, update: BestUpdate) -> None:
+        """Record the personal bests, global best and global worst that `update` names. Moves no weights."""
+        self.table.promote(update.improved, update.global_best, update.global_worst)
 
     def position(self, particle: int) -> torch.Tensor:
         """[D] the row of a particle's position, valid until the next update."""

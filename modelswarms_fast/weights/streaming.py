@@ -112,7 +112,7 @@ def stream_update_rows_(
         _copy([(outer[row], inner[slots[row]]) for row in written])
 
     count = math.ceil(size / columns)
-    with closing(Lane(target)) as incoming, closing(Lane(target)) as outgoing:
+    with closing(CopyStream(target)) as incoming, closing(CopyStream(target)) as outgoing:
         wait_for_block = incoming.start(partial(come, 0))
         going: deque[Wait] = deque()
         for number in range(count):
@@ -178,7 +178,7 @@ def file_rows(path: str | os.PathLike[str], count: int, size: int, dtype: torch.
     return torch.frombuffer(mapped, dtype=dtype).view(count, pitch)[:, :size]
 
 
-class Lane:
+class CopyStream:
     """Copies to or from a device, in a thread and, of a GPU, on a stream of its own, beside everything else.
 
     The thread also waits for a disk, and for CUDA where it copies memory that is not page-locked: whoever starts a

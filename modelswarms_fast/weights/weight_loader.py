@@ -58,7 +58,7 @@ class MergeTarget:
         return a[:, left : left + columns], b[top : top + rows]
 
 
-class CopyPlan:
+class WeightCopier:
     """Copies a row [size] into the places of its tensors, and back.
 
     Rows and places have one dtype and device; the memory of the places is kept, whatever becomes of a parameter that
@@ -74,7 +74,7 @@ class CopyPlan:
         self._compiled, self._table = None, None
         first = self._targets[0].place
         if _compiles(first):
-            self._compiled = _C.CopyPlan(copy_parts(self._targets), DTYPE_CODES[first.dtype])
+            self._compiled = _C.WeightCopier(copy_parts(self._targets), DTYPE_CODES[first.dtype])
         elif _launches(first, [target.place for target in self._targets]):
             self._table = copy_table(self._targets)
 
@@ -87,7 +87,7 @@ class CopyPlan:
             self._compiled.load(row.data_ptr())
             return
         if self._table is not None:
-            self._table.launch(_C.copy_plan_cuda, row, False)
+            self._table.launch(_C.copy_weights_cuda, row, False)
             return
         torch._foreach_copy_(
             [target.place for target in self._targets],
@@ -123,7 +123,7 @@ class CopyPlan:
             self._compiled.store(row.data_ptr())
             return
         if self._table is not None:
-            self._table.launch(_C.copy_plan_cuda, row, True)
+            self._table.launch(_C.copy_weights_cuda, row, True)
             return
         for target in self._targets:
             _part(_view(row, target.spec), target).copy_(target.place / target.scaling)
@@ -132,7 +132,7 @@ class CopyPlan:
         return _checked_row(row, self._end, self._targets[0].place)
 
 
-class MergePlan:
+class LoraMerger:
     """Writes base + scaling · B A into the live weights, reading the base and writing the weights once.
 
     Sums are float32 and rounded once. Raises ValueError for shapes that do not fit.
@@ -154,7 +154,7 @@ class MergePlan:
         self._end = max(max(target.a.end, target.b.end) for target in self._targets)
         self._compiled, self._table = None, None
         if _compiles(first) and all(target.a.shape[0] <= MAX_RANK for target in self._targets):
-            self._compiled = _C.MergePlan(merge_parts(self._targets), DTYPE_CODES[first.dtype])
+            self._compiled = _C.LoraMerger(merge_parts(self._targets), DTYPE_CODES[first.dtype])
         elif _launches(first, [target.live for target in self._targets]):
             self._table = merge_table(self._targets)
 
@@ -167,7 +167,7 @@ class MergePlan:
             self._compiled.load(row.data_ptr())
             return
         if self._table is not None:
-            self._table.launch(_C.merge_plan_cuda, row)
+            self._table.launch(_C.merge_lora_cuda, row)
             return
         for target in self._targets:
             a, b = target.halves(_view(row, target.a), _view(row, target.b))

@@ -11,7 +11,7 @@ import pytest
 from helpers_evaluate import ScriptedEngine, number, utility
 
 from modelswarms_fast.config import EngineConfig
-from modelswarms_fast.evaluation.early_stopping import Tally
+from modelswarms_fast.evaluation.early_stopping import PartialScores
 
 sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
 base_model, early, iterations = (importlib.import_module(name) for name in ("base_model", "early", "iterations"))
@@ -84,11 +84,11 @@ def test_the_base_model_takes_turns_and_works_to_its_end(pace, first, monkeypatc
     ],
 )
 def test_the_least_that_an_exact_order_can_ask(scores, best, worst, least):
-    limits = early.Limits(best, worst, 0.0, 1.0)
+    limits = early.DecisionBounds(best, worst, 0.0, 1.0)
     assert early.least_examples(scores, limits) == least
 
     def decides(shown):
-        tally = Tally(len(scores), statistics.fmean, limits)
+        tally = PartialScores(len(scores), statistics.fmean, limits)
         for example in shown:
             tally.scores[example] = scores[example]
         return tally.decided

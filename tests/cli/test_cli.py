@@ -80,7 +80,7 @@ def test_every_setting_has_an_option_and_reaches_the_search(tiny, arguments, tmp
         "seed": 3, "iterations": 1, "patience": 7, "inertia": 0.2, "cognitive-coeff": 0.25, "social-coeff": 0.35,
         "repel-coeff": 0.05, "randomness": "unit", "step-length": 0.8, "step-length-factor": 0.9,
         "minimum-step-length": 0.2, "restart-patience": 0.6, "start-velocity": "best", "drop-k": 0.1, "drop-n": 0.2,
-        "state": "mixture", "row-dtype": "float32", "max-model-len": 100, "canary": "off", "particles": 4,
+        "state": "mixture", "row-dtype": "float32", "max-model-len": 100, "parity_check": "off", "particles": 4,
     }  # fmt: skip
     options = [text for name, value in settings.items() for text in (f"--{name}", value)]
     out = tmp_path / "run"

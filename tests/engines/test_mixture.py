@@ -6,7 +6,7 @@ import torch
 
 from modelswarms_fast.engines.vllm import low_rank
 from modelswarms_fast.engines.vllm.low_rank import TokenGroups
-from modelswarms_fast.engines.vllm.mixture import MixtureServer, Place
+from modelswarms_fast.engines.vllm.mixture import MixtureServer, OutputSlice
 from modelswarms_fast.errors import InputError
 from modelswarms_fast.weights.adapters import LoraModule
 from modelswarms_fast.weights.experts import Experts
@@ -40,8 +40,8 @@ class Model(torch.nn.Module):
 
     def places(self):
         return {
-            "q": Place(self.qkv, 0, 40, INPUTS), "k": Place(self.qkv, 40, 8, INPUTS),
-            "v": Place(self.qkv, 48, 8, INPUTS), "o": Place(self.o, 0, 24, INPUTS),
+            "q": OutputSlice(self.qkv, 0, 40, INPUTS), "k": OutputSlice(self.qkv, 40, 8, INPUTS),
+            "v": OutputSlice(self.qkv, 48, 8, INPUTS), "o": OutputSlice(self.o, 0, 24, INPUTS),
         }  # fmt: skip
 
     def forward(self, x):
@@ -79,7 +79,7 @@ def expected(model, experts, x, row):
 @pytest.mark.parametrize("compiled", [True, False])
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 2e-2)])
 def test_each_token_gets_its_own_mixture(dtype, tolerance, compiled, monkeypatch):
-    """Particles, the base model, a row that is no mixture, and padding behind them, in one step; in either order."""
+    """Population, the base model, a row that is no mixture, and padding behind them, in one step; in either order."""
     if not compiled:
         monkeypatch.setattr(low_rank, "_C", None)
     model, experts, server = make(dtype)

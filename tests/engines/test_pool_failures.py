@@ -22,7 +22,7 @@ from helpers_search import told
 from modelswarms_fast.cli import main
 from modelswarms_fast.config import EngineConfig
 from modelswarms_fast.engines.pool import supervisor, worker_process
-from modelswarms_fast.engines.pool.pool import EngineGroup
+from modelswarms_fast.engines.pool.pool import EnginePool
 from modelswarms_fast.engines.protocol import Request, complete
 from modelswarms_fast.errors import InputError
 from modelswarms_fast.runs.search import search
@@ -41,7 +41,7 @@ def fakes(tiny, tmp_path, monkeypatch, caplog):
     made = []
 
     def make(count, **settings):
-        made.append(EngineGroup(Path(tiny["base"]), None, EngineConfig(engines=count, **settings)))
+        made.append(EnginePool(Path(tiny["base"]), None, EngineConfig(engines=count, **settings)))
         return made[-1]
 
     make.lines = lambda: [record.getMessage() for record in caplog.records if "group" in record.name]

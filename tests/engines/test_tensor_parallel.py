@@ -16,7 +16,7 @@ from helpers_models import make_base
 from helpers_search import make_tiny
 
 from modelswarms_fast.config import EngineConfig
-from modelswarms_fast.engines.pool.pool import EngineGroup
+from modelswarms_fast.engines.pool.pool import EnginePool
 from modelswarms_fast.engines.pool.worker_process import _portable
 from modelswarms_fast.engines.protocol import Request, complete, start_engine
 from modelswarms_fast.engines.transformers import TransformersEngine
@@ -69,7 +69,7 @@ def engine(tiny, experts):
 
 @pytest.fixture(params=WAYS)
 def way(request, engine):
-    engine.serve_by(request.param)
+    engine.set_mode(request.param)
     yield engine
     engine.restore()
 
@@ -124,7 +124,7 @@ def test_every_load_is_served_and_taken_back(way, oracle, prompts, experts, in_s
 
 @pytest.mark.parametrize("serve", ["slots", "mixture"])
 def test_particles_and_the_base_share_a_batch(engine, oracle, prompts, experts, serve):
-    engine.serve_by(serve)
+    engine.set_mode(serve)
     coefficients = torch.tensor([[0.9, 0.4, -0.3], [-0.2, 0.5, 0.7]])
     for slot, mixture in enumerate(coefficients):
         engine.load_mixture(slot, mixture)
@@ -147,7 +147,7 @@ def test_full_weights_are_written_in_parts(engine, tiny, experts, prompts):
     changed.copy_(weights.rows[0])
     changed += 0.02 * torch.randn(changed.shape, generator=torch.Generator().manual_seed(3))
     oracle = TransformersEngine(Path(tiny["base"]), weights, dtype="float32", device=torch.device("cpu"))
-    engine.serve_by("merged")
+    engine.set_mode("merged")
     engine._worker.swarm_attach("merged", weights)
     try:
         before = engine.log_probs(Request(None, prompts[0]))
@@ -180,7 +180,7 @@ def test_experts_of_another_base_are_refused_in_the_words_of_one_process(engine,
 
 
 def test_a_row_in_other_memory_is_refused(engine, experts):
-    engine.serve_by("merged")
+    engine.set_mode("merged")
     with pytest.raises(ValueError, match="shared memory"):
         engine.load(0, experts.rows[0].clone())
 
@@ -193,7 +193,7 @@ def test_a_killed_rank_is_one_sentence(engine, experts, prompts):
     segments = [line for line in maps if "cpushm" in line]
     assert segments or not hasattr(torch.ops._C, "init_shm_manager"), "vLLM's build without AVX-512 has none"
     assert all(line.endswith("(deleted)") for line in segments), "nothing may be left of ranks that are killed"
-    engine.serve_by("merged")
+    engine.set_mode("merged")
     engine.load(0, experts.rows[0])
     for key, prompt in enumerate(prompts):
         engine.submit(key, Request(0, prompt), 50)
@@ -236,16 +236,16 @@ def gone(pids):
 
 
 def test_a_search_on_two_ranks_finds_what_one_finds(tied, tmp_path, monkeypatch):
-    """Every load proved by the canary, the base too at the end; then nothing of the engine is left."""
-    real, ranks = EngineGroup.close, []
+    """Every load proved by the parity check, the base too at the end; then nothing of the engine is left."""
+    real, ranks = EnginePool.close, []
 
     def close(self):
         ranks.extend(pid for worker in self._workers for pid in descendants(worker.process.pid))
         real(self)
 
-    monkeypatch.setattr(EngineGroup, "close", close)
+    monkeypatch.setattr(EnginePool, "close", close)
     alone = search(**tied, out=tmp_path / "1")
-    together = search(**tied, out=tmp_path / "2", tensor_parallel=2, serve="auto", canary="all")
+    together = search(**tied, out=tmp_path / "2", tensor_parallel=2, serve="auto", parity_check="all")
     assert told(tmp_path / "1") == told(tmp_path / "2")
     assert alone["end"] == together["end"]
     assert len(ranks) >= 2
@@ -253,7 +253,7 @@ def test_a_search_on_two_ranks_finds_what_one_finds(tied, tmp_path, monkeypatch)
 
 
 def test_a_rank_killed_in_a_search_is_one_sentence(tied, tmp_path, monkeypatch):
-    real, ranks, run = EngineGroup._receive, [], tmp_path / "run"
+    real, ranks, run = EnginePool._receive, [], tmp_path / "run"
 
     def receive(self):
         if self._running and not ranks and told(run):
@@ -262,9 +262,9 @@ def test_a_rank_killed_in_a_search_is_one_sentence(tied, tmp_path, monkeypatch):
             os.kill(ranks[0], signal.SIGKILL)
         real(self)
 
-    monkeypatch.setattr(EngineGroup, "_receive", receive)
+    monkeypatch.setattr(EnginePool, "_receive", receive)
     with pytest.raises(EngineError, match=r"its process 1 of 2 was killed by SIGKILL"):
-        search(**tied, out=run, tensor_parallel=2, serve="mixture", state="mixture", canary="off")
+        search(**tied, out=run, tensor_parallel=2, serve="mixture", state="mixture", parity_check="off")
     assert len(ranks) == 2
     assert told(run), "what had ended is kept"
     assert gone(ranks)

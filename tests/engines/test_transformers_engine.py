@@ -1,8 +1,8 @@
 """What the transformers engine refuses, rather than serve another model than the one that was asked for."""
 
 import pytest
+from helpers_ensemble import llama
 from helpers_models import edit_tensors, make_base
-from test_ensemble import llama
 
 from modelswarms_fast.engines.transformers import TransformersEngine
 from modelswarms_fast.errors import InputError

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from modelswarms_fast.config import EngineConfig
-from modelswarms_fast.engines.parity_check import PROBES, Canary
+from modelswarms_fast.engines.parity_check import PROBES, ParityCheck
 from modelswarms_fast.engines.protocol import Request, complete, start_engine
 from modelswarms_fast.engines.transformers import TransformersEngine
 from modelswarms_fast.errors import EngineError, InputError
@@ -24,7 +24,7 @@ from modelswarms_fast.weights.arena import empty_rows
 from modelswarms_fast.weights.base_model import resolve_base
 from modelswarms_fast.weights.experts import export, read_experts
 from modelswarms_fast.weights.layout import Layout, TensorSpec
-from modelswarms_fast.weights.weight_loader import CopyPlan, CopyTarget
+from modelswarms_fast.weights.weight_loader import CopyTarget, WeightCopier
 
 pytest.importorskip("vllm")
 
@@ -134,36 +134,36 @@ def test_as_many_particles_in_one_step_as_it_may_have_requests(engines, oracle, 
 
 def test_canary_proves_each_load(engine, oracle, probe, experts):
     """Every load, to every slot, serves the weights given; the base is the base before and after."""
-    canary = Canary(engine, oracle)
-    canary.check(None, None)
+    parity_check = ParityCheck(engine, oracle)
+    parity_check.check(None, None)
     before = engine.log_probs(Request(None, probe))
     mixed = experts.rows.mean(dim=0)
     for turn, row in enumerate([*experts.rows[:4], mixed, 1.5 * experts.rows[0] - 0.5 * experts.rows[1]]):
         slot = 0 if engine.serve == "mixture" else turn % engine.slots
         engine.load(slot, row)
-        assert canary.check(slot, row) < 2e-3
+        assert parity_check.check(slot, row) < 2e-3
     engine.restore()
-    assert canary.check(None, None) < 2e-3
+    assert parity_check.check(None, None) < 2e-3
     assert engine.log_probs(Request(None, probe)) == before, "bit for bit"
 
 
 def test_canary_sees_a_wrong_load(engine, oracle, probe, experts):
-    canary = Canary(engine, oracle)
+    parity_check = ParityCheck(engine, oracle)
     engine.load(0, experts.rows[1])
     with pytest.raises(RuntimeError, match="does not serve the weights"):
-        canary.check(0, experts.rows[0])
+        parity_check.check(0, experts.rows[0])
 
 
 def test_canary_sees_a_base_that_is_not_restored(engines, oracle, probe, experts, monkeypatch):
     engine = engines("merged")
-    canary = Canary(engine, oracle)
+    parity_check = ParityCheck(engine, oracle)
     engine.load(0, experts.rows[0])
     monkeypatch.setattr(engine, "_versions", {})  # as if it had been restored
     with pytest.raises(RuntimeError, match="does not serve the weights"):
-        canary.check(None, None)
+        parity_check.check(None, None)
     monkeypatch.undo()
     engine.restore()
-    canary.check(None, None)
+    parity_check.check(None, None)
 
 
 def test_generates_what_transformers_generates(engine, oracle, prompts, experts):
@@ -244,7 +244,7 @@ def test_a_slot_forgets_the_row_that_it_showed():
     rows = empty_rows(3, layout.size, torch.float32).zero_()
     rows += torch.arange(3.0)[:, None]
     own, lying = torch.zeros(6, layout.size), {}
-    plans = [CopyPlan([CopyTarget(TensorSpec("row", 0, (1, layout.size)), one[None])]) for one in own]
+    plans = [WeightCopier([CopyTarget(TensorSpec("row", 0, (1, layout.size)), one[None])]) for one in own]
     slots = RowSlots(plans, rows, rows, lying)
     slots.load(5, rows[2])
     slots.load(5, rows[1])
@@ -447,11 +447,11 @@ def test_full_weights_are_served_in_place(base, probe, prompts):
             view.mul_(1.05)
     engine = start_engine(base, weights, EngineConfig(dtype="float32", max_model_len=512))
     oracle = TransformersEngine(base, weights, dtype="float32", device=torch.device("cpu"))
-    canary = Canary(engine, oracle)
+    parity_check = ParityCheck(engine, oracle)
     before = engine.log_probs(Request(None, probe))
     for row in (weights.rows[0], changed):
         engine.load(0, row)
-        canary.check(0, row)
+        parity_check.check(0, row)
         assert texts(engine, prompts) == oracle_texts(oracle, prompts, row)
     assert engine.log_probs(Request(0, probe)) != before
     engine.restore()
@@ -479,7 +479,7 @@ def test_a_search_over_whole_checkpoints(checkpoints, base, state, tmp_path):
     task = {"task": "exact_match", "data": EXAMPLES.parent / "data" / "skills_mix.json"}
     settings = {"limit_dev": 6, "limit_test": 4, "max_model_len": 256, "iterations": 1, "state": state}
     summary = search(
-        checkpoints, base=str(base), out=tmp_path / "run", serve="auto", canary="all", seed=2, **task, **settings
+        checkpoints, base=str(base), out=tmp_path / "run", serve="auto", parity_check="all", seed=2, **task, **settings
     )
     assert summary["serve"] == "merged", "the only way there is"
     assert summary["auto_timings"] == {}
@@ -557,7 +557,7 @@ def test_experts_of_another_base_are_refused(engines, experts, serve):
 
 @pytest.mark.parametrize(("serve", "state"), [("merged", "weights"), ("slots", "mixture"), ("mixture", "mixture")])
 def test_a_search_whose_every_load_is_proved(serve, state, tmp_path):
-    """The demo's search, shortened: a canary after each load, the winner read back from the disk."""
+    """The demo's search, shortened: a parity check after each load, the winner read back from the disk."""
     summary = search(
         EXAMPLES,
         base="smollm2-135m-instruct",
@@ -566,7 +566,7 @@ def test_a_search_whose_every_load_is_proved(serve, state, tmp_path):
         out=tmp_path / "run",
         serve=serve,
         state=state,
-        canary="all",
+        parity_check="all",
         iterations=1,
         limit_dev=6,
         limit_test=4,

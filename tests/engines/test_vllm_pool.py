@@ -28,7 +28,7 @@ EXAMPLES = Path(__file__).parents[2] / "examples"
 DATA = EXAMPLES / "data" / "skills_mix.json"
 BASE = "smollm2-135m-instruct"
 EXPERTS = [EXAMPLES / "experts" / name for name in ("addition", "reverse", "units")]
-DEFAULTS = {"task": "helpers_search:vowels", "particles": 3, "iterations": 2, "seed": 4, "canary": "off"}
+DEFAULTS = {"task": "helpers_search:vowels", "particles": 3, "iterations": 2, "seed": 4, "parity_check": "off"}
 DEFAULTS |= {"limit_dev": 8, "limit_test": 2, "max_tokens": 6, "max_model_len": 256}
 DEFAULTS |= {"dtype": "float32", "row_dtype": "float32"}
 disturb = helpers_group.disturb
@@ -62,7 +62,7 @@ def find(engines, monkeypatch, tmp_path):
 
     def start(base, experts, config):
         if config.serve != "auto":
-            engines[config.engines].serve_by(config.serve)
+            engines[config.engines].set_mode(config.serve)
         return engines[config.engines]
 
     def find(**settings):
@@ -125,7 +125,7 @@ def test_two_engines_serve_as_one_of_them_chooses(find):
 
 
 class Rows:
-    """Particles for an evaluator that are these rows."""
+    """Population for an evaluator that are these rows."""
 
     def __init__(self, rows):
         self.row = rows.__getitem__
@@ -145,7 +145,7 @@ def test_two_vllm_engines_score_as_one(tmp_path):
     base = resolve_base(BASE)
     experts = read_experts(EXAMPLES / "experts", place=shared_rows)
     utility = load_utility("exact_match", DATA, limit_dev=8, limit_test=1)
-    config = EngineConfig(engines=2, max_model_len=512, canary="off")
+    config = EngineConfig(engines=2, max_model_len=512, parity_check="off")
     group = start_engine(base, experts, config)
     try:
         tallies = Evaluator(group, utility).rows(Rows(experts.rows), range(4), "dev")

@@ -14,7 +14,7 @@ from modelswarms_fast.errors import InputError
 from modelswarms_fast.evaluation.evaluator import Evaluator
 from modelswarms_fast.runs.loop import run_iterations
 from modelswarms_fast.swarm import Swarm
-from modelswarms_fast.weights.population import Particles
+from modelswarms_fast.weights.population import Population
 
 HISTORIES = 1000
 
@@ -27,7 +27,7 @@ class Noted(Swarm):
         self.noted = []
 
     def plan(self):
-        self.noted.append(super().plan())
+        self.noted.append(super().ask())
         return self.noted[-1]
 
     def tell(self, utilities):
@@ -80,7 +80,7 @@ def play(seed, drawn, stop_early):
     swarm = Noted(drawn.config, drawn.experts)
     rows = torch.zeros(drawn.experts, 1)
     pool = SimpleNamespace(names=("e",) * drawn.experts, rows=rows, room=rows, layout=None)
-    particles = Particles(pool, swarm, EngineConfig(engine="transformers", state="mixture"), torch.device("cpu"))
+    particles = Population(pool, swarm, EngineConfig(engine="transformers", state="mixture"), torch.device("cpu"))
     lines = []
     try:
         run_iterations(swarm, particles, evaluator, SimpleNamespace(append=lines.append), QUIET, stop_early=stop_early)

@@ -7,9 +7,9 @@ import pytest
 import torch
 from helpers_evaluate import Rows, ScriptedEngine, number, utility
 
-from modelswarms_fast.engines.parity_check import PROBES, Canary
+from modelswarms_fast.engines.parity_check import PROBES, ParityCheck
 from modelswarms_fast.errors import InputError
-from modelswarms_fast.evaluation.early_stopping import KEPT_BYTES, Limits, ScoreCache, Tally
+from modelswarms_fast.evaluation.early_stopping import KEPT_BYTES, DecisionBounds, PartialScores, ScoreCache
 from modelswarms_fast.evaluation.evaluator import Evaluator
 from modelswarms_fast.records.progress import Interrupted
 
@@ -30,7 +30,7 @@ def test_scores_do_not_depend_on_slots_or_steps(slots, at_once):
     source = Rows(3, 1, 4, 1.5, 9)
     engine = ScriptedEngine(slots, at_once)
     evaluator = Evaluator(engine, utility(PROMPTS))
-    found = evaluator.rows(source, [4, 0, 2, 3], "dev")
+    found = evaluator.score_population(source, [4, 0, 2, 3], "dev")
     assert {particle: tally.scores for particle, tally in found.items()} == {
         particle: expected(source, particle) for particle in (4, 0, 2, 3)
     }
@@ -42,7 +42,7 @@ def test_scores_do_not_depend_on_slots_or_steps(slots, at_once):
 
 def test_a_slot_is_loaded_while_the_others_go_on():
     engine = ScriptedEngine(3, at_once=1)
-    Evaluator(engine, utility(PROMPTS)).rows(Rows(*range(9)), range(9), "dev")
+    Evaluator(engine, utility(PROMPTS)).score_population(Rows(*range(9)), range(9), "dev")
     loads = [entry for entry in engine.log if entry[0] == "load"]
     assert len(loads) == 9
     assert all(running > 0 for _, _, running in loads[1:])
@@ -52,7 +52,7 @@ def test_a_slot_is_loaded_while_the_others_go_on():
 
 def test_one_slot_is_loaded_right_after_the_last_completion():
     engine = ScriptedEngine(1)
-    Evaluator(engine, utility(PROMPTS)).rows(Rows(*range(4)), range(4), "dev")
+    Evaluator(engine, utility(PROMPTS)).score_population(Rows(*range(4)), range(4), "dev")
     for position, entry in enumerate(engine.log):
         if entry[0] == "load":
             assert entry[2] == 0
@@ -64,7 +64,7 @@ def test_prompts_are_tokenised_once_and_submitted_longest_first():
     engine = ScriptedEngine(2)
     evaluator = Evaluator(engine, utility(PROMPTS))
     for _ in range(3):
-        evaluator.rows(Rows(1, 2), [0, 1], "dev")
+        evaluator.score_population(Rows(1, 2), [0, 1], "dev")
     assert engine.tokenized == 2, "once a split"
     order = [prompt for kind, slot, prompt in (entry for entry in engine.log if entry[0] == "submit") if slot == 0]
     assert order == ["abcdef", "abcd", "abce", "abc", "ab", "a", "b", "c"]
@@ -72,7 +72,7 @@ def test_prompts_are_tokenised_once_and_submitted_longest_first():
 
 def test_the_next_particles_are_named_ahead():
     source = Rows(*range(5))
-    Evaluator(ScriptedEngine(2, at_once=1), utility(PROMPTS)).rows(source, range(5), "dev")
+    Evaluator(ScriptedEngine(2, at_once=1), utility(PROMPTS)).score_population(source, range(5), "dev")
     assert source.ahead == [[1, 2], [2, 3], [3, 4], [4], []]
 
 
@@ -87,15 +87,15 @@ def test_an_interrupt_drops_what_runs(slots):
 
     evaluator = Evaluator(engine, utility(PROMPTS))
     with pytest.raises(Interrupted):
-        evaluator.rows(Rows(*range(6)), range(6), "dev", between)
+        evaluator.score_population(Rows(*range(6)), range(6), "dev", between)
     assert not engine.running
     assert sum(calls) == evaluator.spent.prompts
-    assert evaluator.rows(Rows(*range(7, 9)), range(2), "dev")[1].complete, "the engine can go on"
+    assert evaluator.score_population(Rows(*range(7, 9)), range(2), "dev")[1].complete, "the engine can go on"
 
 
 def test_between_is_not_called_after_the_last_particle():
     calls = []
-    Evaluator(ScriptedEngine(2), utility(PROMPTS)).rows(Rows(*range(5)), range(5), "dev", calls.append)
+    Evaluator(ScriptedEngine(2), utility(PROMPTS)).score_population(Rows(*range(5)), range(5), "dev", calls.append)
     assert len(calls) == 4
 
 
@@ -105,7 +105,7 @@ def test_a_failing_score_drops_what_runs():
 
     engine = ScriptedEngine(2)
     with pytest.raises(InputError, match="raised ValueError: no"):
-        Evaluator(engine, utility(PROMPTS, score)).rows(Rows(1, 2), [0, 1], "dev")
+        Evaluator(engine, utility(PROMPTS, score)).score_population(Rows(1, 2), [0, 1], "dev")
     assert not engine.running
 
 
@@ -117,7 +117,7 @@ def test_the_error_of_an_engine_that_died_is_the_one_that_is_seen():
 
     engine.step, engine.drop = dead, lambda keys: 1 / 0
     with pytest.raises(RuntimeError, match="died"):
-        Evaluator(engine, utility(PROMPTS)).rows(Rows(1, 2), [0, 1], "dev")
+        Evaluator(engine, utility(PROMPTS)).score_population(Rows(1, 2), [0, 1], "dev")
 
 
 @pytest.mark.parametrize(("every", "checks"), [(False, 1), (True, 4)])
@@ -129,10 +129,10 @@ def test_the_canary_sees_an_engine_that_does_nothing_else(every, checks, monkeyp
         engine.log_probs(None)
         seen.append(float(row))
 
-    canary = Canary(engine, None, every=every)
-    monkeypatch.setattr(canary, "check", check)
-    evaluator.canary = canary
-    found = evaluator.rows(Rows(*range(4)), range(4), "dev")
+    parity_check = ParityCheck(engine, None, every=every)
+    monkeypatch.setattr(parity_check, "check", check)
+    evaluator.parity_check = parity_check
+    found = evaluator.score_population(Rows(*range(4)), range(4), "dev")
     assert seen == [float(value) for value in range(checks)]
     assert len(found) == 4
 
@@ -144,9 +144,9 @@ def test_the_canary_checks_the_first_load_of_each_engine_while_others_work(monke
     def check(slot, row):
         seen.append((slot, sorted({request.slot for request in engine.running.values()})))
 
-    evaluator.canary = Canary(engine, None, engines=3, every=False)
-    monkeypatch.setattr(evaluator.canary, "check", check)
-    assert len(evaluator.rows(Rows(*range(8)), range(8), "dev")) == 8
+    evaluator.parity_check = ParityCheck(engine, None, engines=3, every=False)
+    monkeypatch.setattr(evaluator.parity_check, "check", check)
+    assert len(evaluator.score_population(Rows(*range(8)), range(8), "dev")) == 8
     assert seen == [(0, []), (1, [0]), (2, [0, 1])]
 
 
@@ -164,36 +164,36 @@ def test_the_canary_judges_by_all_its_prompts(off, right):
         return {7: -1.0 + off[request.prompt[0]], 8: -9.0}
 
     engine = SimpleNamespace(tokenizer=tokens, log_probs=served, dtype=torch.bfloat16)
-    canary = Canary(engine, SimpleNamespace(load=lambda slot, row: None, log_probs=expected))
+    parity_check = ParityCheck(engine, SimpleNamespace(load=lambda slot, row: None, log_probs=expected))
     if right:
-        assert canary.check(0, torch.zeros(1)) == pytest.approx(sum(off) / 4)
+        assert parity_check.check(0, torch.zeros(1)) == pytest.approx(sum(off) / 4)
     else:
         with pytest.raises(RuntimeError, match=r"differ by 0\.3 on average"):
-            canary.check(0, torch.zeros(1))
+            parity_check.check(0, torch.zeros(1))
 
 
 @pytest.mark.parametrize("slots", [1, 2, 4])
 def test_equal_positions_are_evaluated_once(slots):
     source, engine = Rows(5, 6, 5, 5, 7), ScriptedEngine(slots, at_once=2)
     evaluator = Evaluator(engine, utility(PROMPTS))
-    found = evaluator.rows(source, range(5), "dev")
+    found = evaluator.score_population(source, range(5), "dev")
     assert sorted(source.loaded) == [0, 1, 4]
     assert {particle: tally.scores for particle, tally in found.items()} == {
         particle: expected(source, particle) for particle in range(5)
     }
     assert (evaluator.spent.evaluations, evaluator.spent.reused) == (3, 16)
     calls = []
-    evaluator.rows(source, [1, 4], "dev", calls.append)
+    evaluator.score_population(source, [1, 4], "dev", calls.append)
     assert len(source.loaded) == 3, "a position that was visited is not evaluated again"
     assert calls == [0]
-    assert len(evaluator.rows(source, [1], "test")[1].scores) == 1, "splits are not mixed up"
+    assert len(evaluator.score_population(source, [1], "test")[1].scores) == 1, "splits are not mixed up"
     assert source.loaded[-1] == 1
 
 
 def test_positions_without_a_key_are_all_evaluated():
     source = Rows(5, 5)
     source.key = lambda particle: None
-    Evaluator(ScriptedEngine(2), utility(PROMPTS)).rows(source, [0, 1], "dev")
+    Evaluator(ScriptedEngine(2), utility(PROMPTS)).score_population(source, [0, 1], "dev")
     assert source.loaded == [0, 1]
 
 
@@ -201,14 +201,14 @@ def test_one_row_twice_is_evaluated_once():
     engine, source = ScriptedEngine(1), Rows(8)
     evaluator = Evaluator(engine, utility(PROMPTS))
     for _ in range(2):
-        assert evaluator.one(source.row(0), "dev") == expected(source, 0)
+        assert evaluator.score_model(source.row(0), "dev") == expected(source, 0)
     assert evaluator.spent.evaluations == 1
 
 
 def test_one_row_in_several_slots_is_evaluated_once_by_all():
     engine, source = ScriptedEngine(3), Rows(8)
     evaluator = Evaluator(engine, utility(PROMPTS))
-    assert evaluator.one(source.row(0), "dev", 2) == expected(source, 0)
+    assert evaluator.score_model(source.row(0), "dev", 2) == expected(source, 0)
     assert [entry[:2] for entry in engine.log if entry[0] == "load"] == [("load", 0), ("load", 1)]
     asked = [entry[1:] for entry in engine.log if entry[0] == "submit"]
     assert [slot for slot, _ in asked] == [0, 1] * 4
@@ -219,9 +219,9 @@ def test_one_row_in_several_slots_is_evaluated_once_by_all():
 def test_the_base_model_is_asked_without_a_slot():
     engine = ScriptedEngine(1)
     evaluator = Evaluator(engine, utility(PROMPTS))
-    evaluator.one(Rows(1).row(0), "test")
+    evaluator.score_model(Rows(1).row(0), "test")
     engine.used.clear()
-    assert evaluator.base("dev") == [float(str(number(None, prompt))) for prompt in PROMPTS]
+    assert evaluator.score_base("dev") == [float(str(number(None, prompt))) for prompt in PROMPTS]
 
 
 # Early stopping
@@ -236,7 +236,7 @@ def graded(score):
 def likeliest_low_first(evaluator, source):
     """An order of the examples, learned from a whole evaluation."""
     expected = evaluator.expectation("dev")
-    expected.learn({0: evaluator.rows(source, [0], "dev")[0].scores})
+    expected.learn({0: evaluator.score_population(source, [0], "dev")[0].scores})
     return expected.order(0)
 
 
@@ -245,9 +245,9 @@ def stopped(score, personal_best, global_worst=0.0, at_once=1):
     _, scripted, answer = graded(score)
     engine = ScriptedEngine(1, at_once, answer=answer)
     evaluator = Evaluator(engine, scripted)
-    limits = Limits(personal_best, global_worst, 0.0, 1.0, likeliest_low_first(evaluator, Rows(1)))
+    limits = DecisionBounds(personal_best, global_worst, 0.0, 1.0, likeliest_low_first(evaluator, Rows(1)))
     engine.log.clear()
-    tally = evaluator.rows(Rows(2), [0], "dev", limits={0: limits})[0]
+    tally = evaluator.score_population(Rows(2), [0], "dev", limits={0: limits})[0]
     return tally, engine, evaluator
 
 
@@ -273,7 +273,7 @@ def test_no_more_is_asked_for_than_could_be_needed(monkeypatch):
 
 def test_as_many_are_worth_asking_for_as_it_takes_at_the_rate_so_far():
     """A few at a time would keep batches small to the end of a particle that is a new best."""
-    tally = Tally(40, mean_of, Limits(10 / 40, 0.0, 0.0, 1.0))
+    tally = PartialScores(40, mean_of, DecisionBounds(10 / 40, 0.0, 0.0, 1.0))
     assert tally.need == (30, 0)
     tally.scores[:4] = [0.0, 0.0, 1.0, 0.0]
     assert tally.need == (math.ceil(27 * 5 / 4), 0)
@@ -301,8 +301,8 @@ def test_a_particle_that_changes_something_is_evaluated_whole(best, worst):
 def test_a_tie_with_the_best_or_the_worst_decides():
     tally, _, _ = stopped(lambda index: float(index < 25), 25 / 40, 25 / 40)
     assert tally.decided
-    limits = Limits(0.5, 0.5, 0.0, 1.0)
-    half = Tally(2, mean_of, limits)
+    limits = DecisionBounds(0.5, 0.5, 0.0, 1.0)
+    half = PartialScores(2, mean_of, limits)
     half.scores = [1.0, 0.0]
     assert half.decided
     half.scores = [1.0, None]
@@ -329,18 +329,18 @@ def test_a_partial_evaluation_is_completed_later(monkeypatch):
     _, scripted, answer = graded(lambda index: float(index < 25))
     engine, source = ScriptedEngine(1, 1, answer=answer), Rows(1, 2)
     evaluator = Evaluator(engine, scripted)
-    limits = Limits(27 / 40, 0.0, 0.0, 1.0, likeliest_low_first(evaluator, source))
-    assert evaluator.rows(source, [1], "dev", limits={1: limits})[1].scores.count(None) == 27
+    limits = DecisionBounds(27 / 40, 0.0, 0.0, 1.0, likeliest_low_first(evaluator, source))
+    assert evaluator.score_population(source, [1], "dev", limits={1: limits})[1].scores.count(None) == 27
     before = evaluator.spent.prompts
-    assert evaluator.rows(source, [1], "dev")[1].bounds == (25 / 40, 25 / 40)
+    assert evaluator.score_population(source, [1], "dev")[1].bounds == (25 / 40, 25 / 40)
     assert (evaluator.spent.prompts - before, evaluator.spent.reused) == (27, 13)
     loads = len(source.loaded)
-    assert evaluator.rows(source, [1], "dev", limits={1: limits})[1].complete
+    assert evaluator.score_population(source, [1], "dev", limits={1: limits})[1].complete
     assert len(source.loaded) == loads, "what is known decides without a load"
 
 
 def test_bounds_hold_the_utility_whatever_is_missing():
-    tally = Tally(3, mean_of, Limits(0.0, 0.0, -1.0, 3.0))
+    tally = PartialScores(3, mean_of, DecisionBounds(0.0, 0.0, -1.0, 3.0))
     tally.scores = [None, 0.25, None]
     assert tally.bounds == ((0.25 - 2) / 3, (0.25 + 6) / 3)
     tally.scores = [math.nan, 0.25, None]
@@ -351,7 +351,7 @@ def test_bounds_hold_the_utility_whatever_is_missing():
 
 
 def filled(values):
-    tally = Tally(len(values), mean_of)
+    tally = PartialScores(len(values), mean_of)
     tally.scores = list(values)
     return tally
 
@@ -360,10 +360,12 @@ def test_the_cache_forgets_the_oldest():
     cache = ScoreCache(room=2 * 9 * 4)
     for name, key in enumerate((b"a", b"b", b"a", b"c")):  # `a` is kept again, so `b` is the oldest
         cache.keep("dev", key, filled([float(name), None, math.nan, 1.0]))
-    known = Tally(4, mean_of)
-    assert [cache.fill("dev", key, Tally(4, mean_of)) for key in (b"a", b"b", b"c")] == [3, 0, 3]
+    known = PartialScores(4, mean_of)
+    assert [cache.fill("dev", key, PartialScores(4, mean_of)) for key in (b"a", b"b", b"c")] == [3, 0, 3]
     cache.fill("dev", b"a", known)
     assert known.scores[:2] == [2.0, None]
     assert math.isnan(known.scores[2])
-    assert cache.fill("test", b"a", Tally(4, mean_of)) == cache.fill("dev", None, Tally(4, mean_of)) == 0
+    assert (
+        cache.fill("test", b"a", PartialScores(4, mean_of)) == cache.fill("dev", None, PartialScores(4, mean_of)) == 0
+    )
     assert KEPT_BYTES == 1 << 24

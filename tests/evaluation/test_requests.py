@@ -13,11 +13,11 @@ from modelswarms_fast.config import EngineConfig
 from modelswarms_fast.engines.protocol import Request, start_engine
 from modelswarms_fast.errors import InputError
 from modelswarms_fast.evaluation import evaluator as evaluator_module
-from modelswarms_fast.evaluation.early_stopping import Limits, Tally
+from modelswarms_fast.evaluation.early_stopping import DecisionBounds, PartialScores
 from modelswarms_fast.evaluation.evaluator import Evaluator
 from modelswarms_fast.evaluation.objectives import Ask
 from modelswarms_fast.evaluation.objectives.utility import mean
-from modelswarms_fast.evaluation.requests import Asking
+from modelswarms_fast.evaluation.requests import RequestTracker
 
 tiny = helpers_search.tiny
 PROMPTS = ["abc", "a", "abcd", "ab", "b", "abce"]
@@ -45,7 +45,7 @@ def several(**fields):
 def test_several_asks_an_example(slots, at_once):
     source, engine = Rows(3, 1, 4), ScriptedEngine(slots, at_once)
     evaluator = Evaluator(engine, several())
-    found = evaluator.rows(source, range(3), "dev")
+    found = evaluator.score_population(source, range(3), "dev")
     for particle, tally in found.items():
         name = held(source, particle)
         assert tally.scores == [number(name, one) + number(name, one * 2) - number(name, one, "xy") for one in PROMPTS]
@@ -58,7 +58,7 @@ def test_several_asks_an_example(slots, at_once):
 def test_answers_are_given_in_order_and_not_scored():
     source, engine = Rows(3), ScriptedEngine(2)
     evaluator = Evaluator(engine, several(score_examples=None))
-    answers = evaluator.answers(source.row(0), "dev")
+    answers = evaluator.generate(source.row(0), "dev")
     name = held(source, 0)
     for prompt, given in zip(PROMPTS, answers, strict=True):
         first, likely, second, spaced = given
@@ -81,15 +81,15 @@ def test_white_space_before_a_continuation_belongs_to_it():
             return {"input_ids": [[ord(letter) for letter in text] for text in texts]}
 
     engine.tokenizer = Tokenizer()
-    asking = Asking(engine, utility(["x"], asks=asks), ["dev", "test"])
+    asking = RequestTracker(engine, utility(["x"], asks=asks), ["dev", "test"])
     (dev,), (test,) = asking._first["dev"][0], asking._first["test"][0]
     assert (dev.prompt, dev.continuation) == ([97, 98], [32, 10, 99])
     assert (test.prompt, test.continuation) == ([9], [97, 98, 99]), "a text alone begins after the first token"
     Tokenizer.bos_token_id = 1
-    assert Asking(engine, utility(["x"], asks=asks), ["test"])._first["test"][0][0].prompt == [1]
+    assert RequestTracker(engine, utility(["x"], asks=asks), ["test"])._first["test"][0][0].prompt == [1]
     Tokenizer.bos_token_id = Tokenizer.eos_token_id = None
     with pytest.raises(InputError, match="no token that begins a text"):
-        Asking(engine, utility(["x"], asks=asks), ["test"])
+        RequestTracker(engine, utility(["x"], asks=asks), ["test"])
 
 
 def test_a_text_is_cut_before_its_first_stop():
@@ -121,7 +121,7 @@ def reflected(name, prompt):
 def test_follow_ups_are_asked_in_the_same_batch(slots, batch):
     source, engine = Rows(3, 1, 4), ScriptedEngine(slots, 2)
     evaluator = Evaluator(engine, utility(PROMPTS, follow_up=reflect, batch=batch))
-    found = evaluator.rows(source, range(3), "dev")
+    found = evaluator.score_population(source, range(3), "dev")
     for particle, tally in found.items():
         name = held(source, particle)
         assert tally.scores == [reflected(name, prompt) for prompt in PROMPTS]
@@ -129,7 +129,7 @@ def test_follow_ups_are_asked_in_the_same_batch(slots, batch):
     firsts = [number(held(source, particle), prompt) for particle in range(3) for prompt in PROMPTS]
     assert len(follow_ups) == sum(first >= 0.3 for first in firsts) > 3
     assert evaluator.spent.prompts == len(firsts) + len(follow_ups)
-    assert evaluator.one(Rows(9).row(0), "dev") == [reflected(held(Rows(9), 0), prompt) for prompt in PROMPTS]
+    assert evaluator.score_model(Rows(9).row(0), "dev") == [reflected(held(Rows(9), 0), prompt) for prompt in PROMPTS]
     assert not engine.running
 
 
@@ -146,7 +146,7 @@ def test_a_follow_up_of_a_decided_particle_is_dropped(monkeypatch):
     scripted = utility(prompts, follow_up=follow_up, score_range=(0.0, 1.0))
     evaluator = Evaluator(engine, scripted)
     source = Rows(1, 2)
-    tally = evaluator.rows(source, [0, 1], "dev", limits={0: Limits(0.45, 0.0, 0.0, 1.0)})
+    tally = evaluator.score_population(source, [0, 1], "dev", limits={0: DecisionBounds(0.45, 0.0, 0.0, 1.0)})
     first = tally[0]
     assert not first.complete
     assert first.scores[0] is None, "its follow-up was under way"
@@ -155,7 +155,7 @@ def test_a_follow_up_of_a_decided_particle_is_dropped(monkeypatch):
     assert tally[1].scores == [0.9] + [0.0] * 7, "the next particle is asked everything, its follow-up too"
     assert submitted.count("00?") == 2
     assert not engine.running
-    assert evaluator._asking.idle
+    assert evaluator._tracker.idle
 
 
 def test_a_follow_up_that_does_not_fit_is_refused_at_the_door_or_named():
@@ -169,7 +169,7 @@ def test_a_follow_up_that_does_not_fit_is_refused_at_the_door_or_named():
 
     evaluator = Evaluator(engine, utility(["a", "abc"], follow_up=longer))
     with pytest.raises(InputError, match=r"The follow-up of dev example \d has \d+ tokens"):
-        evaluator.rows(Rows(1), [0], "dev")
+        evaluator.score_population(Rows(1), [0], "dev")
     assert not engine.running
 
 
@@ -197,7 +197,7 @@ def test_scores_are_made_in_batches(batch, slots):
 
     source, engine = Rows(*range(5)), ScriptedEngine(slots, 3)
     evaluator = Evaluator(engine, utility(PROMPTS, batch=batch, score_examples=score_examples))
-    found = evaluator.rows(source, range(5), "dev")
+    found = evaluator.score_population(source, range(5), "dev")
     for particle, tally in found.items():
         assert tally.scores == [number(held(source, particle), prompt) for prompt in PROMPTS]
     assert sum(sizes) == 5 * len(PROMPTS)
@@ -217,8 +217,8 @@ def test_with_limits_and_batches_the_same_is_decided(monkeypatch):
             whole = {
                 particle: sum(number(held(source, particle), one) < 0.5 for one in prompts) for particle in range(6)
             }
-            limits = {particle: Limits(15 / 30, 2 / 30, 0.0, 1.0) for particle in range(6)}
-            found = evaluator.rows(source, range(6), "dev", limits=limits)
+            limits = {particle: DecisionBounds(15 / 30, 2 / 30, 0.0, 1.0) for particle in range(6)}
+            found = evaluator.score_population(source, range(6), "dev", limits=limits)
             for particle, tally in found.items():
                 lower, upper = tally.bounds
                 assert lower <= whole[particle] / 30 <= upper
@@ -231,7 +231,7 @@ def test_with_limits_and_batches_the_same_is_decided(monkeypatch):
 )
 def test_the_last_few_examples_are_asked_for_with_the_others(floor, personal_best, asked):
     """As many as could be needed and at least the floor; all if no more than half of that would be left."""
-    tally = Tally(20, lambda scores: sum(scores) / 20, Limits(personal_best, 0.0, 0.0, 1.0))
+    tally = PartialScores(20, lambda scores: sum(scores) / 20, DecisionBounds(personal_best, 0.0, 0.0, 1.0))
     running = evaluator_module._Running(0, None, tally, deque(range(20)))
     assert list(running.next_examples(floor)) == list(range(asked))
 
@@ -244,7 +244,7 @@ def smallest(split, scores):
 
 
 def test_bounds_of_any_utility_fill_in_what_is_missing():
-    tally = Tally(5, lambda scores: smallest("dev", scores), Limits(0.9, 0.1, 0.0, 1.0))
+    tally = PartialScores(5, lambda scores: smallest("dev", scores), DecisionBounds(0.9, 0.1, 0.0, 1.0))
     assert tally.bounds == (0.0, 2.0)
     tally.scores = [0.5, None, None, None, 0.25]
     assert tally.bounds == (0.25, 1.5)
@@ -253,13 +253,13 @@ def test_bounds_of_any_utility_fill_in_what_is_missing():
     assert tally.bounds == (0.5, 0.75)
     tally.scores = [0.5, 0.25, None, 0.5, None]
     assert not tally.decided
-    tally.limits = Limits(1.25, 0.5, 0.0, 1.0)
+    tally.limits = DecisionBounds(1.25, 0.5, 0.0, 1.0)
     assert tally.decided
     assert tally.need == (0, 0)
 
 
 def test_a_utility_that_no_score_can_raise_needs_an_estimate_too():
-    tally = Tally(4, lambda scores: min(scores), Limits(-1.0, 0.0, 0.0, 1.0))
+    tally = PartialScores(4, lambda scores: min(scores), DecisionBounds(-1.0, 0.0, 0.0, 1.0))
     tally.scores = [0.0, None, None, None]
     assert tally.bounds == (0.0, 0.0)
     assert not tally.decided
@@ -278,7 +278,7 @@ def test_the_utility_of_rows_is_the_reduction():
     scripted = utility(prompts, reduce=smallest, standard_error=lambda split, scores: 7.0, score_range=(0.0, 1.0))
     engine, source = ScriptedEngine(1), Rows(1, 2)
     evaluator = Evaluator(engine, scripted)
-    for particle, tally in evaluator.rows(source, [0, 1], "dev").items():
+    for particle, tally in evaluator.score_population(source, [0, 1], "dev").items():
         scores = [number(held(source, particle), prompt) for prompt in prompts]
         assert tally.bounds == (smallest("dev", scores),) * 2
     assert scripted.error_of("dev", [0.0]) == 7.0
@@ -306,4 +306,4 @@ def test_continuations_of_a_real_tokenizer(tiny):
         engine.log_probs(Request(None, [ids["b"], ids["a"], ids["l"]])),
     ]
     expected = sum(chance[ids["l"]] for chance in chances)
-    assert evaluator.base("dev") == [pytest.approx(expected, abs=1e-5)]
+    assert evaluator.score_base("dev") == [pytest.approx(expected, abs=1e-5)]

@@ -414,7 +414,7 @@ def test_cuda_source_of_a_copy_plan_equals_the_cpu_one(
             mine.append(torch.full((rows - top, columns - left + 8), 7.0, dtype=dtype))
             ours.append(weight_loader.CopyTarget(spec, mine[-1][:, : columns - left], scaling, part))
     row = torch.randn(layout.size + start, generator=torch.Generator().manual_seed(1)).to(dtype)[start:]
-    plan, table = weight_loader.CopyPlan(targets[0]), weight_loader.copy_table(targets[1])
+    plan, table = weight_loader.WeightCopier(targets[0]), weight_loader.copy_table(targets[1])
     assert table.parts[:, 7].any(), "some move 16 bytes at a time"
     assert not table.parts[:, 7].all()
     plan.load(row)
@@ -453,7 +453,7 @@ def test_cuda_source_of_a_merge_plan_equals_the_cpu_one(dtype: torch.dtype, star
     table = weight_loader.merge_table(targets[1])
     assert table.parts[:, 10].any()
     assert not table.parts[:, 10].all()
-    weight_loader.MergePlan(targets[0]).load(row)
+    weight_loader.LoraMerger(targets[0]).load(row)
     run_plan(on_cpu, "merge", table, row)
     for one, other in zip(*lives, strict=True):
         assert torch.equal(one, other)

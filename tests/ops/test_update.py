@@ -428,7 +428,7 @@ def test_rows_with_nan_infinity_and_denormals(backend: str, dtype: torch.dtype) 
             assert_same(moved(rows, lines, backend, step_length, **noise, **KEYS[1]), expected)
 
 
-# Particles that store past the caches x, v, both or neither, and one more that reads another's personal best.
+# Population that store past the caches x, v, both or neither, and one more that reads another's personal best.
 PAST = Lines(torch.tensor([[0, 9, 10, 10, 1], [2, 11, -1, 12, 2], [3, 3, -1, 13, 4], [5, 5, 14, 14, 6]]), 7, 8, 15)
 
 

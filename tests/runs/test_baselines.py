@@ -26,7 +26,7 @@ WITHOUT_SWARM = [name for name in METHODS if name not in {"model_swarms", *OF_OU
 
 
 class Quadratic:
-    """A session without an engine: a score for each of three examples, the higher the nearer a row is to a target."""
+    """An experiment without an engine: a score for each of three examples, the higher the nearer a row is to a target."""
 
     def __init__(self, target=(0.4, 0.5, 0.3, -0.2), nan_at=None):
         tensors = {f"model.layers.{index}.w": torch.empty(16, 2) for index in range(4)}
@@ -70,24 +70,24 @@ class Quadratic:
         return self._values(self.score_rows(rows, "dev"))
 
 
-def run(name, budget=30, seed=0, session=None):
-    session = session or Quadratic()
-    return session, load_method(name)(session, budget, seed)
+def run(name, budget=30, seed=0, experiment=None):
+    experiment = experiment or Quadratic()
+    return experiment, load_method(name)(experiment, budget, seed)
 
 
 @pytest.mark.parametrize("name", WITHOUT_SWARM)
 @pytest.mark.parametrize("budget", [COUNT, COUNT + 1, 30])
 def test_a_budget_is_not_exceeded_and_the_best_is_chosen(name, budget):
-    session, choice = run(name, budget)
+    experiment, choice = run(name, budget)
     assert isinstance(choice, Choice)
-    assert len(session.seen) + COUNT * choice.looks_at_experts == choice.evaluations <= budget
-    assert session.tested == [], "test is not looked at before the choice"
+    assert len(experiment.seen) + COUNT * choice.looks_at_experts == choice.evaluations <= budget
+    assert experiment.tested == [], "test is not looked at before the choice"
     scores = choice.test()
-    assert len(session.tested) == 1
+    assert len(experiment.tested) == 1
     assert np.mean(scores) == pytest.approx(choice.dev, rel=1e-5), "what is tested is what was chosen"
-    seen = [np.mean(session.score(row)) for row in session.seen]
+    seen = [np.mean(experiment.score(row)) for row in experiment.seen]
     if choice.looks_at_experts:
-        seen += list(session.initial)
+        seen += list(experiment.initial)
     if name != "lorahub":  # which has a penalty
         assert choice.dev == pytest.approx(max(seen))
 
@@ -116,7 +116,7 @@ def test_optimisers_find_the_target():
 
 @pytest.mark.parametrize("name", ["random_search", "cma_es", "lorahub", "evolmerge", "slerp"])
 def test_a_nan_is_never_chosen(name):
-    _, choice = run(name, session=Quadratic(nan_at={1, 2, 5}))
+    _, choice = run(name, experiment=Quadratic(nan_at={1, 2, 5}))
     assert np.isfinite(choice.dev)
 
 
@@ -130,7 +130,7 @@ def test_affine_mixtures_sum_to_one():
 
 def test_the_greedy_soup_keeps_what_does_not_hurt():
     """Two experts whose mean is the target, and two that spoil it."""
-    _, choice = run("greedy_soup", session=Quadratic(target=(0.5, 0.5, 0.0, 0.0)))
+    _, choice = run("greedy_soup", experiment=Quadratic(target=(0.5, 0.5, 0.0, 0.0)))
     assert sorted(choice.recipe["ingredients"]) == ["a", "b"]
     assert choice.recipe["mixture"] == {"a": 0.5, "b": 0.5, "c": 0.0, "d": 0.0}
     assert choice.dev == pytest.approx(0, abs=1e-12)
@@ -138,16 +138,16 @@ def test_the_greedy_soup_keeps_what_does_not_hurt():
 
 
 def test_slerp_folds_the_best_first():
-    session, choice = run("slerp", session=Quadratic(target=(0.0, 0.7, 0.7, 0.0)))
+    experiment, choice = run("slerp", experiment=Quadratic(target=(0.0, 0.7, 0.7, 0.0)))
     assert choice.recipe == {"experts": choice.recipe["experts"], "share": "equal"}
     assert sorted(choice.recipe["experts"]) == ["b", "c"]
-    order = np.argsort(-session.initial)
-    rows = [session.experts.rows[index] for index in order[:2]]
-    expected = fold(session.layout, rows, [0.5])
+    order = np.argsort(-experiment.initial)
+    rows = [experiment.experts.rows[index] for index in order[:2]]
+    expected = fold(experiment.layout, rows, [0.5])
     choice.test()
-    assert torch.equal(session.tested[0], expected)
-    three = fold(session.layout, [*rows, session.experts.rows[order[2]]], [0.5, 1 / 3])
-    assert any(torch.equal(row, three) for row in session.seen)
+    assert torch.equal(experiment.tested[0], expected)
+    three = fold(experiment.layout, [*rows, experiment.experts.rows[order[2]]], [0.5, 1 / 3])
+    assert any(torch.equal(row, three) for row in experiment.seen)
 
 
 def test_evolmerge_begins_at_the_uniform_soup_and_has_blocks_of_layers():

@@ -8,7 +8,7 @@ import helpers_search
 import numpy as np
 import pytest
 from rich.console import Console
-from test_session import arguments_of
+from helpers_search import arguments_of
 
 from modelswarms_fast.runs import baselines
 from modelswarms_fast.cli import main
@@ -72,7 +72,7 @@ def test_model_swarms_is_the_search(compared, tiny, tmp_path):
 
 def test_rows_without_a_name_are_not_counted_twice(tiny, tmp_path, monkeypatch):
     """The experts are then evaluated again within the search, and no more is added."""
-    for module in (particles, session):
+    for module in (particles, experiment):
         monkeypatch.setattr(module, "LARGEST_NAMED", 0)
     content = compare(**arguments_of(tiny, out=tmp_path / "out", budget=BUDGET, methods=["model_swarms"]))
     found = content["methods"]["model_swarms"]
@@ -129,7 +129,7 @@ def test_a_run_that_was_cut_goes_on(tiny, tmp_path, monkeypatch):
     assert content["methods"]["best_expert"] == first["best_expert"]
     assert list(content["against_model_swarms"]) == ["best_expert", "uniform_soup"]
 
-    monkeypatch.setattr(compare.Session, "__enter__", lambda self: pytest.fail("an engine is started for nothing"))
+    monkeypatch.setattr(compare.Experiment, "__enter__", lambda self: pytest.fail("an engine is started for nothing"))
     assert compare(**arguments) == content
 
 
@@ -182,7 +182,7 @@ def test_a_file_that_holds_nothing_is_not_taken_for_results(tiny, tmp_path):
 
 
 def test_what_cannot_be_used_is_refused_before_an_engine_starts(tiny, tmp_path, monkeypatch):
-    monkeypatch.setattr(compare.Session, "__enter__", lambda self: pytest.fail("an engine was started"))
+    monkeypatch.setattr(compare.Experiment, "__enter__", lambda self: pytest.fail("an engine was started"))
     arguments = arguments_of(tiny, out=tmp_path / "out", budget=6)
     with pytest.raises(InputError, match="no method 'swarms'"):
         compare(**arguments | {"methods": ["swarms"]})

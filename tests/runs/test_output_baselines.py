@@ -10,7 +10,7 @@ import torch
 from helpers_search import NAMES, write_training
 from peft import PeftModel
 from safetensors.torch import load_file
-from test_session import arguments_of
+from helpers_search import arguments_of
 from transformers import AutoModelForCausalLM
 
 from modelswarms_fast.runs.baselines import cbtm
@@ -20,7 +20,7 @@ from modelswarms_fast.runs.baselines import vote
 from modelswarms_fast.runs.baselines.ensembles import Ensemble
 from modelswarms_fast.errors import InputError
 from modelswarms_fast.runs.final_test import _label
-from modelswarms_fast.runs.experiment import Session
+from modelswarms_fast.runs.experiment import Experiment
 from modelswarms_fast.runs.training_data import read_training_data
 from modelswarms_fast.evaluation.objectives import Answer, Ask, Utility, load_utility
 from modelswarms_fast.evaluation.objectives.multitask import join
@@ -34,9 +34,9 @@ def train(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def session(tiny, train, tmp_path_factory):
+def experiment(tiny, train, tmp_path_factory):
     out = tmp_path_factory.mktemp("out")
-    with Session(**arguments_of(tiny, train=train, out=out)) as opened:
+    with Experiment(**arguments_of(tiny, train=train, out=out)) as opened:
         yield opened
 
 
@@ -114,14 +114,14 @@ def test_the_likeliest_choice_is_that_of_the_score(choices, normalise, named):
     assert utility.score("dev", [0], [likely]) == [float(named == "B")]
 
 
-def test_dev_chooses_how_many_vote(session):
-    choice = vote.run(session, 9, 0)
-    answers = [session.evaluator.answers(row, "dev") for row in session.experts.rows]
-    order = np.argsort(-session.initial, kind="stable")
-    merged = vote.vote(session.utility, "dev", [answers[index] for index in order])
-    assert choice.dev == pytest.approx(np.mean(session.utility.score("dev", range(12), merged)))
+def test_dev_chooses_how_many_vote(experiment):
+    choice = vote.run(experiment, 9, 0)
+    answers = [experiment.evaluator.generate(row, "dev") for row in experiment.experts.rows]
+    order = np.argsort(-experiment.initial, kind="stable")
+    merged = vote.vote(experiment.utility, "dev", [answers[index] for index in order])
+    assert choice.dev == pytest.approx(np.mean(experiment.utility.score("dev", range(12), merged)))
     assert choice.recipe["voters"] == [NAMES[index] for index in order]
-    assert list(choice.recipe["dev_alone"].values()) == session.initial.tolist()
+    assert list(choice.recipe["dev_alone"].values()) == experiment.initial.tolist()
     assert (choice.evaluations, choice.looks_at_experts) == (3, False)
     assert len(choice.test()) == 12
 
@@ -160,11 +160,11 @@ def test_the_greedy_rule_finds_what_trying_the_whole_grid_finds(logits):
     assert pack.surprise(total, tokens) < pack.surprise(given[order[0]], tokens)
 
 
-def test_pack_weighs_each_prompt_by_itself(session):
-    ensemble = Ensemble(session, "logits")
+def test_pack_weighs_each_prompt_by_itself(experiment):
+    ensemble = Ensemble(experiment, "logits")
     by_rule = pack.routes(ensemble.engine, {"softmax": pack.softmax, "greedy": pack.greedy}, 3)
     route = by_rule["softmax"]
-    prompts = session.evaluator.prompts("dev")
+    prompts = experiment.evaluator.prompts("dev")
     before = ensemble.engine.passes
     first, second = route(prompts[0]), route(prompts[1])
     assert first.sum() == pytest.approx(1)
@@ -175,23 +175,23 @@ def test_pack_weighs_each_prompt_by_itself(session):
     assert route(prompts[0][:1]).tolist() == [1 / 3] * 3
 
 
-def test_pack_takes_both_rules_if_the_budget_allows(session):
-    before = session.evaluator.spent.prompts
-    choice = pack.run(session, 6, 0)
+def test_pack_takes_both_rules_if_the_budget_allows(experiment):
+    before = experiment.evaluator.spent.prompts
+    choice = pack.run(experiment, 6, 0)
     assert (choice.evaluations, choice.looks_at_experts) == (6, False)
     assert set(choice.recipe["dev_by_rule"]) == {"greedy", "softmax"}
     assert choice.dev == max(choice.recipe["dev_by_rule"].values())
-    assert session.evaluator.spent.prompts > before
+    assert experiment.evaluator.spent.prompts > before
     assert len(choice.test()) == 12
-    assert pack.run(session, 5, 0).evaluations == 3
+    assert pack.run(experiment, 5, 0).evaluations == 3
     with pytest.raises(InputError, match="less than the 3 experts take"):
-        pack.run(session, 2, 0)
+        pack.run(experiment, 2, 0)
 
 
-def test_an_ensemble_of_one_is_the_expert(session):
-    ensemble = Ensemble(session, "probabilities")
+def test_an_ensemble_of_one_is_the_expert(experiment):
+    ensemble = Ensemble(experiment, "probabilities")
     for index, unit in enumerate(np.eye(3)):
-        assert ensemble.dev(lambda prompt, unit=unit: unit) == session.initial[index]
+        assert ensemble.dev(lambda prompt, unit=unit: unit) == experiment.initial[index]
 
 
 # cBTM
@@ -223,15 +223,15 @@ def test_few_examples_in_a_cluster_decide_little():
     assert cbtm.best_by_cluster(numbers, scores, 2, prior=4) == [0, 0]
 
 
-def test_cbtm_by_data_and_by_dev(session, tiny, tmp_path):
-    by_data = cbtm.run(session, 5, 0)
+def test_cbtm_by_data_and_by_dev(experiment, tiny, tmp_path):
+    by_data = cbtm.run(experiment, 5, 0)
     assert by_data.recipe["chosen_by"] == "training data"
     assert (by_data.evaluations, by_data.looks_at_experts) == (5, False)
-    assert by_data.recipe == cbtm.run(session, 5, 0).recipe
+    assert by_data.recipe == cbtm.run(experiment, 5, 0).recipe
     assert sum(by_data.recipe["sizes_of_clusters"]) == 120
     assert by_data.dev == by_data.recipe["dev_by_top"][str(by_data.recipe["top"])]
     assert len(by_data.test()) == 12
-    with Session(**arguments_of(tiny, out=tmp_path)) as other:
+    with Experiment(**arguments_of(tiny, out=tmp_path)) as other:
         by_dev = cbtm.run(other, 7, 0)
         assert by_dev.recipe["chosen_by"] == "dev scores"
         assert (by_dev.evaluations, by_dev.looks_at_experts) == (5, True)
@@ -242,26 +242,26 @@ def test_cbtm_by_data_and_by_dev(session, tiny, tmp_path):
 # data merge
 
 
-def test_the_merged_expert_is_an_adapter_that_has_learned(session, tiny):
-    choice = data_merge.run(session, 3, 0, steps=60)
+def test_the_merged_expert_is_an_adapter_that_has_learned(experiment, tiny):
+    choice = data_merge.run(experiment, 3, 0, steps=60)
     assert choice.evaluations == 1
     assert choice.recipe["examples"] == 120
     first, last = choice.recipe["loss"]
     assert last < first - 0.1
-    folder = session.out / "data_merge"
+    folder = experiment.out / "data_merge"
     model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(tiny["base"]), folder)
     assert model.peft_config["default"].r == 4
     again = load_file(folder / "adapter_model.safetensors")
-    data_merge.run(session, 3, 0, steps=60)
+    data_merge.run(experiment, 3, 0, steps=60)
     same = load_file(folder / "adapter_model.safetensors")
     assert all(torch.equal(again[name], same[name]) for name in again)
     assert len(choice.test()) == 12
 
 
-def test_data_merge_says_what_it_needs(session, tiny, tmp_path, monkeypatch):
-    monkeypatch.setattr(session, "train", None)
+def test_data_merge_says_what_it_needs(experiment, tiny, tmp_path, monkeypatch):
+    monkeypatch.setattr(experiment, "train", None)
     with pytest.raises(InputError, match="--train"):
-        data_merge.run(session, 3, 0)
+        data_merge.run(experiment, 3, 0)
 
 
 def test_training_data_is_checked(tmp_path):

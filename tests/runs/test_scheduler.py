@@ -19,18 +19,18 @@ from modelswarms_fast.runs.confirm import CANDIDATES, confirm, hold_back
 from modelswarms_fast.errors import InputError
 from modelswarms_fast.evaluation.evaluator import Evaluator
 from modelswarms_fast.runs.scheduler import run_searches
-from modelswarms_fast.runs.loop import Iterations
+from modelswarms_fast.runs.loop import SearchLoop
 from modelswarms_fast.records.run_folder import Journal, read_history
-from modelswarms_fast.weights.population import Particles
-from modelswarms_fast.runs.trial import Planned
-from modelswarms_fast.evaluation.early_stopping import Tally
+from modelswarms_fast.weights.population import Population
+from modelswarms_fast.runs.trial import TrialSpec
+from modelswarms_fast.evaluation.early_stopping import PartialScores
 from modelswarms_fast.swarm import Swarm
 
 PROMPTS = [f"question {index}" for index in range(9)]
 
 
 class Fake:
-    """A session whose engine is scripted: the score of a mixture on a prompt depends on the two alone."""
+    """An experiment whose engine is scripted: the score of a mixture on a prompt depends on the two alone."""
 
     def __init__(self, slots=6, nan=0.0, **engine):
         self.engine_config = EngineConfig(engine="transformers", state="mixture", **engine)
@@ -49,28 +49,28 @@ class Fake:
         self.expert_products = [[1.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, 1.0]]
 
     def particles(self, swarm):
-        return Particles(self.experts, swarm, self.engine_config, torch.device("cpu"))
+        return Population(self.experts, swarm, self.engine_config, torch.device("cpu"))
 
     @property
     def initial_scores(self):
         swarm = Swarm(SwarmConfig(particles=3), 3)
-        found = self.evaluator.rows(self.particles(swarm), range(3), "dev")
+        found = self.evaluator.score_population(self.particles(swarm), range(3), "dev")
         return [found[index].known for index in range(3)]
 
 
 @pytest.fixture(autouse=True)
 def no_export(monkeypatch):
-    monkeypatch.setattr(resumable, "export", lambda *arguments, **more: None)
-    monkeypatch.setattr(Particles, "global_best", lambda self: None)
+    monkeypatch.setattr(trial, "export", lambda *arguments, **more: None)
+    monkeypatch.setattr(Population, "global_best", lambda self: None)
 
 
 def planned(count=4, **more):
     config = {"particles": 5, "iterations": 4, "patience": 3} | more
-    return [Planned(f"{index:03d}", SwarmConfig(seed=index, **config)) for index in range(count)]
+    return [TrialSpec(f"{index:03d}", SwarmConfig(seed=index, **config)) for index in range(count)]
 
 
-def ran(folder, session=None, searches=None, **more):
-    found = run_searches(session or Fake(), searches or planned(), folder, inputs={"experts": ["a", "b", "c"]}, **more)
+def ran(folder, experiment=None, searches=None, **more):
+    found = run_searches(experiment or Fake(), searches or planned(), folder, inputs={"experts": ["a", "b", "c"]}, **more)
     return [{name: value for name, value in one.items() if name != "wall_seconds"} for one in found]
 
 
@@ -94,7 +94,7 @@ def test_a_search_finds_beside_others_what_it_finds_alone(tmp_path, at_once, sto
 def test_early_stopping_learns_from_the_particles_of_the_own_search(tmp_path, monkeypatch):
     """A particle's last low scores come first, whatever number it has among those of all searches."""
     lasts, checked = defaultdict(dict), []
-    tell, move = Iterations.tell, Iterations.move
+    tell, move = SearchLoop.tell, SearchLoop.move
 
     def told(steps, tallies):
         for particle, tally in tallies.items():
@@ -109,8 +109,8 @@ def test_early_stopping_learns_from_the_particles_of_the_own_search(tmp_path, mo
             scores = [last.get(example, 0.0) for example in order]
             checked.append(sorted(order) == list(range(len(PROMPTS))) and scores == sorted(scores))
 
-    monkeypatch.setattr(Iterations, "tell", told)
-    monkeypatch.setattr(Iterations, "move", moved)
+    monkeypatch.setattr(SearchLoop, "tell", told)
+    monkeypatch.setattr(SearchLoop, "move", moved)
     ran(tmp_path, Fake(stop_early=True), at_once=3)
     assert len(checked) > 40
     assert all(checked)
@@ -118,15 +118,15 @@ def test_early_stopping_learns_from_the_particles_of_the_own_search(tmp_path, mo
 
 def test_particles_of_two_searches_share_a_batch(tmp_path, monkeypatch):
     of_slot, together, waited = {}, set(), [False] + [True] * 3000
-    session = Fake()
-    load, step = scheduler._Shared.load, session.engine.step
+    experiment = Fake()
+    load, step = scheduler._Shared.load, experiment.engine.step
 
     def noted(shared, engine, slot, number):
         of_slot[slot] = shared.of[number][0].planned.name
         load(shared, engine, slot, number)
 
     def stepped():
-        running = session.engine.running.values()
+        running = experiment.engine.running.values()
         together.add(frozenset(of_slot.get(request.slot) for request in running) - {None})
         if of_slot and max(map(len, together)) < 2 and waited.pop():
             time.sleep(0.001)  # nothing ends until both are there
@@ -134,16 +134,16 @@ def test_particles_of_two_searches_share_a_batch(tmp_path, monkeypatch):
         return step()
 
     monkeypatch.setattr(scheduler._Shared, "load", noted)
-    session.engine.step = stepped
-    ran(tmp_path, session, at_once=2)
+    experiment.engine.step = stepped
+    ran(tmp_path, experiment, at_once=2)
     assert max(map(len, together)) == 2
 
 
 def test_the_experts_are_evaluated_once_and_positions_as_often_as_is_said(tmp_path):
-    session = Fake()
-    found = ran(tmp_path, session, at_once=3)
-    assert session.evaluator.spent.evaluations == 3 + sum(one["evaluations"] for one in found)
-    assert session.evaluator.spent.reused == 0
+    experiment = Fake()
+    found = ran(tmp_path, experiment, at_once=3)
+    assert experiment.evaluator.spent.evaluations == 3 + sum(one["evaluations"] for one in found)
+    assert experiment.evaluator.spent.reused == 0
 
 
 @pytest.mark.parametrize("nan", [0.0, 0.02])
@@ -167,20 +167,20 @@ def test_after_a_cut_it_goes_on_as_if_there_had_been_none(tmp_path, monkeypatch,
             ran(tmp_path / "cut", Fake(stop_early=stop_early, nan=nan), planned(drop_n=0.2))
     whole = sum(len(read_history(path)) for path in tmp_path.glob("cut/searches/*/history.jsonl"))
     assert whole == lines
-    session = Fake(stop_early=stop_early, nan=nan)
-    assert ran(tmp_path / "cut", session, planned(drop_n=0.2)) == expected
+    experiment = Fake(stop_early=stop_early, nan=nan)
+    assert ran(tmp_path / "cut", experiment, planned(drop_n=0.2)) == expected
     if not stop_early:
         assert histories(tmp_path / "cut") == histories(tmp_path / "uncut")
     evaluations = 3 + sum(one["evaluations"] for one in expected)
-    assert session.evaluator.spent.evaluations < evaluations  # what was known was not asked again
+    assert experiment.evaluator.spent.evaluations < evaluations  # what was known was not asked again
 
 
 def test_a_search_that_has_ended_is_not_run_again(tmp_path):
     expected = ran(tmp_path)
-    session = Fake()
+    experiment = Fake()
     told = []
-    assert ran(tmp_path, session, ended=told.append) == expected
-    assert session.evaluator.spent.evaluations == 3
+    assert ran(tmp_path, experiment, ended=told.append) == expected
+    assert experiment.evaluator.spent.evaluations == 3
     assert len(told) == 4
 
 
@@ -244,29 +244,29 @@ def test_after_its_minutes_nothing_begins_and_what_runs_stops(tmp_path, monkeypa
 
 
 def test_what_goes_wrong_in_a_move_ends_all_and_drops_what_runs(tmp_path, monkeypatch):
-    session, tell, failing = Fake(slots=2), Iterations.tell, threading.Event()
-    step = session.engine.step
+    experiment, tell, failing = Fake(slots=2), SearchLoop.tell, threading.Event()
+    step = experiment.engine.step
 
     def fails(steps, tallies):
         if steps.swarm.iteration == 1 and steps.swarm.config.seed == 2:
             failing.set()  # from now on no request ends
             for _ in range(5000):
-                if session.engine.running:
+                if experiment.engine.running:
                     break
                 time.sleep(0.001)
             raise OSError("no room")
         return tell(steps, tallies)
 
-    monkeypatch.setattr(Iterations, "tell", fails)
-    session.engine.step = lambda: [] if failing.is_set() else step()
+    monkeypatch.setattr(SearchLoop, "tell", fails)
+    experiment.engine.step = lambda: [] if failing.is_set() else step()
     with pytest.raises(OSError, match="no room"):
-        ran(tmp_path, session, at_once=3)
-    assert "drop" in {entry[0] for entry in session.engine.log}
-    assert not session.engine.running
+        ran(tmp_path, experiment, at_once=3)
+    assert "drop" in {entry[0] for entry in experiment.engine.log}
+    assert not experiment.engine.running
 
 
 def test_first_particles_may_be_some_experts_several_times(tmp_path):
-    searches = [Planned("copies", SwarmConfig(particles=4, iterations=2), (2, 0, 2))]
+    searches = [TrialSpec("copies", SwarmConfig(particles=4, iterations=2), (2, 0, 2))]
     found = ran(tmp_path, searches=searches)
     lines = read_history(tmp_path / "searches" / "copies" / "history.jsonl")
     assert lines[0]["mixtures"][:3] == [[0, 0, 1], [1, 0, 0], [0, 0, 1]]
@@ -307,7 +307,7 @@ def test_the_last_candidates_are_chosen_by_what_was_kept_back():
     def rows(source, particles, split):
         assert split == "confirm"
         assert list(particles) == [4, 3, 1, 5, 6]  # not 0: there are CANDIDATES
-        tallies = {one: Tally(1, lambda scores: scores[0]) for one in particles}
+        tallies = {one: PartialScores(1, lambda scores: scores[0]) for one in particles}
         for one, tally in tallies.items():
             tally.scores = [known[one]]
         return tallies

@@ -22,7 +22,7 @@ from modelswarms_fast.errors import InputError
 from modelswarms_fast.weights.experts import read_experts
 from modelswarms_fast.records.run_folder import read_history
 from modelswarms_fast.runs.search import search
-from modelswarms_fast.weights.population import Particles
+from modelswarms_fast.weights.population import Population
 from modelswarms_fast.weights.row_table import count_rows
 from modelswarms_fast.evaluation.objectives.utility import mean_error
 
@@ -170,13 +170,13 @@ def held(monkeypatch):
         found.append(read_experts(*arguments, **options))
         return found[-1]
 
-    class Kept(Particles):
+    class Kept(Population):
         def __init__(self, *arguments):
             super().__init__(*arguments)
             found.append(self)
 
-    monkeypatch.setattr(session, "read_experts", reading)
-    monkeypatch.setattr(session, "Particles", Kept)
+    monkeypatch.setattr(experiment, "read_experts", reading)
+    monkeypatch.setattr(experiment, "Population", Kept)
     return found
 
 
@@ -418,7 +418,7 @@ def test_a_budget_changes_where_rows_lie_and_not_a_bit(tiny, tmp_path, state, pa
 
 
 def test_a_failing_search_leaves_no_file_of_rows_and_no_thread(tiny, tmp_path, monkeypatch):
-    monkeypatch.setattr(Particles, "update", lambda self, plan: 1 / 0)
+    monkeypatch.setattr(Population, "update", lambda self, plan: 1 / 0)
     spill, threads = tmp_path / "spill", threading.active_count()
     spill.mkdir()
     with pytest.raises(ZeroDivisionError):

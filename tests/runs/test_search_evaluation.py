@@ -12,7 +12,7 @@ from modelswarms_fast.engines.transformers import TransformersEngine
 from modelswarms_fast.errors import InputError
 from modelswarms_fast.records.run_folder import read_history
 from modelswarms_fast.runs.search import search
-from modelswarms_fast.weights.population import Particles
+from modelswarms_fast.weights.population import Population
 from modelswarms_fast.records.trace import Trace
 
 tiny = helpers_search.tiny
@@ -171,6 +171,6 @@ def test_an_engine_that_worked_before_the_second_one_counts_for_its_own_seconds(
 
 def test_the_loop_hands_the_next_particles_ahead(tiny, tmp_path, monkeypatch):
     ahead = []
-    monkeypatch.setattr(Particles, "prefetch", lambda self, particles: ahead.append(list(particles)))
+    monkeypatch.setattr(Population, "prefetch", lambda self, particles: ahead.append(list(particles)))
     search(**tiny | {"iterations": 1}, out=tmp_path / "run")
     assert ahead == [[1], [2], []] * 2

@@ -28,7 +28,7 @@ from modelswarms_fast.runs.trial import Search
 from modelswarms_fast.runs.study import study, variants_of
 
 tiny = helpers_search.tiny
-RIGHT = {"task": "helpers_search:rich", "canary": "off"}
+RIGHT = {"task": "helpers_search:rich", "parity_check": "off"}
 
 
 def sizes(tiny):
@@ -233,7 +233,7 @@ def test_a_study_by_the_command_line(tiny, tmp_path):
         "study", "seeds", str(given["experts"]), "--base", given["base"], "--task", given["task"],
         "--data", str(tmp_path / "data.json"), "--out", str(tmp_path / "study"), "--engine", "transformers",
         "--seeds", "2", "--set", "iterations=1", "--set", "repel=false", "--engine-set", "dtype=float32",
-        "--engine-set", "canary=off",
+        "--engine-set", "parity_check=off",
     ]  # fmt: skip
     result = CliRunner().invoke(main.app, arguments)
     assert result.exit_code == 0, result.output

@@ -7,7 +7,7 @@ import pytest
 import torch
 from helpers_models import make_adapter
 from helpers_search import told
-from test_ensemble import LETTERS, gpt2, llama
+from helpers_ensemble import LETTERS, gpt2, llama
 from typer.testing import CliRunner
 
 from modelswarms_fast.cli import main

@@ -170,13 +170,13 @@ void merges_of_mixtures() {
       const auto live = [&](const auto& load) {
         Bytes weights(static_cast<std::size_t>((rows * pitch - (pitch - columns)) * item));
         std::memset(weights.data.get(), 0, weights.size);
-        load(MergePlan(
+        load(LoraMerger(
             {{0, a, rank, rows, columns, columns, base.as<void>(), weights.as<void>(), pitch, 0.5}}, dtype));
         return weights;
       };
       Bytes mixed =
-          live([&](const MergePlan& plan) { plan.load_mixture({experts.as<void>(), size, n, mixture}); });
-      const Bytes loaded = live([&](const MergePlan& plan) { plan.load(row.as<void>()); });
+          live([&](const LoraMerger& plan) { plan.load_mixture({experts.as<void>(), size, n, mixture}); });
+      const Bytes loaded = live([&](const LoraMerger& plan) { plan.load(row.as<void>()); });
       expect(std::memcmp(mixed.as<char>(), loaded.as<char>(), mixed.size) == 0,
              "a merged mixture has the bits of its merged row");
       return mixed;
@@ -241,7 +241,8 @@ void plans() {
       std::memset(places.data.get(), 0, places.size);
       std::memset(live.data.get(), 0, live.size);
       char* second = places.as<char>() + 3 * 40 * item;
-      const CopyPlan copy({{0, 3, 37, 37, places.as<void>(), 40, 1.0}, {a, 29, 3, 3, second, 5, 2.0}}, dtype);
+      const WeightCopier copy({{0, 3, 37, 37, places.as<void>(), 40, 1.0}, {a, 29, 3, 3, second, 5, 2.0}},
+                              dtype);
       copy.load(row.as<void>());
       // Several threads may read the places at once.
       start_threads(3, [&](int) {
@@ -250,11 +251,11 @@ void plans() {
         expect(std::memcmp(back.as<char>(), row.as<char>(), back.size) == 0,
                "store gives back what load took");
       });
-      MergePlan({{0, a, 3, 29, 37, 37, base.as<void>(), live.as<void>(), 41, 0.5}}, dtype)
+      LoraMerger({{0, a, 3, 29, 37, 37, base.as<void>(), live.as<void>(), 41, 0.5}}, dtype)
           .load(row.as<void>());
       // Its last columns and rows alone, as one of several ranks has them.
-      CopyPlan({{20, 3, 17, 37, places.as<void>(), 40, 2.0}}, dtype).load(row.as<void>());
-      MergePlan({{20, a + 9 * 3, 3, 20, 17, 37, base.as<void>(), live.as<void>(), 41, 0.5}}, dtype)
+      WeightCopier({{20, 3, 17, 37, places.as<void>(), 40, 2.0}}, dtype).load(row.as<void>());
+      LoraMerger({{20, a + 9 * 3, 3, 20, 17, 37, base.as<void>(), live.as<void>(), 41, 0.5}}, dtype)
           .load(row.as<void>());
       return live;
     });
@@ -282,12 +283,12 @@ void plans_past_the_caches() {
       };
       for (const std::string& level : simd_levels()) {
         set_simd_level(level);
-        const CopyPlan copy({{0, 1, size, size, line + start, size, 1.0}}, dtype);
+        const WeightCopier copy({{0, 1, size, size, line + start, size, 1.0}}, dtype);
         copy.load(row.as<void>());
         same("a long copy at " + level);
         copy.load_mixture(itself);
         same("a long mixture at " + level);
-        MergePlan({{0, a, rank, rows, columns, columns, base.as<void>(), line + start, columns, 0.5}}, dtype)
+        LoraMerger({{0, a, rank, rows, columns, columns, base.as<void>(), line + start, columns, 0.5}}, dtype)
             .load(row.as<void>());
         const std::string now(line + start, static_cast<std::size_t>(rows * columns * item));
         if (merged.empty()) merged = now;

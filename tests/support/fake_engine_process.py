@@ -62,7 +62,7 @@ def main(pipe):
                 prompts[arguments[0]] = arguments[1]
             elif name == "load_mixture":
                 held[arguments[0]] = arguments[1]
-            elif name == "serve_by":
+            elif name == "set_mode":
                 (way,) = arguments
             elif name == "choose":
                 first = prompts[arguments[0][0]]

@@ -8,7 +8,7 @@ import pytest
 
 from modelswarms_fast.engines.pool import pool as groups
 from modelswarms_fast.engines.pool import supervisor
-from modelswarms_fast.engines.pool.pool import EngineGroup
+from modelswarms_fast.engines.pool.pool import EnginePool
 
 
 def hurry(monkeypatch, still, silent):
@@ -26,7 +26,7 @@ def disturb(monkeypatch):
     seen = []
 
     def plan(steps, what=signal.SIGKILL):
-        real, count = EngineGroup._receive, 0
+        real, count = EnginePool._receive, 0
 
         def receive(self):
             nonlocal count
@@ -38,7 +38,7 @@ def disturb(monkeypatch):
                     os.kill(worker.process.pid, what)
             real(self)
 
-        monkeypatch.setattr(EngineGroup, "_receive", receive)
+        monkeypatch.setattr(EnginePool, "_receive", receive)
         return seen
 
     return plan
@@ -52,6 +52,6 @@ def lives(pid: int) -> bool:
         return False
 
 
-def pids(group: EngineGroup) -> list[int]:
+def pids(group: EnginePool) -> list[int]:
     """Of the engines' processes."""
     return [worker.process.pid for worker in group._workers]

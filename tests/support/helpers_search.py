@@ -93,3 +93,8 @@ def told(run: str | Path) -> list[dict[str, Any]]:
         {name: value for name, value in line.items() if name not in {"seconds", "engine_idle_share"}}
         for line in read_history(Path(run) / "history.jsonl")
     ]
+
+
+def arguments_of(tiny, **more):
+    """Of an experiment: what `tiny` has without the swarm's settings."""
+    return {name: value for name, value in tiny.items() if name not in ("iterations", "seed")} | more

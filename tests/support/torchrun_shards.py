@@ -70,7 +70,7 @@ def search(columns, dtype, noise, total, device="cpu"):
     events = [(0, *promote())]
     mix(table.v, swarm.initial_velocities(positions))
     for _ in range(ITERATIONS):
-        plan = swarm.plan()
+        plan = swarm.ask()
         coefficients = torch.from_numpy(plan.coefficients)
         if "randomness" in noise:
             coefficients = torch.tensor(WEIGHTS).repeat(PARTICLES, 1)

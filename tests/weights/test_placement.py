@@ -14,7 +14,7 @@ from modelswarms_fast.ops import _C
 from modelswarms_fast.swarm import Swarm
 from modelswarms_fast.weights import placement
 from modelswarms_fast.weights.placement import plan_memory
-from modelswarms_fast.weights.population import Particles
+from modelswarms_fast.weights.population import Population
 from modelswarms_fast.weights.row_table import count_rows
 
 P, N, D = 4, 3, 1000
@@ -176,7 +176,7 @@ def test_the_plan_is_printed_tier_by_tier():
 
 
 class Pool:
-    """As `read_experts` gives experts, as far as Particles looks."""
+    """As `read_experts` gives experts, as far as Population looks."""
 
     def __init__(self, rows, room):
         self.rows, self.room, self.names = rows, room, tuple("abc")
@@ -205,13 +205,13 @@ def test_particles_are_the_same_whatever_the_budgets(device, host, device_rows, 
     for swarm, placed in zip(swarms, (None, made), strict=True):
         room = torch.zeros(count_rows(P), D, dtype=torch.bfloat16) if placed is None else placed.place(D, values.dtype)
         room[:N] = values
-        both.append(Particles(Pool(room[:N], room), swarm, EngineConfig(), torch.device("cpu"), placed))
+        both.append(Population(Pool(room[:N], room), swarm, EngineConfig(), torch.device("cpu"), placed))
     assert_allocated(made, room, both[1]._cache)
     utility = torch.Generator().manual_seed(1)
     for iteration in range(25):
         if iteration:
             for swarm, particles in zip(swarms, both, strict=True):
-                particles.update(swarm.plan())
+                particles.update(swarm.ask())
         for particle in torch.randperm(P, generator=utility).tolist():
             rows = [particles.row(particle) for particles in both]
             both[1].prefetch([(particle + 1) % P, (particle + 2) % P])

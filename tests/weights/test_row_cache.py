@@ -14,8 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from modelswarms_fast.weights.arena import empty_rows
-from modelswarms_fast.weights.row_cache import TierCache
-from modelswarms_fast.weights.streaming import Lane
+from modelswarms_fast.weights.row_cache import RowCache
+from modelswarms_fast.weights.streaming import CopyStream
 
 
 @pytest.fixture
@@ -24,7 +24,7 @@ def make_cache():
     before, made = threading.active_count(), []
 
     def make(rows, capacity):
-        made.append(TierCache(rows, capacity))
+        made.append(RowCache(rows, capacity))
         return made[-1]
 
     yield make
@@ -136,7 +136,7 @@ ACTIONS = st.one_of(
 def test_eviction_against_a_plain_model(capacity, actions):
     """After each step the same rows are there, in the same order of use, and no pinned row has left that was there."""
     rows = random_rows(9, 20, torch.float32, 0)
-    cache, model, held = TierCache(rows, capacity), Model(capacity), []  # held: row, view, whether it was invalidated
+    cache, model, held = RowCache(rows, capacity), Model(capacity), []  # held: row, view, whether it was invalidated
     with closing(cache):
         for action, what in actions:
             kept = model.pinned.intersection(model.order) - ({what} if action == "invalidate" else set())
@@ -185,8 +185,8 @@ def test_a_row_is_there_when_the_stream_that_asked_gets_to_it(order, monkeypatch
     truth, wrong = rows.clone(), []
     with monkeypatch.context() as patch:
         streams.stand_in(patch)
-        cache = TierCache(rows, 3)
-        cache._lane = Lane(torch.device("cuda"))
+        cache = RowCache(rows, 3)
+        cache._lane = CopyStream(torch.device("cuda"))
         copy, draw = cache._copy, random.Random(0)
         cache._copy = lambda place, row: streams.active.queue.append(("run", lambda: copy(place, row)))
 

@@ -19,7 +19,7 @@ from modelswarms_fast.errors import InputError
 from modelswarms_fast.ops import swarm_update_rows_
 from modelswarms_fast.weights import streaming
 from modelswarms_fast.weights.arena import empty_rows
-from modelswarms_fast.weights.row_cache import TierCache
+from modelswarms_fast.weights.row_cache import RowCache
 from modelswarms_fast.weights.row_table import RowTable
 from modelswarms_fast.weights.streaming import file_rows, stream_update_rows_
 
@@ -112,7 +112,7 @@ def test_rows_of_page_locked_memory_and_a_file(tmp_path):
     rows.copy_(values)
     expected = resident(values, table, best, worst, "cuda", **KEY)
     assert_same(streamed(rows, table, best, worst, "cuda", 64, **KEY), expected)
-    with closing(TierCache(rows, 3, "cuda")) as cache:
+    with closing(RowCache(rows, 3, "cuda")) as cache:
         for row in range(count):
             view = cache.get(row)
             assert_same(view.cpu(), expected[row])
@@ -218,9 +218,9 @@ ORDERS = [by_priority(priority) for priority in permutations(range(3))] + [at_ra
 def test_any_order_that_the_events_of_streams_allow_gives_the_same_bits(order, monkeypatch):
     """The waiting between streams, without a GPU; whether CUDA keeps to it only a GPU can say."""
     streams = Streams(order)
-    copy, update, lane = streaming._copy, streaming.swarm_update_rows_, streaming.Lane
+    copy, update, lane = streaming._copy, streaming.swarm_update_rows_, streaming.CopyStream
     streams.stand_in(monkeypatch)
-    monkeypatch.setattr(streaming, "Lane", lambda device: lane(torch.device("cuda")))
+    monkeypatch.setattr(streaming, "CopyStream", lambda device: lane(torch.device("cuda")))
     monkeypatch.setattr(streaming, "_copy", lambda pairs: streams.active.queue.append(("run", lambda: copy(pairs))))
 
     def queued(*arguments, **options):

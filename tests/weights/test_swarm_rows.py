@@ -14,12 +14,12 @@ from torch.utils._pytree import tree_leaves
 
 from modelswarms_fast.config import EngineConfig, SwarmConfig
 from modelswarms_fast.ops import mix_, swarm_update_rows_
-from modelswarms_fast.swarm import Plan, Swarm, Told
+from modelswarms_fast.swarm import BestUpdate, Moves, Swarm
 from modelswarms_fast.weights import arena
 from modelswarms_fast.weights.arena import empty_rows
-from modelswarms_fast.weights.population import Particles
+from modelswarms_fast.weights.population import Population
 from modelswarms_fast.weights.row_table import RowTable, count_rows
-from modelswarms_fast.weights.rows import Shard
+from modelswarms_fast.weights.rows import SwarmRows
 
 P, D = 5, 100
 
@@ -29,19 +29,19 @@ def plan(restarts=(), step_length=0.7, iteration=1, seed=1, particles=P):
     mask = np.zeros(particles, dtype=bool)
     mask[list(restarts)] = True
     coefficients = (coefficients / coefficients.sum(1, keepdims=True)).astype(np.float32)
-    return Plan(iteration, mask, coefficients, step_length, np.ones(particles, dtype=bool))
+    return Moves(iteration, mask, coefficients, step_length, np.ones(particles, dtype=bool))
 
 
 def make(experts, positions):
     rows = torch.full((count_rows(len(positions)), experts.shape[1]), float("nan"), dtype=experts.dtype)
-    return Shard(experts, positions, rows)
+    return SwarmRows(experts, positions, rows)
 
 
 @pytest.fixture
 def shard():
     experts = random_rows(P, D, torch.float64, 0)
     shard = make(experts, np.eye(P))
-    shard.promote(Told(np.ones(P, dtype=bool), 1, 2))
+    shard.promote(BestUpdate(np.ones(P, dtype=bool), 1, 2))
     shard.start(experts, np.roll(np.eye(P), 1, axis=0) - np.eye(P))
     return shard
 
@@ -79,7 +79,7 @@ def test_experts_may_be_the_first_positions(dtype, further):
     elsewhere = make(experts, mixtures)
     rows = torch.full_like(elsewhere.rows, float("nan"))
     rows[:3] = experts
-    here = Shard(rows[:3], mixtures, rows)
+    here = SwarmRows(rows[:3], mixtures, rows)
     assert here.rows.data_ptr() == rows.data_ptr()
     for shard, source in ((elsewhere, experts), (here, rows[:3])):
         shard.start(source, np.roll(mixtures, 1, axis=0) - mixtures)
@@ -92,13 +92,13 @@ def test_rows_that_are_not_enough_or_too_short_are_refused():
     experts = torch.zeros(2, D)
     for count, size in ((count_rows(2) - 1, D), (count_rows(2) + 1, D), (count_rows(2), D - 1)):
         with pytest.raises(ValueError, match=r"2 particles need rows \[8, 100\]"):
-            Shard(experts, np.eye(2), torch.zeros(count, size))
+            SwarmRows(experts, np.eye(2), torch.zeros(count, size))
 
 
 def test_experts_in_place_must_be_the_first_positions():
     rows = torch.zeros(count_rows(3), D)
     with pytest.raises(ValueError, match="experts in the first rows are the positions of the first particles"):
-        Shard(rows[:2], np.array([[0.0, 1.0], [1.0, 0.0], [0.5, 0.5]]), rows)
+        SwarmRows(rows[:2], np.array([[0.0, 1.0], [1.0, 0.0], [0.5, 0.5]]), rows)
 
 
 def test_update_is_the_equation(shard):
@@ -135,7 +135,7 @@ def test_promote_renames_only_what_is_named(shard):
     shard.update(plan())
     before, rows = personal_bests(shard), shard.rows.clone()
     improved = np.array([False, True, False, False, True])
-    shard.promote(Told(improved, None, 4))
+    shard.promote(BestUpdate(improved, None, 4))
     for particle in range(P):
         expected = shard.position(particle) if improved[particle] else before[particle]
         torch.testing.assert_close(shard.personal_best(particle), expected, rtol=0, atol=0)
@@ -148,7 +148,7 @@ def test_promote_renames_only_what_is_named(shard):
 def test_a_particle_without_a_personal_best_is_drawn_to_its_start():
     """Its first utility was NaN, so nothing was ever promoted for it."""
     shard = make(torch.eye(P, dtype=torch.float64), np.eye(P))
-    shard.promote(Told(np.array([False] + [True] * (P - 1)), 1, 2))
+    shard.promote(BestUpdate(np.array([False] + [True] * (P - 1)), 1, 2))
     shard.update(plan())
     torch.testing.assert_close(shard.personal_best(0), torch.eye(P, dtype=torch.float64)[0], rtol=0, atol=0)
     torch.testing.assert_close(positions(shard).sum(dim=1), torch.ones(P, dtype=torch.float64))
@@ -174,7 +174,7 @@ def test_nothing_is_allocated_after_construction():
     size = 100_000
     shard = make(random_rows(P, size, torch.float32, 0), np.eye(P))
     address, own = shard.rows.data_ptr(), set(vars(shard))
-    told = Told(np.array([True, False, False, True, True]), 0, 1)
+    told = BestUpdate(np.array([True, False, False, True, True]), 0, 1)
     with Allocations(shard.rows):
         shard.update(plan())  # what it imports when it is first used is not counted
     tracemalloc.start()
@@ -224,7 +224,7 @@ def test_many_moves_are_exactly_those_of_a_swarm_that_copies(particles):
         # Short steps: the rows stay of one size.
         move = plan(mask, 0.3, iteration, seed=iteration, particles=particles)
         improved = np.array([draw.random() < 0.3 for _ in range(particles)])
-        told = Told(improved, *(draw.choice([None, None, draw.randrange(particles)]) for _ in range(2)))
+        told = BestUpdate(improved, *(draw.choice([None, None, draw.randrange(particles)]) for _ in range(2)))
         for swarm in (shard, copies):
             swarm.update(move)
         before, addresses = shard.rows.clone(), [shard.position(particle).data_ptr() for particle in range(particles)]
@@ -251,7 +251,7 @@ def test_update_hands_on_the_key_of_its_random_numbers(dtype):
     for coordinate in (False, True):
         rows, shards = torch.zeros(count_rows(P), 300, dtype=dtype), []
         for columns in (slice(0, 64), slice(64, 300)):
-            shards.append(Shard(experts[:, columns], np.eye(P), rows[:, columns], columns.start))
+            shards.append(SwarmRows(experts[:, columns], np.eye(P), rows[:, columns], columns.start))
         expected, table = rows.clone(), RowTable(P)
         lines = torch.from_numpy(table.update(move.restarts))
         arguments = (expected, lines, 0, 0, torch.from_numpy(move.coefficients), 0.7)
@@ -265,7 +265,7 @@ def test_update_hands_on_the_key_of_its_random_numbers(dtype):
 
 
 def pool(experts, room=None):
-    """As `read_experts` gives them, as far as Particles looks."""
+    """As `read_experts` gives them, as far as Population looks."""
     layout = SimpleNamespace(size=experts.shape[1], dtype=experts.dtype)
     room = experts if room is None else room
     return SimpleNamespace(rows=experts, room=room, names=tuple("abcdef"[: len(experts)]), layout=layout)
@@ -277,7 +277,7 @@ def search(swarm, particles, steps, before=lambda: None):
     particles.promote(swarm.tell(utility.random(swarm.config.particles)))
     particles.start(swarm)
     for _ in range(steps):
-        move = swarm.plan()
+        move = swarm.ask()
         before()
         particles.update(move)
         particles.promote(swarm.tell(utility.random(swarm.config.particles)))
@@ -290,7 +290,7 @@ def test_both_states_hold_the_same_positions_through_a_search():
     config = SwarmConfig(particles=9, patience=60, restart_patience=0.1, iterations=50, seed=4)
     swarms = [Swarm(config, 6) for _ in range(2)]
     states = [
-        Particles(experts, swarm, EngineConfig(state=state), torch.device("cpu"))
+        Population(experts, swarm, EngineConfig(state=state), torch.device("cpu"))
         for swarm, state in zip(swarms, ("weights", "mixture"), strict=True)
     ]
     moves = (search(swarm, particles, 50) for swarm, particles in zip(swarms, states, strict=True))
@@ -315,7 +315,7 @@ def test_the_swarm_moves_into_the_experts_room_only_if_it_fits(state, spare):
     experts, alone = pool(room[:3], room), pool(values.clone())
     swarms = [Swarm(config, 3), Swarm(config, 3)]
     both = [
-        Particles(which, swarm, EngineConfig(state=state), torch.device("cpu"))
+        Population(which, swarm, EngineConfig(state=state), torch.device("cpu"))
         for which, swarm in zip((experts, alone), swarms, strict=True)
     ]
     fits = state == "weights" and spare == 0
@@ -338,7 +338,7 @@ def test_particles_move_as_their_settings_say(dtype, randomness, rounding):
     config = SwarmConfig(particles=4, seed=2**34 + 1, randomness=randomness, restart_patience=0.1)
     swarm = Swarm(config, 4)
     experts = pool(random_rows(4, 64, dtype, 0))
-    particles = Particles(experts, swarm, EngineConfig(rounding=rounding), torch.device("cpu"))
+    particles = Population(experts, swarm, EngineConfig(rounding=rounding), torch.device("cpu"))
     shard, earlier = particles._weights, []
     for move in search(swarm, particles, 6, lambda: earlier.append((shard.rows.clone(), copy.copy(shard.table)))):
         rows, table = earlier.pop()
@@ -355,7 +355,7 @@ def test_with_coordinates_a_position_leaves_the_span_of_the_experts():
     for randomness, inside in (("particle", True), ("coordinate", False)):
         values = random_rows(3, 64, torch.float32, 0)
         swarm = Swarm(SwarmConfig(particles=3, randomness=randomness), 3)
-        particles = Particles(pool(values), swarm, EngineConfig(), torch.device("cpu"))
+        particles = Population(pool(values), swarm, EngineConfig(), torch.device("cpu"))
         assert len(list(search(swarm, particles, 3))) == 3
         left = torch.linalg.lstsq(values.double().T, particles.row(1).double()[:, None])
         residual = (values.double().T @ left.solution - particles.row(1).double()[:, None]).norm()
@@ -409,7 +409,7 @@ def test_experts_that_were_brought_to_a_device_are_let_go(state):
     if state == "mixture":
         experts.rows = SimpleNamespace(to=lambda device: values.clone())
     swarm = Swarm(SwarmConfig(particles=4), 3)
-    particles = Particles(experts, swarm, EngineConfig(state=state), torch.device("cpu"))
+    particles = Population(experts, swarm, EngineConfig(state=state), torch.device("cpu"))
     if particles._weights is not None:
         assert particles._weights.rows.data_ptr() == particles._experts.data_ptr() != values.data_ptr()
         assert_same(particles._weights.rows[:3], values)

@@ -14,7 +14,7 @@ from torch import Tensor
 from modelswarms_fast.ops import _C, mix_
 from modelswarms_fast.weights import weight_loader
 from modelswarms_fast.weights.layout import Layout, TensorSpec
-from modelswarms_fast.weights.weight_loader import CopyPlan, CopyTarget, MergePlan, MergeTarget
+from modelswarms_fast.weights.weight_loader import CopyTarget, LoraMerger, MergeTarget, WeightCopier
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.float64]
 UNTOUCHED = 7.0
@@ -62,7 +62,7 @@ def test_copy_there_and_back(backend: str, dtype: torch.dtype, gap: int, scaling
         else:
             place = memory[one.name] = torch.zeros(one.shape, dtype=dtype)
         targets.append(CopyTarget(one, place, scaling))
-    plan = CopyPlan(targets)
+    plan = WeightCopier(targets)
     plan.load(row)
     for target in targets:
         tensor = row[target.spec.offset : target.spec.end].view(target.spec.shape)
@@ -87,7 +87,7 @@ def test_copy_there_and_back(backend: str, dtype: torch.dtype, gap: int, scaling
 def test_a_scaling_of_zero_is_an_adapter_without_effect(backend: str) -> None:
     layout = layout_of({"b": (40, 8)}, torch.bfloat16)
     place, _ = place_of((40, 8), torch.bfloat16, 8)
-    plan = CopyPlan([CopyTarget(layout.specs[0], place, 0.0)])
+    plan = WeightCopier([CopyTarget(layout.specs[0], place, 0.0)])
     plan.load(random_row(layout))
     assert (place == 0).all()
     with pytest.raises(ValueError, match="scaling 0"):
@@ -105,7 +105,7 @@ def test_threads_and_simd_levels_copy_the_same(dtype: torch.dtype) -> None:
             for one in layout.specs:
                 whole = torch.zeros(*one.shape[:-1], one.shape[-1] + (8 if one.name == "b" else 0), dtype=dtype)
                 targets.append(CopyTarget(one, whole[..., : one.shape[-1]], 0.7))
-            with_level(level, threads, lambda targets=targets: CopyPlan(targets).load(row))
+            with_level(level, threads, lambda targets=targets: WeightCopier(targets).load(row))
             results.append(torch.cat([target.place.flatten() for target in targets]))
     assert all(torch.equal(result, results[0]) for result in results)
     expected = torch.cat([row[one.offset : one.end] for one in layout.specs]) * 0.7
@@ -146,7 +146,7 @@ def test_merge_is_base_and_product(backend: str, dtype: torch.dtype, gap: int) -
     layout, targets = make_merge(dtype, gap)
     row = random_row(layout)
     before = [target.base.clone() for target in targets]
-    MergePlan(targets).load(row)
+    LoraMerger(targets).load(row)
     tolerance = {torch.float32: 1e-5, torch.float64: 1e-6 if backend == "torch" else 1e-12}.get(dtype)
     for target, base in zip(targets, before, strict=True):
         a, b = (row[one.offset : one.end].view(one.shape).double() for one in (target.a, target.b))
@@ -172,16 +172,16 @@ def test_threads_and_simd_levels_merge_the_same(dtype: torch.dtype) -> None:
             base = torch.linspace(-1, 1, live.numel()).view(shape).to(dtype)
             target = MergeTarget(spec(big, "a"), spec(big, "b"), base, live, 2.0)
             with_level(
-                level, threads, lambda targets=targets, layout=layout: MergePlan(targets).load(random_row(layout))
+                level, threads, lambda targets=targets, layout=layout: LoraMerger(targets).load(random_row(layout))
             )
-            with_level(level, threads, lambda target=target, big=big: MergePlan([target]).load(random_row(big)))
+            with_level(level, threads, lambda target=target, big=big: LoraMerger([target]).load(random_row(big)))
             results.append(torch.cat([one.live.flatten() for one in (*targets, target)]))
     assert all(torch.equal(result, results[0]) for result in results)
 
 
 def test_a_zero_adapter_gives_the_base_bit_for_bit() -> None:
     layout, targets = make_merge(torch.bfloat16)
-    MergePlan(targets).load(torch.zeros(layout.size, dtype=torch.bfloat16))
+    LoraMerger(targets).load(torch.zeros(layout.size, dtype=torch.bfloat16))
     assert all(torch.equal(target.live, target.base) for target in targets)
 
 
@@ -199,7 +199,7 @@ def test_a_mixture_is_loaded_as_its_row_would_be(backend: str, dtype: torch.dtyp
             for mixed in (True, False):
                 places = [place_of(one.shape, dtype, gap)[0] if one.shape else torch.zeros((), dtype=dtype)
                           for one in copies.specs]  # fmt: skip
-                plan = CopyPlan(
+                plan = WeightCopier(
                     [CopyTarget(one, place, scaling) for one, place in zip(copies.specs, places, strict=True)]
                 )
                 load(plan, copies, count, mixture, mixed=mixed, threads=threads)
@@ -207,7 +207,7 @@ def test_a_mixture_is_loaded_as_its_row_would_be(backend: str, dtype: torch.dtyp
             assert torch.equal(*found)
         found = []
         for mixed in (True, False):
-            load(MergePlan(targets), merges, count, mixture, mixed=mixed, threads=threads)
+            load(LoraMerger(targets), merges, count, mixture, mixed=mixed, threads=threads)
             found.append(torch.cat([target.live.flatten() for target in targets]))
             for target in targets:
                 target.live.fill_(UNTOUCHED)
@@ -237,12 +237,12 @@ def test_a_part_is_that_part_of_the_whole(
     place, place_memory = place_of(shape, dtype, gap)
     some_bias, some_long = torch.empty(rows, dtype=dtype), torch.empty(rows, 4900, dtype=dtype)
     wholes = (
-        MergePlan([MergeTarget(a, b, base, whole_live, 0.5)]),
-        CopyPlan([CopyTarget(w, whole_w, 2.0), CopyTarget(bias, whole_bias), CopyTarget(long, whole_long, 2.0)]),
+        LoraMerger([MergeTarget(a, b, base, whole_live, 0.5)]),
+        WeightCopier([CopyTarget(w, whole_w, 2.0), CopyTarget(bias, whole_bias), CopyTarget(long, whole_long, 2.0)]),
     )
     copies = [CopyTarget(w, place, 2.0, start), CopyTarget(bias, some_bias, start=(first, 0))]
     copies.append(CopyTarget(long, some_long, 2.0, (first, 17)))
-    parts = (MergePlan([MergeTarget(a, b, base[here].contiguous(), live, 0.5, start)]), CopyPlan(copies))
+    parts = (LoraMerger([MergeTarget(a, b, base[here].contiguous(), live, 0.5, start)]), WeightCopier(copies))
     for mixed in (False, True):
         for threads in (1, 2):
             forget(whole_live, whole_w, whole_bias, whole_long, live, place, some_bias, some_long)
@@ -281,12 +281,14 @@ def test_parts_that_stick_out_are_refused() -> None:
         CopyTarget(s, torch.zeros(()), start=(0, 0)),
     ):
         with pytest.raises(ValueError, match="has shape"):
-            CopyPlan([target])
+            WeightCopier([target])
     with pytest.raises(ValueError, match="has shape"):
-        MergePlan([MergeTarget(a, b, torch.zeros(4, 64), torch.zeros(4, 64), 1.0, (5, 0))])
+        LoraMerger([MergeTarget(a, b, torch.zeros(4, 64), torch.zeros(4, 64), 1.0, (5, 0))])
 
 
-def load(plan: CopyPlan | MergePlan, layout: Layout, count: int, mixture: Tensor, *, mixed: bool, threads: int) -> None:
+def load(
+    plan: WeightCopier | LoraMerger, layout: Layout, count: int, mixture: Tensor, *, mixed: bool, threads: int
+) -> None:
     """A mixture of random rows that have gaps between them: at once, or through a row."""
     experts = torch.stack([random_row(layout, seed) for seed in range(count)])
     experts = torch.nn.functional.pad(experts, (0, 32))[:, : layout.size]
@@ -300,7 +302,7 @@ def test_every_simd_level_loads_the_same_mixture() -> None:
     layout, targets = make_merge(torch.bfloat16)
     experts, mixture = torch.stack([random_row(layout, seed) for seed in range(3)]), torch.tensor([0.2, 1.1, -0.3])
     place = torch.zeros(layout.size, dtype=torch.bfloat16)
-    copy, merge = CopyPlan([CopyTarget(TensorSpec("row", 0, (layout.size,)), place, 0.7)]), MergePlan(targets)
+    copy, merge = WeightCopier([CopyTarget(TensorSpec("row", 0, (layout.size,)), place, 0.7)]), LoraMerger(targets)
     written = [place, *(target.live for target in targets)]
     found = []
     for level in _C.simd_levels():
@@ -322,8 +324,8 @@ def test_a_plan_keeps_the_memory_that_a_parameter_leaves(backend: str) -> None:
     place, base, live = (torch.nn.Parameter(torch.zeros(shape)) for shape in ((4, 64), (6, 64), (6, 64)))
     base.data.copy_(weight)
     addresses = [one.data_ptr() for one in (place, base, live)]
-    copy = CopyPlan([CopyTarget(layout.specs[0], place)])
-    merge = MergePlan([MergeTarget(*layout.specs, base, live, 1.0)])
+    copy = WeightCopier([CopyTarget(layout.specs[0], place)])
+    merge = LoraMerger([MergeTarget(*layout.specs, base, live, 1.0)])
     for parameter in (place, base, live):
         parameter.data = parameter.data.half()  # as `module.half()` does
     kept = (copy._targets[0].place, merge._targets[0].base, merge._targets[0].live)
@@ -337,7 +339,7 @@ def test_a_plan_keeps_the_memory_that_a_parameter_leaves(backend: str) -> None:
 
 def test_mixtures_of_other_rows_are_refused() -> None:
     layout = layout_of({"a": (4, 64)}, torch.float32)
-    plan = CopyPlan([CopyTarget(layout.specs[0], torch.zeros(4, 64))])
+    plan = WeightCopier([CopyTarget(layout.specs[0], torch.zeros(4, 64))])
     with pytest.raises(ValueError, match="rows of this plan"):
         plan.load_mixture(torch.zeros(2, 255), torch.zeros(2))
     with pytest.raises(ValueError, match="rows of this plan"):
@@ -349,7 +351,7 @@ def test_mixtures_of_other_rows_are_refused() -> None:
 def test_rows_that_cannot_be_read_where_they_lie_are_refused(backend: str) -> None:
     layout, targets = make_merge(torch.float32)
     row, mixture = torch.zeros(layout.size), torch.zeros(2)
-    for plan in (CopyPlan([CopyTarget(TensorSpec("row", 0, (layout.size,)), row.clone())]), MergePlan(targets)):
+    for plan in (WeightCopier([CopyTarget(TensorSpec("row", 0, (layout.size,)), row.clone())]), LoraMerger(targets)):
         for experts in (torch.zeros(2, layout.size, device="meta"), Wrapper(2, layout.size)):
             with pytest.raises(ValueError, match="experts must be a dense tensor with memory"):
                 plan.load_mixture(experts, mixture)
@@ -359,7 +361,7 @@ def test_rows_that_cannot_be_read_where_they_lie_are_refused(backend: str) -> No
             with pytest.raises(ValueError, match="row must be a dense tensor with memory"):
                 plan.load(one)
     with pytest.raises(ValueError, match="the place of row must be a dense tensor with memory"):
-        CopyPlan([CopyTarget(TensorSpec("row", 0, (8,)), Wrapper(8))])
+        WeightCopier([CopyTarget(TensorSpec("row", 0, (8,)), Wrapper(8))])
 
 
 @GPU
@@ -367,7 +369,7 @@ def test_rows_that_cannot_be_read_where_they_lie_are_refused(backend: str) -> No
 def test_a_mixture_of_rows_on_a_gpu_is_loaded_into_places_of_the_host() -> None:
     layout = layout_of({"a": (4, 64)}, torch.float32)
     place, experts = torch.zeros(4, 64), torch.stack([random_row(layout, seed) for seed in range(2)])
-    CopyPlan([CopyTarget(layout.specs[0], place)]).load_mixture(experts.cuda(), torch.tensor([1.0, 0.0]))
+    WeightCopier([CopyTarget(layout.specs[0], place)]).load_mixture(experts.cuda(), torch.tensor([1.0, 0.0]))
     assert torch.equal(place.flatten(), experts[0])
 
 
@@ -379,7 +381,7 @@ def test_places_that_begin_anywhere_get_their_own_bytes_alone(dtype: torch.dtype
     row, experts = random_row(layout), torch.stack([random_row(layout, seed) for seed in range(2)])
     memory = torch.full((start + 5 * 4001 + 50,), UNTOUCHED, dtype=dtype)
     place = memory[start : start + 5 * 4001]
-    plan = CopyPlan([CopyTarget(layout.specs[0], place.view(5, 4001))])
+    plan = WeightCopier([CopyTarget(layout.specs[0], place.view(5, 4001))])
     mixed = torch.empty(1, layout.size, dtype=dtype)
     mix_(mixed, experts, torch.tensor([[0.4, 0.7]]))
     for load, expected in (
@@ -398,8 +400,8 @@ def test_a_load_of_a_tensor_looks_at_it_first() -> None:
     layout = layout_of({"a": (4, 64), "b": (6, 4)}, torch.float32)
     # What is compiled alone does not keep the memory that it writes to.
     place, weight, live = torch.zeros(4, 64), torch.zeros(6, 64), torch.zeros(6, 64)
-    copy = CopyPlan([CopyTarget(layout.specs[0], place)])._compiled
-    merge = MergePlan([MergeTarget(*layout.specs, weight, live, 1.0)])._compiled
+    copy = WeightCopier([CopyTarget(layout.specs[0], place)])._compiled
+    merge = LoraMerger([MergeTarget(*layout.specs, weight, live, 1.0)])._compiled
     assert copy is not None
     assert merge is not None
     row = random_row(layout)
@@ -416,7 +418,7 @@ def test_rows_of_another_dtype_are_converted_on_load() -> None:
     layout = layout_of({"a": (4, 64)}, torch.float32)
     row = random_row(layout)
     place = torch.zeros(4, 64, dtype=torch.bfloat16)
-    plan = CopyPlan([CopyTarget(layout.specs[0], place)])
+    plan = WeightCopier([CopyTarget(layout.specs[0], place)])
     plan.load(row)
     assert torch.equal(place, row.bfloat16().view(4, 64))
     with pytest.raises(ValueError, match="places' dtype"):
@@ -429,7 +431,7 @@ def test_rows_of_another_dtype_are_converted_on_load() -> None:
 def test_rows_that_are_none_are_refused(row: Tensor) -> None:
     layout = layout_of({"a": (4, 64)}, torch.float32)
     with pytest.raises(ValueError, match="a row of this plan"):
-        CopyPlan([CopyTarget(layout.specs[0], torch.zeros(4, 64))]).load(row)
+        WeightCopier([CopyTarget(layout.specs[0], torch.zeros(4, 64))]).load(row)
 
 
 @pytest.mark.parametrize(
@@ -445,7 +447,7 @@ def test_rows_that_are_none_are_refused(row: Tensor) -> None:
 def test_places_that_do_not_fit_are_refused(place: Tensor, message: str) -> None:
     layout = layout_of({"a": (4, 64), "b": (4, 64)}, torch.float32)
     with pytest.raises(ValueError, match=message):
-        CopyPlan([CopyTarget(layout.specs[0], torch.zeros(4, 64)), CopyTarget(layout.specs[1], place)])
+        WeightCopier([CopyTarget(layout.specs[0], torch.zeros(4, 64)), CopyTarget(layout.specs[1], place)])
 
 
 def test_merges_that_do_not_fit_are_refused() -> None:
@@ -453,11 +455,11 @@ def test_merges_that_do_not_fit_are_refused() -> None:
     a, b, c = layout.specs
     weight = torch.zeros(8, 64)
     with pytest.raises(ValueError, match="has rank 4, but c has rank 3"):
-        MergePlan([MergeTarget(a, c, weight, weight.clone(), 1.0)])
+        LoraMerger([MergeTarget(a, c, weight, weight.clone(), 1.0)])
     with pytest.raises(ValueError, match="has shape"):
-        MergePlan([MergeTarget(a, b, weight[:7], weight.clone(), 1.0)])
+        LoraMerger([MergeTarget(a, b, weight[:7], weight.clone(), 1.0)])
     with pytest.raises(ValueError, match="not contiguous"):
-        MergePlan([MergeTarget(a, b, torch.zeros(8, 65)[:, :64], weight.clone(), 1.0)])
+        LoraMerger([MergeTarget(a, b, torch.zeros(8, 65)[:, :64], weight.clone(), 1.0)])
 
 
 def test_a_rank_beyond_the_extension_goes_through_torch() -> None:
@@ -465,10 +467,10 @@ def test_a_rank_beyond_the_extension_goes_through_torch() -> None:
     row, base = random_row(layout), torch.zeros(4, 16, dtype=torch.float64)
     live = torch.empty_like(base)
     a, b = layout.specs
-    MergePlan([MergeTarget(a, b, base, live, 1.0)]).load(row)
+    LoraMerger([MergeTarget(a, b, base, live, 1.0)]).load(row)
     assert torch.allclose(live, row[b.offset : b.end].view(b.shape) @ row[a.offset : a.end].view(a.shape))
     with pytest.raises(ValueError, match="rank above 512"):
-        _C.MergePlan([(0, 513 * 16, 513, 4, 16, 16, base.data_ptr(), live.data_ptr(), 16, 1.0)], 3)
+        _C.LoraMerger([(0, 513 * 16, 513, 4, 16, 16, base.data_ptr(), live.data_ptr(), 16, 1.0)], 3)
 
 
 def test_the_extension_refuses_what_makes_no_sense() -> None:
@@ -481,10 +483,10 @@ def test_the_extension_refuses_what_makes_no_sense() -> None:
         (0, 0, 8, 8, place, 8, 1.0),
     ):
         with pytest.raises(ValueError, match="copy plan"):
-            _C.CopyPlan([part], 0)
+            _C.WeightCopier([part], 0)
     for part in ((0, 8, 0, 1, 8, 8, place, place, 8, 1.0), (0, 8, 1, 1, 8, 7, place, place, 8, 1.0)):
         with pytest.raises(ValueError, match="merge plan"):
-            _C.MergePlan([part], 0)
+            _C.LoraMerger([part], 0)
 
 
 def test_places_that_the_gpu_kernels_do_not_know_go_through_torch(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -503,7 +505,7 @@ def test_a_gpu_loads_and_stores_the_same_bits(dtype: torch.dtype) -> None:
         [torch.zeros(one.shape, dtype=dtype, device=device) for one in layout.specs] for device in ("cpu", "cuda")
     ]
     on_cpu, on_gpu = (
-        CopyPlan([CopyTarget(one, place, 0.3) for one, place in zip(layout.specs, some, strict=True)])
+        WeightCopier([CopyTarget(one, place, 0.3) for one, place in zip(layout.specs, some, strict=True)])
         for some in places
     )
     row = random_row(layout)
@@ -524,7 +526,7 @@ def test_a_gpu_merges_the_same_bits(dtype: torch.dtype) -> None:
     layout, targets = make_merge(dtype)
     moved = [replace(target, base=target.base.cuda(), live=target.live.cuda()) for target in targets]
     experts, mixture = torch.stack([random_row(layout, seed) for seed in range(3)]), torch.tensor([0.5, -0.3, 0.8])
-    plan, same = MergePlan(targets), MergePlan(moved)
+    plan, same = LoraMerger(targets), LoraMerger(moved)
     for load in (lambda one, rows: one.load(rows[0]), lambda one, rows: one.load_mixture(rows, mixture)):
         load(plan, experts)
         load(same, experts.cuda())

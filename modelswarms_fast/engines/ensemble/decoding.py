@@ -19,7 +19,7 @@ def plain(model: Any) -> Any:
 
 
 @dataclass
-class Asked:
+class PendingSequence:
     """A request that runs. Tokens have their number in the common vocabulary."""
 
     key: int

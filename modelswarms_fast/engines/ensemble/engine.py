@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from modelswarms_fast.config import Serve
-from modelswarms_fast.engines.ensemble.decoding import Asked, Stream
+from modelswarms_fast.engines.ensemble.decoding import PendingSequence, Stream
 from modelswarms_fast.engines.ensemble.vocabulary import Vocabulary
 from modelswarms_fast.engines.protocol import Completion, Request, Watch, working
 from modelswarms_fast.engines.transformers import TransformersEngine
@@ -79,10 +79,10 @@ class EnsembleEngine:
         self._waiting: dict[int, tuple[Request, int]] = {}
         self._held: dict[int, int] = {}  # model → the member whose row is in it
 
-    def choose(self, prompts: Sequence[list[int]], max_tokens: int) -> None:
+    def autotune(self, prompts: Sequence[list[int]], max_tokens: int) -> None:
         """There is nothing to choose from."""
 
-    def serve_by(self, way: Serve) -> None:
+    def set_mode(self, way: Serve) -> None:
         """There is one way."""
 
     def load(self, slot: int, row: torch.Tensor) -> None:
@@ -127,13 +127,13 @@ class EnsembleEngine:
         prompts = list(dict.fromkeys(tuple(request.prompt) for request, _ in self._waiting.values()))
         prompts = sorted(prompts, key=len)[:BATCH]
         numbers = {prompt: number for number, prompt in enumerate(prompts)}
-        asked: list[Asked] = []
+        asked: list[PendingSequence] = []
         for key, (request, limit) in list(self._waiting.items()):
             if (number := numbers.get(tuple(request.prompt))) is not None:
                 assert request.slot is not None
                 del self._waiting[key]
                 forced = request.continuation
-                asked.append(Asked(key, number, self._routes[request.slot](request.prompt), limit, forced))
+                asked.append(PendingSequence(key, number, self._routes[request.slot](request.prompt), limit, forced))
         with working("ensemble"):
             self._complete([list(prompt) for prompt in prompts], asked)
         if self.watch is not None:
@@ -149,7 +149,7 @@ class EnsembleEngine:
     def log_probs(self, request: Request, top: int | None = None) -> dict[int, float]:
         """Natural log-probabilities of the next token by the first expert's token id: the `top` most likely, or all."""
         assert request.slot is not None
-        one = Asked(0, 0, self._routes[request.slot](request.prompt), 1, None)
+        one = PendingSequence(0, 0, self._routes[request.slot](request.prompt), 1, None)
         streams = self._begin([request.prompt], [one])
         values, tokens = self._distribution(streams, [one])[0].log().topk(top or len(self._vocabulary.ids[0]))
         return dict(zip(self._vocabulary.ids[0][tokens.cpu()].tolist(), values.tolist(), strict=True))
@@ -169,7 +169,7 @@ class EnsembleEngine:
     def close(self) -> None:
         """Nothing outlives an engine in this process."""
 
-    def _complete(self, prompts: list[list[int]], asked: list[Asked]) -> None:
+    def _complete(self, prompts: list[list[int]], asked: list[PendingSequence]) -> None:
         """Decode until every request has ended."""
         streams = self._begin(prompts, asked)
         running = asked
@@ -191,7 +191,7 @@ class EnsembleEngine:
                 ids = self._vocabulary.ids[member][torch.tensor(tokens, dtype=torch.long)]
                 stream.advance(partial(self._model, member), wanted, parents, ids)
 
-    def _begin(self, prompts: list[list[int]], asked: list[Asked]) -> dict[int, Stream]:
+    def _begin(self, prompts: list[list[int]], asked: list[PendingSequence]) -> dict[int, Stream]:
         """Put the prompts through the experts that have a say in them."""
         streams = {}
         for member in range(len(self._members)):
@@ -205,7 +205,7 @@ class EnsembleEngine:
                 self.passes += len(wanted)
         return streams
 
-    def _distribution(self, streams: dict[int, Stream], asked: list[Asked]) -> torch.Tensor:
+    def _distribution(self, streams: dict[int, Stream], asked: list[PendingSequence]) -> torch.Tensor:
         """[len(asked), K] float32: what is said next to each request."""
         mixed = torch.zeros((len(asked), len(self._vocabulary.ids[0])), device=self.device)
         for member, stream in streams.items():
@@ -235,7 +235,7 @@ class EnsembleEngine:
         text = self.tokenizer.decode(prompt, skip_special_tokens=True, clean_up_tokenization_spaces=False)
         return list(self._members[member].engine.tokenizer(text)["input_ids"])
 
-    def _completion(self, one: Asked) -> Completion:
+    def _completion(self, one: PendingSequence) -> Completion:
         if one.forced is not None:
             return Completion("", len(one.forced), one.log_prob, one.greedy)
         ids = self._vocabulary.ids[0][torch.tensor(one.tokens, dtype=torch.long)].tolist()

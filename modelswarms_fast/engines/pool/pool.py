@@ -14,7 +14,7 @@ import torch
 from transformers import AutoTokenizer
 
 from modelswarms_fast.config import EngineConfig, Serve
-from modelswarms_fast.engines.pool.supervisor import LOOK, Worker
+from modelswarms_fast.engines.pool.supervisor import LOOK, Supervisor
 from modelswarms_fast.engines.pool.worker_process import Start
 from modelswarms_fast.engines.protocol import Completion, Request, Watch
 from modelswarms_fast.errors import InputError
@@ -34,7 +34,7 @@ class _Running(NamedTuple):
     continuation: int | None
 
 
-class EngineGroup:
+class EnginePool:
     """K engines with s slots each are one engine with K · s slots, of which each is filled and emptied by itself.
 
     Slot i is a slot of engine i mod K, so that a few particles are spread over all. A row that lies in shared memory
@@ -42,8 +42,8 @@ class EngineGroup:
     to its slot have ended or been dropped. Any other row is copied first. Requests to the base model go to the engines
     in turn.
 
-    An engine whose process ends, or is killed because it hangs (`Worker.look`), is started anew once, loaded as before,
-    and asked again for what it had not answered.
+    An engine whose process ends, or is killed because it hangs (`Supervisor.look`), is started anew once, loaded as
+    before, and asked again for what it had not answered.
 
     Raises:
         InputError: as the engines do when they start; or, from any method, an engine ended twice.
@@ -90,10 +90,10 @@ class EngineGroup:
             nothing = torch.empty(0)
             experts = replace(experts, rows=nothing, room=nothing)
         start = Start(base, experts, replace(config, engines=1), descriptors, room)
-        self._workers: list[Worker] = []
+        self._workers: list[Supervisor] = []
         try:
             for number in range(count):
-                self._workers.append(Worker(number, count, start))
+                self._workers.append(Supervisor(number, count, start))
             with loading(base):
                 self.tokenizer: Any = AutoTokenizer.from_pretrained(base, trust_remote_code=False)
             while not all(worker.ready for worker in self._workers):
@@ -102,17 +102,17 @@ class EngineGroup:
             self.close()
             raise
 
-    def choose(self, prompts: Sequence[list[int]], max_tokens: int) -> None:
+    def autotune(self, prompts: Sequence[list[int]], max_tokens: int) -> None:
         """With serve="auto", have one engine time each way while the others wait; then all serve as it has chosen."""
         numbers = [self._number(prompt) for prompt in prompts]
         way, self.auto_timings = self._request(0, numbers, "choose", numbers, max_tokens)
-        self.serve_by(way)
+        self.set_mode(way)
 
-    def serve_by(self, way: Serve) -> None:
+    def set_mode(self, way: Serve) -> None:
         """Serve in this way, which `choose` has taken."""
         self.serve = self._chosen = way
         for worker in self._workers:
-            worker.calls.append(("serve_by", way))
+            worker.calls.append(("set_mode", way))
         self.slots = self._request(0, [], "count_slots") * len(self._workers)
 
     def load(self, slot: int, row: torch.Tensor) -> None:
@@ -212,7 +212,7 @@ class EngineGroup:
             worker.calls.append(("forget", sorted(worker.knows - needed)))
             worker.knows &= needed
 
-    def _teach(self, worker: Worker, prompt: int) -> None:
+    def _teach(self, worker: Supervisor, prompt: int) -> None:
         if prompt not in worker.knows:
             worker.knows.add(prompt)
             worker.calls.append(("prompt", prompt, self._tokens[prompt]))
@@ -274,7 +274,7 @@ class EngineGroup:
             else:
                 worker.look(owes=not worker.ready or worker.number in owing)
 
-    def _take(self, worker: Worker, what: str, *content: Any) -> None:
+    def _take(self, worker: Supervisor, what: str, *content: Any) -> None:
         if what == "ended":
             completions, seen = content
             for number, *completion in completions:
@@ -296,7 +296,7 @@ class EngineGroup:
             self._failure = content[0]
             raise content[0]
 
-    def _ended_early(self, worker: Worker) -> None:
+    def _ended_early(self, worker: Supervisor) -> None:
         """Start a process that has ended anew, and say to it what it is to know."""
         worker.end()
         ended = f"{worker.name} {worker.cause()}"
@@ -307,7 +307,7 @@ class EngineGroup:
         worker.restarted = True
         worker.begin()
         if self._chosen is not None:
-            worker.calls.append(("serve_by", self._chosen))
+            worker.calls.append(("set_mode", self._chosen))
         for slot, call in self._loaded.items():
             if slot % len(self._workers) == worker.number:
                 worker.calls.append(call)

@@ -27,7 +27,7 @@ STILL = 300.0  # seconds of doing nothing after which a process that owes an ans
 SILENT = 3600.0  # seconds without an answer or a step after which it does, whatever it computes
 
 
-class Worker:
+class Supervisor:
     """One process, and what it has to be told."""
 
     def __init__(self, number: int, count: int, start: Start) -> None:

@@ -1,4 +1,4 @@
-"""The process of one engine among several: does what `EngineGroup` writes into a pipe, says what ended.
+"""The process of one engine among several: does what `EnginePool` writes into a pipe, says what ended.
 
 Run as a module with the descriptor of the pipe as its argument. A message of the group is a list of calls (name,
 arguments) to methods of `Served`; one of this process is a word and what belongs to it. Rows and prompts are named by
@@ -72,14 +72,14 @@ class Served:
         """Load a mixture of the experts."""
         self.engine.load_mixture(slot, torch.tensor(mixture, dtype=torch.float64))
 
-    def choose(self, prompts: list[int], max_tokens: int) -> None:
+    def autotune(self, prompts: list[int], max_tokens: int) -> None:
         """Answer with the fastest way to serve."""
-        self.engine.choose([self._prompts[prompt] for prompt in prompts], max_tokens)
+        self.engine.autotune([self._prompts[prompt] for prompt in prompts], max_tokens)
         self._send.send(("answer", (self.engine.serve, self.engine.auto_timings)))
 
-    def serve_by(self, way: Serve) -> None:
+    def set_mode(self, way: Serve) -> None:
         """Serve in the way that was chosen."""
-        self.engine.serve_by(way)
+        self.engine.set_mode(way)
 
     def count_slots(self) -> None:
         """Answer with the slots of the way to serve."""

@@ -149,7 +149,7 @@ class VllmEngine:
             self._worker = self.llm.collective_rpc("swarm_worker")[0]
             self._working = lambda: working("vLLM")
         self._ways = ways if experts is None else self._attach(experts, ways)
-        self.serve_by(self._ways[0])
+        self.set_mode(self._ways[0])
 
     def _attach(self, experts: Experts, ways: Sequence[Serve]) -> tuple[Serve, ...]:
         """The ways that the base model and the experts allow. Raises InputError if there is none."""
@@ -165,14 +165,14 @@ class VllmEngine:
             raise refusals[0]
         return tuple(able)
 
-    def serve_by(self, way: Serve) -> None:
+    def set_mode(self, way: Serve) -> None:
         """Serve in this one of the open ways; nothing must be loaded."""
         self.serve: Serve = way
         self.slots = {"merged": 1, "slots": self._slots, "mixture": MIXTURES}[way]
         if self._experts is not None:
             self._way = self._worker.swarm_serve(way)
 
-    def choose(self, prompts: Sequence[list[int]], max_tokens: int) -> None:
+    def autotune(self, prompts: Sequence[list[int]], max_tokens: int) -> None:
         """With serve="auto", time each way on the first requests of an iteration, a second each, and take the best.
 
         Of those that are about as fast it is the one that serves the most particles at once: where they have few
@@ -192,11 +192,11 @@ class VllmEngine:
             seconds = min(self._seconds(way, prompts, count, max_tokens) for _ in range(2))
             self.auto_timings[way] = count / seconds
         enough = (1 - TIE) * max(self.auto_timings.values())
-        self.serve_by([way for way in self._ways if self.auto_timings[way] >= enough][-1])
+        self.set_mode([way for way in self._ways if self.auto_timings[way] >= enough][-1])
 
     def _seconds(self, way: Serve, prompts: Sequence[list[int]], count: int, max_tokens: int) -> float:
         assert self._experts is not None
-        self.serve_by(way)
+        self.set_mode(way)
         start = time.perf_counter()
         particles = -(-count // len(prompts))
         corners = torch.eye(len(self._experts.names))

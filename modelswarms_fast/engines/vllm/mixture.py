@@ -19,10 +19,10 @@ import torch
 from modelswarms_fast.engines.vllm.low_rank import LowRank, LowRankPart, TokenGroups, group_tokens
 from modelswarms_fast.errors import InputError
 from modelswarms_fast.weights.experts import Experts, LoraModule
-from modelswarms_fast.weights.weight_loader import CopyPlan, CopyTarget
+from modelswarms_fast.weights.weight_loader import CopyTarget, WeightCopier
 
 
-class Place(NamedTuple):
+class OutputSlice(NamedTuple):
     """Where a linear layer's output lies: in columns of the module that computes it, fused with others or alone."""
 
     module: torch.nn.Module
@@ -47,10 +47,12 @@ class MixtureServer:
     Raises InputError for modules that the model does not compute as linear layers, or of another shape there.
     """
 
-    def __init__(self, experts: Experts, places: Mapping[str, Place], device: torch.device, dtype: torch.dtype) -> None:
+    def __init__(
+        self, experts: Experts, places: Mapping[str, OutputSlice], device: torch.device, dtype: torch.dtype
+    ) -> None:
         count = len(experts.rows)
         specs = {spec.name: spec for spec in experts.layout.specs}
-        adapted: dict[torch.nn.Module, list[tuple[LoraModule, Place]]] = {}
+        adapted: dict[torch.nn.Module, list[tuple[LoraModule, OutputSlice]]] = {}
         for module in experts.modules:
             if module.name not in places:
                 raise InputError(f"The base model has no linear layer {module.name} to mix in; use serve='merged'.")
@@ -74,7 +76,7 @@ class MixtureServer:
                     a, b = linear.a[block, index, : module.rank], linear.b[index][:, block, : module.rank]
                     targets[block].append(CopyTarget(specs[module.a], a, start=(0, column)))
                     targets[block].append(CopyTarget(specs[module.b], b, start=(row, 0)))
-        plans = [CopyPlan(own) for own in targets]
+        plans = [WeightCopier(own) for own in targets]
         for plan, row in zip(plans, experts.rows, strict=False):
             plan.load(row)
         self._count, self._plan = count, plans[count]
@@ -160,7 +162,7 @@ class _MixedLinear:
     """
 
     def __init__(
-        self, parts: Sequence[tuple[LoraModule, Place]], blocks: int, device: torch.device, dtype: torch.dtype
+        self, parts: Sequence[tuple[LoraModule, OutputSlice]], blocks: int, device: torch.device, dtype: torch.dtype
     ) -> None:
         rank = max(module.rank for module, _ in parts)
         where: dict[str, Any] = {"device": device, "dtype": dtype}

@@ -22,19 +22,19 @@ from vllm.model_executor.layers.vocab_parallel_embedding import VocabParallelEmb
 from vllm.platforms import current_platform
 
 from modelswarms_fast.engines.vllm.cpu_patches import RowPart  # changes vLLM, too
-from modelswarms_fast.engines.vllm.mixture import MixtureServer, Place
+from modelswarms_fast.engines.vllm.mixture import MixtureServer, OutputSlice
 from modelswarms_fast.errors import InputError
 from modelswarms_fast.ops.extension import _C
 from modelswarms_fast.weights.arena import empty_rows
 from modelswarms_fast.weights.experts import Experts, LoraModule
 from modelswarms_fast.weights.layout import TensorSpec
 from modelswarms_fast.weights.shared_memory import SharedTensor
-from modelswarms_fast.weights.weight_loader import CopyPlan, CopyTarget, MergePlan, MergeTarget
+from modelswarms_fast.weights.weight_loader import CopyTarget, LoraMerger, MergeTarget, WeightCopier
 
 PR_SET_PDEATHSIG = 1  # of <sys/prctl.h>
 
 
-class Way(NamedTuple):
+class ServingMode(NamedTuple):
     """One way to serve particles: what the engine asks of it."""
 
     load: Callable[[int, torch.Tensor], None]
@@ -44,7 +44,7 @@ class Way(NamedTuple):
     """It begins or ends to be the way of the engine."""
 
 
-class Shard(NamedTuple):
+class TensorShard(NamedTuple):
     """The part of a weight that this rank holds."""
 
     live: torch.Tensor
@@ -75,7 +75,7 @@ class RowSlots:
     """Slots on a CPU: a row of the room is served where it lies, any other is copied into the slot's own."""
 
     def __init__(
-        self, own: Sequence[CopyPlan], experts: torch.Tensor, room: torch.Tensor, lying: dict[int, int]
+        self, own: Sequence[WeightCopier], experts: torch.Tensor, room: torch.Tensor, lying: dict[int, int]
     ) -> None:
         """`experts` [n, D], `room` [R, D]. `lying` says which row of the room a slot serves, for slots that serve one.
 
@@ -153,7 +153,7 @@ class SwarmWorker:
             )
         self._swarm_experts = experts
         if not hasattr(self, "_swarm_ways"):
-            self._swarm_ways: dict[str, Way] = {}
+            self._swarm_ways: dict[str, ServingMode] = {}
         if serve == "slots":
             self._swarm_ways[serve] = self._attach_slots(experts.modules)
         elif serve == "mixture":
@@ -163,7 +163,7 @@ class SwarmWorker:
         else:
             self._swarm_ways[serve] = self._attach_full()
 
-    def swarm_serve(self, serve: str) -> Way:
+    def swarm_serve(self, serve: str) -> ServingMode:
         """Serve in this way from now on, and in no other. Nothing may be loaded."""
         for name, way in self._swarm_ways.items():
             way.switch(name == serve)
@@ -183,7 +183,7 @@ class SwarmWorker:
 
     # merged and full weights
 
-    def _attach_merged(self, modules: Sequence[LoraModule]) -> Way:
+    def _attach_merged(self, modules: Sequence[LoraModule]) -> ServingMode:
         places = self._weight_places()
         targets = []
         for module in modules:
@@ -195,10 +195,10 @@ class SwarmWorker:
                     "lm_head is tied to the embeddings, which merging would change too; use serve='slots'."
                 )
             targets.append(MergeTarget(a, b, live.clone(), live, module.scaling, shard.start))
-        plan = MergePlan(targets)
+        plan = LoraMerger(targets)
         return self._way([plan], [target.live for target in targets], [target.base for target in targets])
 
-    def _attach_full(self) -> Way:
+    def _attach_full(self) -> ServingMode:
         places = self._weight_places()
         specs = self._swarm_experts.layout.specs
         shards = [self._place(places, spec.name, spec.shape) for spec in specs]
@@ -213,17 +213,17 @@ class SwarmWorker:
                 raise InputError(
                     f"The experts have no tensor {name}, which the base model has; use the base they share."
                 )
-        plan = CopyPlan(
+        plan = WeightCopier(
             [CopyTarget(spec, part.live, start=part.start) for spec, part in zip(specs, shards, strict=True)]
         )
         return self._way([plan], [part.live for part in shards], [part.live.clone() for part in shards])
 
     def _way(
         self,
-        plans: Sequence[CopyPlan | MergePlan],
+        plans: Sequence[WeightCopier | LoraMerger],
         live: Sequence[torch.Tensor] = (),
         base: Sequence[torch.Tensor] = (),
-    ) -> Way:
+    ) -> ServingMode:
         """A plan for each slot; what is live is overwritten with the base to restore it."""
         rows = self._swarm_experts.rows
 
@@ -231,17 +231,17 @@ class SwarmWorker:
             if live:
                 torch._foreach_copy_(list(live), list(base))
 
-        return Way(
+        return ServingMode(
             lambda slot, row: plans[slot].load(row),
             lambda slot, mixture: plans[slot].load_mixture(rows, mixture),
             restore,
         )
 
-    def _weight_places(self) -> dict[str, Shard]:
+    def _weight_places(self) -> dict[str, TensorShard]:
         """Name in the checkpoint → where it lies; fused parameters are given as views of their parts."""
         model = self.model_runner.get_model()
         packed = getattr(model, "packed_modules_mapping", {})
-        places: dict[str, Shard] = {}
+        places: dict[str, TensorShard] = {}
         for name, parameter in model.named_parameters():
             owner = model.get_submodule(name.rpartition(".")[0])
             path, _, kind = name.replace(".base_layer", "").rpartition(".")
@@ -261,7 +261,7 @@ class SwarmWorker:
             places["lm_head.weight"] = places["model.embed_tokens.weight"]  # tied
         return places
 
-    def _place(self, places: dict[str, Shard], name: str, shape: tuple[int, ...]) -> Shard:
+    def _place(self, places: dict[str, TensorShard], name: str, shape: tuple[int, ...]) -> TensorShard:
         if name not in places:
             raise InputError(f"The experts adapt {name}, which the base model does not have; use the base they share.")
         if not _as_loaded(places[name].live):
@@ -282,7 +282,7 @@ class SwarmWorker:
 
     # LoRA slots
 
-    def _attach_slots(self, modules: Sequence[LoraModule]) -> Way:
+    def _attach_slots(self, modules: Sequence[LoraModule]) -> ServingMode:
         manager = self.model_runner.lora_manager._adapter_manager
         model = self.model_runner.get_model()
         dummy = manager.create_dummy_lora(1, 1, getattr(model, "embedding_modules", None))
@@ -317,7 +317,7 @@ class SwarmWorker:
         fill = self._slots_that_are_rows if current_platform.is_cpu() else self._slots_that_are_stacked
         return fill(manager.lora_slots, parts_of)
 
-    def _slots_that_are_rows(self, count: int, parts: Sequence[SlotPart]) -> Way:
+    def _slots_that_are_rows(self, count: int, parts: Sequence[SlotPart]) -> ServingMode:
         """What vLLM takes for a slot's A and B are views of a row: of the experts' room, or else of its own.
 
         The scaling, which vLLM keeps in B, is left to GroupedPunicaWrapper, and ranks are not padded. A rank of a
@@ -343,11 +343,11 @@ class SwarmWorker:
             layer.punica_wrapper.rows[b] = RowPart(module.scaling, lying_a, lying_b)
             layer.punica_wrapper.lying = lying
         line = TensorSpec("row", 0, (layout.size // layout.step, layout.step))
-        plans = [CopyPlan([CopyTarget(line, own.view(line.shape))]) for own in slots]
+        plans = [WeightCopier([CopyTarget(line, own.view(line.shape))]) for own in slots]
         served = RowSlots(plans, self._swarm_experts.rows, room, lying)
-        return Way(served.load, served.load_mixture, lambda: None)
+        return ServingMode(served.load, served.load_mixture, lambda: None)
 
-    def _slots_that_are_stacked(self, count: int, parts: Sequence[SlotPart]) -> Way:
+    def _slots_that_are_stacked(self, count: int, parts: Sequence[SlotPart]) -> ServingMode:
         """The stacked tensors that vLLM made, as its GPU kernels want them contiguous. vLLM keeps the scaling in B."""
         plans = []
         for slot in range(count):
@@ -356,12 +356,12 @@ class SwarmWorker:
                 a, b = layer.lora_a_stacked[index][slot, 0], layer.lora_b_stacked[index][slot, 0]
                 targets.append(CopyTarget(self._spec(module.a), a[: module.rank], start=(0, column)))
                 targets.append(CopyTarget(self._spec(module.b), b[:, : module.rank], module.scaling, (row, 0)))
-            plans.append(CopyPlan(targets))
+            plans.append(WeightCopier(targets))
         return self._way(plans)
 
     # mixtures
 
-    def _attach_mixture(self) -> Way:
+    def _attach_mixture(self) -> ServingMode:
         """A forward hook on each adapted module, told by the model runner whose tokens a step has."""
         runner = self.model_runner
         if not hasattr(runner, "_prepare_inputs"):
@@ -378,14 +378,14 @@ class SwarmWorker:
             return plain(runner, scheduler_output, num_scheduled_tokens)
 
         runner._prepare_inputs = prepare_inputs
-        return Way(server.load, server.load_mixture, server.restore, server.switch)
+        return ServingMode(server.load, server.load_mixture, server.restore, server.switch)
 
-    def _linear_places(self) -> dict[str, Place]:
+    def _linear_places(self) -> dict[str, OutputSlice]:
         """Name in the checkpoint → where the model computes that linear layer."""
         model = self.model_runner.get_model()
         packed = getattr(model, "packed_modules_mapping", {})
         weights = self._weight_places()
-        places: dict[str, Place] = {}
+        places: dict[str, OutputSlice] = {}
         for name, module in model.named_modules():
             linear = getattr(module, "base_layer", module)
             if not isinstance(linear, LinearBase) or name.endswith(".base_layer"):
@@ -401,21 +401,21 @@ class SwarmWorker:
                 shard = weights.get(f"{parent}.{part}.weight")
                 if shard is not None:
                     where = (module, column, size, shard.live.shape[1])
-                    places[f"{parent}.{part}"] = Place(*where, shard.shape, shard.start or (0, 0), add_up)
+                    places[f"{parent}.{part}"] = OutputSlice(*where, shard.shape, shard.start or (0, 0), add_up)
                 column += size
         return places
 
 
-def _shard(owner: torch.nn.Module, index: int, live: torch.Tensor) -> Shard:
+def _shard(owner: torch.nn.Module, index: int, live: torch.Tensor) -> TensorShard:
     """The part that a rank holds of a parameter; `index` is that of a layer among those fused in one."""
     if isinstance(owner, VocabParallelEmbedding):  # padded behind each rank's tokens
         first, stop = owner.shard_indices.org_vocab_start_index, owner.shard_indices.org_vocab_end_index
-        return Shard(live[: stop - first], (owner.org_vocab_size, *live.shape[1:]), (first, 0))
+        return TensorShard(live[: stop - first], (owner.org_vocab_size, *live.shape[1:]), (first, 0))
     ranks, rank, rows = getattr(owner, "tp_size", 1), getattr(owner, "tp_rank", 0), len(live) if live.dim() else 0
     if ranks > 1 and isinstance(owner, ColumnParallelLinear):
         # Fewer key-value heads than ranks: several ranks hold the same.
         copies = owner.num_kv_head_replicas if isinstance(owner, QKVParallelLinear) and index else 1
-        return Shard(live, (rows * ranks // copies, *live.shape[1:]), (rank // copies * rows, 0))
+        return TensorShard(live, (rows * ranks // copies, *live.shape[1:]), (rank // copies * rows, 0))
     if ranks > 1 and isinstance(owner, RowParallelLinear) and live.dim() == 2:
-        return Shard(live, (rows, live.shape[1] * ranks), (0, rank * live.shape[1]))
-    return Shard(live, tuple(live.shape))
+        return TensorShard(live, (rows, live.shape[1] * ranks), (0, rank * live.shape[1]))
+    return TensorShard(live, tuple(live.shape))

@@ -92,7 +92,7 @@ def plot(numbers: dict[str, Any]) -> Figure:
     first, second = (f"{share:.0%} of the variance of the {of}" for share in _two(numbers["variance"]))
     axes.set_xlabel(f"first main component, {first}")
     axes.set_ylabel(f"second, {second}")
-    axes.set_title("Particles from their start (light) to their end (dark); circles are the experts", fontsize=9)
+    axes.set_title("Population from their start (light) to their end (dark); circles are the experts", fontsize=9)
     axes.set_aspect("equal", adjustable="datalim")
     return figure
 

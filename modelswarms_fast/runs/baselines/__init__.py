@@ -2,7 +2,7 @@
 
 Each file is one method and has one function,
 
-    def run(session: Session, budget: int, seed: int) -> Choice
+    def run(experiment: Experiment, budget: int, seed: int) -> Choice
 
 `budget` counts evaluations on dev, those of the experts among them; a method may take fewer, never more. It
 chooses by dev alone, and its choice is then scored on test, once.
@@ -22,7 +22,7 @@ from modelswarms_fast.errors import InputError
 from modelswarms_fast.weights.experts import Experts
 from modelswarms_fast.weights.layout import TensorSpec
 from modelswarms_fast.evaluation.early_stopping import Scores
-from modelswarms_fast.runs.experiment import Session
+from modelswarms_fast.runs.experiment import Experiment
 from modelswarms_fast.swarm import Floats
 
 # In the order of docs/baselines.md.
@@ -58,10 +58,10 @@ class Choice:
     test: Callable[[], Scores]
     """Scores it on each example of test; called once, after the clock has stopped."""
     looks_at_experts: bool = True
-    """Whether `session.initial` is part of the method, whose cost is then added though it was paid once for all."""
+    """Whether `experiment.initial` is part of the method, whose cost is then added though it was paid once for all."""
 
 
-Run = Callable[[Session, int, int], Choice]
+Run = Callable[[Experiment, int, int], Choice]
 
 
 def load_method(name: str) -> Run:
@@ -85,26 +85,26 @@ def best_of(utilities: Floats) -> int:
     return int(np.where(np.isfinite(utilities), utilities, -np.inf).argmax())
 
 
-def by_dev(session: Session) -> list[int]:
+def by_dev(experiment: Experiment) -> list[int]:
     """The experts, the best on dev first."""
-    order: list[int] = np.argsort([loss(utility) for utility in session.initial], kind="stable").tolist()
+    order: list[int] = np.argsort([loss(utility) for utility in experiment.initial], kind="stable").tolist()
     return order
 
 
-def named(session: Session, values: Sequence[float] | Floats) -> dict[str, float]:
+def named(experiment: Experiment, values: Sequence[float] | Floats) -> dict[str, float]:
     """One value an expert, by its name."""
-    return {name: float(value) for name, value in zip(session.experts.names, values, strict=True)}
+    return {name: float(value) for name, value in zip(experiment.experts.names, values, strict=True)}
 
 
 def mixture_choice(
-    session: Session, mixture: Floats, dev: float, evaluations: int, *, looks_at_experts: bool = True, **recipe: Any
+    experiment: Experiment, mixture: Floats, dev: float, evaluations: int, *, looks_at_experts: bool = True, **recipe: Any
 ) -> Choice:
     """The choice of a mixture [n] of the experts."""
     return Choice(
-        recipe={"mixture": named(session, mixture)} | recipe,
+        recipe={"mixture": named(experiment, mixture)} | recipe,
         dev=dev,
         evaluations=evaluations,
-        test=lambda: session.score_mixtures([mixture], "test")[0],
+        test=lambda: experiment.score_mixtures([mixture], "test")[0],
         looks_at_experts=looks_at_experts,
     )
 

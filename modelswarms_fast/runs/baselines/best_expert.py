@@ -5,13 +5,13 @@ from __future__ import annotations
 import numpy as np
 
 from modelswarms_fast.runs.baselines import Choice, best_of, mixture_choice
-from modelswarms_fast.runs.experiment import Session
+from modelswarms_fast.runs.experiment import Experiment
 
 
-def run(session: Session, budget: int, seed: int) -> Choice:
+def run(experiment: Experiment, budget: int, seed: int) -> Choice:
     """See `modelswarms_fast.runs.baselines`."""
-    best = best_of(session.initial)
-    mixture = np.eye(len(session.initial))[best]
+    best = best_of(experiment.initial)
+    mixture = np.eye(len(experiment.initial))[best]
     return mixture_choice(
-        session, mixture, float(session.initial[best]), len(session.initial), expert=session.experts.names[best]
+        experiment, mixture, float(experiment.initial[best]), len(experiment.initial), expert=experiment.experts.names[best]
     )

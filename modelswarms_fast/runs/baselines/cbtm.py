@@ -24,7 +24,7 @@ from sklearn.preprocessing import Normalizer
 from modelswarms_fast.runs.baselines import Choice, best_of
 from modelswarms_fast.runs.baselines.ensembles import Ensemble
 from modelswarms_fast.errors import InputError
-from modelswarms_fast.runs.experiment import Session
+from modelswarms_fast.runs.experiment import Experiment
 from modelswarms_fast.swarm import Floats
 from modelswarms_fast.runs.training_data import read_training_data
 
@@ -36,25 +36,25 @@ WORD = r"(?u)\b\w+\b"
 TOP = (2, 4)  # experts that answer one prompt; dev chooses
 
 
-def run(session: Session, budget: int, seed: int) -> Choice:
+def run(experiment: Experiment, budget: int, seed: int) -> Choice:
     """Clusters as many as experts, the 2 or 4 likeliest experts. See `modelswarms_fast.runs.baselines`.
 
     An evaluation is a pass of one expert over dev: an ensemble of k takes k, or fewer where clusters share an expert.
     """
-    names, prompts = session.experts.names, prompts_of(session)
+    names, prompts = experiment.experts.names, prompts_of(experiment)
     texts = [text for some in prompts for text in some]
-    if session.train is not None:
+    if experiment.train is not None:
         owners = np.repeat(np.arange(len(names)), [len(some) for some in prompts])
         shares = np.eye(len(names))[owners] / np.bincount(owners, minlength=len(names))
         clusters = Clusters.of(texts, len(names), seed)
         experts = best_by_cluster(clusters.numbers, shares, clusters.count, prior=0, total=True)
         spent, what = 0, "training data"
     else:
-        scores = np.array(session.score_mixtures(np.eye(len(names)), "dev")).T
+        scores = np.array(experiment.score_mixtures(np.eye(len(names)), "dev")).T
         clusters = Clusters.of(texts, max(1, min(len(names), len(texts) // LEAST)), seed)
         experts = best_by_cluster(clusters.numbers, scores, clusters.count, prior=PRIOR)
         spent, what = len(names), "dev scores"
-    ensemble = Ensemble(session, "probabilities")
+    ensemble = Ensemble(experiment, "probabilities")
     tops, utilities, evaluations = [], [], spent
     for top in sorted({min(top, len(names)) for top in TOP}):
         if evaluations + top > budget:
@@ -79,23 +79,23 @@ def run(session: Session, budget: int, seed: int) -> Choice:
         utilities[best],
         evaluations,
         lambda: ensemble.scores(tops[best], "test"),
-        looks_at_experts=session.train is None,
+        looks_at_experts=experiment.train is None,
     )
 
 
-def prompts_of(session: Session) -> list[list[str]]:
+def prompts_of(experiment: Experiment) -> list[list[str]]:
     """What is clustered: with training data the prompts of each expert's, else those of dev, one list.
 
     Raises:
         InputError: none has a word.
     """
-    if session.train is None:
-        prompts = [session.utility.prompts["dev"]]
+    if experiment.train is None:
+        prompts = [experiment.utility.prompts["dev"]]
     else:
-        data = read_training_data(session.train, session.experts.names)
-        prompts = [[prompt for prompt, _ in data[name]] for name in session.experts.names]
+        data = read_training_data(experiment.train, experiment.experts.names)
+        prompts = [[prompt for prompt, _ in data[name]] for name in experiment.experts.names]
     if not any(re.search(WORD, text) for some in prompts for text in some):
-        where = session.train or f"dev of {session.utility.dataset}"
+        where = experiment.train or f"dev of {experiment.utility.dataset}"
         raise InputError(f"cbtm clusters prompts by their words, but those in {where} have none; leave cbtm out.")
     return prompts
 

@@ -6,28 +6,28 @@ import numpy as np
 from cmaes import CMA
 
 from modelswarms_fast.runs.baselines import Choice, best_of, loss, mixture_choice
-from modelswarms_fast.runs.experiment import Session
+from modelswarms_fast.runs.experiment import Experiment
 from modelswarms_fast.swarm import Floats
 
 SPREAD = 0.3
 """Standard deviation of the first steps from the mean of all experts; an expert itself is at a distance of nearly 1."""
 
 
-def run(session: Session, budget: int, seed: int) -> Choice:
+def run(experiment: Experiment, budget: int, seed: int) -> Choice:
     """The experts themselves, and whole generations from their mean on. See `modelswarms_fast.runs.baselines`."""
-    count = len(session.initial)
-    mixtures, utilities = list(np.eye(count)), session.initial.tolist()
+    count = len(experiment.initial)
+    mixtures, utilities = list(np.eye(count)), experiment.initial.tolist()
     optimizer = CMA(mean=np.zeros(count), sigma=SPREAD, seed=seed % 2**32)
     while len(mixtures) < budget:
         asked = [optimizer.ask() for _ in range(min(optimizer.population_size, budget - len(mixtures)))]
         new = [affine(point) for point in asked]
-        found = session.mixtures_on_dev(new).tolist()
+        found = experiment.mixtures_on_dev(new).tolist()
         if len(asked) == optimizer.population_size:  # the last generation may be a part of one
             optimizer.tell([(point, loss(utility)) for point, utility in zip(asked, found, strict=True)])
         mixtures += new
         utilities += found
     best = best_of(np.array(utilities))
-    return mixture_choice(session, mixtures[best], utilities[best], len(mixtures))
+    return mixture_choice(experiment, mixtures[best], utilities[best], len(mixtures))
 
 
 def affine(point: Floats) -> Floats:

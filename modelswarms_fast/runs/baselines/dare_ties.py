@@ -11,7 +11,7 @@ import torch
 from modelswarms_fast.runs.baselines import Choice, best_of, tensors
 from modelswarms_fast.weights.experts import Experts
 from modelswarms_fast.weights.layout import TensorSpec
-from modelswarms_fast.runs.experiment import Session
+from modelswarms_fast.runs.experiment import Experiment
 from modelswarms_fast.swarm import Floats
 
 GRID = [(density, scale) for scale in (1.0, 0.5) for density in (0.9, 0.7, 0.5, 0.3, 0.1)]
@@ -20,17 +20,17 @@ Numbers = Callable[[TensorSpec], Floats]
 """One number an expert [n], for each tensor."""
 
 
-def run(session: Session, budget: int, seed: int) -> Choice:
+def run(experiment: Experiment, budget: int, seed: int) -> Choice:
     """Density and scale (λ) are chosen on dev; experts have equal weights. See `modelswarms_fast.runs.baselines`."""
-    base, count, grid = session.base_row(), len(session.experts.names), GRID[:budget]
+    base, count, grid = experiment.base_row(), len(experiment.experts.names), GRID[:budget]
 
     def made(density: float, scale: float) -> torch.Tensor:
         densities = np.full(count, density)
         return merge(
-            session.experts, base, lambda spec: np.ones(count), lambda spec: densities, seed, mean=True, scale=scale
+            experiment.experts, base, lambda spec: np.ones(count), lambda spec: densities, seed, mean=True, scale=scale
         )
 
-    utilities = session.rows_on_dev([partial(made, *recipe) for recipe in grid])
+    utilities = experiment.rows_on_dev([partial(made, *recipe) for recipe in grid])
     best = best_of(utilities)
     density, scale = grid[best]
     row = made(density, scale)
@@ -38,7 +38,7 @@ def run(session: Session, budget: int, seed: int) -> Choice:
         {"density": density, "scale": scale},
         float(utilities[best]),
         len(grid),
-        lambda: session.score_rows([lambda: row], "test")[0],
+        lambda: experiment.score_rows([lambda: row], "test")[0],
         looks_at_experts=False,
     )
 

@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from modelswarms_fast.runs.baselines import Choice
 from modelswarms_fast.errors import InputError
 from modelswarms_fast.weights.experts import Experts, export, read_model
-from modelswarms_fast.runs.experiment import Session
+from modelswarms_fast.runs.experiment import Experiment
 from modelswarms_fast.runs.training_data import Pairs, read_training_data
 
 STEPS = 10  # for each expert: less than most experts have had, for a CPU has to be done with it
@@ -24,24 +24,24 @@ LONGEST = 256  # tokens of a prompt and its completion; a longer prompt loses it
 LONGEST_COMPLETION = 64
 
 
-def run(session: Session, budget: int, seed: int, steps: int | None = None) -> Choice:
+def run(experiment: Experiment, budget: int, seed: int, steps: int | None = None) -> Choice:
     """Train for `steps` batches, STEPS for each expert without it; one evaluation. See `modelswarms_fast.runs.baselines`.
 
     The adapter is in the folder data_merge beside the results; what is scored is read back from there.
     """
-    experts = session.experts
-    if session.train is None:
+    experts = experiment.experts
+    if experiment.train is None:
         raise InputError("data_merge needs what the experts were trained on; give it with --train, or leave it out.")
     if experts.kind != "lora":
         raise InputError("data_merge trains an adapter, but the experts are full checkpoints; leave it out.")
-    pairs = [pair for some in read_training_data(session.train, experts.names).values() for pair in some]
+    pairs = [pair for some in read_training_data(experiment.train, experts.names).values() for pair in some]
     count = steps or STEPS * len(experts.names)
-    row, losses = train(session.base_folder, experts, pairs, steps=count, seed=seed)
-    folder = Path(session.out) / "data_merge"
+    row, losses = train(experiment.base_folder, experts, pairs, steps=count, seed=seed)
+    folder = Path(experiment.out) / "data_merge"
     provenance: dict[str, Any] = {"method": "data_merge", "training examples": len(pairs), "steps": count, "seed": seed}
-    export(folder, row, experts, base=session.base_folder, provenance=provenance)
+    export(folder, row, experts, base=experiment.base_folder, provenance=provenance)
     row = read_model(folder, experts)
-    scores = session.score_rows([lambda: row], "dev")[0]
+    scores = experiment.score_rows([lambda: row], "dev")[0]
     tenth = max(1, count // 10)
     recipe = {
         "examples": len(pairs),
@@ -53,9 +53,9 @@ def run(session: Session, budget: int, seed: int, steps: int | None = None) -> C
     }
     return Choice(
         recipe,
-        session.utility_of("dev", scores),
+        experiment.utility_of("dev", scores),
         1,
-        lambda: session.score_rows([lambda: row], "test")[0],
+        lambda: experiment.score_rows([lambda: row], "test")[0],
         looks_at_experts=False,
     )
 

@@ -11,26 +11,26 @@ from modelswarms_fast.engines.ensemble.engine import EnsembleEngine, Fuse, Membe
 from modelswarms_fast.engines.transformers import TransformersEngine
 from modelswarms_fast.evaluation.evaluator import Evaluator
 from modelswarms_fast.evaluation.early_stopping import Scores
-from modelswarms_fast.runs.experiment import Session
+from modelswarms_fast.runs.experiment import Experiment
 
 
 class Ensemble:
-    """The experts of a session as an ensemble, beside the session's engine: a second base model is loaded for it."""
+    """The experts of an experiment as an ensemble, beside the experiment's engine: a second base model is loaded for it."""
 
-    def __init__(self, session: Session, fuse: Fuse) -> None:
-        dtype = str(session.engine.dtype).removeprefix("torch.")
-        longest = session.engine.max_model_len
-        model = TransformersEngine(session.base_folder, session.experts, dtype=dtype, max_model_len=longest)
-        self.engine = EnsembleEngine([Member(model, row) for row in session.experts.rows], fuse=fuse)
-        self._session, self._evaluator = session, Evaluator(self.engine, session.utility)
+    def __init__(self, experiment: Experiment, fuse: Fuse) -> None:
+        dtype = str(experiment.engine.dtype).removeprefix("torch.")
+        longest = experiment.engine.max_model_len
+        model = TransformersEngine(experiment.base_folder, experiment.experts, dtype=dtype, max_model_len=longest)
+        self.engine = EnsembleEngine([Member(model, row) for row in experiment.experts.rows], fuse=fuse)
+        self._session, self._evaluator = experiment, Evaluator(self.engine, experiment.utility)
 
     def scores(self, route: Route, split: str) -> Scores:
         """Scores on each example of a split with the coefficients that `route` gives each prompt.
 
-        The session counts a prompt for each expert that has read it.
+        The experiment counts a prompt for each expert that has read it.
         """
         before, spent = self.engine.passes, self._session.evaluator.spent
-        tally = self._evaluator.rows(_Routed(route), [0], split)[0]
+        tally = self._evaluator.score_population(_Routed(route), [0], split)[0]
         spent.prompts += self.engine.passes - before
         return tally.known
 

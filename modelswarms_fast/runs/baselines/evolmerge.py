@@ -12,7 +12,7 @@ from cmaes import CMA
 from modelswarms_fast.runs.baselines import Choice, best_of, loss, named
 from modelswarms_fast.runs.baselines.dare_ties import merge
 from modelswarms_fast.weights.layout import TensorSpec
-from modelswarms_fast.runs.experiment import Session
+from modelswarms_fast.runs.experiment import Experiment
 from modelswarms_fast.swarm import Floats
 
 LEAST_DENSITY = 0.1
@@ -20,22 +20,22 @@ SPREAD = 0.2
 _LAYER = re.compile(r"\.(?:layers|h|blocks?)\.(\d+)\.")
 
 
-def run(session: Session, budget: int, seed: int) -> Choice:
+def run(experiment: Experiment, budget: int, seed: int) -> Choice:
     """A weight in [0, 1] and a density in [0.1, 1] for every expert and block of layers.
 
     The paper has one of each a layer and thousands of evaluations; here there are as many blocks of consecutive
     layers as give each unknown ten evaluations, at least one. The search starts at the mean of all experts, whole. See
     `modelswarms_fast.runs.baselines`.
     """
-    base, count = session.base_row(), len(session.experts.names)
-    layers = 1 + max(layer_of(spec) for spec in session.experts.layout.specs)
+    base, count = experiment.base_row(), len(experiment.experts.names)
+    layers = 1 + max(layer_of(spec) for spec in experiment.experts.layout.specs)
     blocks = min(max(budget // (20 * count), 1), layers)
 
     def made(point: Floats) -> torch.Tensor:
         numbers = point.reshape(blocks, 2, count)
-        place = {spec.name: layer_of(spec) * blocks // layers for spec in session.experts.layout.specs}
+        place = {spec.name: layer_of(spec) * blocks // layers for spec in experiment.experts.layout.specs}
         return merge(
-            session.experts,
+            experiment.experts,
             base,
             lambda spec: numbers[place[spec.name], 0],
             lambda spec: LEAST_DENSITY + (1 - LEAST_DENSITY) * numbers[place[spec.name], 1],
@@ -51,7 +51,7 @@ def run(session: Session, budget: int, seed: int) -> Choice:
     while len(points) < budget:
         points += [optimizer.ask() for _ in range(min(optimizer.population_size, budget - len(points)))]
         new = points[len(utilities) :]
-        found = session.rows_on_dev([partial(made, point) for point in new]).tolist()
+        found = experiment.rows_on_dev([partial(made, point) for point in new]).tolist()
         if len(new) == optimizer.population_size:  # the last generation may be a part of one
             optimizer.tell([(point, loss(utility)) for point, utility in zip(new, found, strict=True)])
         utilities += found
@@ -59,8 +59,8 @@ def run(session: Session, budget: int, seed: int) -> Choice:
     row, numbers = made(points[best]), points[best].reshape(blocks, 2, count)
     recipe = [
         {
-            "weights": named(session, block[0]),
-            "densities": named(session, LEAST_DENSITY + (1 - LEAST_DENSITY) * block[1]),
+            "weights": named(experiment, block[0]),
+            "densities": named(experiment, LEAST_DENSITY + (1 - LEAST_DENSITY) * block[1]),
         }
         for block in numbers
     ]
@@ -68,7 +68,7 @@ def run(session: Session, budget: int, seed: int) -> Choice:
         {"blocks": recipe},
         utilities[best],
         len(points),
-        lambda: session.score_rows([lambda: row], "test")[0],
+        lambda: experiment.score_rows([lambda: row], "test")[0],
         looks_at_experts=False,
     )
 

@@ -5,21 +5,21 @@ from __future__ import annotations
 import numpy as np
 
 from modelswarms_fast.runs.baselines import Choice, by_dev, loss, mixture_choice
-from modelswarms_fast.runs.experiment import Session
+from modelswarms_fast.runs.experiment import Experiment
 from modelswarms_fast.swarm import Floats
 
 
-def run(session: Session, budget: int, seed: int) -> Choice:
+def run(experiment: Experiment, budget: int, seed: int) -> Choice:
     """See `modelswarms_fast.runs.baselines`."""
-    count, order = len(session.initial), by_dev(session)
-    kept, dev, evaluations = order[:1], float(session.initial[order[0]]), count
+    count, order = len(experiment.initial), by_dev(experiment)
+    kept, dev, evaluations = order[:1], float(experiment.initial[order[0]]), count
     for expert in order[1 : 1 + budget - count]:
-        utility = float(session.mixtures_on_dev([soup([*kept, expert], count)])[0])
+        utility = float(experiment.mixtures_on_dev([soup([*kept, expert], count)])[0])
         evaluations += 1
         if loss(utility) <= loss(dev):
             kept, dev = [*kept, expert], utility
-    ingredients = [session.experts.names[expert] for expert in kept]
-    return mixture_choice(session, soup(kept, count), dev, evaluations, ingredients=ingredients)
+    ingredients = [experiment.experts.names[expert] for expert in kept]
+    return mixture_choice(experiment, soup(kept, count), dev, evaluations, ingredients=ingredients)
 
 
 def soup(kept: list[int], count: int) -> Floats:

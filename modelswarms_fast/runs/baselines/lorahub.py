@@ -14,20 +14,20 @@ with warnings.catch_warnings():
 
 from modelswarms_fast.runs.baselines import Choice, loss, mixture_choice, named, tensors
 from modelswarms_fast.weights.experts import Experts
-from modelswarms_fast.runs.experiment import Session
+from modelswarms_fast.runs.experiment import Experiment
 from modelswarms_fast.swarm import Floats
 
 RANGE = 1.5
 PENALTY = 0.05
 
 
-def run(session: Session, budget: int, seed: int) -> Choice:
+def run(experiment: Experiment, budget: int, seed: int) -> Choice:
     """Coefficients in [-1.5, 1.5] from 0 on, of any sum; the loss is 0.05 · mean |coefficient| minus the utility.
 
     The paper's loss is the cross-entropy of a few examples; here it is the utility that all methods share. Of full
     checkpoints it is their differences to the base that have the coefficients. See `modelswarms_fast.runs.baselines`.
     """
-    experts, base = session.experts, session.base_row()
+    experts, base = experiment.experts, experiment.base_row()
     count = len(experts.names)
     space = nevergrad.p.Array(init=np.zeros(count)).set_bounds(-RANGE, RANGE)
     space.random_state.seed(seed % 2**32)
@@ -37,18 +37,18 @@ def run(session: Session, budget: int, seed: int) -> Choice:
         candidate = optimizer.ask()
         coefficients = np.asarray(candidate.value, dtype=np.float64)
         if base is None:
-            utility = float(session.mixtures_on_dev([coefficients])[0])
+            utility = float(experiment.mixtures_on_dev([coefficients])[0])
         else:
-            utility = float(session.rows_on_dev([partial(add, experts, base, coefficients)])[0])
+            utility = float(experiment.rows_on_dev([partial(add, experts, base, coefficients)])[0])
         value = loss(utility) + PENALTY * float(np.abs(coefficients).mean())
         optimizer.tell(candidate, value)
         if value < lowest:
             best, dev, lowest = coefficients, utility, value
     if base is None:
-        return mixture_choice(session, best, dev, budget, looks_at_experts=False, loss=lowest)
-    recipe = {"differences": named(session, best), "loss": lowest}
+        return mixture_choice(experiment, best, dev, budget, looks_at_experts=False, loss=lowest)
+    recipe = {"differences": named(experiment, best), "loss": lowest}
     winner = partial(add, experts, base, best)
-    return Choice(recipe, dev, budget, lambda: session.score_rows([winner], "test")[0], looks_at_experts=False)
+    return Choice(recipe, dev, budget, lambda: experiment.score_rows([winner], "test")[0], looks_at_experts=False)
 
 
 def add(experts: Experts, base: torch.Tensor, coefficients: Floats) -> torch.Tensor:

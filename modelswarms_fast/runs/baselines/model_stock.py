@@ -8,20 +8,20 @@ import torch
 
 from modelswarms_fast.runs.baselines import Choice, tensors
 from modelswarms_fast.weights.experts import Experts
-from modelswarms_fast.runs.experiment import Session
+from modelswarms_fast.runs.experiment import Experiment
 
 
-def run(session: Session, budget: int, seed: int) -> Choice:
+def run(experiment: Experiment, budget: int, seed: int) -> Choice:
     """One merge. For LoRA the base is zero, and A and B are tensors of their own. See `modelswarms_fast.runs.baselines`."""
-    row, ratios = merge(session.experts, session.base_row())
-    scores = session.score_rows([lambda: row], "dev")[0]
+    row, ratios = merge(experiment.experts, experiment.base_row())
+    scores = experiment.score_rows([lambda: row], "dev")[0]
     middle = sorted(ratios)
     recipe = {"ratio": {"lowest": middle[0], "median": middle[len(middle) // 2], "highest": middle[-1]}}
     return Choice(
         recipe,
-        session.utility_of("dev", scores),
+        experiment.utility_of("dev", scores),
         1,
-        lambda: session.score_rows([lambda: row], "test")[0],
+        lambda: experiment.score_rows([lambda: row], "test")[0],
         looks_at_experts=False,
     )
 

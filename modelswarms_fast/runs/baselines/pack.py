@@ -15,7 +15,7 @@ from modelswarms_fast.runs.baselines import Choice, best_of
 from modelswarms_fast.runs.baselines.ensembles import Ensemble
 from modelswarms_fast.engines.ensemble.engine import EnsembleEngine, Route
 from modelswarms_fast.errors import InputError
-from modelswarms_fast.runs.experiment import Session
+from modelswarms_fast.runs.experiment import Experiment
 from modelswarms_fast.swarm import Floats
 
 Rule = Callable[[Sequence[torch.Tensor], torch.Tensor], Floats]
@@ -25,15 +25,15 @@ Rule = Callable[[Sequence[torch.Tensor], torch.Tensor], Floats]
 SHARES = 21
 
 
-def run(session: Session, budget: int, seed: int) -> Choice:
+def run(experiment: Experiment, budget: int, seed: int) -> Choice:
     """Both rules if the budget allows, the greedy one alone else. See `modelswarms_fast.runs.baselines`.
 
     One evaluation is a pass of one expert over dev, so that a rule costs as many as there are experts.
     """
-    count = len(session.experts.names)
+    count = len(experiment.experts.names)
     if budget < count:
         raise InputError(f"the budget is {budget} evaluations, less than the {count} experts take; give more.")
-    ensemble = Ensemble(session, "logits")
+    ensemble = Ensemble(experiment, "logits")
     rules: dict[str, Rule] = {"greedy": greedy, "softmax": softmax} if budget >= 2 * count else {"greedy": greedy}
     utilities = {name: ensemble.dev(one) for name, one in routes(ensemble.engine, rules, count).items()}
     chosen = list(rules)[best_of(np.array(list(utilities.values())))]

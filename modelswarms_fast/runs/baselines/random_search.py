@@ -6,19 +6,19 @@ import numpy as np
 
 from modelswarms_fast.runs.baselines import Choice, best_of, mixture_choice
 from modelswarms_fast.runs.baselines.cma_es import SPREAD, affine
-from modelswarms_fast.runs.experiment import Session
+from modelswarms_fast.runs.experiment import Experiment
 from modelswarms_fast.swarm import Floats
 
 
-def run(session: Session, budget: int, seed: int) -> Choice:
+def run(experiment: Experiment, budget: int, seed: int) -> Choice:
     """The experts themselves, and draws of two kinds in turn. See `modelswarms_fast.runs.baselines`."""
-    count = len(session.initial)
+    count = len(experiment.initial)
     draws = draw(budget - count, count, seed)
     mixtures = np.concatenate([np.eye(count), draws])
-    utilities = np.concatenate([session.initial, session.mixtures_on_dev(draws)])
+    utilities = np.concatenate([experiment.initial, experiment.mixtures_on_dev(draws)])
     best = best_of(utilities)
     kind = "expert" if best < count else "Dirichlet" if (best - count) % 2 == 0 else "affine"
-    return mixture_choice(session, mixtures[best], float(utilities[best]), len(mixtures), drawn_as=kind)
+    return mixture_choice(experiment, mixtures[best], float(utilities[best]), len(mixtures), drawn_as=kind)
 
 
 def draw(number: int, count: int, seed: int) -> Floats:

@@ -14,38 +14,38 @@ import torch
 
 from modelswarms_fast.runs.baselines import Choice, best_of, by_dev
 from modelswarms_fast.weights.layout import Layout
-from modelswarms_fast.runs.experiment import Session
+from modelswarms_fast.runs.experiment import Experiment
 
 PARALLEL = 0.9995
 """Cosine from which on two tensors are interpolated linearly."""
 
 
-def run(session: Session, budget: int, seed: int) -> Choice:
+def run(experiment: Experiment, budget: int, seed: int) -> Choice:
     """How many experts are folded, and with equal shares (t = 1/2, 1/3, ...) or halfway each time, is chosen on dev.
 
     See `modelswarms_fast.runs.baselines`.
     """
-    count, order = len(session.initial), by_dev(session)
+    count, order = len(experiment.initial), by_dev(experiment)
     recipes = [(number, share) for number in range(2, count + 1) for share in ("equal", "half")]
     recipes.remove((2, "half"))  # the same as with equal shares
     recipes = recipes[: budget - count]
-    rows, layout = session.experts.rows, session.experts.layout
+    rows, layout = experiment.experts.rows, experiment.experts.layout
 
     def made(number: int, share: str) -> torch.Tensor:
         steps = [1 / place if share == "equal" else 0.5 for place in range(2, number + 1)]
         return fold(layout, [rows[expert] for expert in order[:number]], steps)
 
-    utilities = [float(session.initial[order[0]])]
-    utilities += session.rows_on_dev([partial(made, *recipe) for recipe in recipes]).tolist()
+    utilities = [float(experiment.initial[order[0]])]
+    utilities += experiment.rows_on_dev([partial(made, *recipe) for recipe in recipes]).tolist()
     best = best_of(np.array(utilities))
     number, share = (1, "equal") if best == 0 else recipes[best - 1]
     row = made(number, share)
-    recipe = {"experts": [session.experts.names[expert] for expert in order[:number]], "share": share}
+    recipe = {"experts": [experiment.experts.names[expert] for expert in order[:number]], "share": share}
     return Choice(
         recipe,
         utilities[best],
         count + len(recipes),
-        lambda: session.score_rows([lambda: row], "test")[0],
+        lambda: experiment.score_rows([lambda: row], "test")[0],
     )
 
 

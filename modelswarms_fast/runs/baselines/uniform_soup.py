@@ -5,12 +5,12 @@ from __future__ import annotations
 import numpy as np
 
 from modelswarms_fast.runs.baselines import Choice, mixture_choice
-from modelswarms_fast.runs.experiment import Session
+from modelswarms_fast.runs.experiment import Experiment
 
 
-def run(session: Session, budget: int, seed: int) -> Choice:
+def run(experiment: Experiment, budget: int, seed: int) -> Choice:
     """See `modelswarms_fast.runs.baselines`."""
-    count = len(session.experts.names)
+    count = len(experiment.experts.names)
     mixture = np.full(count, 1 / count)
-    dev = float(session.mixtures_on_dev([mixture])[0])
-    return mixture_choice(session, mixture, dev, 1, looks_at_experts=False)
+    dev = float(experiment.mixtures_on_dev([mixture])[0])
+    return mixture_choice(experiment, mixture, dev, 1, looks_at_experts=False)

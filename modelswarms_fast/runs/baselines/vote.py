@@ -10,37 +10,37 @@ from typing import Any
 import numpy as np
 
 from modelswarms_fast.runs.baselines import Choice, best_of, loss, named
-from modelswarms_fast.runs.experiment import Session
+from modelswarms_fast.runs.experiment import Experiment
 from modelswarms_fast.evaluation.objectives import Answer, Utility
 
 Answers = list[list[Answer]]
 """By example, what one expert answered."""
 
 
-def run(session: Session, budget: int, seed: int) -> Choice:
+def run(experiment: Experiment, budget: int, seed: int) -> Choice:
     """All experts and the best k by dev vote, k from 3; dev chooses k. See `modelswarms_fast.runs.baselines`.
 
     The experts' scores come from the answers that vote, so that all of it costs one evaluation an expert.
     """
-    utility = session.utility
-    dev = _ask(session, "dev", range(len(session.experts.names)))
-    alone = [session.utility_of("dev", _scores(utility, "dev", answers)) for answers in dev]
+    utility = experiment.utility
+    dev = _ask(experiment, "dev", range(len(experiment.experts.names)))
+    alone = [experiment.utility_of("dev", _scores(utility, "dev", answers)) for answers in dev]
     order = sorted(range(len(dev)), key=lambda expert: loss(alone[expert]))
     sizes = list(range(min(3, len(order)), len(order) + 1))
     utilities = [
-        session.utility_of("dev", _scores(utility, "dev", vote(utility, "dev", [dev[expert] for expert in order[:k]])))
+        experiment.utility_of("dev", _scores(utility, "dev", vote(utility, "dev", [dev[expert] for expert in order[:k]])))
         for k in sizes
     ]
     best = best_of(np.array(utilities))
     voters = order[: sizes[best]]
 
     def test() -> list[float]:
-        return _scores(utility, "test", vote(utility, "test", _ask(session, "test", voters)))
+        return _scores(utility, "test", vote(utility, "test", _ask(experiment, "test", voters)))
 
     recipe = {
-        "voters": [session.experts.names[expert] for expert in voters],
+        "voters": [experiment.experts.names[expert] for expert in voters],
         "dev_by_voters": {str(k): value for k, value in zip(sizes, utilities, strict=True)},
-        "dev_alone": named(session, alone),
+        "dev_alone": named(experiment, alone),
     }
     return Choice(recipe, utilities[best], len(dev), test, looks_at_experts=False)
 
@@ -71,8 +71,8 @@ def meaning(utility: Utility, example: dict[str, Any], answers: Sequence[Answer]
     return tuple(re.sub(r"^\W+|\W+$", "", " ".join(answer.text.casefold().split())) for answer in answers)
 
 
-def _ask(session: Session, split: str, experts: Sequence[int]) -> list[Answers]:
-    return [session.evaluator.answers(session.experts.rows[expert], split) for expert in experts]
+def _ask(experiment: Experiment, split: str, experts: Sequence[int]) -> list[Answers]:
+    return [experiment.evaluator.generate(experiment.experts.rows[expert], split) for expert in experts]
 
 
 def _scores(utility: Utility, split: str, answers: Answers) -> list[float]:
