@@ -22,7 +22,7 @@ from modelswarms_fast.config import EngineConfig, SwarmConfig
 from modelswarms_fast.ops import swarm_update_rows_
 from modelswarms_fast.swarm import Swarm
 from modelswarms_fast.weights.arena import row_stride
-from modelswarms_fast.weights.placement import LEAST_ROWS, Placement, plan_memory
+from modelswarms_fast.weights.placement import LEAST_CACHED, Placement, plan_memory
 from modelswarms_fast.weights.population import Population
 from modelswarms_fast.weights.streaming import file_rows, stream_update_rows_
 
@@ -122,7 +122,7 @@ def test_budget(measure: Measure, tmp_path: Path, fit: int) -> None:
         shape = {"particles": PARTICLES, "experts": PARTICLES, "size": size, "dtype": torch.bfloat16}
         return plan_memory(config, **shape, device=CPU, out=tmp_path)
 
-    plan, least = planned(fit), planned(LEAST_ROWS)
+    plan, least = planned(fit), planned(LEAST_CACHED)
     plans = {
         "ours": plan,
         "all rows in a file, copies in memory": replace(least, cache_rows=min(fit, 2 * PARTICLES + 2)),
@@ -148,7 +148,6 @@ def test_budget(measure: Measure, tmp_path: Path, fit: int) -> None:
             source="memory and file",
             tiers=plan.tiers,
             held=plan.bytes,
-            moved=plan.moved,
             threads=CORES,
         )
     medians = {
@@ -162,7 +161,7 @@ class SearchLoop:
     """Of a swarm where a plan puts its rows: a call is one iteration without an engine, and notes its phases."""
 
     def __init__(self, plan: Placement, size: int, phases: list[dict[str, float]]) -> None:
-        room = plan.place(size, torch.bfloat16)
+        room = plan.allocate(size, torch.bfloat16)
         experts = make_experts(PARTICLES, size, PARTICLES)
         room[:PARTICLES].copy_(random_rows(PARTICLES, size, torch.bfloat16))
         self.swarm = Swarm(SwarmConfig(particles=PARTICLES, iterations=10**6, patience=10**6), PARTICLES)

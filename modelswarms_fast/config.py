@@ -141,9 +141,10 @@ class EngineConfig:
     parity_check: CheckedLoads = "first"
     """Which loads are compared with the transformers engine: none, the first, or every one."""
     host_memory: str | None = None
-    """What the search's rows may take in the host's memory, such as "8GB"; None: no limit. More rows lie in a file."""
+    """What the search's rows may take in the host's memory, such as "8GB"; None: what is free, less a reserve. More
+    rows lie in a file."""
     device_memory: str | None = None
-    """What they may take in a GPU's memory; more rows lie in the host's."""
+    """What they may take in a GPU's memory; None: what the engine leaves free. More rows lie in the host's."""
     spill: str | None = None
     """Folder on a disk for the file; None: the run folder, or the nearest one above it that exists."""
     stop_early: bool = False

@@ -245,7 +245,7 @@ class Experiment:
         experts, plan, device = self.experts, self.placement, self.engine.device
         if plan is None and swarm.first == list(range(swarm.n_experts)):  # else its first rows are other experts
             plan = self._placement(swarm.config.particles, len(experts.names), experts.layout.size, experts.layout.dtype)
-            room = plan.place(experts.layout.size, experts.layout.dtype)
+            room = plan.allocate(experts.layout.size, experts.layout.dtype)
             rows = room[: len(experts.names)].copy_(experts.rows)
             experts = replace(experts, rows=rows, room=room)
         return Population(experts, swarm, self.engine_config, device, plan)
@@ -283,6 +283,8 @@ class Experiment:
         here = torch.cuda.is_available() and not self.engine_config.own_processes
         device = torch.device("cuda" if here else "cpu")
         shape: dict[str, Any] = {"particles": particles, "experts": experts, "size": size, "dtype": dtype}
+        if here and self.engine_config.engine == "vllm" and not hasattr(self, "engine"):
+            shape["gpu_memory_utilization"] = 0.75  # as engines/vllm/engine.py asks for
         return plan_memory(self.engine_config, **shape, device=device, out=self.out)
 
     def _place(self, n: int, size: int, dtype: torch.dtype) -> torch.Tensor:
@@ -291,7 +293,7 @@ class Experiment:
             rows = shared_rows if self.engine_config.own_processes else empty_rows
             return rows(n, size, dtype)
         self.placement = self._placement(max(self._particles or n, n), n, size, dtype)
-        return self.placement.place(size, dtype)
+        return self.placement.allocate(size, dtype)
 
 
 class _Rows:

@@ -30,6 +30,11 @@ BLOCK_BYTES = 1 << 20
 Wait = Callable[[], None]
 
 
+def buffer_bytes(row_bytes: int) -> int:
+    """Bytes of the buffers of an update, for each row that it reads or writes."""
+    return BUFFERS * min(row_bytes, BLOCK_BYTES)
+
+
 def stream_update_rows_(
     rows: Tensor,
     table: Tensor,

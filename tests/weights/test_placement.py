@@ -12,19 +12,37 @@ from modelswarms_fast.config import EngineConfig, SwarmConfig, parse_bytes
 from modelswarms_fast.errors import InputError
 from modelswarms_fast.ops import _C
 from modelswarms_fast.swarm import Swarm
-from modelswarms_fast.weights import placement
-from modelswarms_fast.weights.placement import plan_memory
+from modelswarms_fast.weights import placement, streaming
+from modelswarms_fast.weights.free_memory import FreeMemory
+from modelswarms_fast.weights.placement import (
+    DEVICE_RESERVE,
+    HOST_RESERVE,
+    Demand,
+    Tiers,
+    fits,
+    on_cpu,
+    on_gpu,
+    plan_memory,
+    streamed_to_gpu,
+)
 from modelswarms_fast.weights.population import Population
 from modelswarms_fast.weights.row_table import count_rows
 
 P, N, D = 4, 3, 1000
 ROW = 33 * 64  # 1000 numbers of 2 bytes in an odd number of lines
 SWARM = 3 * P + 2
+NEAR = "pinned" if _C.has_cuda else "host"
+ROOMY = FreeMemory(10**15, 10**15, 10**15)
 
 
-def plan(device="cpu", out=Path("/nowhere/at/all"), size=D, **settings):
-    shape = {"particles": P, "experts": N, "size": size, "dtype": torch.bfloat16}
-    return plan_memory(EngineConfig(**settings), **shape, device=torch.device(device), out=Path(out))
+def plan(
+    device="cpu", out=Path("/nowhere/at/all"), size=D, free=ROOMY, particles=P, experts=N, taken=(0.0, 0), **settings
+):
+    shape = {"particles": particles, "experts": experts, "size": size, "dtype": torch.bfloat16}
+    engine = dict(zip(("gpu_memory_utilization", "engine_bytes"), taken, strict=True))
+    return plan_memory(
+        EngineConfig(**settings), **shape, **engine, device=torch.device(device), out=Path(out), free=free
+    )
 
 
 @pytest.mark.parametrize(
@@ -42,97 +60,144 @@ def test_amounts_that_are_none_name_the_setting(name, text):
         EngineConfig(**{name: text})
 
 
-def test_everything_fits_without_a_budget_and_up_to_the_last_byte():
-    for budget in (None, f"{SWARM * ROW} bytes"):
-        made = plan(host_memory=budget)
-        assert (made.rows, made.row_bytes, made.tiers, made.cache_rows) == (SWARM, ROW, {"host": SWARM}, 0)
-        assert made.bytes == {"host": SWARM * ROW}
-        assert made.moved == {"update": {"host": (5 * P + 2) * D * 2}, "load": {"host": P * D * 2}}
-        assert (made.first, made.served_in_place) == (("host", SWARM, 0), SWARM)
+SMALL = Demand(weights=True, particles=P, experts=N, row=10)
+MIXED = Demand(weights=False, particles=P, experts=N, row=10)
+LARGE = Demand(weights=True, particles=P, experts=N, row=100 << 20)
+BUFFERS = SWARM * 3 * 2**20
 
 
-def test_velocities_are_the_first_to_lie_in_a_file():
-    """One byte too little for all, and one row less each time; no position is copied before it is served."""
-    for spilled in range(1, P + 1):
-        made = plan(host_memory=f"{(SWARM - spilled + 1) * ROW - 1} bytes")
-        assert made.tiers == {"host": SWARM - spilled, "file": spilled}
-        assert (made.cache_rows, made.served_in_place) == (0, SWARM - spilled)
-        assert made.bytes == {"host": (SWARM - spilled) * ROW, "file": spilled * ROW}
-        assert made.moved == {
-            "update": {"host": (5 * P + 2 - 2 * spilled) * D * 2, "file": 2 * spilled * D * 2},
-            "load": {"host": P * D * 2},
-        }
+@pytest.mark.parametrize(
+    ("demand", "budget", "rows", "cache", "held"),
+    [
+        (SMALL, 140, {"host": 14}, 0, {"host": 140}),  # to the last byte
+        (SMALL, 139, {"host": 13, "file": 1}, 0, {"host": 130, "file": 10}),  # velocities are the first in the file
+        (SMALL, 100, {"host": 10, "file": 4}, 0, {"host": 100, "file": 40}),  # all velocities
+        (SMALL, 99, {"host": 6, "file": 8}, 3, {"host": 90, "file": 80}),  # and positions: three rows for copies
+        (SMALL, 30, {"file": 14}, 3, {"host": 30, "file": 140}),
+        (SMALL, 29, None, 30, None),
+        (MIXED, 40, {"host": 3}, 0, {"host": 40}),  # the experts and the row of a mixture
+        (MIXED, 39, {"host": 2, "file": 1}, 0, {"host": 30, "file": 10}),
+        (MIXED, 10, {"file": 3}, 0, {"host": 10, "file": 30}),
+        (MIXED, 9, None, 10, None),
+    ],
+)
+def test_on_a_cpu(demand, budget, rows, cache, held):
+    assert on_cpu(demand, budget) == (cache if rows is None else Tiers(rows, cache, held))
 
 
-def test_then_the_positions_that_are_used_last():
-    made = plan(host_memory=f"{(2 * P + 2) * ROW - 1} bytes")
-    assert made.tiers == {"host": 2 * P + 2 - 4, "file": P + 4}  # three rows for copies
-    assert (made.cache_rows, made.served_in_place) == (3, 2 * P - 2)
-    assert made.bytes == {"host": (2 * P + 1) * ROW, "file": (P + 4) * ROW}
-    assert made.moved == {
-        "update": {"host": (5 * P + 2 - 2 * P - 8) * D * 2, "file": (2 * P + 8) * D * 2},
-        "load": {"host": P * D * 2},
-        "prefetch": {"host": 4 * D * 2, "file": 4 * D * 2},
-    }
-    made = plan(host_memory=f"{3 * ROW} bytes")
-    assert (made.tiers, made.cache_rows, made.served_in_place) == ({"file": SWARM}, 3, 0)
-    assert made.bytes == {"host": 3 * ROW, "file": SWARM * ROW}
-    assert made.moved["update"] == {"file": (5 * P + 2) * D * 2}
+@pytest.mark.parametrize(
+    ("demand", "budget", "found"),
+    [
+        (SMALL, 140, Tiers({"device": 14}, 0, {"device": 140})),
+        (SMALL, 139, 140),
+        (MIXED, 40, Tiers({"device": 3}, 0, {"device": 40})),
+        (MIXED, 39, 40),
+    ],
+)
+def test_on_a_gpu(demand, budget, found):
+    assert on_gpu(demand, budget) == found
 
 
-@pytest.mark.parametrize("device", ["cpu", "cuda"])
-def test_too_small_for_anything_says_what_would_do(device):
-    setting = "host_memory" if device == "cpu" else "device_memory"
-    size = D if device == "cpu" else 4_000_000
-    row = ROW if device == "cpu" else 125_001 * 64
-    least = 3 * row + (0 if device == "cpu" else SWARM * 3 * (2**20 + 64))
-    with pytest.raises(InputError, match=rf"^{setting} is {least - 1} bytes, but .* {least}: 3 rows .*give {least} or"):
-        plan(device, size=size, **{setting: f"{least - 1} bytes"})
-    assert plan(device, size=size, **{setting: f"{least} bytes"}).cache_rows == 3
+@pytest.mark.parametrize(
+    ("budget", "host", "rows", "cache"),
+    [
+        (3, 99, {"pinned": 14}, 3),
+        (6, 99, {"pinned": 14}, 6),
+        (13, 99, {"pinned": 14}, 10),  # velocities are never served
+        (3, 14, {"pinned": 14}, 3),
+        (3, 13, {"pinned": 13, "file": 1}, 3),
+        (3, 0, {"file": 14}, 3),
+    ],
+)
+def test_streamed_to_a_gpu(budget, host, rows, cache):
+    """Budgets in rows, beside the buffers of the GPU."""
+    row = LARGE.row
+    found = streamed_to_gpu(LARGE, BUFFERS + budget * row, (host + 1) * row - 1, "pinned")
+    held = {"device": cache * row + BUFFERS} | {tier: count * row for tier, count in rows.items()}
+    assert found == Tiers(rows, cache, held)
 
 
-def test_mixtures_keep_the_experts_and_one_row():
-    made = plan(state="mixture", host_memory=f"{(N + 1) * ROW} bytes")
-    assert (made.rows, made.tiers, made.cache_rows) == (N, {"host": N}, 0)
-    assert made.moved == {"update": {"host": (5 * P + 2) * N * 8}, "load": {"host": P * (N + 1) * D * 2}}
-    made = plan(state="mixture", host_memory=f"{(N + 1) * ROW - 1} bytes")
-    assert (made.tiers, made.bytes) == ({"host": N - 1, "file": 1}, {"host": N * ROW, "file": ROW})
-    assert made.moved["load"] == {"host": P * N * D * 2, "file": P * D * 2}
-    made = plan(state="mixture", host_memory=f"{ROW} bytes")
-    assert (made.tiers, made.bytes) == ({"file": N}, {"host": ROW, "file": N * ROW})
-    with pytest.raises(InputError, match=f"the least that works are {ROW}: 1 rows"):
-        plan(state="mixture", host_memory=f"{ROW - 1} bytes")
-    with pytest.raises(InputError, match=f"the least that works are {(N + 1) * ROW}"):  # of a GPU they must be near
-        plan("cuda", state="mixture", device_memory=f"{(N + 1) * ROW - 1} bytes")
+def test_what_is_not_streamed_to_a_gpu():
+    assert streamed_to_gpu(LARGE, BUFFERS + 3 * LARGE.row - 1, 0, "pinned") == BUFFERS + 3 * LARGE.row
+    assert streamed_to_gpu(SMALL, 139, 10**9, "pinned") == 140  # the buffers would be larger than all rows
+    assert streamed_to_gpu(MIXED, 39, 10**9, "pinned") == 40  # experts are mixed where they are served
 
 
-def test_a_gpu_takes_what_it_may_the_host_the_next_rows_and_a_file_the_rest():
-    made = plan("cuda")
-    assert (made.tiers, made.first) == ({"device": SWARM}, ("host", N, 0))  # the experts only pass through the host
-    assert made.moved == {"update": {"device": (5 * P + 2) * D * 2}, "load": {"device": P * D * 2}}
-    assert plan("cuda", host_memory="1KB").first == ("host", N, N)
-    with pytest.raises(InputError, match=f"are {SWARM * ROW}: {SWARM} rows"):  # buffers would be larger than the swarm
-        plan("cuda", device_memory=f"{SWARM * ROW - 1} bytes")
-    size, near = 4_000_000, "pinned" if _C.has_cuda else "host"
-    row, buffers = 125_001 * 64, SWARM * 3 * (2**20 + 64)
-    for host, spilled in ((None, 0), (f"{SWARM * row - 1} bytes", 1), (f"{row * 8} bytes", P + 2), ("1KB", SWARM)):
-        made = plan("cuda", size=size, device_memory="100MB", host_memory=host)
-        held = {near: SWARM - spilled, "file": spilled}
-        assert made.tiers == {tier: count for tier, count in held.items() if count}
-        assert made.cache_rows == (100_000_000 - buffers) // row == 6
-        assert made.served_in_place == 0
-        assert made.bytes == {"device": 6 * row + buffers} | {tier: count * row for tier, count in made.tiers.items()}
-        assert made.first == (near, SWARM, spilled)
-        velocities, positions = min(spilled, P), max(spilled - P, 0)
-        in_file = 2 * velocities + positions + min(positions, P)
-        moved = {tier: count / (size * 2) for tier, count in made.moved["update"].items()}
-        assert moved.pop("device") == 2 * (5 * P + 2)
-        assert moved.get("file", 0) == in_file
-        assert sum(moved.values()) == 5 * P + 2
-        moved = {tier: count / (size * 2) for tier, count in made.moved["prefetch"].items()}
-        assert (moved.get("file", 0), moved.pop("device")) == (min(positions, P), P)
-        assert sum(moved.values()) == P
-        assert made.moved["load"] == {"device": P * size * 2}
+def test_the_rows_that_experts_are_read_into():
+    def allocated(made):
+        return made.host_tier, made.host_rows, made.file_rows
+
+    assert allocated(plan()) == ("host", SWARM, 0)
+    assert allocated(plan(host_memory=f"{6 * ROW} bytes")) == ("host", SWARM, SWARM - 3)
+    assert allocated(plan(engines=2)) == ("shared", SWARM, 0)
+    assert allocated(plan(engines=2, host_memory=f"{6 * ROW} bytes")) == ("host", SWARM, SWARM - 3)
+    assert allocated(plan("cuda")) == ("host", N, 0)  # they pass through the host
+    assert allocated(plan("cuda", host_memory="1KB")) == ("host", N, N)
+    streamed = plan("cuda", size=4_000_000, device_memory="100MB", host_memory=f"{8 * 125_001 * 64} bytes")
+    assert allocated(streamed) == (NEAR, SWARM, SWARM - 8)
+    assert streamed.served_in_place == 0
+
+
+EIGHT = 8_000_000_000  # numbers of a checkpoint: 16 GB in bfloat16
+H200 = FreeMemory(host=2 * 10**12, device=141 * 10**9, device_total=141 * 10**9)
+
+
+def test_ten_checkpoints_of_8_billion_are_not_put_on_one_gpu():
+    """32 rows take half a terabyte. Beside an engine that has half of the GPU they stream through three rows there."""
+    made = plan("cuda", size=EIGHT, free=H200, particles=10, experts=10, taken=(0.5, 0))
+    assert made.tiers == {NEAR: 32}
+    assert made.cache_rows == 4
+    assert made.bytes["device"] < 141 * 10**9 / 2 - DEVICE_RESERVE
+    with pytest.raises(
+        InputError, match=r"^3\d{10} bytes are free for rows in the GPU, but the rows of 10 particles need"
+    ):
+        plan("cuda", size=EIGHT, free=H200, particles=10, experts=10, taken=(0.75, 0))
+    with pytest.raises(InputError, match="a lower gpu_memory_utilization"):
+        plan("cuda", state="mixture", size=EIGHT, free=H200, particles=10, experts=10, taken=(0.0, 0))
+
+
+@pytest.mark.parametrize(
+    ("free", "taken", "budget"),
+    [(30 << 30, 0, 26 << 30), (30 << 30, 10 << 30, 16 << 30), (30 << 30, 25 << 30, 30 << 28), (2 << 30, 0, 1 << 29)],
+)
+def test_the_default_budget_of_the_host_is_what_is_free_less_a_reserve(free, taken, budget):
+    """A quarter of what is free at least: a small machine has to try."""
+    assert HOST_RESERVE == 4 << 30
+    row = 1 << 20
+    size = (row - 64) // 2  # an odd number of lines
+    rows = budget // (row - 64)
+    made = plan(size=size, particles=20_000, free=FreeMemory(free), taken=(0.0, taken))
+    assert made.tiers["host"] + made.cache_rows == rows
+    particles = (rows - 2) // 3
+    shape = {"size": size, "dtype": torch.bfloat16, "experts": 2, "engine_bytes": taken, "free": FreeMemory(free)}
+    for count in (particles, particles + 1):
+        assert fits(EngineConfig(), particles=count, **shape, device=torch.device("cpu")) == (count == particles)
+
+
+def test_weights_fit_where_no_row_goes_to_a_file_or_through_a_cache():
+    shape = {"particles": P, "experts": N, "size": D, "dtype": torch.bfloat16, "free": ROOMY}
+    for device, name in (("cpu", "host_memory"), ("cuda", "device_memory")):
+        for less in (0, 1):
+            config = EngineConfig(**{name: f"{SWARM * ROW - less} bytes"}, state="mixture")
+            assert fits(config, **shape, device=torch.device(device)) == (not less)
+    total = 80 * 10**9
+    for free, yes in ((60 * 10**9 + DEVICE_RESERVE + SWARM * ROW, True), (60 * 10**9 + DEVICE_RESERVE, False)):
+        shape["free"] = FreeMemory(10**15, free, total)
+        engine = {"gpu_memory_utilization": 0.5, "engine_bytes": 20 * 10**9}
+        assert fits(EngineConfig(), **shape, **engine, device=torch.device("cuda")) == yes
+
+
+def test_what_is_free_is_asked_of_the_system(monkeypatch):
+    monkeypatch.setattr(placement, "free_memory", lambda device: FreeMemory(4 * 6 * ROW))
+    assert plan(free=None).tiers == {"host": 3, "file": SWARM - 3}
+
+
+def test_a_budget_that_is_too_small_says_what_would_do():
+    for device, name in (("cpu", "host_memory"), ("cuda", "device_memory")):
+        least = 3 * ROW if device == "cpu" else SWARM * ROW
+        with pytest.raises(InputError, match=rf"^{name} is {least - 1} bytes, but .*; give {least} or more\.$"):
+            plan(device, **{name: f"{least - 1} bytes"})
+        plan(device, **{name: f"{least} bytes"})
 
 
 def test_a_budget_of_a_gpu_that_is_not_used():
@@ -156,23 +221,33 @@ def test_a_full_disk_names_the_remedy(tmp_path):
     resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, limits[1]))
     try:
         with pytest.raises(InputError, match=r"^14 rows of 200000 bytes, .* have no room in .*; name another folder"):
-            made.place(100_000, torch.bfloat16)
+            made.allocate(100_000, torch.bfloat16)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert not list(tmp_path.iterdir())
-    assert not made.place(100_000, torch.bfloat16).any()
+    assert not made.allocate(100_000, torch.bfloat16).any()
 
 
-def test_the_plan_is_printed_tier_by_tier():
-    text = str(plan(host_memory="19KB"))
-    assert text == (
-        "memory: 14 rows of 2.11 kB, 5 in host memory, 9 in a file; the others are served from copies of 3 at a "
-        "time in host memory\n"
-        "held: 16.9 kB in host memory, 19 kB in a file\n"
-        "an iteration moves at most by tier: update 10 kB in host memory, 34 kB in a file; load 8 kB in host memory; "
-        "prefetch 8 kB in host memory, 8 kB in a file"
+@pytest.mark.parametrize(
+    ("settings", "line"),
+    [
+        ({}, "29.6 kB of weights for 4 particles, in memory"),
+        ({"state": "mixture"}, "6.34 kB of weights for 3 experts, in memory"),
+        ({"device": "cuda"}, "29.6 kB of weights for 4 particles, on the GPU"),
+        ({"host_memory": "19KB"}, "29.6 kB of weights for 4 particles, 10.6 kB in memory, 19 kB in a file"),
+    ],
+)
+def test_a_placement_is_one_line(settings, line):
+    assert str(plan(**settings)) == line
+
+
+def test_details_say_what_each_tier_holds():
+    assert plan().details() == "14 rows of 2.11 kB: 14 in memory\nheld in all: 29.6 kB in memory"
+    assert plan(host_memory="19KB").details() == (
+        "14 rows of 2.11 kB: 5 in memory, 9 in a file\n"
+        "rows from 5 on are served through a cache of 3 rows in memory\n"
+        "held in all: 16.9 kB in memory, 19 kB in a file"
     )
-    assert "an iteration moves by tier: update 44 kB in host memory; load 8 kB in host memory" in str(plan())
 
 
 class Pool:
@@ -195,15 +270,16 @@ def budgets():
 @pytest.mark.parametrize(("device", "host", "device_rows"), list(budgets()))
 def test_particles_are_the_same_whatever_the_budgets(device, host, device_rows, start, tmp_path, monkeypatch):
     """Any wave fetched ahead, any order of use; restarts, bests and blends as ever. The CPU stands for the GPU."""
-    monkeypatch.setattr(placement, "_STREAM_BYTES", 64)  # else the buffers are larger than so few rows
-    monkeypatch.setattr(placement, "_slow_tier", lambda: "host")
+    monkeypatch.setattr(streaming, "BLOCK_BYTES", 64)  # else the buffers are larger than so few rows
     values = random_rows(N, D, torch.bfloat16, 0)
     config = SwarmConfig(particles=P, seed=3, restart_patience=0.1, start_velocity=start, patience=40)
-    on_device = None if device_rows is None else f"{device_rows * ROW + SWARM * 64} bytes"
+    on_device = None if device_rows is None else f"{device_rows * ROW + SWARM * 3 * 64} bytes"
     made = plan(device, host_memory=host, device_memory=on_device, spill=str(tmp_path))
     swarms, both = [Swarm(config, N), Swarm(config, N)], []
     for swarm, placed in zip(swarms, (None, made), strict=True):
-        room = torch.zeros(count_rows(P), D, dtype=torch.bfloat16) if placed is None else placed.place(D, values.dtype)
+        room = (
+            torch.zeros(count_rows(P), D, dtype=torch.bfloat16) if placed is None else placed.allocate(D, values.dtype)
+        )
         room[:N] = values
         both.append(Population(Pool(room[:N], room), swarm, EngineConfig(), torch.device("cpu"), placed))
     assert_allocated(made, room, both[1]._cache)
@@ -238,8 +314,8 @@ def assert_allocated(made, room, cache):
     copies = 0 if cache is None else len(cache._fast) * cache._fast.stride(0) * 2
     assert copies == made.cache_rows * ROW
     if "device" in made.bytes:
-        assert made.bytes["device"] == copies + SWARM * 64  # and the buffers
+        assert made.bytes["device"] == copies + SWARM * 3 * 64  # and the buffers
         copies = 0
-    in_memory = made.bytes.get("host", 0) - copies
+    in_memory = made.bytes.get("host", 0) + made.bytes.get("pinned", 0) - copies
     assert 0 <= in_memory - found["memory"] < mmap.PAGESIZE
     assert found["memory"] + found["file"] == SWARM * ROW
