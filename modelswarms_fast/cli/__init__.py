@@ -1,1 +1,1 @@
-"""The command line: one file a command, the options derived from the settings."""
+"""The command line: `main` and `more` have the commands, `options` what they share, `bench` runs the benchmarks."""

@@ -2,8 +2,11 @@
 
 Backends: ``reference`` (torch), ``cpp`` (SIMD and threads), ``triton`` and ``cuda``. All four round every
 operation on its own and in the same order, so they agree bit for bit. For CUDA tensors ``auto`` takes
-``cuda``, or ``triton`` if the extension has no CUDA code; for CPU tensors ``cpp``, or ``reference`` where no
-extension is built. A backend asked for by name works or raises.
+``cuda``, or ``triton`` if the extension has no CUDA code; for CPU tensors ``cpp``. A backend asked for by name works
+or raises.
+
+`reference` says in plain torch what each operator computes, `validation` checks their arguments, `extension` loads the
+compiled part `_C` (csrc/), and the folder `kernels` has the Triton kernels and the CUDA source.
 """
 
 from __future__ import annotations

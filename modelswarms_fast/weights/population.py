@@ -2,25 +2,30 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 
 from modelswarms_fast.config import EngineConfig
-from modelswarms_fast.engines.protocol import Engine
-from modelswarms_fast.evaluation.early_stopping import digest
 from modelswarms_fast.ops import mix_
-from modelswarms_fast.swarm import BestUpdate, Floats, Moves, Swarm
 from modelswarms_fast.weights.arena import empty_rows
 from modelswarms_fast.weights.experts import Experts
 from modelswarms_fast.weights.placement import Placement
 from modelswarms_fast.weights.row_cache import RowCache
 from modelswarms_fast.weights.row_table import count_rows
-from modelswarms_fast.weights.rows import SwarmRows
+from modelswarms_fast.weights.rows import Floats, SwarmRows
 
 # Bytes of the largest row that is named; a larger position that comes back is evaluated again. BLAKE2b reads 1.4 GB a
 # second on the core measured, so a name takes at most 24 ms: less than a percent of an evaluation of 2.4 s.
 LARGEST_NAMED = 32 << 20
+
+
+def digest(row: torch.Tensor) -> bytes:
+    """16 bytes that name the exact content of a row [D]: BLAKE2b."""
+    data = row.detach().contiguous().cpu().view(torch.uint8).numpy().data
+    return hashlib.blake2b(data, digest_size=16).digest()
 
 
 class Population:
@@ -35,7 +40,7 @@ class Population:
     def __init__(
         self,
         experts: Experts,
-        swarm: Swarm,
+        swarm: Any,
         config: EngineConfig,
         device: torch.device,
         plan: Placement | None = None,
@@ -77,7 +82,7 @@ class Population:
         if cached and self._weights is not None:
             self._cache = RowCache(self._weights.rows, cached, device)
 
-    def start(self, swarm: Swarm) -> None:
+    def start(self, swarm: Any) -> None:
         """Set the initial velocities; call it after the first promotion, which decides where `best` points."""
         velocities = swarm.initial_velocities(self._positions)
         if self._mixtures is not None:
@@ -86,21 +91,22 @@ class Population:
             self._weights.start(self._experts, velocities)
             self._experts = self._experts.new_empty(0)  # their rows belong to the particles from now on
 
-    def update(self, plan: Moves) -> None:
-        """Move every particle by the plan."""
+    def update(self, moves: Any) -> None:
+        """Move every particle by `swarm.Moves`."""
         rounding, randomness, seed = self._draws
+        arrays = (moves.restarts, moves.coefficients, moves.step_length, moves.iteration)
         if self._mixtures is not None:
-            self._mixtures.update(plan)
+            self._mixtures.update(*arrays)
         if self._weights is not None:
-            self._weights.update(plan, rounding=rounding, coordinate=randomness == "coordinate", seed=seed)
+            self._weights.update(*arrays, rounding=rounding, coordinate=randomness == "coordinate", seed=seed)
             if self._cache is not None:  # all of these rows, and no others that are served, were written
                 self._cache.invalidate(self._weights.table.x.tolist())
 
-    def promote(self, told: BestUpdate) -> None:
+    def promote(self, update: Any) -> None:
         """Record new bests. Moves no weights."""
         for shard in (self._mixtures, self._weights):
             if shard is not None:
-                shard.promote(told)
+                shard.promote(update.improved, update.global_best, update.global_worst)
         if self._cache is not None and self._weights is not None:
             self._cache.pin(self._copied([self._weights.table.g]))
 
@@ -125,7 +131,7 @@ class Population:
         row = self._weights.personal_best(particle) if best else self._weights.position(particle)
         return digest(row) if row.nbytes <= LARGEST_NAMED else None
 
-    def load(self, engine: Engine, slot: int, particle: int, best: bool = False) -> None:
+    def load(self, engine: Any, slot: int, particle: int, best: bool = False) -> None:
         """Have the engine serve a particle from a slot."""
         if self._weights is not None:
             engine.load(slot, self.row(particle, best))
@@ -200,7 +206,7 @@ class Bests:
         """Names the exact position; None of a large row."""
         return self._particles.key(particle, best=True)
 
-    def load(self, engine: Engine, slot: int, particle: int) -> None:
+    def load(self, engine: Any, slot: int, particle: int) -> None:
         """Have the engine serve a particle's best from a slot."""
         self._particles.load(engine, slot, particle, best=True)
 

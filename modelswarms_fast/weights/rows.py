@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from functools import partial
 
+import numpy as np
+import numpy.typing as npt
 import torch
 
 from modelswarms_fast.ops import Rounding, mix_, swarm_update_rows_
-from modelswarms_fast.swarm import BestUpdate, Floats, Moves
 from modelswarms_fast.weights.row_table import Numbers, RowTable, count_rows
 from modelswarms_fast.weights.streaming import stream_update_rows_
+
+Floats = npt.NDArray[np.float64]
 
 
 class SwarmRows:
@@ -55,30 +58,41 @@ class SwarmRows:
         """Set the initial velocities, [P, n] mixtures of the same experts."""
         mix_(self.rows[self.table.v[0] :], experts, _mixture(velocities, self.rows))
 
-    def update(self, moves: Moves, *, rounding: Rounding = "nearest", coordinate: bool = False, seed: int = 0) -> None:
+    def update(
+        self,
+        restarts: npt.NDArray[np.bool_],
+        coefficients: npt.NDArray[np.float32],
+        step_length: float,
+        iteration: int,
+        *,
+        rounding: Rounding = "nearest",
+        coordinate: bool = False,
+        seed: int = 0,
+    ) -> None:
         """Move every particle: one fused pass. A restart is a particle's x ← p, v ← 0 within it.
 
-        `rounding`, `seed` and randomness, per coordinate or not, are those of `swarm_update_rows_`.
+        restarts [P]; coefficients [P, 4]: inertia, cognitive, social, repel. `rounding`, `seed` and randomness, per
+        coordinate or not, are those of `swarm_update_rows_`.
         """
         best, worst = self.table.g, self.table.w
-        lines: Numbers = self.table.update(moves.restarts)
+        lines: Numbers = self.table.update(restarts)
         self._move(
             self.rows,
             torch.from_numpy(lines),
             best,
             worst,
-            torch.from_numpy(moves.coefficients).to(self.rows.device),
-            moves.step_length,
+            torch.from_numpy(coefficients).to(self.rows.device),
+            step_length,
             rounding=rounding,
             randomness="coordinate" if coordinate else "particle",
             seed=seed,
-            iteration=moves.iteration,
+            iteration=iteration,
             first_column=self._first_column,
         )
 
-    def promote(self, update: BestUpdate) -> None:
-        """Record the personal bests, global best and global worst that `update` names. Moves no weights."""
-        self.table.promote(update.improved, update.global_best, update.global_worst)
+    def promote(self, improved: npt.NDArray[np.bool_], global_best: int | None, global_worst: int | None) -> None:
+        """Record new bests: improved [P], and the particles that are global best and worst now. Moves no weights."""
+        self.table.promote(improved, global_best, global_worst)
 
     def position(self, particle: int) -> torch.Tensor:
         """[D] the row of a particle's position, valid until the next update."""

@@ -14,7 +14,7 @@ from torch.utils._pytree import tree_leaves
 
 from modelswarms_fast.config import EngineConfig, SwarmConfig
 from modelswarms_fast.ops import mix_, swarm_update_rows_
-from modelswarms_fast.swarm import BestUpdate, Moves, Swarm
+from modelswarms_fast.swarm import Moves, Swarm
 from modelswarms_fast.weights import arena
 from modelswarms_fast.weights.arena import empty_rows
 from modelswarms_fast.weights.population import Population
@@ -32,6 +32,10 @@ def plan(restarts=(), step_length=0.7, iteration=1, seed=1, particles=P):
     return Moves(iteration, mask, coefficients, step_length, np.ones(particles, dtype=bool))
 
 
+def arrays(move):
+    return move.restarts, move.coefficients, move.step_length, move.iteration
+
+
 def make(experts, positions):
     rows = torch.full((count_rows(len(positions)), experts.shape[1]), float("nan"), dtype=experts.dtype)
     return SwarmRows(experts, positions, rows)
@@ -41,7 +45,7 @@ def make(experts, positions):
 def shard():
     experts = random_rows(P, D, torch.float64, 0)
     shard = make(experts, np.eye(P))
-    shard.promote(BestUpdate(np.ones(P, dtype=bool), 1, 2))
+    shard.promote(np.ones(P, dtype=bool), 1, 2)
     shard.start(experts, np.roll(np.eye(P), 1, axis=0) - np.eye(P))
     return shard
 
@@ -107,7 +111,7 @@ def test_update_is_the_equation(shard):
     assert (g == x[1]).all()
     assert (w == x[2]).all()
     move = plan()
-    shard.update(move)
+    shard.update(*arrays(move))
     c = torch.from_numpy(move.coefficients).double()[:, :, None]
     expected = c[:, 0] * v + c[:, 1] * (p - x) + c[:, 2] * (g - x) + c[:, 3] * (x - w)
     torch.testing.assert_close(velocities(shard), expected)
@@ -118,11 +122,11 @@ def test_update_is_the_equation(shard):
 
 
 def test_a_restart_takes_the_personal_best_and_drops_the_velocity(shard):
-    shard.update(plan())  # away from the personal bests
+    shard.update(*arrays(plan()))  # away from the personal bests
     p, g, w = personal_bests(shard), shard.global_best.clone(), shard.global_worst.clone()
     shard.rows[shard.table.v[3]] = float("nan")  # nobody reads it
     move = plan(restarts=[3])
-    shard.update(move)
+    shard.update(*arrays(move))
     c = move.coefficients[3].astype(np.float64)
     velocity = c[2] * (g - p[3]) + c[3] * (p[3] - w)
     torch.testing.assert_close(velocities(shard)[3], velocity)
@@ -132,10 +136,10 @@ def test_a_restart_takes_the_personal_best_and_drops_the_velocity(shard):
 
 
 def test_promote_renames_only_what_is_named(shard):
-    shard.update(plan())
+    shard.update(*arrays(plan()))
     before, rows = personal_bests(shard), shard.rows.clone()
     improved = np.array([False, True, False, False, True])
-    shard.promote(BestUpdate(improved, None, 4))
+    shard.promote(improved, None, 4)
     for particle in range(P):
         expected = shard.position(particle) if improved[particle] else before[particle]
         torch.testing.assert_close(shard.personal_best(particle), expected, rtol=0, atol=0)
@@ -148,8 +152,8 @@ def test_promote_renames_only_what_is_named(shard):
 def test_a_particle_without_a_personal_best_is_drawn_to_its_start():
     """Its first utility was NaN, so nothing was ever promoted for it."""
     shard = make(torch.eye(P, dtype=torch.float64), np.eye(P))
-    shard.promote(BestUpdate(np.array([False] + [True] * (P - 1)), 1, 2))
-    shard.update(plan())
+    shard.promote(np.array([False] + [True] * (P - 1)), 1, 2)
+    shard.update(*arrays(plan()))
     torch.testing.assert_close(shard.personal_best(0), torch.eye(P, dtype=torch.float64)[0], rtol=0, atol=0)
     torch.testing.assert_close(positions(shard).sum(dim=1), torch.ones(P, dtype=torch.float64))
 
@@ -174,14 +178,14 @@ def test_nothing_is_allocated_after_construction():
     size = 100_000
     shard = make(random_rows(P, size, torch.float32, 0), np.eye(P))
     address, own = shard.rows.data_ptr(), set(vars(shard))
-    told = BestUpdate(np.array([True, False, False, True, True]), 0, 1)
+    told = (np.array([True, False, False, True, True]), 0, 1)
     with Allocations(shard.rows):
-        shard.update(plan())  # what it imports when it is first used is not counted
+        shard.update(*arrays(plan()))  # what it imports when it is first used is not counted
     tracemalloc.start()
     with Allocations(shard.rows) as by_torch:
         for iteration in range(2, 6):
-            shard.update(plan(restarts=[0, 2], iteration=iteration))
-            shard.promote(told)
+            shard.update(*arrays(plan(restarts=[0, 2], iteration=iteration)))
+            shard.promote(*told)
     by_python = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert by_torch.largest < 1000
@@ -197,16 +201,16 @@ class Copies:
         self.x, self.v, self.p = x.copy(), v.copy(), x.copy()
         self.g = self.w = x[0].copy()
 
-    def update(self, move):
-        self.x[move.restarts], self.v[move.restarts] = self.p[move.restarts], 0
-        x, v, p, c = self.x, self.v, self.p, move.coefficients.astype(np.float64)[:, :, None]
+    def update(self, restarts, coefficients, step_length, iteration):
+        self.x[restarts], self.v[restarts] = self.p[restarts], 0
+        x, v, p, c = self.x, self.v, self.p, coefficients.astype(np.float64)[:, :, None]
         self.v = c[:, 0] * v + c[:, 1] * (p - x) + c[:, 2] * (self.g - x) + c[:, 3] * (x - self.w)
-        self.x = x + move.step_length * self.v
+        self.x = x + step_length * self.v
 
-    def promote(self, told):
-        self.p[told.improved] = self.x[told.improved]
-        self.g = self.g if told.global_best is None else self.x[told.global_best].copy()
-        self.w = self.w if told.global_worst is None else self.x[told.global_worst].copy()
+    def promote(self, improved, global_best, global_worst):
+        self.p[improved] = self.x[improved]
+        self.g = self.g if global_best is None else self.x[global_best].copy()
+        self.w = self.w if global_worst is None else self.x[global_worst].copy()
 
 
 @pytest.mark.parametrize("particles", [2, 9])
@@ -224,12 +228,12 @@ def test_many_moves_are_exactly_those_of_a_swarm_that_copies(particles):
         # Short steps: the rows stay of one size.
         move = plan(mask, 0.3, iteration, seed=iteration, particles=particles)
         improved = np.array([draw.random() < 0.3 for _ in range(particles)])
-        told = BestUpdate(improved, *(draw.choice([None, None, draw.randrange(particles)]) for _ in range(2)))
+        told = (improved, *(draw.choice([None, None, draw.randrange(particles)]) for _ in range(2)))
         for swarm in (shard, copies):
-            swarm.update(move)
+            swarm.update(*arrays(move))
         before, addresses = shard.rows.clone(), [shard.position(particle).data_ptr() for particle in range(particles)]
         for swarm in (shard, copies):
-            swarm.promote(told)
+            swarm.promote(*told)
         assert torch.equal(shard.rows.view(torch.int64), before.view(torch.int64))
         assert addresses == [shard.position(particle).data_ptr() for particle in range(particles)]
         restarts, promotions = restarts + len(mask), promotions + int(improved.sum())
@@ -259,7 +263,7 @@ def test_update_hands_on_the_key_of_its_random_numbers(dtype):
         randomness = "coordinate" if coordinate else "particle"
         swarm_update_rows_(*arguments, **draws, randomness=randomness, iteration=9)
         for shard in shards:
-            shard.update(move, **draws, coordinate=coordinate)
+            shard.update(*arrays(move), **draws, coordinate=coordinate)
         assert_same(rows, expected)
         assert not torch.equal(rows[lines[:, 1]], experts)
 

@@ -8,9 +8,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 
-from modelswarms_fast.swarm import Floats
+Floats = npt.NDArray[np.float64]
 
 
 def plain(model: Any) -> Any:

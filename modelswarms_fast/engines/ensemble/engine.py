@@ -15,12 +15,11 @@ import numpy as np
 import torch
 
 from modelswarms_fast.config import Serve
-from modelswarms_fast.engines.ensemble.decoding import PendingSequence, Stream
+from modelswarms_fast.engines.ensemble.decoding import Floats, PendingSequence, Stream
 from modelswarms_fast.engines.ensemble.vocabulary import Vocabulary
 from modelswarms_fast.engines.protocol import Completion, Request, Watch, working
 from modelswarms_fast.engines.transformers import TransformersEngine
 from modelswarms_fast.errors import InputError
-from modelswarms_fast.swarm import Floats
 
 # Distinct prompts in a step: decoding so few sequences costs hardly more for twice as many.
 BATCH = 32
