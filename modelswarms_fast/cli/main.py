@@ -1,4 +1,4 @@
-"""The command line: search, evaluate, demo, bench, and the commands of more.py."""
+"""The command line: search, evaluate, demo, and the commands of more.py."""
 
 from __future__ import annotations
 
@@ -166,28 +166,6 @@ def demo_command(
         }
         | DEMO
     )
-
-
-@app.command("bench")
-def bench_command(
-    groups: Annotated[
-        list[str] | None,
-        typer.Argument(
-            help="update, mix, rows, variants, stream, shards, overhead, growth, load, evaluate, search; default: all."
-        ),
-    ] = None,
-    json_file: Annotated[Path | None, typer.Option("--json", help="Keep the numbers in this file.")] = None,
-    model_swarm: Annotated[Path | None, typer.Option(help="Your clone of the published code, to compare with.")] = None,
-    quick: Annotated[bool, typer.Option("--quick", help="Small rows, few rounds: to see that it works.")] = False,
-) -> None:
-    """Measure the operators and the engine on this machine, in a clone of the repository."""
-    from modelswarms_fast.cli.bench import machine, run_benchmarks, tables
-
-    results = run_benchmarks(groups or [], quick=quick, model_swarm=model_swarm, target=json_file)
-    console = Console(width=None if sys.stdout.isatty() else 200)  # a file has room
-    for table in tables(results):
-        console.print(table)
-    console.print(machine(results))
 
 
 # The middle of the ranges that the published code draws from; few iterations, to end within minutes on two cores.

@@ -1,6 +1,5 @@
 """The benchmarks without timing anything: what they count, what they compare with, and what they write."""
 
-import importlib
 import json
 import subprocess
 import sys
@@ -12,20 +11,17 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from modelswarms_fast.cli import bench, main
+import benchmarks.__main__ as command
+from benchmarks import GROUPS, measure
+from benchmarks.operators import bench_growth, bench_rows, bench_update, torch_baselines
+from benchmarks.published import published
+from benchmarks.reporting import tables, write_performance
 from modelswarms_fast.errors import InputError
 from modelswarms_fast.ops import _C, swarm_update_
 from modelswarms_fast.weights.layout import Layout
 
 ROOT = Path(__file__).parents[2]
 BENCHMARKS = ROOT / "benchmarks"
-sys.path.append(str(BENCHMARKS))
-baselines, measure, published, write_performance = (
-    importlib.import_module(name) for name in ("baselines", "measure", "published", "write_performance")
-)
-bench_growth, bench_rows, bench_update = (
-    importlib.import_module(f"bench_{name}") for name in ("growth", "rows", "update")
-)
 
 # A clone of the published code, as far as the adapter asks for it.
 MERGE = """
@@ -70,7 +66,7 @@ def results(*rows):
 
 
 def test_every_group_has_a_file_and_every_file_a_group():
-    assert {path.stem.removeprefix("bench_") for path in BENCHMARKS.glob("bench_*.py")} == set(bench.GROUPS)
+    assert {path.stem.removeprefix("bench_"): path.parent.name for path in BENCHMARKS.rglob("bench_*.py")} == GROUPS
 
 
 def test_bytes_of_an_update():
@@ -191,7 +187,7 @@ def test_the_limit_of_arithmetic_counts_all_threads():
 @pytest.mark.parametrize("name", ["eager", "foreach", "numpy"])
 def test_a_baseline_moves_particles_as_ours_does(name):
     theirs, ours = make_swarm(), make_swarm()
-    getattr(baselines, name)(theirs)()
+    getattr(torch_baselines, name)(theirs)()
     swarm_update_(*ours.all)
     torch.testing.assert_close(theirs.velocity, ours.velocity, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(theirs.position, ours.position, rtol=1e-5, atol=1e-5)
@@ -206,7 +202,7 @@ def test_the_baseline_with_random_numbers_for_every_coordinate():
     swarm.position.fill_(-1)  # p - x and g - x are 1
     swarm.velocity.fill_(1)
     swarm.global_worst.fill_(-2)  # x - w is 1
-    baselines.eager(swarm, baselines.formula_coordinate)()
+    torch_baselines.eager(swarm, torch_baselines.formula_coordinate)()
     torch.testing.assert_close(swarm.velocity, torch.ones_like(swarm.velocity))
     torch.testing.assert_close(swarm.position, torch.full_like(swarm.position, -0.5))
 
@@ -216,7 +212,7 @@ def test_pyswarms_without_anything_to_go_to():
     swarm.personal_best.copy_(swarm.position)
     swarm.position[:] = swarm.personal_best[:] = swarm.global_best
     start, velocity = swarm.position.clone(), swarm.velocity.clone()
-    baselines.pyswarms(swarm)()
+    torch_baselines.pyswarms(swarm)()
     expected = velocity * swarm.coefficients[0, 0]
     torch.testing.assert_close(swarm.velocity, expected)
     torch.testing.assert_close(swarm.position, start + expected)
@@ -251,21 +247,21 @@ def test_a_clone_without_merge(tmp_path):
 
 def run_command(monkeypatch, *arguments):
     monkeypatch.delenv("PYTEST_XDIST_WORKER", raising=False)  # or pytest-benchmark would measure nothing
-    monkeypatch.setattr(sys, "argv", ["modelswarms-fast", "bench", *map(str, arguments)])
+    monkeypatch.setattr(sys, "argv", ["benchmarks", *map(str, arguments)])
     with pytest.raises(SystemExit) as error:
-        main.main()
+        command.main()
     return error.value.code or 0
 
 
 @pytest.fixture
 def clone(tmp_path, monkeypatch):
     folder = tmp_path / "benchmarks"
-    folder.mkdir()
+    (folder / "operators").mkdir(parents=True)
     (folder / "conftest.py").write_text(
         "def pytest_benchmark_update_machine_info(config, machine_info):\n"
         "    machine_info.update(cpu='a processor', cores=1, threads=1, python='3', versions={'torch': '2'})\n"
     )
-    (folder / "bench_update.py").write_text(BENCHMARK)
+    (folder / "operators" / "bench_update.py").write_text(BENCHMARK)
     (tmp_path / "pytest.ini").write_text("[pytest]\npython_files = bench_*.py\n")
     monkeypatch.chdir(tmp_path)
     return tmp_path
@@ -301,19 +297,21 @@ def test_outside_of_a_clone(tmp_path, monkeypatch, capsys):
 
 
 def test_without_pytest_benchmark(clone, monkeypatch, capsys):
-    monkeypatch.setattr(bench.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(command.importlib.util, "find_spec", lambda name: None)
     assert run_command(monkeypatch, "update") == 2
     assert "pip install pytest pytest-benchmark" in capsys.readouterr().err
 
 
 def test_a_benchmark_that_fails(clone):
-    (clone / "benchmarks" / "bench_update.py").write_text(BENCHMARK + "\ndef test_two():\n    raise OSError\n")
+    (clone / "benchmarks" / "operators" / "bench_update.py").write_text(
+        BENCHMARK + "\ndef test_two():\n    raise OSError\n"
+    )
     with pytest.raises(InputError, match="A benchmark failed"):
-        bench.run_benchmarks(["update"], quick=False, model_swarm=None, target=None)
+        command.run_benchmarks(["update"], quick=False, model_swarm=None, target=None)
 
 
 def test_cells_of_a_row():
-    assert bench.cells(row(evaluated_share=0.9, least_share=0.8)) == {
+    assert tables.cells(row(evaluated_share=0.9, least_share=0.8)) == {
         "threads": "2",
         "time": "500 ms",
         "evaluated": "0.90",
@@ -325,7 +323,7 @@ def test_cells_of_a_row():
         rows_bytes=3_000_000,
         added_bytes={"ours": 1_000_000},
     )
-    assert bench.cells(full) == {
+    assert tables.cells(full) == {
         "threads": "2",
         "time": "500 ms",
         "GB/s": "20.0",
@@ -334,17 +332,17 @@ def test_cells_of_a_row():
         "vs torch eager": "12",
         "peak memory": "4 MB",
     }
-    assert bench.columns_of([row(), full])[-2:] == ["vs torch eager", "peak memory"]
-    tables = bench.tables(results(full, row("mix")))
-    assert [table.title for table in tables] == ["update", "mix"]
-    assert [column.header for column in tables[1].columns] == ["row", "threads", "time"]
+    assert tables.columns_of([row(), full])[-2:] == ["vs torch eager", "peak memory"]
+    found = tables.tables(results(full, row("mix")))
+    assert [table.title for table in found] == ["update", "mix"]
+    assert [column.header for column in found[1].columns] == ["row", "threads", "time"]
 
 
 @pytest.mark.parametrize(
     ("seconds", "text"), [(12.3, "12.3 s"), (0.5, "500 ms"), (1.234e-5, "12.3 µs"), (3e-8, "30 ns"), (-2e-5, "-20 µs")]
 )
 def test_seconds_are_readable(seconds, text):
-    assert bench.seconds_text(seconds) == text
+    assert tables.seconds_text(seconds) == text
 
 
 # an iteration of the published code
@@ -567,7 +565,7 @@ def test_operations_of_the_roofline():
 
 
 def test_gpu_check_refuses_what_it_does_not_know():
-    command = ["bash", str(BENCHMARKS / "gpu_check.sh"), "--fast"]
+    command = ["bash", str(BENCHMARKS / "gpu" / "gpu_check.sh"), "--fast"]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     assert result.returncode == 64
     assert "usage:" in result.stderr

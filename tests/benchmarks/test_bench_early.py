@@ -1,20 +1,15 @@
 """What the benchmarks of iterations and of early stopping count and compare, without timing anything."""
 
-import importlib
 import statistics
-import sys
 from itertools import combinations
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 from helpers_evaluate import ScriptedEngine, number, utility
 
+from benchmarks.engine import base_model, early, iterations
 from modelswarms_fast.config import EngineConfig
 from modelswarms_fast.evaluation.early_stopping import PartialScores
-
-sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
-base_model, early, iterations = (importlib.import_module(name) for name in ("base_model", "early", "iterations"))
 
 
 class Requests:

@@ -57,8 +57,8 @@ def with_types(variants: Sequence[Variant]) -> list[Any]:
 
 
 def load_static_gpu() -> ModuleType:
-    """benchmarks/static_gpu.py, which is no part of the package."""
-    spec = importlib.util.spec_from_file_location("static_gpu", ROOT / "benchmarks" / "static_gpu.py")
+    """benchmarks/gpu/static_gpu.py, which is no part of the package."""
+    spec = importlib.util.spec_from_file_location("static_gpu", ROOT / "benchmarks" / "gpu" / "static_gpu.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -527,7 +527,7 @@ def test_cuda_divides_as_the_reference(architecture: int, tmp_path: Path) -> Non
 
 @NEEDS_NVCC
 def test_cuda_bytes_registers_and_instructions(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """benchmarks/static_gpu.py finds nothing wrong, has every variant, and knows a wrong one."""
+    """benchmarks/gpu/static_gpu.py finds nothing wrong, has every variant, and knows a wrong one."""
     target = tmp_path / "static_gpu.json"
     assert static_gpu.main(["--json", str(target)]) == 0, capsys.readouterr().out
     variants = json.loads(target.read_text())["variants"]

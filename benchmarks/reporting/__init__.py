@@ -1,0 +1,1 @@
+"""Tables of one run on the terminal; the pages and figures of the documentation; two versions compared."""
