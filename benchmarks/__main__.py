@@ -56,7 +56,7 @@ def run_benchmarks(
     return results
 
 
-def main() -> None:
+def main() -> int:
     """Run what was asked for; a mistake is one sentence and exit status 2."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description="Measure this machine.")
     parser.add_argument("groups", nargs="*", metavar="GROUP", help=f"{', '.join(GROUPS)}; default: all")
@@ -68,12 +68,13 @@ def main() -> None:
         results = run_benchmarks(asked.groups, quick=asked.quick, model_swarm=asked.model_swarm, target=asked.json)
     except InputError as error:
         print(error, file=sys.stderr)
-        sys.exit(2)
+        return 2
     console = Console(width=None if sys.stdout.isatty() else 200)  # a file has room
     for table in tables(results):
         console.print(table)
     console.print(machine(results))
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

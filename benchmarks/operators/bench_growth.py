@@ -18,7 +18,7 @@ from torch import Tensor
 
 from benchmarks.measure import CORES, PAUSE_SECONDS, Measure, clock, random_rows, shares, short, update_limit
 from benchmarks.operators.bench_update import bytes_of
-from benchmarks.operators.torch_baselines import SwarmRows
+from benchmarks.operators.torch_baselines import Tensors
 from modelswarms_fast.ops import swarm_update_
 from modelswarms_fast.weights.arena import row_stride
 
@@ -29,12 +29,12 @@ DTYPE = torch.bfloat16
 LIMIT_BYTES = 500_000_000
 
 
-def cut(memory: Tensor, particles: int, size: int) -> SwarmRows:
+def cut(memory: Tensor, particles: int, size: int) -> Tensors:
     """A swarm of this shape at the beginning of the memory, rows as far apart as `empty_rows` puts them."""
     stride = row_stride(size, DTYPE)
     rows = memory[: (3 * particles + 2) * stride].view(-1, stride)[:, :size]
     position, velocity, personal_best = rows[: 3 * particles].view(3, particles, size).unbind()
-    return SwarmRows(position, velocity, personal_best, rows[-2], rows[-1], shares(particles))
+    return Tensors(position, velocity, personal_best, rows[-2], rows[-1], shares(particles))
 
 
 def line_through(points: list[int], seconds: list[float]) -> dict[str, Any]:

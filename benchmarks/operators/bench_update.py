@@ -27,7 +27,7 @@ from benchmarks.measure import (
     threads,
     update_limit,
 )
-from benchmarks.operators.torch_baselines import SwarmRows, dense, eager, on_cpu
+from benchmarks.operators.torch_baselines import Tensors, dense, eager, on_cpu
 from benchmarks.published.published import TMPFS, Published, lora_merge_of
 from modelswarms_fast.ops import swarm_update_
 from modelswarms_fast.weights.experts import read_experts
@@ -42,11 +42,11 @@ GPU_SHAPES = list(itertools.product((4, 16, 64), (1_000_000, 10_000_000, 100_000
 DTYPES = (torch.bfloat16, torch.float32)
 
 
-def make_swarm(particles: int, size: int, dtype: torch.dtype, device: torch.device = CPU) -> SwarmRows:
+def make_swarm(particles: int, size: int, dtype: torch.dtype, device: torch.device = CPU) -> Tensors:
     """Random rows that lie as those of a shard."""
     rows = random_rows(3 * particles + 2, size, dtype, device)
     position, velocity, personal_best = rows[: 3 * particles].view(3, particles, size).unbind()
-    return SwarmRows(position, velocity, personal_best, rows[-2], rows[-1], shares(particles).to(device))
+    return Tensors(position, velocity, personal_best, rows[-2], rows[-1], shares(particles).to(device))
 
 
 def bytes_of(particles: int, size: int, dtype: torch.dtype) -> int:
@@ -204,7 +204,7 @@ def test_published(measure: Measure, model_swarm: Path, adapters: str, count: in
         measure.benchmark.extra_info["added_bytes"] = {"ours": added_bytes(lambda: swarm_update_(*swarm.all))}
 
 
-def check_same_move(published: Published, swarm: SwarmRows) -> None:
+def check_same_move(published: Published, swarm: Tensors) -> None:
     """Both move every particle once; the published code rounds to bfloat16 five times on the way, ours once."""
     published.update()
     swarm_update_(*swarm.all)

@@ -22,7 +22,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from benchmarks.operators.torch_baselines import SwarmRows
+from benchmarks.operators.torch_baselines import Tensors
 from modelswarms_fast.weights.layout import Layout
 
 WEIGHTS = "adapter_model.safetensors"
@@ -47,7 +47,7 @@ def lora_merge_of(clone: Path) -> Callable[..., Any]:
 class Published:
     """A swarm as files, moved by five merges a particle: p - x, g - x, x - w, the new velocity, the new position."""
 
-    def __init__(self, merge: Callable[..., Any], folder: Path, layout: Layout, swarm: SwarmRows) -> None:
+    def __init__(self, merge: Callable[..., Any], folder: Path, layout: Layout, swarm: Tensors) -> None:
         """folder: where the files go, on tmpfs; layout: the tensors of a row; swarm: where it starts."""
         self._merge, self._folder, self._layout = merge, folder, layout
         self._coefficients, self._step_length = swarm.coefficients.tolist(), swarm.step_length
