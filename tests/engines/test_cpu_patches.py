@@ -10,6 +10,8 @@ pytest.importorskip("vllm")
 
 from modelswarms_fast.engines.vllm import cpu_patches
 
+pytestmark = pytest.mark.vllm
+
 
 @pytest.mark.parametrize("width", [576, 100])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)

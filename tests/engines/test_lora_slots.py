@@ -8,6 +8,8 @@ pytest.importorskip("vllm")
 from modelswarms_fast.engines.vllm import cpu_patches, low_rank
 from modelswarms_fast.engines.vllm.cpu_patches import GroupedPunicaWrapper
 
+pytestmark = pytest.mark.vllm
+
 SLOTS, RANK, INPUTS, OUTPUTS = 4, 8, 24, (16, 8)
 
 

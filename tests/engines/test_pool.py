@@ -24,6 +24,8 @@ from modelswarms_fast.weights.arena import empty_rows
 from modelswarms_fast.weights.experts import read_experts
 from modelswarms_fast.weights.shared_memory import attach, place_of, shared_rows
 
+pytestmark = pytest.mark.slow
+
 tiny = helpers_search.tiny
 CONFIG = EngineConfig(engine="transformers", dtype="float32", engines=2)
 

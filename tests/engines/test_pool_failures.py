@@ -27,6 +27,8 @@ from modelswarms_fast.engines.protocol import Request, complete
 from modelswarms_fast.errors import InputError
 from modelswarms_fast.runs.search import search
 
+pytestmark = pytest.mark.slow
+
 tiny = helpers_search.tiny
 disturb = helpers_group.disturb
 HERE = Path(__file__).parent

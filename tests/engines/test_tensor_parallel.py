@@ -27,6 +27,8 @@ from modelswarms_fast.runs.search import search
 from modelswarms_fast.weights.experts import read_experts
 from modelswarms_fast.weights.shared_memory import locate, shared_rows
 
+pytestmark = [pytest.mark.vllm, pytest.mark.slow]
+
 # Heads of 32, which vLLM's attention on a CPU asks for; 64 tokens in the first rank's part of the vocabulary, 3 in the
 # second's; biases; weights whose parts differ in shape.
 SHAPE = {

@@ -33,6 +33,8 @@ from modelswarms_fast.engines.vllm.cpu_patches import GroupedPunicaWrapper
 from modelswarms_fast.engines.vllm.mixture import MixtureServer
 from modelswarms_fast.engines.vllm.worker import RowSlots, SlotPart, SwarmWorker
 
+pytestmark = [pytest.mark.vllm, pytest.mark.slow]
+
 EXAMPLES = Path(__file__).parents[2] / "examples" / "experts"
 SLOTS = 3
 STEP = 320  # requests in a step: more than vLLM's own number

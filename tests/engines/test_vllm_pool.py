@@ -22,6 +22,8 @@ from modelswarms_fast.weights.base_model import resolve_base
 from modelswarms_fast.weights.experts import read_experts
 from modelswarms_fast.weights.shared_memory import shared_rows
 
+pytestmark = [pytest.mark.vllm, pytest.mark.slow]
+
 pytest.importorskip("vllm")
 
 EXAMPLES = Path(__file__).parents[2] / "examples"

@@ -11,6 +11,8 @@ from modelswarms_fast.errors import InputError
 from modelswarms_fast.weights.experts import Experts, read_experts
 from modelswarms_fast.weights.layout import Layout
 
+pytestmark = pytest.mark.vllm
+
 pytest.importorskip("vllm")
 
 tiny_base = helpers_models.tiny_base

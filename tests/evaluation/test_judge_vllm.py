@@ -18,6 +18,8 @@ from modelswarms_fast.errors import InputError
 from modelswarms_fast.evaluation.objectives import load_utility
 from modelswarms_fast.weights.base_model import resolve_base
 
+pytestmark = [pytest.mark.vllm, pytest.mark.slow]
+
 pytest.importorskip("vllm")
 
 

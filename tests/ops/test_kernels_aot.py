@@ -26,6 +26,8 @@ from modelswarms_fast.ops.validation import DTYPE_CODES
 from modelswarms_fast.weights import weight_loader
 from modelswarms_fast.weights.layout import Layout
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 STEP = 0.7
 KERNELS = ROOT / "kernels"
