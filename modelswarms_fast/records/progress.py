@@ -1,16 +1,50 @@
-"""What a person sees while a search runs, and how they stop it."""
+"""What a person sees while a search runs, and how they stop it.
+
+Everything goes to standard error. Details that are quiet by default (memory, the seconds of a phase) are messages of
+level INFO to `log`; the command line shows them with --verbose.
+"""
 
 from __future__ import annotations
 
+import logging
 import signal
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType, TracebackType
 from typing import Any, Self
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as RichProgress
+
+log = logging.getLogger("modelswarms_fast")
+"""Details that a person sees only if they ask for them."""
+
+
+@contextmanager
+def phase(text: str, show: bool = True) -> Iterator[None]:
+    """Show what is being done, such as "starting vLLM", until the block ends; nothing if `show` is false.
+
+    A terminal gets a spinner, anything else one line. Phases follow one another; they do not nest.
+    """
+    began = time.perf_counter()
+    console = Console(stderr=True, soft_wrap=True)
+    if show and console.is_terminal:
+        with console.status(f"{escape(text)} …"):
+            yield
+    else:
+        if show:
+            say(text)
+        yield
+    log.info("%s: %.1f s", text, time.perf_counter() - began)
+
+
+def say(line: str, style: str | None = None) -> None:
+    """Print a line on standard error as it is: brackets in names are no markup."""
+    Console(stderr=True, soft_wrap=True).print(line, style=style, markup=False, highlight=False)
 
 
 class Interrupted(Exception):
