@@ -51,39 +51,81 @@ def parse_bytes(name: str, amount: str | None) -> float:
 
 @dataclass(frozen=True, kw_only=True)
 class SwarmConfig:
-    """The policy of a swarm; the defaults are those of the published search (arXiv 2410.11163).
+    """How particles move and when a search stops; the defaults are those of the published search (arXiv 2410.11163).
 
     Raises:
         InputError: a setting is out of range or contradicts another; the message names it.
     """
 
     particles: int
+    """Number of particles; a search has one for each expert unless told otherwise.
+
+    At least 2, and at least as many as experts. Particles beyond the experts start between or beyond two others."""
     seed: int = 0
+    """Seed of all random draws.
+
+    From 0 to 2**63 - 1. The same seed and settings give the same search."""
     inertia: float = 0.4
+    """Weight of a particle's last velocity.
+
+    0 or more. Only the ratio of the four weights matters: they are divided by their sum."""
     cognitive_coeff: float = 0.3
+    """Weight of the pull toward the particle's own best position.
+
+    0 or more."""
     social_coeff: float = 0.3
+    """Weight of the pull toward the best position of all particles.
+
+    0 or more."""
     repel_coeff: float = 0.3
+    """Weight of the push away from the worst position of all particles.
+
+    0 or more."""
     repel: bool = True
-    """False leaves the global worst out of the velocity."""
+    """Push particles away from the worst position of all.
+
+    Without it, repel_coeff has no effect."""
     randomness: Randomness = "particle"
-    """`particle`: r ~ U(0, 1), one draw a term, particle and iteration; `unit`: r = 1;
-    `coordinate`: one draw a term, coordinate, particle and iteration, the classic particle swarm."""
+    """What is drawn at random: a factor a term and particle, a factor a term and coordinate, or nothing (unit).
+
+    `particle`: a factor from 0 to 1 for each of the four terms of each particle, drawn anew in each iteration.
+    `coordinate`: the same for each coordinate, as in the classic particle swarm; needs state="weights".
+    `unit`: all factors are 1."""
     step_length: float = 1.0
+    """Share of its velocity that a particle moves in the first iteration.
+
+    0 or more."""
     step_length_factor: float = 0.95
+    """Factor of the step length from one iteration to the next.
+
+    0 or more; 1 keeps the step length."""
     minimum_step_length: float = 0.1
+    """Step length that is not gone below.
+
+    0 or more."""
     iterations: int = 200
-    """The most iterations after the initial evaluation; 0 only evaluates the initial particles."""
+    """Most iterations after the initial evaluation; 0 only evaluates the initial particles."""
     patience: int = 10
-    """The search stops after this many iterations without a new global best."""
+    """Iterations without a new global best after which the search stops.
+
+    At least 1."""
     restart: bool = True
+    """Send a particle that finds nothing new back to its own best position, with velocity 0."""
     restart_patience: float = 0.5
-    """A particle restarts after restart_patience · patience iterations without a new personal best."""
+    """Iterations without a new personal best after which a particle restarts, as a share of patience.
+
+    0 or more."""
     start_velocity: StartVelocity = "random"
-    """`random`: toward another particle drawn at random; `best`: toward the first global best."""
+    """First velocity: toward another particle drawn at random, zero, or toward the first global best."""
     drop_k: float = 0.0
-    """Probability that an iteration is not evaluated (dropK of the paper)."""
+    """Probability that an iteration is not evaluated.
+
+    From 0 to below 1. Called dropK in the paper. Such an iteration keeps the
+    utilities of the one before."""
     drop_n: float = 0.0
-    """Probability that a particle is not evaluated in an iteration (dropN of the paper)."""
+    """Probability that a particle is not evaluated in an iteration.
+
+    From 0 to below 1. Called dropN in the paper."""
 
     def __post_init__(self) -> None:
         _check(self.particles >= 2, f"particles is {self.particles}; a swarm needs at least 2.")
@@ -109,46 +151,74 @@ class SwarmConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class EngineConfig:
-    """How particles are held and served.
+    """How particles are held in memory and served.
 
     Raises:
         InputError: a setting is out of range or contradicts another; the message names it.
     """
 
     engine: EngineName = "vllm"
+    """What generates: vLLM, or transformers, which is slow, exact and needs no vLLM."""
     serve: Serve = "merged"
-    """`merged`: one particle at a time, written into the weights; `slots`: several at once, as LoRA;
-    `mixture`: all at once, as coefficients of the experts, which needs state="mixture" and LoRA experts;
+    """How particles are served: one at a time in the weights, several as LoRA, all as mixtures, or the fastest (auto).
+
+    `merged`: one particle at a time, written into the weights of the base model.
+    `slots`: several at once, as LoRA adapters; needs LoRA experts.
+    `mixture`: all at once, as coefficients of the experts; needs state="mixture" and LoRA experts.
     `auto`: the fastest of those that state and experts allow, timed for some seconds when the search starts."""
     slots: int = 4
-    """Population that one batch serves with serve="slots", or with "auto" if it takes that."""
+    """Particles that one batch serves with slots, or with auto if it takes slots.
+
+    At least 1."""
     engines: int = 1
-    """Engines on this machine, each in a process of its own with its share of the cores."""
+    """Number of engines on this machine, each in its own process with its share of the cores.
+
+    At least 1."""
     tensor_parallel: int = 1
-    """Processes that share one engine's model, each with a part of every layer; must divide its heads."""
+    """Number of processes that share one engine's model, each with a part of every layer.
+
+    At least 1; it must divide the number of attention heads. vLLM only."""
     state: State = "weights"
+    """What is kept of a particle: its weights, or its coefficients of the experts (mixture).
+
+    `weights`: all numbers of its adapter or checkpoint, moved in place by the fused update.
+    `mixture`: one number an expert, which takes the least memory."""
     dtype: DType = "auto"
-    """Of the base model in the engine; `auto` is what its config.json says, or float32 on a CPU that is slow in it."""
+    """Number type of the base model in the engine.
+
+    `auto`: what its config.json says, or float32 on a CPU that is slow in that type."""
     row_dtype: DType = "auto"
-    """Of the rows; `auto` is the experts'."""
+    """Number type of the particles' weights; auto: that of the experts."""
     rounding: Rounding = "nearest"
-    """Of moved rows to bfloat16 or float16. `stochastic`: up or down at random, so that small steps are not lost."""
+    """How moved weights are rounded to bfloat16 or float16.
+
+    `stochastic`: up or down at random, so that steps too small for the type are not lost on average."""
     max_model_len: int = 4096
-    """Longest prompt plus its completion, in tokens; at most what the base model was made for."""
+    """Longest prompt plus its completion, in tokens.
+
+    At least 16, and at most what the base model was made for."""
     max_num_seqs: int | None = None
-    """Requests in one step of an engine; None: what vLLM takes, 256 on a CPU. More need more memory for their keys and
-    values than it may have, and those that find none there start anew later."""
+    """Most requests in one step of vLLM; by default vLLM's own limit.
+
+    At least 1. More requests need more memory for keys and values; those that find none start again later."""
     parity_check: CheckedLoads = "first"
-    """Which loads are compared with the transformers engine: none, the first, or every one."""
+    """Which loads are compared with the transformers engine: none (off), the first, or all."""
     host_memory: str | None = None
-    """What the search's rows may take in the host's memory, such as "8GB"; None: what is free, less a reserve. More
-    rows lie in a file."""
+    """Most memory that particles may take on the host, such as 8GB; by default what is free, less a reserve.
+
+    A number and a unit: bytes, KB, MB, GB, TB, KiB, MiB, GiB or TiB. What has no room lies in a file."""
     device_memory: str | None = None
-    """What they may take in a GPU's memory; None: what the engine leaves free. More rows lie in the host's."""
+    """Most memory that particles may take on the GPU, such as 8GB; by default what the engine leaves free.
+
+    What has no room lies on the host."""
     spill: str | None = None
-    """Folder on a disk for the file; None: the run folder, or the nearest one above it that exists."""
+    """Folder for the file of what has no room in memory; by default the run folder.
+
+    It should be on a fast disk. If the run folder does not exist yet, the nearest folder above it is taken."""
     stop_early: bool = False
-    """Drop the examples of a particle that can change no decision of the search; needs a known range of scores."""
+    """Skip examples of a particle once they can change no decision of the search.
+
+    The search takes the same steps. The objective must have a known range of scores."""
 
     def __post_init__(self) -> None:
         _check_choice("engine", self.engine, EngineName)
