@@ -66,7 +66,8 @@ def run(experts: str, data: Path, name: str, dev: int | None, test: int | None, 
         history = read_history(out / "history.jsonl")
         config = json.loads((out / "config.json").read_text())
     base = {
-        split: evaluate(BASE, **common, split=split, limit=limit) for split, limit in (("dev", dev), ("test", test))
+        split: evaluate(BASE, **common, split=split, **{f"limit_{split}": limit})
+        for split, limit in (("dev", dev), ("test", test))
     }
     for record in (summary, config):  # paths of this machine say nothing to a reader
         record["data"] = f"{name}.json"

@@ -1,1 +1,6 @@
-"""The command line: `main` and `more` have the commands, `options` what they share, `bench` runs the benchmarks."""
+"""The command line, one file a command.
+
+`main` starts it and handles errors. `options` derives the options from the settings, `config_file` reads them from a
+file, `summary` prints the end of a search. The commands are `search`, `evaluate`, `report`, `sweep`, `study`,
+`compare`, `token_swarm` and `demo`.
+"""

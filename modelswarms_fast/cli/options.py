@@ -1,114 +1,276 @@
-"""Options that commands share, what reads them, and how a search's end is shown."""
+"""Options derived from the settings: each field of a dataclass is one option of the same name.
+
+The field gives the option its type, its choices and its default, and the first sentence of the field's docstring is the
+help. `--config FILE` reads the same options from a file.
+"""
 
 from __future__ import annotations
 
+import ast
+import copy
+import dataclasses
+import functools
+import inspect
 import json
-from collections.abc import Sequence
+import logging
+import textwrap
+import types
+import typing
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
 import typer
-from rich.console import Console
-from rich.table import Table
+from rich.markup import escape
+from typer.models import OptionInfo
 
-from modelswarms_fast.config import DType, EngineConfig, EngineName, Scoring, Serve, SwarmConfig
+from modelswarms_fast.cli.config_file import read_config, words
+from modelswarms_fast.config import EngineConfig, Scoring, SwarmConfig
 from modelswarms_fast.errors import InputError
+from modelswarms_fast.records.progress import log, say
 
-Base = Annotated[str, typer.Option(help="Base model: a local folder, a hub id, or smollm2-135m-instruct.")]
-Task = Annotated[str, typer.Option(help="An objective of docs/objectives.md, or a function as module:function.")]
-Data = Annotated[
-    list[Path] | None,
-    typer.Option(help="JSON file with the lists dev and test; for lm_eval YAML; several for multitask."),
-]
-ScoringBy = Annotated[Scoring, typer.Option(help="loglikelihood: compare likelihoods where the task can.")]
-Options = Annotated[
-    list[str] | None, typer.Option("--option", help="KEY=VALUE of the objective's own; as often as needed.")
-]
-MaxTokens = Annotated[int | None, typer.Option(help="New tokens an example, instead of the task's limit.")]
-Engine = Annotated[EngineName, typer.Option(help="vllm, or transformers: slow, exact, without vLLM.")]
-ServeMode = Annotated[
-    Serve,
-    typer.Option(
-        help="merged: into the weights; slots: several particles as LoRA; mixture: all, as mixtures; auto: the fastest."
+PROGRAM = "modelswarms-fast"
+
+GENERAL = "Options"
+PANELS: dict[str, tuple[str, ...]] = {
+    "Input": (
+        "base", "task", "data", "split", "limit_dev", "limit_test", "max_tokens", "scoring",
+        "options", "train", "examples",
     ),
-]
-Slots = Annotated[int, typer.Option(help="Population that one batch serves with --serve slots (or auto).")]
-Engines = Annotated[int, typer.Option(help="Engines side by side, each on its share of the cores.")]
-TensorParallel = Annotated[int, typer.Option(help="Processes that share one engine's model, each a part of it.")]
-EngineDType = Annotated[DType, typer.Option(help="Of the base model in the engine.")]
-MaxModelLen = Annotated[int, typer.Option(help="Longest prompt plus its completion, in tokens.")]
+    "Output": ("out", "overwrite", "trace", "log", "plots"),
+    "Search": (
+        "particles", "iterations", "patience", "seed", "stop_early", "searches", "ranges", "evaluations",
+        "minutes", "seeds", "budget", "methods", "at_once",
+    ),
+    "Swarm": tuple(one.name for one in dataclasses.fields(SwarmConfig)),
+    "Engine": tuple(one.name for one in dataclasses.fields(EngineConfig)),
+    "Memory": ("state", "row_dtype", "rounding", "host_memory", "device_memory", "spill"),
+    "Checks": ("parity_check", "confirm", "final_test", "evaluate"),
+    GENERAL: ("config", "verbose"),
+}  # fmt: skip
+"""Groups of --help in their order, with the options of each in theirs. An option of two is in the more special one."""
+
+_SPECIAL = ("Input", "Output", "Search", "Memory", "Checks", GENERAL, "Swarm", "Engine")
+
+FLAGS = {"options": "--option", "engine_options": "--engine-option", "ranges": "--range"}
+"""Options that are given once for each entry are named in the singular."""
+
+ARGUMENTS = ("kind", "model", "experts")
+"""Given without a name, in this order."""
 
 
-SearchesAtOnce = Annotated[int, typer.Option(help="Searches under way on the engine.")]
-SwarmSetting = Annotated[
-    list[str] | None, typer.Option("--set", help="A setting of all searches, as in --set iterations=10; repeatable.")
-]
-EngineSetting = Annotated[
-    list[str] | None,
-    typer.Option("--engine-set", help="Another one of the engine, as in --engine-set max_model_len=512."),
-]
+@dataclass(frozen=True, kw_only=True)
+class Inputs:
+    """What every command reads."""
+
+    base: str
+    """Base model of the experts: a local folder, a hub id, or smollm2-135m-instruct."""
+    task: str
+    """Objective: a name of the documentation's list, or a Python function as module:function."""
+    data: list[Path] | None = None
+    """JSON file with the lists dev and test; given several times for multitask, YAML for lm_eval."""
+    limit_dev: int | None = None
+    """Use only the first N examples of dev."""
+    limit_test: int | None = None
+    """Use only the first N examples of test."""
+    max_tokens: int | None = None
+    """Most new tokens of an answer; by default the task's own limit."""
+    scoring: Scoring = "generate"
+    """Generate answers, or compare the likelihoods of given ones, where the task can."""
+    options: Mapping[str, str] = field(default_factory=dict)
+    """Setting of the objective as KEY=VALUE; given once for each."""
 
 
-def read_options(given: list[str] | None) -> dict[str, str]:
-    """Options KEY=VALUE as a dictionary. Raises InputError."""
-    options = {}
-    for one in given or []:
-        key, equals, value = one.partition("=")
-        if not key or not equals or key in options:
-            raise InputError(f"--option {one} is not of the form key=value, or is given twice; give each key once.")
-        options[key] = value
-    return options
+Experts = Annotated[list[str], typer.Argument(help="A folder that holds the experts' folders, or several experts.")]
+Out = Annotated[Path, typer.Option(help="Folder to write.")]
+AtOnce = Annotated[int, typer.Option(help="Searches that run side by side on the engine.")]
 
 
-def read_settings(
-    pairs: list[str] | None, kind: type[SwarmConfig] | type[EngineConfig], own: Sequence[str] = ()
-) -> dict[str, Any]:
-    """Fields of a configuration from texts such as "iterations=10"; those in `own` have options of their own.
+def settings(
+    *kinds: type, only: Collection[str] | None = None, without: Collection[str] = (), **defaults: Any
+) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Give a command's function an option for each field of these dataclasses, and --config and --verbose.
 
-    Raises InputError.
+    The function's own parameters become options too. It gets the fields that were given, on the command line or in the
+    file, as keyword arguments.
+
+    Args:
+        kinds: the dataclasses.
+        only: fields to take of the last dataclass; None: all.
+        without: fields to leave out.
+        defaults: other defaults than the fields have.
     """
-    found: dict[str, Any] = {}
-    for pair in pairs or []:
-        name, equals, text = pair.partition("=")
-        field = kind.__dataclass_fields__.get(name)
-        if field is None or not equals:
-            names = [name for name in kind.__dataclass_fields__ if name not in own]
-            raise InputError(f"{pair!r} sets nothing; give name=value with one of {', '.join(names)}")
-        if name in own:
-            raise InputError(f"{name} has an option of its own; give --{name} {text} instead of {pair!r}")
-        try:
-            value = json.loads(text.lower() if str(field.type) == "bool" else text)
-        except ValueError:
-            value = text
-        wanted: Any = {"int": int, "int | None": int, "float": (int, float), "bool": bool}.get(str(field.type), object)
-        if not isinstance(value, wanted) or (isinstance(value, bool) and wanted is not bool):
-            raise InputError(f"{name} is {text!r}; give a value of the type {field.type}")
-        found[name] = value
+
+    def decorate(function: Callable[..., None]) -> Callable[..., None]:
+        own = [
+            one for one in inspect.signature(function, eval_str=True).parameters.values() if one.kind != one.VAR_KEYWORD
+        ]
+        derived = [
+            parameter
+            for kind in kinds
+            for parameter in parameters_of(kind)
+            if parameter.name not in without and (only is None or kind is not kinds[-1] or parameter.name in only)
+        ]
+        derived = [one.replace(default=defaults.get(one.name, one.default)) for one in derived]
+        found = sorted((_with_panel(one) for one in [*own, *derived, *_GENERAL]), key=_order)
+
+        @functools.wraps(function)
+        def command(_context: typer.Context, **values: Any) -> None:
+            arguments = {one.name: values[one.name] for one in own}
+            for one in derived:
+                if (source := _context.get_parameter_source(one.name)) is not None and source.name != "DEFAULT":
+                    arguments[one.name] = values[one.name]
+            for name in ("options", "engine_options", "ranges"):
+                if arguments.get(name) is not None:
+                    arguments[name] = read_pairs(arguments[name], FLAGS[name])
+            if "engine_options" in arguments:
+                arguments["engine_options"] = {
+                    name: value_of(text) for name, text in arguments["engine_options"].items()
+                }
+            if len(arguments.get("experts") or ()) == 1:
+                arguments["experts"] = arguments["experts"][0]
+            function(**arguments)
+
+        context = inspect.Parameter("_context", inspect.Parameter.KEYWORD_ONLY, annotation=typer.Context)
+        signature = inspect.Signature([context, *found])
+        command.__signature__ = signature  # type: ignore[attr-defined]
+        command.__annotations__ = {one.name: one.annotation for one in signature.parameters.values()}
+        return command
+
+    return decorate
+
+
+def parameters_of(kind: type) -> list[inspect.Parameter]:
+    """An option for each field of a dataclass."""
+    hints, helps = get_type_hints(kind), docstrings_of(kind)
+    found = []
+    for one in dataclasses.fields(kind):
+        hint, default = hints[one.name], one.default
+        if get_origin(hint) in (dict, Mapping, typing.get_origin(Mapping[str, str])):
+            hint, default = list[str] | None, None
+        elif default is dataclasses.MISSING:
+            default = inspect.Parameter.empty
+        names = [FLAGS[one.name]] if one.name in FLAGS else []
+        option = typer.Option(*names, help=escape(first_sentence(helps[one.name])))
+        found.append(
+            inspect.Parameter(
+                one.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[hint, option]
+            )
+        )
     return found
 
 
-def show(summary: dict[str, Any], written: str) -> None:
-    """Start and end of a search, what the winner is made of, and the time of each phase."""
-    start, end, seconds = summary["start"], summary["end"], summary["seconds"]
-    errors = summary["test_standard_error"]
-    table = Table("", "", "dev", "test ± standard error")
-    for row, who, label in (
-        (start, start["expert"], "best expert"),
-        (end, f"particle {end['particle']}", "Model Swarms"),
-    ):
-        error = errors["start" if row is start else "end"]
-        table.add_row(label, who, f"{row['dev']:.4f}", f"{row['test']:.4f} ± {error:.4f}")
-    console = Console()
-    console.print(table)
-    if summary["mixture"] is not None:
-        shares = sorted(summary["mixture"].items(), key=lambda item: -abs(item[1]))
-        console.print("winner = " + " ".join(f"{value:+.2f} {name}" for name, value in shares))
-    phases = ", ".join(f"{name} {value:.1f} s" for name, value in seconds.items())
-    console.print(
-        f"{summary['dev_examples']} dev and {summary['test_examples']} test examples; "
-        f"{summary['iterations']} iterations, stopped by {summary['stopped']}; "
-        f"{summary['prompts_per_second']:.1f} prompts/s; {phases}"
-    )
-    if summary.get("objective"):
-        console.print("objective: " + ", ".join(f"{name} {value}" for name, value in summary["objective"].items()))
-    console.print(f"written to {written}")
+@functools.cache
+def docstrings_of(kind: type) -> Mapping[str, str]:
+    """Field -> the docstring under it in the source of the dataclass."""
+    (tree,) = ast.parse(textwrap.dedent(inspect.getsource(kind))).body
+    assert isinstance(tree, ast.ClassDef)
+    found = {}
+    for one, after in zip(tree.body, tree.body[1:], strict=False):
+        if isinstance(one, ast.AnnAssign) and isinstance(one.target, ast.Name) and isinstance(after, ast.Expr):
+            found[one.target.id] = inspect.cleandoc(ast.literal_eval(after.value))
+    return found
+
+
+def first_sentence(text: str) -> str:
+    """The first sentence of a docstring, without its full stop."""
+    return " ".join(text.split()).partition(". ")[0].removesuffix(".")
+
+
+def read_pairs(given: list[str] | None, flag: str = "--option") -> dict[str, str]:
+    """Texts KEY=VALUE as a dictionary. Raises InputError."""
+    pairs: dict[str, str] = {}
+    for one in given or []:
+        key, equals, value = one.partition("=")
+        if not key or not equals or key in pairs:
+            raise InputError(f"{flag} {one} is not of the form key=value, or is given twice; give each key once.")
+        pairs[key] = value
+    return pairs
+
+
+def value_of(text: str) -> Any:
+    """What a text says in JSON or as a word of Python's, as in 0.6, true, None or [1, 2]; else the text itself."""
+    try:
+        return json.loads({"True": "true", "False": "false", "None": "null"}.get(text, text))
+    except ValueError:
+        return text
+
+
+def command_of(name: str, arguments: Mapping[str, Any]) -> list[str]:
+    """The words of a command line that calls the command `name` with these arguments."""
+    line = [PROGRAM, name]
+    for argument in ARGUMENTS:
+        line += [] if arguments.get(argument) is None else words(arguments[argument])
+    for key, value in arguments.items():
+        flag = FLAGS.get(key, f"--{key.replace('_', '-')}")
+        if key in ARGUMENTS or value is None:
+            continue
+        if isinstance(value, bool):
+            line.append(flag if value else flag.replace("--", "--no-", 1))
+        else:
+            line += [word for text in words(value) for word in (flag, text)]
+    return line
+
+
+def _verbosity(value: bool) -> bool:
+    """Show details on standard error, or not."""
+    log.handlers = [_Lines()] if value else []
+    log.setLevel(logging.INFO if value else logging.WARNING)
+    return value
+
+
+class _Lines(logging.Handler):
+    def emit(self, record: logging.LogRecord) -> None:
+        say(record.getMessage())
+
+
+def _panel(name: str) -> str:
+    return next((panel for panel in _SPECIAL if name in PANELS[panel]), GENERAL)
+
+
+def _order(parameter: inspect.Parameter) -> tuple[int, int]:
+    panel, name = _panel(parameter.name), parameter.name
+    if name in ARGUMENTS:
+        return -1, ARGUMENTS.index(name)
+    place = PANELS[panel].index(name) if name in PANELS[panel] else len(PANELS[panel])
+    return list(PANELS).index(panel), place
+
+
+def _with_panel(parameter: inspect.Parameter) -> inspect.Parameter:
+    """The parameter, its option in the panel to which it belongs."""
+    kind, info = get_args(parameter.annotation)
+    info = copy.copy(info)
+    if isinstance(info, OptionInfo):
+        info.rich_help_panel = _panel(parameter.name)
+    return parameter.replace(kind=parameter.KEYWORD_ONLY, annotation=Annotated[kind, info])
+
+
+def _general(name: str, kind: types.GenericAlias | Any, default: Any, option: Any) -> inspect.Parameter:
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[kind, option])
+
+
+_GENERAL = (
+    _general(
+        "config",
+        Path | None,
+        None,
+        typer.Option(
+            help="YAML or JSON file of options by name, such as a run's config.json; the command line overrides it.",
+            is_eager=True,
+            callback=read_config,
+        ),
+    ),
+    _general(
+        "verbose",
+        bool,
+        False,
+        typer.Option("--verbose", help="Show memory, seconds and other details.", callback=_verbosity),
+    ),
+)
+
+
+def split_settings(given: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The fields of SwarmConfig, and the rest."""
+    names = {one.name for one in dataclasses.fields(SwarmConfig)}
+    return {k: v for k, v in given.items() if k in names}, {k: v for k, v in given.items() if k not in names}

@@ -17,7 +17,7 @@ from modelswarms_fast.cli import main
 from modelswarms_fast.records.run_folder import read_history, read_json
 
 tiny = helpers_search.tiny
-HERE = Path(__file__).parent
+SUPPORT = Path(helpers_search.__file__).parent
 
 
 def run(monkeypatch, *arguments):
@@ -64,7 +64,7 @@ def test_search_then_evaluate(tiny, arguments, tmp_path, monkeypatch, capsys):
 def test_a_score_that_is_none_is_null(tiny, arguments, monkeypatch, capsys):
     """NaN is no JSON."""
     arguments[arguments.index("--task") + 1] = "helpers_search:never"
-    assert run(monkeypatch, "evaluate", tiny["base"], *arguments, "--limit", 2) == 0
+    assert run(monkeypatch, "evaluate", tiny["base"], *arguments, "--limit-test", 2) == 0
     shown = json.loads(capsys.readouterr().out, parse_constant=lambda word: pytest.fail(f"{word} is not JSON"))
     assert (shown["score"], shown["standard_error"], shown["examples"]) == (None, None, 2)
 
@@ -80,7 +80,7 @@ def test_every_setting_has_an_option_and_reaches_the_search(tiny, arguments, tmp
         "seed": 3, "iterations": 1, "patience": 7, "inertia": 0.2, "cognitive-coeff": 0.25, "social-coeff": 0.35,
         "repel-coeff": 0.05, "randomness": "unit", "step-length": 0.8, "step-length-factor": 0.9,
         "minimum-step-length": 0.2, "restart-patience": 0.6, "start-velocity": "best", "drop-k": 0.1, "drop-n": 0.2,
-        "state": "mixture", "row-dtype": "float32", "max-model-len": 100, "parity_check": "off", "particles": 4,
+        "state": "mixture", "row-dtype": "float32", "max-model-len": 100, "parity-check": "off", "particles": 4,
     }  # fmt: skip
     options = [text for name, value in settings.items() for text in (f"--{name}", value)]
     out = tmp_path / "run"
@@ -188,7 +188,7 @@ def test_a_broken_expert_is_exit_code_2_without_a_traceback(tiny, tmp_path):
         ),
         *("--base", tiny["base"], "--task", tiny["task"], "--data", tiny["data"], "--out", tmp_path / "run"),
     ]
-    result = subprocess.run(command, cwd=HERE, capture_output=True, text=True, check=False)
+    result = subprocess.run(command, cwd=SUPPORT, capture_output=True, text=True, check=False)
     assert result.returncode == 2
     assert str(tmp_path / "experts" / "bob" / "adapter_model.safetensors") in result.stderr
     assert "Traceback" not in result.stderr
@@ -267,8 +267,8 @@ def test_files_and_folders_whose_names_are_no_utf8(tiny, arguments, tmp_path, mo
     folder.mkdir()
     data = Path(shutil.copy(tiny["data"], folder / os.fsdecode(b"words\xfe.json")))
     arguments[arguments.index("--data") + 1] = data
-    own = ["--engine-set", "dtype=float32", "--seeds", 1, "--set", "iterations=1"]
-    study = [*arguments[: arguments.index("--dtype")], *own, "--out", tmp_path / "study"]
+    own = ["--seeds", 1, "--iterations", 1]
+    study = [*arguments, *own, "--out", tmp_path / "study"]
     assert run(monkeypatch, "study", "seeds", tiny["experts"], *study) == 0
     content = read_json(tmp_path / "study" / "study.json")
     assert (content["data"], content["dataset"]) == (str(data), r"words\udcfe")

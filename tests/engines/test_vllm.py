@@ -488,7 +488,7 @@ def test_a_search_over_whole_checkpoints(checkpoints, base, state, tmp_path):
     winner = tmp_path / "run" / "global_best"
     assert (winner / "model.safetensors").exists()
     assert not (winner / "adapter_config.json").exists()
-    alone = evaluate(str(winner), base=str(winner), limit=4, max_model_len=256, **task)
+    alone = evaluate(str(winner), base=str(winner), limit_test=4, max_model_len=256, **task)
     assert alone["score"] == summary["end"]["test"]
 
 

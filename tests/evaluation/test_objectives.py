@@ -6,7 +6,6 @@ import math
 import pytest
 from helpers_evaluate import Rows, ScriptedEngine
 
-from modelswarms_fast.cli.options import read_options
 from modelswarms_fast.errors import InputError
 from modelswarms_fast.evaluation.evaluator import Evaluator
 from modelswarms_fast.evaluation.objectives import Answer, Ask, load_utility
@@ -81,14 +80,6 @@ def test_what_an_objective_does_not_have_is_refused(tmp_path, task, more, messag
 def test_no_data_is_refused():
     with pytest.raises(InputError, match='"exact_match" needs an evaluation file'):
         load_utility("exact_match")
-
-
-def test_options_of_the_command_line():
-    assert read_options(None) == {}
-    assert read_options(["a=1", "b=x=y", "c="]) == {"a": "1", "b": "x=y", "c": ""}
-    for wrong in (["a"], ["=1"], ["a=1", "a=2"]):
-        with pytest.raises(InputError, match="key=value"):
-            read_options(wrong)
 
 
 # Abstention

@@ -241,8 +241,8 @@ def test_the_table_shows_every_method(compared):
 def test_the_command(tiny, tmp_path, monkeypatch, capsys):
     given = {"base": tiny["base"], "task": tiny["task"], "data": tiny["data"], "engine": "transformers"}
     options = [text for name, value in (given | {"dtype": "float32"}).items() for text in (f"--{name}", str(value))]
-    more = ["--out", str(tmp_path / "out"), "--budget", "6", "--methods", ",".join(QUICK), "--set", "inertia=0.1"]
-    monkeypatch.setattr(sys, "argv", ["modelswarms-fast", "baselines", str(tiny["experts"]), *options, *more])
+    more = ["--out", str(tmp_path / "out"), "--budget", "6", "--methods", ",".join(QUICK), "--inertia", "0.1"]
+    monkeypatch.setattr(sys, "argv", ["modelswarms-fast", "compare", str(tiny["experts"]), *options, *more])
     with pytest.raises(SystemExit) as error:
         main.main()
     assert not error.value.code

@@ -15,6 +15,7 @@ from helpers_models import make_adapter, make_base
 
 import modelswarms_fast
 from modelswarms_fast.cli import main
+from modelswarms_fast.cli.search import run_search
 from modelswarms_fast.runs import evaluate
 from modelswarms_fast.runs import experiment
 from modelswarms_fast.engines.transformers import TransformersEngine
@@ -232,7 +233,7 @@ def test_randomness_of_every_coordinate(tiny, tmp_path):
 
 def test_a_winner_that_is_no_mixture_is_shown_without_one(tiny, tmp_path, capsys):
     for randomness, shown in (("coordinate", False), ("particle", True)):
-        main._search_and_show({**tiny, "out": tmp_path / randomness, "randomness": randomness})
+        run_search({**tiny, "out": tmp_path / randomness, "randomness": randomness})
         output = capsys.readouterr().out
         assert ("winner = " in output) == shown
         assert "best expert" in output

@@ -16,7 +16,6 @@ from modelswarms_fast.cli import main
 from modelswarms_fast.records import run_folder
 from modelswarms_fast.runs import sweep
 from modelswarms_fast.records.analysis import read_run
-from modelswarms_fast.cli.options import read_settings
 from modelswarms_fast.config import EngineConfig, SwarmConfig
 from modelswarms_fast.engines.transformers import TransformersEngine
 from modelswarms_fast.errors import InputError
@@ -232,8 +231,7 @@ def test_a_study_by_the_command_line(tiny, tmp_path):
     arguments = [
         "study", "seeds", str(given["experts"]), "--base", given["base"], "--task", given["task"],
         "--data", str(tmp_path / "data.json"), "--out", str(tmp_path / "study"), "--engine", "transformers",
-        "--seeds", "2", "--set", "iterations=1", "--set", "repel=false", "--engine-set", "dtype=float32",
-        "--engine-set", "parity_check=off",
+        "--seeds", "2", "--iterations", "1", "--no-repel", "--dtype", "float32", "--parity-check", "off",
     ]  # fmt: skip
     result = CliRunner().invoke(main.app, arguments)
     assert result.exit_code == 0, result.output
@@ -297,47 +295,3 @@ def test_variants():
     assert len(variants_of("drop", config, initial)) == 9
     with pytest.raises(InputError, match="needs at least 4"):
         variants_of("weak", config, initial[:3])
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("particels=3", "sets nothing"),
-        ("iterations", "sets nothing"),
-        ("iterations=many", "give a value of the type int"),
-        ("repel=1", "give a value of the type bool"),
-    ],
-)
-def test_settings_that_cannot_be_are_refused(text, message):
-    with pytest.raises(InputError, match=message):
-        read_settings([text], SwarmConfig)
-
-
-@pytest.mark.parametrize("value", ["abc", "1.5", "[1]", "true"])
-def test_engine_settings_that_are_no_numbers_are_refused(value):
-    assert read_settings(["max_num_seqs=512"], EngineConfig) == {"max_num_seqs": 512}
-    with pytest.raises(InputError, match=r"max_num_seqs is .*; give a value of the type int"):
-        read_settings([f"max_num_seqs={value}"], EngineConfig)
-
-
-@pytest.mark.parametrize("command", [["sweep"], ["study", "seeds"]])
-@pytest.mark.parametrize("setting", ["serve=auto", "state=mixture", "engine=transformers", "slots=2"])
-def test_an_engine_setting_with_an_option_of_its_own_names_it(command, setting):
-    arguments = [
-        *command,
-        "experts",
-        "--base",
-        "b",
-        "--task",
-        "t",
-        "--data",
-        "d",
-        "--out",
-        "o",
-        "--engine-set",
-        setting,
-    ]
-    with pytest.raises(InputError, match=f"give --{setting.replace('=', ' ')} instead of '{setting}'"):
-        CliRunner().invoke(main.app, arguments, catch_exceptions=False)
-    with pytest.raises(InputError, match="with one of engines, tensor_parallel, dtype, row_dtype"):
-        CliRunner().invoke(main.app, [*arguments[:-1], "nothing"], catch_exceptions=False)

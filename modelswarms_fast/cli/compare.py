@@ -1,0 +1,40 @@
+"""`compare`: Model Swarms beside other methods."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from modelswarms_fast.cli.options import Experts, Inputs, Out, settings, split_settings
+from modelswarms_fast.cli.summary import line, wide_console
+from modelswarms_fast.config import EngineConfig, SwarmConfig
+
+
+@settings(Inputs, SwarmConfig, EngineConfig, particles=None)
+def compare_command(
+    experts: Experts,
+    out: Out,
+    budget: Annotated[int, typer.Option(help="Evaluations on dev for each method, those of the experts among them.")],
+    methods: Annotated[str | None, typer.Option(help="Names with commas between them; by default all.")] = None,
+    train: Annotated[
+        Path | None, typer.Option(help="What the experts were trained on, for the methods that need it.")
+    ] = None,
+    **given: Any,
+) -> None:
+    """Compare Model Swarms with other ways to compose EXPERTS, each with the same budget of evaluations.
+
+    A comparison that was cut goes on where it stopped.
+    """
+    from modelswarms_fast.runs.compare import compare, table_of
+
+    swarm, others = split_settings(given)
+    if "seed" in swarm:  # of every method, not of the swarm alone
+        others["seed"] = swarm.pop("seed")
+    if methods is not None:
+        others["methods"] = [name.strip() for name in methods.split(",") if name.strip()]
+    content = compare(experts, out=out, budget=budget, train=train, swarm=swarm, progress=True, **others)
+    console = wide_console()
+    console.print(table_of(content))
+    line(console, f"All numbers are in {out / 'baselines.json'}.")

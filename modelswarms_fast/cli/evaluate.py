@@ -1,0 +1,27 @@
+"""`evaluate`: the score of one model."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated, Any, Literal
+
+import typer
+
+from modelswarms_fast.cli.options import Inputs, settings
+from modelswarms_fast.config import EngineConfig
+
+# Of the engine's settings, those that matter to one model.
+ENGINE = ("engine", "engines", "tensor_parallel", "dtype", "max_model_len", "max_num_seqs", "engine_options")
+
+
+@settings(Inputs, EngineConfig, only=ENGINE)
+def evaluate_command(
+    model: Annotated[str, typer.Argument(help="An adapter folder, a full checkpoint, or the base itself.")],
+    split: Annotated[Literal["dev", "test"], typer.Option(help="Examples to score it on.")] = "test",
+    **given: Any,
+) -> None:
+    """Score one model on a split and print the result as JSON."""
+    from modelswarms_fast.records.run_folder import plain
+    from modelswarms_fast.runs.evaluate import evaluate
+
+    print(json.dumps(plain(evaluate(model, split=split, **given)), indent=2))
