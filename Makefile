@@ -9,7 +9,7 @@ SOURCES := pyproject.toml setup.py $(wildcard csrc/*.cpp csrc/*.h kernels/*.cu k
 # kept, also where the environment says otherwise: without that a process takes 15 s to import what it needs, not 8.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test lint bench sanitize clean
+.PHONY: demo test lint docs bench sanitize clean
 
 demo: .venv/run
 	$(BIN)/modelswarms-fast demo
@@ -46,6 +46,10 @@ build/sanitize/$(1)/%.o: %.cpp $(wildcard csrc/*.h)
 endef
 $(foreach kind,address thread,$(eval $(call sanitized,$(kind))))
 
+# The site, in build/site: fetches nothing, and fails for a link or a page that is not there.
+docs: .venv/docs
+	$(BIN)/mkdocs build --quiet
+
 bench: .venv/dev
 	$(BIN)/python -m pytest benchmarks --benchmark-only
 
@@ -68,6 +72,11 @@ DEV = import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project
 .venv/dev: .venv/run
 	$(BIN)/python -c '$(DEV)' > .venv/dev.txt
 	$(BIN)/pip install --quiet --no-compile -r .venv/dev.txt
+	touch $@
+
+.venv/docs: .venv/run
+	$(BIN)/python -c '$(subst "dev","docs",$(DEV))' > .venv/docs.txt
+	$(BIN)/pip install --quiet --no-compile -r .venv/docs.txt
 	touch $@
 
 clean:

@@ -1,0 +1,164 @@
+"""Write the reference pages that follow from the code: python docs/write_reference.py [--check].
+
+`reference/command-line.md` is what the commands say of themselves, `reference/settings.md` the fields of the settings
+with their docstrings. `--check` writes nothing and exits with status 1 if a page is not current.
+"""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import re
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Annotated, Any, Literal, NamedTuple, get_args, get_origin
+
+import typer
+
+from modelswarms_fast import config
+from modelswarms_fast.cli.main import app
+
+FOLDER = Path(__file__).parent / "reference"
+WRITTEN = "<!-- Written by docs/write_reference.py; change the code, then run it. -->\n"
+
+
+def main() -> None:
+    """Write the pages, or check them."""
+    stale = [path for path, text in pages().items() if not path.exists() or path.read_text() != text]
+    if "--check" in sys.argv:
+        sys.exit("".join(f"{path} is not current; run python docs/write_reference.py\n" for path in stale) or 0)
+    for path in stale:
+        path.write_text(pages()[path])
+        print(path)
+
+
+def pages() -> dict[Path, str]:
+    """The text of each page by its path."""
+    return {FOLDER / "command-line.md": command_line(), FOLDER / "settings.md": settings()}
+
+
+def command_line() -> str:
+    """One section a command: what it does, its arguments, and its options by panel."""
+    lines = [
+        "# Command line\n",
+        WRITTEN,
+        "A mistake in the input ends with one sentence and exit status 2.",
+        "`modelswarms-fast COMMAND --help` shows the same as this page.\n",
+    ]
+    assert app.registered_callback is not None
+    lines += [f"- `modelswarms-fast {one.names}`: {one.help}" for one in parameters(app.registered_callback.callback)]
+    for command in app.registered_commands:
+        found = parameters(command.callback)
+        arguments = [one for one in found if one.panel == ARGUMENT]
+        needed = [f"{one.names} {one.takes}" for one in found if one.required and one.panel != ARGUMENT]
+        usage = " ".join([*(one.names for one in arguments), *needed, "[OPTIONS]"])
+        lines += ["", f"## {command.name}\n", plain(inspect.getdoc(command.callback) or ""), ""]
+        lines += [f"    modelswarms-fast {command.name} {usage}", ""]
+        lines += [f"- `{one.names}`: {one.help}" for one in arguments]
+        for panel in dict.fromkeys(one.panel for one in found if one.panel != ARGUMENT):
+            lines += ["", f"**{panel}**", "", "| option | takes | default | meaning |", "|---|---|---|---|"]
+            lines += [one.row() for one in found if one.panel == panel]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+ARGUMENT = "argument"
+
+
+class Parameter(NamedTuple):
+    """An argument or option of a command, in words."""
+
+    names: str
+    takes: str
+    default: str
+    help: str
+    panel: str
+    required: bool
+
+    def row(self) -> str:
+        """A line of a table."""
+        return "| " + " | ".join([f"`{self.names}`", self.takes, self.default, self.help]) + " |"
+
+
+def parameters(function: Callable[..., Any] | None) -> list[Parameter]:
+    """What a command takes, in the order of its help."""
+    assert function is not None
+    found = []
+    for one in inspect.signature(function, eval_str=True).parameters.values():
+        if get_origin(one.annotation) is not Annotated:
+            continue  # the context
+        kind, info = get_args(one.annotation)
+        text = plain(info.help or "").replace("|", "\\|")
+        required = one.default is one.empty
+        if isinstance(info, typer.models.ArgumentInfo):
+            many = "..." if get_origin(kind) is list else ""
+            found.append(Parameter(one.name.upper() + many, "", "", text, ARGUMENT, required))
+            continue
+        flag = f"--{one.name.replace('_', '-')}"
+        # Inside Annotated the first name given to typer.Option is where its default would be.
+        given = [name for name in (info.default, *(info.param_decls or ())) if str(name).startswith("-")]
+        names = " / ".join(given or ([flag, f"--no-{flag[2:]}"] if kind is bool else [flag]))
+        default = "needed" if required else "" if one.default is None or one.default is False else f"`{one.default}`"
+        panel = info.rich_help_panel or "Options"
+        found.append(Parameter(names, takes(kind), default, text, panel, required))
+    return found
+
+
+def takes(kind: Any) -> str:
+    """What an option of this type takes."""
+    if get_origin(kind) is Literal:
+        return ", ".join(f"`{choice}`" for choice in get_args(kind))
+    if get_origin(kind) is list:
+        return f"{takes(get_args(kind)[0])}, repeatable"
+    if get_args(kind):  # with None
+        return ", ".join(takes(one) for one in get_args(kind) if one is not type(None))
+    return {bool: "", Path: "PATH", int: "N", float: "NUMBER"}.get(kind, "TEXT")
+
+
+def plain(text: str) -> str:
+    """On one line, without the marks of a terminal."""
+    return re.sub(r"\s+", " ", text.replace("\\[", "[")).strip()
+
+
+def settings() -> str:
+    """One table a class of settings, in the order of the code."""
+    lines = [
+        "# Settings\n",
+        WRITTEN,
+        "Each setting is a keyword in Python, an option of the command line with dashes in place of underscores",
+        '(`step_length` is `--step-length`), and a key of a `--config` file.\n',
+        "A value that is out of range, or contradicts another, is refused with one sentence before anything is read.",
+    ]
+    tree = ast.parse(Path(config.__file__).read_text())
+    for node in tree.body:
+        if isinstance(node, ast.ClassDef) and node.name.endswith("Config"):
+            lines += ["", f"## {node.name}\n", plain((ast.get_docstring(node) or "").split("\n\n")[0]), ""]
+            lines += ["| setting | type | default | |", "|---|---|---|---|"]
+            lines += [f"| `{name}` | {kind} | {value} | {text} |" for name, kind, value, text in fields(node, tree)]
+    return "\n".join(lines) + "\n"
+
+
+def fields(node: ast.ClassDef, tree: ast.Module) -> Iterator[tuple[str, str, str, str]]:
+    """Name, type, default and docstring of each field."""
+    choices = {
+        target.id: ", ".join(f"`{one.value}`" for one in ast.walk(statement.value) if isinstance(one, ast.Constant))
+        for statement in tree.body
+        if isinstance(statement, ast.Assign) and "Literal[" in ast.unparse(statement.value)
+        for target in statement.targets
+        if isinstance(target, ast.Name)
+    }
+    for index, statement in enumerate(node.body):
+        if not isinstance(statement, ast.AnnAssign) or not isinstance(statement.target, ast.Name):
+            continue
+        after = node.body[index + 1] if index + 1 < len(node.body) else None
+        is_text = isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant)
+        text = str(after.value.value) if is_text else ""  # type: ignore[union-attr]
+        kind = ast.unparse(statement.annotation)
+        value = "needed" if statement.value is None else f"`{ast.unparse(statement.value)}`"
+        if "default_factory" in value:
+            value = "empty"
+        yield statement.target.id, choices.get(kind, f"`{kind}`").replace("|", "\\|"), value, plain(text).replace("|", "\\|")
+
+
+if __name__ == "__main__":
+    main()
