@@ -126,7 +126,7 @@ def settings() -> str:
         "# Settings\n",
         WRITTEN,
         "Each setting is a keyword in Python, an option of the command line with dashes in place of underscores",
-        '(`step_length` is `--step-length`), and a key of a `--config` file.\n',
+        "(`step_length` is `--step-length`), and a key of a `--config` file.\n",
         "A value that is out of range, or contradicts another, is refused with one sentence before anything is read.",
     ]
     tree = ast.parse(Path(config.__file__).read_text())
@@ -157,7 +157,8 @@ def fields(node: ast.ClassDef, tree: ast.Module) -> Iterator[tuple[str, str, str
         value = "needed" if statement.value is None else f"`{ast.unparse(statement.value)}`"
         if "default_factory" in value:
             value = "empty"
-        yield statement.target.id, choices.get(kind, f"`{kind}`").replace("|", "\\|"), value, plain(text).replace("|", "\\|")
+        cells = choices.get(kind, f"`{kind}`"), value, plain(text)
+        yield statement.target.id, *(cell.replace("|", "\\|") for cell in cells)
 
 
 if __name__ == "__main__":
