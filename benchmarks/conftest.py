@@ -19,6 +19,7 @@ os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")  # idle compilers wo
 import torch
 
 from benchmarks import GROUPS
+from benchmarks.machine import machine_class
 from benchmarks.measure import CORES, Measure
 from modelswarms_fast.ops import _C
 
@@ -77,6 +78,7 @@ def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: di
     machine_info.clear()
     machine_info |= {
         "cpu": cpu.get("brand_raw", platform.processor()),
+        "class": machine_class(),
         "cores": os.cpu_count(),
         "threads": CORES,
         "caches": caches,

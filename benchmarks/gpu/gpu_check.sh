@@ -6,7 +6,8 @@
 #
 # PYTHON  a Python with torch, triton and what pyproject.toml lists under dependencies and dev (default: python3)
 # WHEELS  a folder of wheels for what that Python lacks; installed for this call only, never from a network
-# OUT     where the JSON files go (default: benchmarks/results/gpu, from which write_performance.py reads them)
+# OUT     where the JSON files go (default: benchmarks/results/performance/gpu, which write_performance.py reads): one
+#         of the benchmarks, DATE_GPU_COMMIT.json, and one of the machine and the steps, DATE_GPU_COMMIT.machine.json
 #
 # Ends with 0 if every step passed, with 1 if one failed, with 2 if there is no GPU. Without a GPU it goes as far as it
 # can; --dry-run says that this is what was wanted, and then that alone is no failure.
@@ -23,7 +24,7 @@ esac
 python=${PYTHON:-python3}
 scratch=$(mktemp -d)
 trap 'rm -rf "$scratch"' EXIT
-out=${OUT:-benchmarks/results/gpu}
+out=${OUT:-benchmarks/results/performance/gpu}
 gpu=yes
 nvidia-smi -L >/dev/null 2>&1 || gpu=no
 if [ "$gpu" = no ]; then
@@ -31,6 +32,8 @@ if [ "$gpu" = no ]; then
   out=$scratch/out
 fi
 mkdir -p "$out"
+chip=$(nvidia-smi --query-gpu=name --format=csv,noheader 2>/dev/null | head -1 | tr '[:upper:] _' '[:lower:]--') || chip=
+name=$(date +%F)_${chip:-none}_$(git rev-parse --short=7 HEAD 2>/dev/null || echo unknown)
 
 if [ -n "${WHEELS-}" ]; then
   "$python" -m pip install --quiet --no-index --find-links "$WHEELS" --target "$scratch/site" "$WHEELS"/*.whl
@@ -69,14 +72,16 @@ step "machine code" 30 "$python" -P benchmarks/gpu/static_gpu.py --json "$scratc
 if [ "$gpu" = yes ]; then
   step "tests of cuda" 70 "$python" -P -m pytest tests -m gpu -k "not triton"
   step "tests of triton" 120 "$python" -P -m pytest tests -m gpu -k triton
-  step benchmarks 140 "$python" -P -m pytest --import-mode=append benchmarks/operators/bench_{update,mix,rows,variants,stream}.py \
-    -k "gpu or cuda or triton" --benchmark-json="$out/benchmarks.json" --benchmark-quiet
+  step benchmarks 140 "$python" -P -m pytest --import-mode=append \
+    benchmarks/operators/bench_{update,mix,rows,variants,stream}.py \
+    -k "gpu or cuda or triton" --benchmark-json="$out/$name.json" --benchmark-quiet
 else
   step "tests found" 60 "$python" -P -m pytest tests -m gpu --collect-only -qq
-  step "benchmarks found" 60 "$python" -P -m pytest --import-mode=append benchmarks/operators/bench_{update,mix,rows,variants,stream}.py --collect-only -qq
+  step "benchmarks found" 60 "$python" -P -m pytest --import-mode=append \
+    benchmarks/operators/bench_{update,mix,rows,variants,stream}.py --collect-only -qq
 fi
 
-"$python" -P - "$out/machine.json" "$scratch/static.json" "${steps[@]}" <<'PYTHON'
+"$python" -P - "$out/$name.machine.json" "$scratch/static.json" "${steps[@]}" <<'PYTHON'
 import json, pathlib, platform, subprocess, sys
 
 import torch, triton

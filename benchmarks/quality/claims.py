@@ -6,9 +6,9 @@
     python -m benchmarks.quality.claims examples/experts examples/data OUT --only judge --option model=NAME \\
         --option endpoint=URL
 
-EXPERTS is a folder of adapters of SmolLM2-135M-Instruct, DATA a folder of evaluation files; OUT gets a JSON file a
-task, which write_results.py reads. --train is what the experts were trained on, for the methods that train or
-cluster. What OUT already holds is not run again.
+EXPERTS is a folder of adapters of SmolLM2-135M-Instruct, DATA a folder of evaluation files; OUT gets
+TASK/DATE_MACHINE_COMMIT.json, which write_results.py reads, and in runs/ the folders of all searches. --train is what
+the experts were trained on, for the methods that train or cluster. What OUT already holds is not run again.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from benchmarks.machine import latest, new_result
 from benchmarks.quality.quality import BASE, machine
 from modelswarms_fast.records.run_folder import read_json, write_json
 from modelswarms_fast.runs.baselines import METHODS, data_merge
@@ -88,7 +89,8 @@ def run(
         progress=True,
         **settings,
     )
-    target = out / f"{name}.json"
+    (out / name).mkdir(exist_ok=True)
+    target = latest(out / name) or new_result(out / name)
     before = read_json(target) if target.exists() else {"machines": [], "methods": {}}
     machines = before["machines"]
     if content["methods"].keys() != before["methods"].keys() and (here := machine()) not in machines:

@@ -1,6 +1,6 @@
 """Score every example expert and the base on the demo's test split, beside a finished demo: one JSON file.
 
-    python -m benchmarks.quality.demo runs/demo benchmarks/results/demo.json
+    python -m benchmarks.quality.demo runs/demo [FILE]
 
 `make demo` scores only the expert that was best on dev; this says how the winner stands to all of them.
 """
@@ -11,6 +11,7 @@ import json
 import sys
 from pathlib import Path
 
+from benchmarks.machine import new_result
 from benchmarks.quality.quality import machine
 from modelswarms_fast.config import EngineConfig
 from modelswarms_fast.engines.protocol import start_engine
@@ -21,12 +22,16 @@ from modelswarms_fast.records.run_folder import write_json
 from modelswarms_fast.weights.base_model import resolve_base
 from modelswarms_fast.weights.experts import read_experts
 
-EXAMPLES = Path(__file__).parents[2] / "examples"
+ROOT = Path(__file__).parents[2]
+EXAMPLES = ROOT / "examples"
+RESULTS = ROOT / "benchmarks" / "results" / "quality" / "demo"
 
 
 def main() -> None:
     """Evaluate and write."""
-    run, target = Path(sys.argv[1]), Path(sys.argv[2])
+    run = Path(sys.argv[1])
+    target = Path(sys.argv[2]) if len(sys.argv) > 2 else new_result(RESULTS)
+    target.parent.mkdir(parents=True, exist_ok=True)
     summary = json.loads((run / "summary.json").read_text())
     summary["data"] = "examples/data/skills_mix.json"
     experts = read_experts(EXAMPLES / "experts")

@@ -2,8 +2,8 @@
 
     python -m benchmarks.quality.findings EXPERTS DATA OUT [--only NAME,...] [--kinds KIND,...] [--seeds N] ...
 
-EXPERTS and DATA are folders, as for claims.py. OUT gets NAME.json, which write_results.py draws, and in runs/ the
-folders of all searches: what they hold is not run again.
+EXPERTS and DATA are folders, as for claims.py. OUT gets NAME/DATE_MACHINE_COMMIT.json, which write_results.py draws,
+and in runs/ the folders of all searches: what they hold is not run again.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
+from benchmarks.machine import latest, new_result
 from benchmarks.quality.claims import SWARM
 from benchmarks.quality.quality import BASE, machine
 from modelswarms_fast import search
@@ -90,7 +91,9 @@ def main() -> None:
         task = replace(TASKS[name], **{key: value for key, value in given.items() if value is not None})
         for count in range(len(kinds) + 1):
             content = run(name, asked.experts, asked.data, asked.out, kinds[:count], asked.seeds, task)
-            write_json(asked.out / f"{name}.json", content)
+            folder = asked.out / name
+            folder.mkdir(exist_ok=True)
+            write_json(latest(folder) or new_result(folder), content)
 
 
 if __name__ == "__main__":

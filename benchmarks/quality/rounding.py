@@ -1,8 +1,8 @@
 """How small steps vanish in bfloat16, and that stochastic rounding keeps them: python -m benchmarks.quality.rounding
 
 Seven of the experts in examples/experts are particles that are drawn to the eighth, at constant step lengths: 0.1, to
-which the default decays, and 0.01. Prints how far they come, and writes benchmarks/results/rounding.json and
-docs/figures/rounding.svg. All is computed from files and counters: the numbers are the same on every machine.
+which the default decays, and 0.01. Prints how far they come, and writes a file into benchmarks/results/quality/rounding
+and docs/figures/rounding.svg. All is computed from files and counters: the numbers are the same on every machine.
 """
 
 from __future__ import annotations
@@ -16,12 +16,13 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from benchmarks.machine import latest, new_result
 from modelswarms_fast.ops import Rounding, swarm_update_
 from modelswarms_fast.weights.layout import Layout
 
 HERE = Path(__file__).parents[1]
 EXPERTS = HERE.parent / "examples" / "experts"
-RESULT = HERE / "results" / "rounding.json"
+RESULTS = HERE / "results" / "quality" / "rounding"
 FIGURE = HERE.parent / "docs" / "figures" / "rounding.svg"
 
 # SearchLoop that bring float32 about nine tenths of the way.
@@ -113,7 +114,8 @@ def main() -> None:
             share, away = values["share of the way"][-1], values["distance from float32, in ways"]
             stuck = values["weights that never moved"]
             print(f"  {kind:21} {share:6.1%} of the way; {stuck:6.1%} of weights did not move; {away:.3f} from float32")
-    RESULT.write_text(json.dumps({str(step_length): found for step_length, found in results.items()}, indent=1) + "\n")
+    target = latest(RESULTS) or new_result(RESULTS)  # the same numbers on every machine: written over
+    target.write_text(json.dumps({str(step_length): found for step_length, found in results.items()}, indent=1) + "\n")
     draw(results)
 
 

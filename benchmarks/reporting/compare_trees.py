@@ -143,7 +143,10 @@ def main() -> None:
     if missing := [tree for tree in trees if not (tree / "modelswarms_fast").is_dir()]:
         parser.error(f"{missing[0]} has no folder modelswarms_fast; give a checkout")
     settings = (QUICK if asked.quick else FULL) | {"examples": str(trees[1] / "examples")}
-    measured = compare(trees, kinds, settings, asked.python, 2 if asked.quick else 99)
+    try:
+        measured = compare(trees, kinds, settings, asked.python, 2 if asked.quick else 99)
+    except RuntimeError as error:
+        sys.exit(str(error))
     results = {"commits": [commit_of(tree) for tree in trees], "settings": settings | {"examples": "examples"}}
     results["measured"] = measured
     if asked.json is not None:

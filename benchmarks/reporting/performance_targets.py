@@ -11,27 +11,45 @@ from benchmarks.reporting.tables import bytes_text, seconds_text
 
 Row = dict[str, Any]
 
+LABELS = {
+    "lora": "example adapter",
+    "large lora": "large adapter",
+    "full": "whole checkpoint",
+    "examples": "example adapter",
+    "all-linear": "all linear layers",
+}
+"""What a reader sees in place of what a row says."""
+
 
 @dataclass(frozen=True)
-class Run:
-    """One JSON file."""
+class Machine:
+    """A class of machine: its runs, the latest last. Of a row that several runs have, the latest counts."""
 
     name: str
-    results: dict[str, Any]
+    runs: tuple[dict[str, Any], ...]
 
     @property
     def rows(self) -> list[Row]:
         """extra_info of every benchmark."""
-        return [benchmark["extra_info"] for benchmark in self.results["benchmarks"]]
+        found: list[Row] = []
+        for run in self.runs:
+            own = [benchmark["extra_info"] for benchmark in run["benchmarks"]]
+            known = {_name(row) for row in own}
+            found = [row for row in found if _name(row) not in known] + own
+        return found
 
     @property
     def all_threads(self) -> int:
-        """As many threads as the run had."""
-        return int(self.results["machine_info"]["threads"])
+        """As many threads as the runs had."""
+        return int(self.runs[-1]["machine_info"]["threads"])
 
     def find(self, group: str, **facts: Any) -> list[Row]:
         """Rows of a group with these facts; a fact of a tuple means any of its values."""
         return [row for row in self.rows if row["group"] == group and all(_is(row, *fact) for fact in facts.items())]
+
+
+def _name(row: Row) -> tuple[str, str, int | None]:
+    return row["group"], row["row"], row.get("threads")
 
 
 def _is(row: Row, name: str, wanted: Any) -> bool:
@@ -45,7 +63,7 @@ class Target:
     what: str
     bound: float
     at_least: bool
-    values: Callable[[Run], dict[str, float]]
+    values: Callable[[Machine], dict[str, float]]
     text: Callable[[float], str] = "{:.2f}".format
 
     @property
@@ -57,12 +75,12 @@ class Target:
         """Whether a value is on the right side."""
         return value >= self.bound if self.at_least else value <= self.bound
 
-    def cell(self, run: Run) -> str:
-        """The values of a run, the missed ones in bold; "—" where it has none."""
+    def cell(self, machine: Machine) -> str:
+        """The values of a machine, the missed ones in bold; "—" where it has none."""
         parts = []
-        for label, value in self.values(run).items():
+        for label, value in self.values(machine).items():
             verdict = f"{self.text(value)} met" if self.met(value) else f"**{self.text(value)} missed**"
-            parts.append(f"{label} {verdict}".strip())
+            parts.append(f"{LABELS.get(label, label)} {verdict}".strip())
         return "<br>".join(parts) or "—"
 
 
@@ -100,19 +118,19 @@ def targets() -> Iterator[Target]:
     """The table of targets."""
     both = ("bfloat16", "float32")
 
-    def update(value: Callable[[Row], float], single: bool) -> Callable[[Run], dict[str, float]]:
-        def values(run: Run) -> dict[str, float]:
-            count = 1 if single else run.all_threads
-            return by("dtype", value, run.find("update", backend="cpp", headline=True, dtype=both, threads=count))
+    def update(value: Callable[[Row], float], single: bool) -> Callable[[Machine], dict[str, float]]:
+        def values(machine: Machine) -> dict[str, float]:
+            count = 1 if single else machine.all_threads
+            return by("dtype", value, machine.find("update", backend="cpp", headline=True, dtype=both, threads=count))
 
         return values
 
     def mix(
         value: Callable[[Row], float], single: bool, dtypes: tuple[str, ...] = both
-    ) -> Callable[[Run], dict[str, float]]:
-        def values(run: Run) -> dict[str, float]:
-            count = 1 if single else run.all_threads
-            return by("dtype", value, run.find("mix", backend="cpp", headline=True, dtype=dtypes, threads=count))
+    ) -> Callable[[Machine], dict[str, float]]:
+        def values(machine: Machine) -> dict[str, float]:
+            count = 1 if single else machine.all_threads
+            return by("dtype", value, machine.find("mix", backend="cpp", headline=True, dtype=dtypes, threads=count))
 
         return values
 
@@ -130,8 +148,8 @@ def targets() -> Iterator[Target]:
         "update against the published code, files on tmpfs, one thread",
         300,
         True,
-        lambda run: by(
-            "adapters", ratio("published code"), [r for r in run.find("update", threads=1) if "adapters" in r]
+        lambda machine: by(
+            "adapters", ratio("published code"), [r for r in machine.find("update", threads=1) if "adapters" in r]
         ),
         "{:.0f}x".format,
     )
@@ -148,7 +166,7 @@ def targets() -> Iterator[Target]:
         "one call from Python, P = 4, D = 100,000, beside the C++ function",
         10e-6,
         False,
-        lambda run: {row["dtype"]: row["overhead_seconds"] for row in run.find("overhead", size=100_000)},
+        lambda machine: {row["dtype"]: row["overhead_seconds"] for row in machine.find("overhead", size=100_000)},
         seconds_text,
     )
     for backend in ("cuda", "triton"):
@@ -156,27 +174,29 @@ def targets() -> Iterator[Target]:
             f"`{backend}` update, share of a copy on the device, worst of P 4 to 64, D 1e6 to 1e8",
             0.92,
             True,
-            lambda run, backend=backend: by("dtype", share, run.find("update", backend=backend, headline=True)),
+            lambda machine, backend=backend: by("dtype", share, machine.find("update", backend=backend, headline=True)),
         )
     yield Target(
         "streaming from pinned memory, share of the PCIe copy in both directions",
         0.85,
         True,
-        lambda run: by("dtype", share, run.find("stream", headline=True)),
+        lambda machine: by("dtype", share, machine.find("stream", headline=True)),
     )
     yield Target(
         "growth: the worst point's distance from a line over two decades",
         0.05,
         False,
-        lambda run: {f"against {row['against']}": row["worst_deviation"] for row in run.find("growth")},
+        lambda machine: {f"against {row['against']}": row["worst_deviation"] for row in machine.find("growth")},
         "{:.1%}".format,
     )
     yield Target(
         "memory of a swarm, of what the formula allows",
         1.0,
         False,
-        lambda run: {
-            row["state"]: row["taken_bytes"] / row["bound_bytes"] for row in run.find("rows") if "taken_bytes" in row
+        lambda machine: {
+            row["state"]: row["taken_bytes"] / row["bound_bytes"]
+            for row in machine.find("rows")
+            if "taken_bytes" in row
         },
     )
     yield from load_targets()
@@ -187,10 +207,10 @@ def load_targets() -> Iterator[Target]:
     """Of one particle into an engine that runs."""
     times = "{:.3g}x".format
 
-    def one(value: Callable[[Row], float], **facts: Any) -> Callable[[Run], dict[str, float]]:
+    def one(value: Callable[[Row], float], **facts: Any) -> Callable[[Machine], dict[str, float]]:
         # Their bound is an upper one, and there is one row each.
-        return lambda run: {
-            str(row["kind"]): value(row) for row in run.find("load", **facts) if not math.isnan(value(row))
+        return lambda machine: {
+            str(row["kind"]): value(row) for row in machine.find("load", **facts) if not math.isnan(value(row))
         }
 
     yield Target(
@@ -215,12 +235,12 @@ def load_targets() -> Iterator[Target]:
 def evaluate_targets() -> Iterator[Target]:
     """Of whole iterations, and of what surrounds an engine."""
 
-    def whole(fact: str, **facts: Any) -> Callable[[Run], dict[str, float]]:
-        return lambda run: {row["serve"]: row[fact] for row in run.find("evaluate", **facts) if fact in row}
+    def whole(fact: str, **facts: Any) -> Callable[[Machine], dict[str, float]]:
+        return lambda machine: {row["serve"]: row[fact] for row in machine.find("evaluate", **facts) if fact in row}
 
-    def worst(fact: str, value: Callable[[Row], float] | None = None) -> Callable[[Run], dict[str, float]]:
-        def values(run: Run) -> dict[str, float]:
-            found = [value(row) if value else float(row[fact]) for row in run.find("evaluate") if fact in row]
+    def worst(fact: str, value: Callable[[Row], float] | None = None) -> Callable[[Machine], dict[str, float]]:
+        def values(machine: Machine) -> dict[str, float]:
+            found = [value(row) if value else float(row[fact]) for row in machine.find("evaluate") if fact in row]
             return {"": max(found)} if found else {}
 
         return values
@@ -243,8 +263,10 @@ def evaluate_targets() -> Iterator[Target]:
         "moves with `stop_early`, prompts of a full evaluation a second, of the plain base model's",
         1.3,
         True,
-        lambda run: {
-            f"{row['task']}, {row['serve']}": row[share] for row in run.find("search", stop_early=True) if share in row
+        lambda machine: {
+            f"{row['task']}, {row['serve']}": row[share]
+            for row in machine.find("search", stop_early=True)
+            if share in row
         },
     )
     yield Target(
@@ -265,9 +287,9 @@ def evaluate_targets() -> Iterator[Target]:
         "a whole iteration against the published code on this CPU",
         20,
         True,
-        lambda run: {
+        lambda machine: {
             name.rpartition(" ")[2] + (", 2 engines" if row.get("engines") == 2 else ""): one["ratio"]
-            for row in run.find("search", published=True, stop_early=False)
+            for row in machine.find("search", published=True, stop_early=False)
             for name, one in row["baselines"].items()
         },
         "{:.3g}x".format,
@@ -283,11 +305,11 @@ def evaluate_targets() -> Iterator[Target]:
         "memory of a search over ten whole checkpoints beyond vLLM alone, without pages of a file of rows",
         4e9,
         False,
-        lambda run: {
+        lambda machine: {
             f"{row['state']}, host_memory {row['host_memory']}": row[
                 "checkpoints_bytes" if row["host_memory"] == "none" else "unmapped_checkpoints_bytes"
             ]
-            for row in run.find("evaluate")
+            for row in machine.find("evaluate")
             if "checkpoints_bytes" in row
         },
         bytes_text,

@@ -98,8 +98,8 @@ def engine(serve: str, settings: dict[str, Any]) -> Callable[[str], Measured]:
 
     def search() -> Measured:
         examples = Path(settings["examples"])
-        for module in list(sys.modules.values()):
-            if getattr(module, "start_engine", None) is original:
+        for name, module in list(sys.modules.items()):
+            if name.startswith("modelswarms_fast") and vars(module).get("start_engine") is original:
                 module.start_engine = start_once  # type: ignore[attr-defined]
         with tempfile.TemporaryDirectory() as folder:
             modelswarms_fast.search(
