@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from benchmarks.quality.claims import CLAIMS as PLANNED
 from benchmarks.reporting.write_performance import STYLE
 from modelswarms_fast.records.analysis import emergence, studies, trajectory
-from modelswarms_fast.records.analysis.registry import svg
+from modelswarms_fast.records.style import svg
 from modelswarms_fast.runs.baselines import METHODS
 
 HERE = Path(__file__).parents[1]

@@ -19,7 +19,7 @@ def report_command(
 ) -> None:
     """Write report.html of RUN again, with all analyses that its files allow."""
     from modelswarms_fast.records.analysis import read_run
-    from modelswarms_fast.records.analysis.registry import PLOTS, analyse, draw
+    from modelswarms_fast.records.analysis.registry import analyse, draw
     from modelswarms_fast.records.report import write_report
     from modelswarms_fast.records.run_folder import write_text
 
@@ -33,11 +33,8 @@ def report_command(
         try:
             plots.mkdir(parents=True, exist_ok=True)
             for name, numbers in found.items():
-                if name in PLOTS:
-                    write_text(plots / f"{name}.svg", draw(name, numbers).decode())
-                    written.append(plots / f"{name}.svg")
+                write_text(plots / f"{name}.svg", draw(name, numbers).decode())
+                written.append(plots / f"{name}.svg")
         except OSError as error:
             raise InputError(f"cannot make {plots}: {error.strerror}; choose another folder for --plots.") from error
-        except ImportError as error:
-            raise InputError("--plots needs matplotlib: pip install matplotlib, or leave it out.") from error
     print("\n".join(map(str, written)))

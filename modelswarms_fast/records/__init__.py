@@ -1,2 +1,3 @@
-"""What a run leaves behind: `run_folder` has its files, `progress` the bar, `trace` the timeline, `report` and `plots`
-what is drawn of it, `analysis/` the numbers that a report shows."""
+"""What a run leaves behind: `run_folder` has its files, `progress` the bar, `trace` the timeline. `report` writes the
+HTML page with the drawings of `plots`, `style` says how every plot looks, `analysis/` has the numbers that a report
+shows."""

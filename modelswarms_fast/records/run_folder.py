@@ -28,6 +28,7 @@ REPORT = "report.html"
 GLOBAL_BEST = "global_best"
 ANALYSIS = "analysis.json"
 TEST_SCORES = "test_scores.json"
+ANSWERS = "answers.json"
 # The engine that a token swarm's records name: its mixtures are of what experts say, not of their weights.
 ENSEMBLE = "ensemble"
 
@@ -100,7 +101,7 @@ def open_run(folder: str | os.PathLike[str], config: Mapping[str, Any], overwrit
 
     A folder that holds anything is refused unless `overwrite`, which removes what a run writes
     (`config.json`, `history.jsonl`, `summary.json`, `report.html`, `analysis.json`, `test_scores.json`,
-    `global_best/`) and leaves all else alone.
+    `answers.json`, `global_best/`) and leaves all else alone.
     Raises InputError.
     """
     folder = Path(folder)
@@ -110,7 +111,7 @@ def open_run(folder: str | os.PathLike[str], config: Mapping[str, Any], overwrit
     except OSError as error:
         raise _cannot_write(folder, error) from error
     # The journal goes last and comes first, so that every folder a run has touched holds one.
-    for name in (CONFIG, SUMMARY, REPORT, ANALYSIS, TEST_SCORES, GLOBAL_BEST, HISTORY):
+    for name in (CONFIG, SUMMARY, REPORT, ANALYSIS, TEST_SCORES, ANSWERS, GLOBAL_BEST, HISTORY):
         _remove(folder / name)
     journal = Journal(folder / HISTORY)
     try:

@@ -13,7 +13,7 @@ import numpy as np
 from modelswarms_fast.records import run_folder
 from modelswarms_fast.records.analysis import studies
 from modelswarms_fast.records.analysis import weak_to_strong
-from modelswarms_fast.records.analysis.registry import svg
+from modelswarms_fast.records.style import svg
 from modelswarms_fast.config import SwarmConfig
 from modelswarms_fast.errors import InputError
 from modelswarms_fast.weights.experts import read_model

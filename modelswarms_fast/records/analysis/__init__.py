@@ -1,7 +1,7 @@
 """What run folders show, beyond who won: each file one analysis.
 
 An analysis is a function from a `RunFolder`, or several, to numbers that JSON holds, or to None where the folder lacks
-what it needs; and a function that draws these numbers with matplotlib (extra `report`). Nothing here runs a model.
+what it needs; a function that draws these numbers; and one that says them in words. Nothing here runs a model.
 """
 
 from __future__ import annotations
@@ -32,6 +32,8 @@ class RunFolder:
     """None if the run has not ended."""
     test: dict[str, Any] | None
     """Content of test_scores.json, if there is one."""
+    answers: dict[str, Any] | None = None
+    """Content of answers.json, if there is one: questions on which the winner and the best expert differ."""
 
     @property
     def experts(self) -> list[str]:
@@ -100,7 +102,8 @@ def read_run(folder: str | os.PathLike[str]) -> RunFolder:
     def if_there(name: str) -> dict[str, Any] | None:
         return run_folder.read_json(path / name) if (path / name).exists() else None
 
-    return RunFolder(path, config, history, if_there(run_folder.SUMMARY), if_there(run_folder.TEST_SCORES))
+    others = (if_there(name) for name in (run_folder.SUMMARY, run_folder.TEST_SCORES, run_folder.ANSWERS))
+    return RunFolder(path, config, history, *others)
 
 
 def right(scores: Floats) -> npt.NDArray[np.bool_] | None:

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from modelswarms_fast.records.analysis import Floats, RunFolder, right
+from modelswarms_fast.records.style import WIDTH, colour, legend, whole_numbers
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -71,30 +72,40 @@ def of_run(run: RunFolder) -> dict[str, Any] | None:
 
 
 def plot(numbers: dict[str, Any]) -> Figure:
-    """Questions by level before and after, a panel a split, with the three shares in its title."""
+    """Questions by level before and after, a panel a split."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(5.2 * len(numbers), 3.6), layout="constrained")
+    figure = Figure(figsize=(WIDTH, 0.4 + 2.4 * len(numbers)), layout="constrained")
+    bars: list[Any] = []
     for index, (split, one) in enumerate(numbers.items()):
-        axes = figure.add_subplot(1, len(numbers), index + 1)
+        axes = figure.add_subplot(len(numbers), 1, index + 1)
         levels = np.arange(len(one["level_before"]))
-        axes.bar(levels - 0.2, one["level_before"], 0.4, label="before the search", color="#9aa4af")
-        axes.bar(levels + 0.2, one["level_after"], 0.4, label="after", color="#0b62c4")
-        shares = [
-            f"{name} {one[key]:.0%}"
-            for name, key in (("C-surge", "c_surge"), ("C-emerge", "c_emerge"))
-            if one[key] is not None
+        bars = [
+            axes.bar(levels - 0.2, one["level_before"], 0.4, color=colour("faint")),
+            axes.bar(levels + 0.2, one["level_after"], 0.4, color=colour("blue")),
         ]
-        if one["one_more_expert"] is not None and one["per_particle"] is not None:
-            shares.append(
-                f"of what all experts miss,\na particle answers {one['per_particle']:.0%}, "
-                f"a further expert would {one['one_more_expert']:.0%}"
-            )
-        axes.set_title(f"{split}: {', '.join(shares)}", fontsize=9)
+        axes.set_title(f"{split}, {one['questions']} questions", loc="left", color=colour("ink"))
         axes.set_xlabel(f"particles (of {one['particles']}) that answer a question")
         axes.set_ylabel("questions")
-        axes.legend(frameon=False)
+        whole_numbers(axes)
+        axes.grid(axis="y")
+    legend(figure, bars, ["before the search", "after"])
     return figure
+
+
+def in_words(numbers: dict[str, Any]) -> str:
+    """What a reader should take from the numbers."""
+    words, further = [], None
+    for split, one in numbers.items():
+        further = one["one_more_expert"]
+        risen = f"On {split}, {one['c_surge']:.1%} of {one['questions']} questions are answered by more particles"
+        words.append(f"{risen} than before (C-surge).")
+        if one["c_emerge"] is not None:
+            missed = f"Of the {one['missed_by_all_experts']} that all experts miss, the final particles answer"
+            words.append(f"{missed} {one['c_emerge']:.1%} (C-emerge).")
+    if further is not None:
+        words.append(f"By chance alone, one expert answers {further:.1%} of what the others miss.")
+    return " ".join(words)
 
 
 def _each_beside_the_others(known: Any) -> list[tuple[Any, Any]]:

@@ -2,50 +2,49 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from modelswarms_fast.records.analysis import RunFolder, composition, emergence, top_k, trajectory, weak_to_strong
+from modelswarms_fast.records.style import svg
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-_OF_RUN = {
-    "composition": composition.of_run,
-    "trajectory": trajectory.of_run,
-    "emergence": emergence.of_run,
-    "weak_to_strong": weak_to_strong.of_run,
-    "top_k": top_k.of_run,
+
+@dataclass(frozen=True)
+class Analysis:
+    """One analysis of a run."""
+
+    title: str
+    of_run: Callable[[RunFolder], dict[str, Any] | None]
+    """Its numbers, which JSON can hold; None where the run lacks what it needs."""
+    plot: Callable[[dict[str, Any]], Figure]
+    in_words: Callable[[dict[str, Any]], str]
+    """What a reader should take from the numbers."""
+
+
+ANALYSES = {
+    "emergence": Analysis("Questions that no expert answered", emergence.of_run, emergence.plot, emergence.in_words),
+    "trajectory": Analysis("Where the particles went", trajectory.of_run, trajectory.plot, trajectory.in_words),
+    "composition": Analysis(
+        "How the best so far was composed", composition.of_run, composition.plot, composition.in_words
+    ),
+    "weak_to_strong": Analysis(
+        "Where the winner came from", weak_to_strong.of_run, weak_to_strong.plot, weak_to_strong.in_words
+    ),
+    "top_k": Analysis("Votes of the best particles", top_k.of_run, top_k.plot, top_k.in_words),
 }
+"""In the order of the report."""
 
 
 def analyse(run: RunFolder) -> dict[str, Any]:
     """The numbers of each analysis that the run's files allow, by its name."""
-    found = {name: of_run(run) for name, of_run in _OF_RUN.items()}
+    found = {name: one.of_run(run) for name, one in ANALYSES.items()}
     return {name: numbers for name, numbers in found.items() if numbers is not None}
 
 
 def draw(name: str, numbers: Any) -> bytes:
-    """The plot of an analysis as SVG; the same numbers give the same bytes. Raises ImportError without matplotlib."""
-    return svg(PLOTS[name], numbers)
-
-
-PLOTS = {
-    "composition": composition.plot,
-    "trajectory": trajectory.plot,
-    "emergence": emergence.plot,
-    "top_k": top_k.plot,
-}
-"""Of the analyses that have one for a single run."""
-
-
-def svg(plot: Callable[[Any], Figure], numbers: Any) -> bytes:
-    """What `plot` draws of the numbers, as the bytes of an SVG file. Raises ImportError without matplotlib."""
-    from matplotlib import rc_context
-
-    file = io.BytesIO()
-    # Names in the file would be drawn anew each time, and an expert's name may have dollar signs.
-    with rc_context({"svg.hashsalt": "modelswarms", "text.parse_math": False}):
-        plot(numbers).savefig(file, format="svg", metadata={"Date": None})
-    return file.getvalue()
+    """The plot of an analysis as an SVG file; the same numbers give the same bytes."""
+    return svg(ANALYSES[name].plot, numbers)

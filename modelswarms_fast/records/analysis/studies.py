@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from modelswarms_fast.records.analysis import weak_to_strong
+from modelswarms_fast.records.style import colour, label_of
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -56,18 +57,18 @@ def plot(study: Mapping[str, Any]) -> Figure:
     figure = Figure(figsize=(7.2 + 4.2 * with_cost, 0.9 + 0.5 * max(len(variants), 3)), layout="constrained")
     axes = figure.add_subplot(1, 1 + with_cost, 1)
     for row, runs in enumerate(variants.values()):
-        for key, colour, shift in (("dev", "#9aa4af", -0.18), ("test", "#0b62c4", 0.18)):
+        for key, name, shift in (("dev", "faint", -0.18), ("test", "blue", 0.18)):
             values = [run[key] for run in runs]
-            axes.scatter(values, [row + shift] * len(values), s=16, color=colour, alpha=0.7, linewidths=0)
+            axes.scatter(values, [row + shift] * len(values), s=16, color=colour(name), alpha=0.7, linewidths=0)
             mean = math.fsum(values) / len(values)
-            axes.plot([mean, mean], [row + shift - 0.16, row + shift + 0.16], color=colour, linewidth=2.5)
+            axes.plot([mean, mean], [row + shift - 0.16, row + shift + 0.16], color=colour(name), linewidth=2.5)
     best = study.get("best_expert")
     if best is not None and best.get("test") is not None:
-        axes.axvline(best["test"], color="#2c7a3f", linestyle=":", linewidth=1.5)
-        axes.annotate(" best expert, test", (best["test"], -0.6), fontsize=8, color="#2c7a3f")
-    axes.set_yticks(range(len(variants)), list(variants))
+        axes.axvline(best["test"], color=colour("green"), linestyle=":", linewidth=1.5)
+        axes.annotate(" best expert, test", (best["test"], -0.6), fontsize=9, color=colour("green"))
+    axes.set_yticks(range(len(variants)), [label_of(name) for name in variants])
     axes.set_ylim(len(variants) - 0.4, -0.8)
-    axes.set_xlabel("utility; grey: dev, blue: test; a dot a seed, a bar the mean")
+    axes.set_xlabel("utility (grey: dev, blue: test; a dot a run, a bar the mean)")
     if with_cost:
         _draw_cost(figure.add_subplot(1, 2, 2), variants)
     figure.suptitle(f"{study['kind']}: {study['task']} on {study['dataset']}", fontsize=10)
@@ -78,7 +79,7 @@ def _draw_cost(axes: Any, variants: Mapping[str, Sequence[Mapping[str, Any]]]) -
     """Test against evaluations."""
     for name, runs in variants.items():
         cost, test = (spread([run[key] for run in runs])["mean"] for key in ("evaluations", "test"))
-        axes.scatter([cost], [test], s=24, color="#0b62c4")
-        axes.annotate(name, (cost, test), xytext=(4, 3), textcoords="offset points", fontsize=7)
+        axes.scatter([cost], [test], s=24, color=colour("blue"))
+        axes.annotate(label_of(name), (cost, test), xytext=(4, 3), textcoords="offset points", fontsize=8)
     axes.set_xlabel("evaluations, mean")
     axes.set_ylabel("test, mean")

@@ -14,12 +14,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from modelswarms_fast.records.analysis import RunFolder
+from modelswarms_fast.records.style import colour, legend, new_axes, whole_numbers
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 PUBLISHED = 10
 """k of the published code."""
+_GROUPS = (("start", "initial particles"), ("end", "personal bests"))
 
 
 def vote(labels: Sequence[Any], utilities: Sequence[float]) -> int:
@@ -64,13 +66,20 @@ def of_run(run: RunFolder) -> dict[str, Any] | None:
 
 def plot(numbers: dict[str, Any]) -> Figure:
     """Test score by the number of particles that vote, at the start and at the end."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(5.6, 3.2), layout="constrained")
-    axes = figure.add_subplot()
-    for name, label, colour in (("start", "initial particles", "#9aa4af"), ("end", "personal bests", "#0b62c4")):
-        axes.plot(range(1, len(numbers[name]) + 1), numbers[name], "o-", label=label, color=colour)
+    figure, axes = new_axes(3.0)
+    lines = []
+    for (name, _), line in zip(_GROUPS, ("o--", "o-"), strict=True):
+        shade = colour("blue" if name == "end" else "faint")
+        lines += axes.plot(range(1, len(numbers[name]) + 1), numbers[name], line, color=shade, markersize=5)
     axes.set_xlabel("particles that vote, the best on dev first")
     axes.set_ylabel("mean score on test")
-    axes.legend(frameon=False)
+    whole_numbers(axes)
+    axes.grid(axis="y")
+    legend(figure, lines, [label for _, label in _GROUPS])
     return figure
+
+
+def in_words(numbers: dict[str, Any]) -> str:
+    """What a reader should take from the numbers."""
+    votes = " and ".join(f"{len(numbers[name])} {label} get {numbers[name][-1]:.4f}" for name, label in _GROUPS)
+    return f"By majority vote on test, {votes}; the best personal best alone gets {numbers['end'][0]:.4f}."

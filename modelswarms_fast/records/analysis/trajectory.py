@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from modelswarms_fast.records.analysis import Floats, RunFolder
+from modelswarms_fast.records.style import colour, label_of, legend, new_axes
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
 
 _DOTS = 20  # iterations whose positions are marked; lines show the others
 
@@ -69,32 +69,39 @@ def of_run(run: RunFolder) -> dict[str, Any] | None:
 
 
 def plot(numbers: dict[str, Any]) -> Figure:
-    """Every particle's way from its start (dot) to its end, the experts by name, the winner as a star."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(6.4, 5.2), layout="constrained")
-    axes = figure.add_subplot()
+    """Every particle's way from its start (pale) to its end (full colour), the experts by name, the winner a star."""
+    figure, axes = new_axes(5.0)
     ways = np.array(numbers["particles"])
     for particle in range(ways.shape[1]):
-        axes.plot(ways[:, particle, 0], ways[:, particle, 1], color="#9aa4af", linewidth=0.8, alpha=0.8, zorder=1)
-    for index in np.unique(np.linspace(0, len(ways) - 1, _DOTS).astype(int)):  # later is darker
-        way = ways[index]
+        axes.plot(ways[:, particle, 0], ways[:, particle, 1], color=colour("faint"), linewidth=0.8, alpha=0.8, zorder=1)
+    for index in np.unique(np.linspace(0, len(ways) - 1, _DOTS).astype(int)):
         shade = 0.15 + 0.85 * index / max(len(ways) - 1, 1)
-        axes.scatter(way[:, 0], way[:, 1], s=14, color="#0b62c4", alpha=shade, linewidths=0, zorder=2)
-    for name, (x, y) in zip(numbers["names"], numbers["experts"], strict=True):
-        axes.scatter([x], [y], s=36, facecolors="none", edgecolors="#1b1f24", zorder=3)
-        axes.annotate(name, (x, y), xytext=(5, 4), textcoords="offset points", fontsize=8)
-    axes.scatter(
-        [numbers["winner"][0]], [numbers["winner"][1]], marker="*", s=220, color="#b3461d", label="winner", zorder=4
-    )
-    axes.legend(frameon=False)
-    of = "weights" if numbers["exact"] else "coefficients"
-    first, second = (f"{share:.0%} of the variance of the {of}" for share in _two(numbers["variance"]))
+        x, y = ways[index].T
+        positions = axes.scatter(x, y, s=16, color=colour("blue"), alpha=shade, linewidths=0, zorder=2)
+    x, y = np.array(numbers["experts"]).T
+    experts = axes.scatter(x, y, s=40, facecolors="none", edgecolors=colour("ink"), zorder=3)
+    middle = (axes.get_xlim()[0] + axes.get_xlim()[1]) / 2
+    for name, place in zip(numbers["names"], numbers["experts"], strict=True):
+        left = place[0] > middle  # a name begins at its circle and goes toward the middle
+        beside = {"ha": "right", "xytext": (-6, 4)} if left else {"ha": "left", "xytext": (6, 4)}
+        axes.annotate(label_of(name), place, textcoords="offset points", fontsize=9, **beside)
+    x, y = numbers["winner"]
+    winner = axes.scatter([x], [y], marker="*", s=200, color=colour("red"), zorder=4)
+    first, second = (f"{share:.0%} of the variance" for share in _two(numbers["variance"]))
     axes.set_xlabel(f"first main component, {first}")
     axes.set_ylabel(f"second, {second}")
-    axes.set_title("Population from their start (light) to their end (dark); circles are the experts", fontsize=9)
     axes.set_aspect("equal", adjustable="datalim")
+    axes.margins(0.12)
+    axes.grid()
+    legend(figure, [experts, positions, winner], ["experts", "particles, later is stronger", "winner"])
     return figure
+
+
+def in_words(numbers: dict[str, Any]) -> str:
+    """What a reader should take from the numbers."""
+    of = "weights" if numbers["exact"] else "coefficients"
+    held = sum(_two(numbers["variance"]))
+    return f"Each point is a model, and near points have similar {of}; the plane holds {held:.0%} of their variance."
 
 
 def _two(shares: list[float]) -> list[float]:

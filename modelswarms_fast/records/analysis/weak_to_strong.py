@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from modelswarms_fast.records.analysis import RunFolder
+from modelswarms_fast.records.style import colour, legend, new_axes, whole_numbers
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 def standing(utilities: Sequence[float | None], particle: int) -> dict[str, Any]:
@@ -21,13 +25,38 @@ def standing(utilities: Sequence[float | None], particle: int) -> dict[str, Any]
 
 
 def of_run(run: RunFolder) -> dict[str, Any] | None:
-    """`rank` and `above` at the start of the particle that found the winner, `of` how many particles; None if nothing
-    has won."""
+    """Of the `particle` that found the winner `rank` and `above` at the start, `of` how many particles; of all
+    particles the utilities on dev at the `start` and at their personal `best`. None if nothing has won."""
     best = run.history[-1].get("global_best") if run.history else None
     if not best:
         return None
     utilities, winner = run.history[0]["utilities"], best["particle"]
-    return {"particle": winner, **standing(utilities, winner), "of": len(utilities)}
+    of = {"particle": winner, **standing(utilities, winner), "of": len(utilities)}
+    return of | {"start": utilities, "best": run.dev_utilities()["best"].tolist()}
+
+
+def plot(numbers: dict[str, Any]) -> Figure:
+    """Every particle's utility on dev, from the start up to its personal best; the best at the start stands first."""
+    start, best = (np.array(numbers[key], dtype=np.float64) for key in ("start", "best"))
+    order = np.argsort(-np.nan_to_num(start, nan=-np.inf), kind="stable")
+    ranks = np.arange(1, len(order) + 1)
+    figure, axes = new_axes(3.0)
+    axes.vlines(ranks, start[order], best[order], color=colour("faint"), linewidth=1.2)
+    before = axes.scatter(ranks, start[order], s=30, facecolors="none", edgecolors=colour("soft"), zorder=3)
+    after = axes.scatter(ranks, best[order], s=30, color=colour("blue"), linewidths=0, zorder=2)
+    at = int(np.flatnonzero(order == numbers["particle"])[0])
+    winner = axes.scatter(ranks[at], best[order][at], marker="*", s=180, color=colour("red"), zorder=4)
+    axes.set_xlabel("rank of the particle at the start")
+    axes.set_ylabel("utility on dev")
+    whole_numbers(axes)
+    axes.grid(axis="y")
+    legend(figure, [before, after, winner], ["at the start", "at its best", "winner"])
+    return figure
+
+
+def in_words(numbers: dict[str, Any]) -> str:
+    """What a reader should take from the numbers."""
+    return f"The particle that found the winner was number {numbers['rank']:g} of {numbers['of']} at the start."
 
 
 def summarise(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
