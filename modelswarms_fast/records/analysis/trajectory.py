@@ -82,9 +82,8 @@ def plot(numbers: dict[str, Any]) -> Figure:
     experts = axes.scatter(x, y, s=40, facecolors="none", edgecolors=colour("ink"), zorder=3)
     middle = (axes.get_xlim()[0] + axes.get_xlim()[1]) / 2
     for name, place in zip(numbers["names"], numbers["experts"], strict=True):
-        left = place[0] > middle  # a name begins at its circle and goes toward the middle
-        beside = {"ha": "right", "xytext": (-6, 4)} if left else {"ha": "left", "xytext": (6, 4)}
-        axes.annotate(label_of(name), place, textcoords="offset points", fontsize=9, **beside)
+        side, shift = ("right", -6) if place[0] > middle else ("left", 6)  # of its circle, toward the middle
+        axes.annotate(label_of(name), place, xytext=(shift, 4), textcoords="offset points", fontsize=9, ha=side)
     x, y = numbers["winner"]
     winner = axes.scatter([x], [y], marker="*", s=200, color=colour("red"), zorder=4)
     first, second = (f"{share:.0%} of the variance" for share in _two(numbers["variance"]))
