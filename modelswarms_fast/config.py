@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 import re
-import sys
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Literal, get_args
 
 from modelswarms_fast.errors import InputError
@@ -20,13 +20,19 @@ DType = Literal["auto", "float32", "bfloat16", "float16"]
 Rounding = Literal["nearest", "stochastic"]
 CheckedLoads = Literal["off", "first", "all"]
 
-LARGEST = sys.float_info.max
-"""An integer may be larger, and then is no float."""
+LARGEST = 1_000_000
+"""Bound of weights, step lengths and the number of particles: far above any use, far below an overflow."""
 
 
 def _check(condition: bool, sentence: str) -> None:
     if not condition:
         raise InputError(sentence)
+
+
+def _check_integers(config: object, *names: str) -> None:
+    for name in names:
+        value = getattr(config, name)
+        _check(isinstance(value, Integral), f"{name} is {value!r}; give a whole number.")
 
 
 def _check_choice(name: str, value: object, choices: object) -> None:
@@ -60,7 +66,8 @@ class SwarmConfig:
     particles: int
     """Number of particles; a search has one for each expert unless told otherwise.
 
-    At least 2, and at least as many as experts. Particles beyond the experts start between or beyond two others."""
+    At least 2, at least as many as experts, and at most 1,000,000. Those beyond the experts start between or beyond two
+    others."""
     seed: int = 0
     """Seed of all random draws.
 
@@ -68,19 +75,19 @@ class SwarmConfig:
     inertia: float = 0.4
     """Weight of a particle's last velocity.
 
-    0 or more. Only the ratio of the four weights matters: they are divided by their sum."""
+    From 0 to 1,000,000. Only the ratio of the four weights matters: they are divided by their sum."""
     cognitive_coeff: float = 0.3
     """Weight of the pull toward the particle's own best position.
 
-    0 or more."""
+    From 0 to 1,000,000."""
     social_coeff: float = 0.3
     """Weight of the pull toward the best position of all particles.
 
-    0 or more."""
+    From 0 to 1,000,000."""
     repel_coeff: float = 0.3
     """Weight of the push away from the worst position of all particles.
 
-    0 or more."""
+    From 0 to 1,000,000."""
     repel: bool = True
     """Push particles away from the worst position of all.
 
@@ -94,15 +101,15 @@ class SwarmConfig:
     step_length: float = 1.0
     """Share of its velocity that a particle moves in the first iteration.
 
-    0 or more."""
+    From 0 to 1,000,000."""
     step_length_factor: float = 0.95
     """Factor of the step length from one iteration to the next.
 
-    0 or more; 1 keeps the step length."""
+    From 0 to 1; 1 keeps the step length."""
     minimum_step_length: float = 0.1
     """Step length that is not gone below.
 
-    0 or more."""
+    From 0 to 1,000,000."""
     iterations: int = 200
     """Most iterations after the initial evaluation; 0 only evaluates the initial particles."""
     patience: int = 10
@@ -114,7 +121,7 @@ class SwarmConfig:
     restart_patience: float = 0.5
     """Iterations without a new personal best after which a particle restarts, as a share of patience.
 
-    0 or more."""
+    From 0 to 1,000,000."""
     start_velocity: StartVelocity = "random"
     """First velocity: toward another particle drawn at random, zero, or toward the first global best."""
     drop_k: float = 0.0
@@ -128,14 +135,18 @@ class SwarmConfig:
     From 0 to below 1. Called dropN in the paper."""
 
     def __post_init__(self) -> None:
+        _check_integers(self, "particles", "seed", "iterations", "patience")
         _check(self.particles >= 2, f"particles is {self.particles}; a swarm needs at least 2.")
+        _check(self.particles <= LARGEST, f"particles is {self.particles}; give at most {LARGEST}.")
         _check(0 <= self.seed < 2**63, f"seed is {self.seed}; give an integer from 0 to 2**63 - 1.")
-        for name in ("inertia", "cognitive_coeff", "social_coeff", "repel_coeff", "restart_patience"):
+        weights = ("inertia", "cognitive_coeff", "social_coeff", "repel_coeff")
+        for name in (*weights, "restart_patience", "step_length", "minimum_step_length"):
             value = getattr(self, name)
-            _check(0 <= value <= LARGEST, f"{name} is {value}; give a finite number, 0 or more.")
-        for name in ("step_length", "step_length_factor", "minimum_step_length"):
-            value = getattr(self, name)
-            _check(0 <= value <= LARGEST, f"{name} is {value}; give a finite number, 0 or more.")
+            _check(0 <= value <= LARGEST, f"{name} is {value}; give a number from 0 to {LARGEST}.")
+        _check(
+            0 <= self.step_length_factor <= 1,
+            f"step_length_factor is {self.step_length_factor}; give a number from 0 to 1.",
+        )
         _check(
             self.inertia + self.cognitive_coeff + self.social_coeff + self.repel * self.repel_coeff > 0,
             "inertia, cognitive_coeff, social_coeff and repel_coeff are all 0; nothing would move.",
@@ -228,6 +239,7 @@ class EngineConfig:
         _check_choice("row_dtype", self.row_dtype, DType)
         _check_choice("rounding", self.rounding, Rounding)
         _check_choice("parity_check", self.parity_check, CheckedLoads)
+        _check_integers(self, "slots", "engines", "tensor_parallel", "max_model_len")
         _check(self.slots >= 1, f"slots is {self.slots}; give 1 or more.")
         for name in ("engines", "tensor_parallel"):
             _check(getattr(self, name) >= 1, f"{name} is {getattr(self, name)}; give 1 or more.")
