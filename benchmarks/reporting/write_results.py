@@ -1,165 +1,138 @@
-"""Write docs/results.md from the JSON files of quality.py, claims.py, findings.py and of the demo.
+"""Write docs/results.md and its figures, and a README.md beside the files of quality, claims and findings.
 
-python -m benchmarks.reporting.write_results
+    python -m benchmarks.reporting.write_results
+
+The page has a figure, five sentences, a table of the tasks, all methods beside each other and what each part of the
+search adds. The READMEs have every table.
 """
 
 from __future__ import annotations
 
-import json
-import math
+import textwrap
 from pathlib import Path
-from typing import Any
 
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 
-from benchmarks.quality.claims import CLAIMS as PLANNED
+from benchmarks.reporting.results_tables import (
+    RESULTS,
+    SETTING,
+    Result,
+    claims_readme,
+    findings_readme,
+    load,
+    load_claims,
+    methods_of,
+    notes_of,
+    quality_readme,
+    spread,
+)
 from benchmarks.reporting.write_performance import STYLE
-from modelswarms_fast.records.analysis import emergence, studies, trajectory
-from modelswarms_fast.records.style import svg
-from modelswarms_fast.runs.baselines import METHODS
 
-HERE = Path(__file__).parents[1]
-RESULTS = HERE / "results" / "quality"
-CLAIMS = HERE / "results" / "claims"
-MORE = CLAIMS / "larger_budget"
-FINDINGS = HERE / "results" / "findings"
-TARGET = HERE.parent / "docs" / "results.md"
-FIGURES = TARGET.parent / "figures"
+ROOT = Path(__file__).parents[2]
 PANELS = 4  # a row of the figure
-PHASES = ("setup", "update", "load", "generate", "score", "test", "total")
-
-INTRODUCTION = """\
-# Results
-
-Written by `benchmarks/reporting/write_results.py` from the JSON files in `benchmarks/results/quality/`, which
-`benchmarks/quality/quality.py` made. Every search ran ten LoRA experts of SmolLM2-135M-Instruct (rank 4, all linear
-layers, one domain each, trained for 80 steps) as ten particles on one resident vLLM engine, `serve="merged"`,
-`state="weights"`, bfloat16, greedy decoding. The search sees the dev split alone; the winner is exported, read back
-from the disk and scored on the test split once. "Best expert" is the initial expert with the highest dev score, which
-is what one would deploy without a search. A score stands with its standard error, sqrt(p (1 - p) / n); the dev score of
-a winner is the largest of many evaluations of the same examples and therefore biased upward, the test score is not. The
-error of a gain is the unpaired one, larger than the paired where winner and expert are right on the same examples.
-"""
 
 
-def scored(value: float, count: int) -> str:
-    """A share of right answers with its standard error."""
-    return f"{value:.3f} ± {math.sqrt(value * (1 - value) / count):.3f}"
+def is_gain(against: Result) -> int:
+    """1 or -1 where the interval of a difference leaves out 0, else 0."""
+    low, high = against["interval"]
+    return int(low > 0) - int(high < 0)
 
 
-def load() -> list[dict[str, Any]]:
-    """Every result, by name and seed."""
-    return [json.loads(path.read_text()) for path in sorted(RESULTS.glob("*.json"))]
+def best_method(claim: Result) -> tuple[str, float]:
+    """The method with the highest test score, and that score."""
+    name = max(claim["methods"], key=lambda method: claim["methods"][method]["test"])
+    return name, claim["methods"][name]["test"]
 
 
-def quality_rows(results: list[dict[str, Any]]) -> list[str]:
-    """One line a search: the base, the best expert and Model Swarms."""
+def headline_rows(claims: list[Result], demo: Result) -> list[str]:
+    """One line a task."""
     lines = [
-        "| task | seed | examples dev / test | | base | best expert | Model Swarms | gain on test |",
-        "|---|---|---|---|---|---|---|---|",
+        "| task | dev examples | best expert | Model Swarms | difference (95 % interval) | best method |",
+        "|---|---|---|---|---|---|",
     ]
-    for result in results:
-        summary = result["summary"]
-        start, end = summary["start"], summary["end"]
-        counts = {"dev": summary["dev_examples"], "test": summary["test_examples"]}
-        gain = end["test"] - start["test"]
-        # The unpaired error. Both are of the same examples, so it is too large where the two go up and down together.
-        error = math.sqrt(sum(row["test"] * (1 - row["test"]) for row in (start, end)) / counts["test"])
-        for split, count in counts.items():
-            first = (
-                f"| {result['name']} | {summary['seed']} | {counts['dev']} / {counts['test']} "
-                if split == "dev"
-                else "| | | "
-            )
-            last = "" if split == "dev" else f"{gain:+.3f} ± {error:.3f}"
-            expert = f" ({start['expert']})" if split == "dev" else ""
-            lines.append(
-                f"{first}| {split} | {scored(result['base'][split], count)} | {scored(start[split], count)}{expert} "
-                f"| {scored(end[split], count)} | {last} |"
-            )
-    return lines
-
-
-def time_rows(results: list[dict[str, Any]]) -> list[str]:
-    """One line a search: seconds by phase."""
-    lines = [
-        "| task | seed | iterations | evaluations | prompts | prompts/s | " + " | ".join(PHASES) + " |",
-        "|---|---|---|---|---|---|" + "---|" * len(PHASES),
-    ]
-    for result in results:
-        summary = result["summary"]
-        seconds = " | ".join(f"{summary['seconds'][phase]:.2f}" for phase in PHASES)
+    start, end = demo["summary"]["start"], demo["summary"]["end"]
+    lines.append(
+        f"| demo: mix of four skills | {demo['summary']['dev_examples']} | {start['test']:.3f} | {end['test']:.3f} "
+        f"| {end['test'] - start['test']:+.3f} | others not run |"
+    )
+    for claim in claims:
+        expert, swarm = (claim["methods"][name]["test"] for name in ("best_expert", "model_swarms"))
+        against = claim["against_model_swarms"]["best_expert"]
+        low, high = against["interval"]
+        name, score = best_method(claim)
         lines.append(
-            f"| {result['name']} | {summary['seed']} | {summary['iterations']} | {summary['evaluations']} "
-            f"| {summary['prompts']} | {summary['prompts_per_second']:.1f} | {seconds} |"
+            f"| {claim['name']} | {claim['examples']['dev'] * len(claim['examples']['files'])} | {expert:.3f} "
+            f"| {swarm:.3f} | {against['difference']:+.3f} ({low:+.3f} to {high:+.3f}) | {name}, {score:.3f} |"
         )
     return lines
 
 
-def mixtures(results: list[dict[str, Any]]) -> list[str]:
-    """What each winner is made of."""
-    lines = ["| task | seed | winner |", "|---|---|---|"]
-    for result in results:
-        parts = sorted(result["summary"]["mixture"].items(), key=lambda part: -abs(part[1]))
-        text = " ".join(f"{value:+.2f} {name}" for name, value in parts if abs(value) >= 0.005)
-        lines.append(f"| {result['name']} | {result['summary']['seed']} | {text} |")
-    return lines
+def sentences(claims: list[Result], demo: Result, quality: list[Result]) -> list[str]:
+    """What a reader should know, five times one sentence."""
+    summary, base = demo["summary"], demo["test"]["base"]["test"]
+    against = {claim["name"]: claim["against_model_swarms"]["best_expert"] for claim in claims}
+
+    def listed(sign: int) -> str:
+        return ", ".join(f"{name} ({one['difference']:+.3f})" for name, one in against.items() if is_gain(one) == sign)
+
+    same = sum(is_gain(one) == 0 for one in against.values())
+    first = sum(best_method(claim)[0] == "model_swarms" for claim in claims)
+    few = [one["summary"] for one in quality if one["name"] == "p3_paraphrase"]
+    mixed = [one["summary"] for one in quality if one["name"] == "p3_mixed"]
+    gains = ", ".join(f"{one['end']['test'] - one['start']['test']:+.3f}" for one in mixed)
+    dev, test = ([one["end"][split] - one["start"][split] for one in few] for split in ("dev", "test"))
+    found = [
+        f"1. On the demo's mix of skills the winner answers {summary['end']['test']:.3f} of {summary['test_examples']} "
+        f"test questions, the best single expert {summary['start']['test']:.3f}, the base model {base:.3f}.",
+        f"2. With 50 evaluations a method, Model Swarms is ahead of the best expert on {listed(1)}, behind it on "
+        f"{listed(-1)}, and within the errors on {same} of {len(claims)} tasks.",
+        f"3. Of all methods that were compared it is the best on {first} of {len(claims)} tasks.",
+        f"4. The seed matters: four searches on p3_mixed with 200 dev examples changed the test score by {gains}.",
+        f"5. Few dev examples are fitted: on p3_paraphrase with 40 of them dev rose by {min(dev):.3f} to "
+        f"{max(dev):.3f} in {len(dev)} searches, and test changed by {min(test):+.3f} to {max(test):+.3f}.",
+    ]
+    return [*(textwrap.fill(sentence, 118, subsequent_indent="   ") for sentence in found), ""]
 
 
-def load_claims(folder: Path) -> list[dict[str, Any]]:
-    """The comparison of each task, in the order of claims.py."""
-    found = [json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))]
-    return sorted(found, key=lambda claim: list(PLANNED).index(claim["name"]))
-
-
-def methods_of(claims: list[dict[str, Any]]) -> list[str]:
-    """Names of all methods, in the order of docs/baselines.md."""
-    seen = {name for claim in claims for name in claim["methods"]}
-    return [name for name in METHODS if name in seen]
-
-
-def overview(claims: list[dict[str, Any]]) -> list[str]:
-    """One line a method: its test score on each task, the best in bold, and how often Model Swarms was ahead."""
-    lines = ["| | " + " | ".join(claim["name"] for claim in claims) + " |", "|---|" + "---|" * len(claims)]
-    for name in methods_of(claims):
+def ablation_rows(findings: list[Result]) -> list[str]:
+    """One line a variant, each task with its whole search beside it."""
+    studies = {one["name"]: one["studies"]["ablation"] for one in findings if "ablation" in one["studies"]}
+    head = " | ".join(f"{name}, test | {name}, beside all" for name in studies)
+    lines = [f"| | {head} |", "|---|" + "---|" * 2 * len(studies)]
+    for variant in next(iter(studies.values()))["summary"]:
         cells = []
-        for claim in claims:
-            result = claim["methods"].get(name)
-            best = max(one["test"] for one in claim["methods"].values())
-            text = "" if result is None else f"{result['test']:.3f} ± {result['test_standard_error']:.3f}"
-            cells.append(f"**{text}**" if result and result["test"] == best else text)
-        lines.append(f"| {name} | " + " | ".join(cells) + " |")
-    return lines
-
-
-def claim_rows(claim: dict[str, Any]) -> list[str]:
-    """One line a method: dev, test, what it cost, and the paired bootstrap."""
-    config, examples = claim["config"], claim["examples"]
-    lines = [
-        f"### {claim['name']}\n",
-        f"`{config['task']}` on {' and '.join(examples['files'])}; {examples['dev']} dev and up to {examples['test']} "
-        f"test examples a file, {config['budget']} evaluations a method, seed {config['seed']}.\n",
-        "| | dev | test | Model Swarms ahead by (95 % interval) | in | evaluations | prompts | seconds |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
-    against = claim.get("against_model_swarms", {})
-    for name in methods_of([claim]):
-        result, ahead = claim["methods"][name], ""
-        share = ""
-        if name in against:
-            low, high = against[name]["interval"]
-            ahead, share = f"{against[name]['difference']:+.3f} ({low:+.3f} to {high:+.3f})", against[name]["share"]
-            share = f"{share:.0%}"
-        dev = "" if result["dev"] is None else f"{result['dev']:.3f}"
-        lines.append(
-            f"| {name} | {dev} | {result['test']:.3f} ± {result['test_standard_error']:.3f} | {ahead} | {share} "
-            f"| {result['evaluations']} | {result['prompts']} | {result['seconds']:.0f} |"
-        )
+        for study in studies.values():
+            numbers = study["summary"][variant]
+            cells += [
+                spread(numbers["test"]),
+                "" if variant == "all" else spread(numbers["test_beside_the_first"], "+"),
+            ]
+        lines.append(f"| {variant} | {' | '.join(cells)} |")
     return [*lines, ""]
 
 
-def draw_claims(claims: list[dict[str, Any]]) -> None:
+def draw_gains(claims: list[Result], target: Path) -> None:
+    """Model Swarms beside the best expert on each task whose score is a share, with the interval of the difference."""
+    shown = [claim for claim in claims if claim["methods"]["best_expert"]["test"] <= 1][::-1]
+    with rc_context(STYLE):
+        figure = Figure(figsize=(7.5, 0.8 + 0.32 * len(shown)))
+        axes = figure.subplots()
+        for place, claim in enumerate(shown):
+            against = claim["against_model_swarms"]["best_expert"]
+            low, high = against["interval"]
+            colour = {1: "C2", 0: "0.5", -1: "C3"}[is_gain(against)]
+            axes.plot([low, high], [place, place], color=colour, linewidth=2)
+            axes.plot(against["difference"], place, "o", color=colour)
+        axes.axvline(0, color="0.3", linewidth=0.8)
+        axes.set_yticks(range(len(shown)), [claim["name"] for claim in shown])
+        axes.set_xlabel("test score of Model Swarms minus that of the best expert, 95 % interval")
+        axes.grid(axis="y", visible=False)
+        figure.tight_layout()
+        figure.savefig(target, metadata={"Date": None})
+
+
+def draw_claims(claims: list[Result], target: Path) -> None:
     """A panel a task and in it a row a method: test scores with their standard errors."""
     names = methods_of(claims)[::-1]
     with rc_context(STYLE):
@@ -181,172 +154,57 @@ def draw_claims(claims: list[dict[str, Any]]) -> None:
         panels[0][0].set_yticks(range(len(names)), names)
         figure.supxlabel("test score ± standard error", fontsize=8)
         figure.tight_layout()
-        figure.savefig(FIGURES / "claims.svg", metadata={"Date": None})
+        figure.savefig(target, metadata={"Date": None})
 
 
-def comparison() -> list[str]:
-    """Model Swarms beside all other methods."""
-    if not (claims := load_claims(CLAIMS)):
-        return []
-    draw_claims(claims)
-    notes = CLAIMS / "notes.md"
+def page(figures: Path) -> list[str]:
+    """docs/results.md; its figures are written."""
+    claims, findings, everything = (
+        load_claims(RESULTS / "claims"),
+        load(RESULTS / "findings"),
+        load(RESULTS / "quality"),
+    )
+    quality = [one for one in everything if "history" in one]
+    demo = next(one for one in everything if "test" in one)
+    figures.mkdir(parents=True, exist_ok=True)
+    draw_gains(claims, figures / "gains.svg")
+    draw_claims(claims, figures / "claims.svg")
     return [
-        "## Model Swarms and other ways to compose the same experts\n",
-        "Made by `benchmarks/quality/claims.py`, one run of each method on a task, some methods later than others",
-        "(each file lists its commits), all before norms and activations of the CPU engine became kernels that round",
-        "otherwise (64f64e3), so that the same run may now end elsewhere: the ten experts, one resident engine, the",
-        "same dev examples, and at most as many evaluations on them for each method as for Model Swarms, those of the",
-        "experts among them.",
-        "A method chooses by dev alone; what it has chosen is scored on test once ([baselines.md](baselines.md)). The",
-        "interval is a paired bootstrap over the test examples, `in` the share of its samples in which Model Swarms is",
-        "ahead.\n",
-        "![Test scores of all methods](figures/claims.svg)\n",
-        *overview(claims),
-        "",
-        *([notes.read_text()] if notes.exists() else []),
-        *(line for claim in claims for line in claim_rows(claim)),
-        *larger_budget(),
-    ]
+        "# Results\n",
+        "![Model Swarms beside the best expert on each task](figures/gains.svg)\n",
+        *sentences(claims, demo, quality),
+        "## Setting\n", SETTING,
+        "## Every task\n", *headline_rows(claims, demo), "",
+        "Judge is a score of 1 to 10, the others are shares. The demo was run with one seed, and no other method.\n",
+        *notes_of(RESULTS),
+        "## All methods\n",
+        "![Test scores of all methods on all tasks](figures/claims.svg)\n",
+        "Each method had at most 50 evaluations on the same dev examples. The red line is Model Swarms.\n",
+        "## What each part of the search adds\n",
+        "Mean of two seeds with its standard error; `beside all` is the difference to it, seed by seed.\n",
+        *ablation_rows(findings),
+        "With two seeds nothing can be told apart. No part of the search is shown to matter at three to five moves.\n",
+        "## Where the numbers are\n",
+        "`benchmarks/results/{quality,claims,findings}` hold the JSON of each run, and a `README.md` with every table.",
+        "This page is written by `python -m benchmarks.reporting.write_results`.",
+    ]  # fmt: skip
 
 
-def larger_budget() -> list[str]:
-    """The methods that can use more evaluations, with more of them."""
-    if not (claims := load_claims(MORE)):
-        return []
-    return [
-        "## The methods that search, with more evaluations\n",
-        *overview(claims),
-        "",
-        (MORE / "notes.md").read_text(),
-        *(line for claim in claims for line in claim_rows(claim)),
-    ]
-
-
-def findings() -> list[str]:
-    """What happens in a swarm, and what each part of it does, task by task."""
-    found = [json.loads(path.read_text()) for path in sorted(FINDINGS.glob("*.json"))]
-    if not found:
-        return []
-    notes = FINDINGS / "notes.md"
-    return [
-        "## Findings\n",
-        "Made by `benchmarks/quality/findings.py`: one search whose experts and particles are all scored on test",
-        "afterwards, and studies, in which searches differ in one thing ([analysis.md](analysis.md)). Test is the mean",
-        "of the seeds with its standard error over them; `beside the first` is the same of the differences in pairs of",
-        "equal seeds, which leaves out what the test examples themselves are uncertain by. Of equal particles each has",
-        "the mean of their ranks.\n",
-        *([notes.read_text()] if notes.exists() else []),
-        *(line for one in found for line in finding_rows(one)),
-    ]
-
-
-def finding_rows(one: dict[str, Any]) -> list[str]:
-    """Emergence and studies of one task, with their figures."""
-    name, summary = one["name"], one["search"]
-
-    def figure(kind: str, plot: Any, numbers: Any) -> str:
-        (FIGURES / f"{name}-{kind}.svg").write_bytes(svg(plot, numbers))
-        return f"![{kind} on {name}](figures/{name}-{kind}.svg)\n"
-
-    start, end, error = summary["start"], summary["end"], summary["test_standard_error"]["end"]
-    lines = [
-        f"### {name}\n",
-        f"The search: {summary['dev_examples']} dev and {summary['test_examples']} test examples, "
-        f"{summary['particles']} particles, {summary['iterations']} iterations, seed {summary['seed']}. Best expert "
-        f"({start['expert']}): dev {start['dev']:.3f}, test {start['test']:.3f}; winner: dev {end['dev']:.3f}, test "
-        f"{end['test']:.3f} ± {error:.3f}; {summary['prompts']} prompts, {summary['seconds']['total']:.0f} s.\n",
-    ]
-    analysis = one["analysis"]
-    if (numbers := analysis.get("emergence", {}).get("test")) and numbers["missed_by_all_experts"]:
-        lines += [
-            f"On test, C-surge is {numbers['c_surge']:.3f}: so many questions are answered by more particles than at "
-            f"the start (fewer: {numbers['c_fall']:.3f}). All experts miss {numbers['missed_by_all_experts']} of the "
-            f"{numbers['questions']} questions, and C-emerge is {numbers['c_emerge']:.3f} ± "
-            f"{numbers['c_emerge_standard_error']:.3f}: a final particle answers {numbers['per_particle']:.3f} of "
-            f"them, one more expert would {numbers['one_more_expert']:.3f}.\n",
-            figure("emergence", emergence.plot, analysis["emergence"]),
-        ]
-    if "trajectory" in analysis:
-        lines.append(figure("trajectory", trajectory.plot, analysis["trajectory"]))
-    for kind, study in one["studies"].items():
-        lines += study_rows(kind, study)
-        lines.append(figure(kind, studies.plot, study))
-    return lines
-
-
-def study_rows(kind: str, study: dict[str, Any]) -> list[str]:
-    """One line a variant."""
-
-    def spread(numbers: dict[str, float | None] | None, sign: str = "") -> str:
-        if numbers is None or numbers["mean"] is None:
-            return ""
-        error = "" if numbers["error"] is None else f" ± {numbers['error']:.3f}"
-        return f"{numbers['mean']:{sign}.3f}{error}"
-
-    best = study["best_expert"]
-    lines = [
-        f"#### {kind} on {study['dataset']}\n",
-        f"{study['dev_examples']} dev and {study['test_examples']} test examples, {study['seeds']} seeds a variant. "
-        f"Best expert: {best['expert']}, dev {best['dev']:.3f}, test {best['test']:.3f} ± "
-        f"{best['test_standard_error']:.3f}.\n",
-        "| | dev | test | beside the first | evaluations | ranks of the winners at the start |",
-        "|---|---|---|---|---|---|",
-    ]
-    for index, (variant, numbers) in enumerate(study["summary"].items()):
-        ranks = ", ".join(f"{rank:g}" for rank in numbers["weak_to_strong"]["ranks"])
-        beside = "" if index == 0 else spread(numbers["test_beside_the_first"], "+")
-        lines.append(
-            f"| {variant} | {spread(numbers['dev'])} | {spread(numbers['test'])} | {beside} "
-            f"| {numbers['evaluations']['mean']:.0f} | {ranks} |"
-        )
-    return [*lines, ""]
-
-
-def demo() -> list[str]:
-    """The demo's winner beside every expert, on test."""
-    path = HERE / "results" / "demo.json"
-    if not path.exists():
-        return []
-    result = json.loads(path.read_text())
-    summary = result["summary"]
-    rows = {name: (row["test"], row["standard_error"]) for name, row in result["test"].items()}
-    rows["**Model Swarms**"] = (summary["end"]["test"], summary["test_standard_error"]["end"])
-    return [
-        "## The demo\n",
-        f"`make demo`: eight example experts, the mix of four skills; {summary['dev_examples']} dev examples, "
-        f"{summary['iterations']} iterations, seed {summary['seed']}, {summary['seconds']['total']:.0f} s in all.",
-        f"On dev the best expert ({summary['start']['expert']}) has {summary['start']['dev']:.3f} and the winner "
-        f"{summary['end']['dev']:.3f}; on the {summary['test_examples']} test examples:\n",
-        "| | test |",
-        "|---|---|",
-        *(f"| {name} | {mean:.3f} ± {error:.3f} |" for name, (mean, error) in sorted(rows.items(), key=lambda r: r[1])),
-        "",
-    ]
+def documents(figures: Path) -> dict[Path, str]:
+    """Text of each file that is written."""
+    texts = {
+        ROOT / "docs" / "results.md": page(figures),
+        RESULTS / "quality" / "README.md": quality_readme(),
+        RESULTS / "claims" / "README.md": claims_readme(),
+        RESULTS / "findings" / "README.md": findings_readme(),
+    }
+    return {path: "\n".join(lines).rstrip("\n") + "\n" for path, lines in texts.items()}
 
 
 def main() -> None:
-    """Write the document."""
-    results = load()
-    machines = sorted({", ".join(f"{key} {value}" for key, value in result["machine"].items()) for result in results})
-    notes = HERE / "results" / "quality" / "notes.md"
-    text = [
-        INTRODUCTION,
-        "## Scores\n",
-        *quality_rows(results),
-        "",
-        *([notes.read_text()] if notes.exists() else []),
-        *comparison(),
-        *findings(),
-        *demo(),
-        "## Seconds by phase\n",
-        *time_rows(results),
-        "",
-        "Made on: " + "; ".join(machines) + ".",
-        "",
-        "## What the winners are made of\n",
-        *mixtures(results),
-    ]
-    TARGET.write_text("\n".join(text) + "\n")
+    """Write everything."""
+    for path, text in documents(ROOT / "docs" / "figures").items():
+        path.write_text(text)
 
 
 if __name__ == "__main__":

@@ -4,7 +4,8 @@ import json
 
 from helpers_benchmarks import results, row
 
-from benchmarks.reporting import write_performance
+from benchmarks.reporting import performance_tables, write_performance
+from benchmarks.reporting.performance_targets import Machine
 
 
 def large(share, eager, **facts):
@@ -139,7 +140,7 @@ def test_the_documents_are_what_the_script_writes(tmp_path):
     machines, notes = write_performance.load(write_performance.RESULTS), write_performance.RESULTS / "notes.md"
     docs = write_performance.ROOT / "docs"
     assert (docs / "performance.md").read_text() == write_performance.page(machines, notes.read_text(), tmp_path)
-    assert (write_performance.RESULTS / "README.md").read_text() == write_performance.everything(machines)
+    assert (write_performance.RESULTS / "README.md").read_text() == performance_tables.everything(machines)
 
 
 def test_reasons_of_what_was_missed():
@@ -158,19 +159,17 @@ def test_reasons_of_what_was_missed():
         row("search", published=True, engines=2, seconds=20.0, products_seconds=12.5),
         row("search", published=True),
     ]
-    run = write_performance.Machine("zen4", (results(update, mix, *cached, roof, growth, stopped, *beside),))
+    run = Machine("zen4", (results(update, mix, *cached, roof, growth, stopped, *beside),))
     # 32 GB/s of ours are 1.25 times torch.compile's 25.6, which are 0.64 of 40; 400 operations for 480 bytes.
-    assert [text for _, text in write_performance.reasons(run)] == [
+    assert [text for _, text in performance_tables.reasons(run)] == [
         "bfloat16 55", "bfloat16 40", "bfloat16 30%, threads 1",
         "bfloat16 0.64, threads 1", "bfloat16 2, threads 1",
         "float32 100, threads 1",
         "bfloat16 17, threads 1", "D 12%", "mix, merged 0.90, 0.80", "2 engines 20.0, 12.5",
     ]  # fmt: skip
-    assert [text for _, text in write_performance.reasons(write_performance.Machine("zen5", (results(),)))] == [
-        "—"
-    ] * 10
+    assert [text for _, text in performance_tables.reasons(Machine("zen5", (results(),)))] == ["—"] * 10
 
 
 def test_operations_of_the_roofline():
-    assert write_performance.operations(row(particles=2, size=10)) == 12 * 2 * 10
-    assert write_performance.operations(row("mix", particles=2, experts=3, size=10)) == 2 * 3 * 2 * 10
+    assert performance_tables.operations(row(particles=2, size=10)) == 12 * 2 * 10
+    assert performance_tables.operations(row("mix", particles=2, experts=3, size=10)) == 2 * 3 * 2 * 10
