@@ -103,12 +103,15 @@ def test_graded_scores_have_the_error_of_the_run_on_test_and_none_on_dev(tmp_pat
 
 def test_a_gain_is_compared_with_the_error_of_two_samples(tmp_path: Path) -> None:
     """(0.36 - 0.2) / sqrt(0.02² + 0.024²) = 5.1."""
-    assert "0.1600 better than the best expert, 5.1 standard errors of the difference: more" in report(tmp_path).text
+    assert (
+        "0.1600 better than the best expert, 5.1 standard errors of the difference: more than chance"
+        in report(tmp_path).text
+    )
 
 
 def test_answers_give_the_error_of_the_same_questions(tmp_path: Path) -> None:
     """64 of 400 more, 80 differ: sqrt(80 - 64² / 400) / 400 = 0.0209, and 0.16 / 0.0209 = 7.7."""
-    assert "7.7 standard errors of the difference: more" in report(tmp_path, answers=ANSWERS).text
+    assert "7.7 standard errors of the difference: more than chance" in report(tmp_path, answers=ANSWERS).text
 
 
 @pytest.mark.parametrize(
@@ -136,9 +139,18 @@ def test_answers_of_both_are_shown(tmp_path: Path) -> None:
     assert page.titles()[0] == "What changed"
     assert "right on 72 test questions that the best expert misses, and misses 8" in page.text
     assert page.text.count(f"What is {NASTY}?") == 2
-    assert [len(re.findall(f'class="{kind}"', page.source)) for kind in ("right", "wrong")] == [3, 3]
+    assert [len(re.findall(f'class="{kind}"', page.source)) for kind in ("better", "worse")] == [3, 3]
     lost = page.source.split("Wrong now, right before")[1]
-    assert lost.index('class="right"') < lost.index('class="wrong"')
+    assert lost.index('class="better"') < lost.index('class="worse"')
+
+
+def test_graded_answers_are_neither_right_nor_wrong(tmp_path: Path) -> None:
+    """Then the gain is not that of 64 questions, and nor is its error."""
+    end = {"particle": 2, "dev": 0.5, "test": 0.3}
+    page = report(tmp_path, summary=SUMMARY | {"end": end}, answers=ANSWERS)
+    assert "higher than the best expert on 72 test questions, lower on 8, the same on 320." in page.text
+    assert "Right now" not in page.source
+    assert "3.3 standard errors" in page.text  # 0.1 / sqrt(0.02² + 0.0229²)
 
 
 def test_long_answers_are_folded(tmp_path: Path) -> None:
@@ -332,8 +344,10 @@ def test_run_that_has_not_ended(tmp_path: Path) -> None:
     write_run(tmp_path, summary=None)
     with (tmp_path / "history.jsonl").open("a") as file:
         file.write('{"iteration": 4, "util')
+    (tmp_path / "config.json").write_text(json.dumps(CONFIG | {"dev_examples": 100}))
     page = Page(write_report(tmp_path))
     assert "not ended" in page.text
+    assert "0.2500 ± 0.0433" in page.text
     assert "best at the start" in page.text
     assert "The test split was not scored yet." in page.text
     assert "0.2500" in page.text

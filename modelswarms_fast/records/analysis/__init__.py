@@ -36,6 +36,11 @@ class RunFolder:
     """Content of answers.json, if there is one: questions on which the winner and the best expert differ."""
 
     @property
+    def facts(self) -> dict[str, Any]:
+        """What config.json and summary.json say."""
+        return {**self.config, **(self.summary or {})}
+
+    @property
     def experts(self) -> list[str]:
         """Names of the experts, in the order of a mixture's coefficients."""
         return list(self.config["experts"])
