@@ -29,7 +29,7 @@ sanitize:
 	build/sanitize/address/main
 	build/sanitize/thread/main
 
-SANITIZED := $(addprefix csrc/,arena.cpp low_rank.cpp mix.cpp plan.cpp simd.cpp slab.cpp swarm_update.cpp swiglu.cpp) tests/sanitize/main.cpp
+SANITIZED := $(addprefix csrc/,arena.cpp low_rank.cpp mix.cpp plan.cpp row_name.cpp simd.cpp slab.cpp swarm_update.cpp swiglu.cpp) tests/sanitize/main.cpp
 SANITIZE_FLAGS := -std=c++17 -O1 -g1 -ffp-contract=off -fopenmp -Icsrc -Wno-ignored-attributes -Wno-uninitialized \
 	-Wno-maybe-uninitialized
 # Not optimized: with AddressSanitizer that takes GCC minutes a file.

@@ -12,6 +12,7 @@
 #include "low_rank.h"
 #include "mix.h"
 #include "plan.h"
+#include "row_name.h"
 #include "simd.h"
 #include "swarm_update.h"
 #include "swiglu.h"
@@ -271,6 +272,15 @@ void limit_copy_cpu(Address out, Address in, Int bytes, int threads, bool stream
   limit_copy(at<char>(out), at<char>(in), bytes, threads, stream);
 }
 
+py::bytes row_name_of(Address row, Int bytes) {
+  RowName name;
+  {
+    const py::gil_scoped_release no_gil;
+    name = row_name(at(row), bytes);
+  }
+  return {reinterpret_cast<const char*>(name.data()), sizeof(name)};
+}
+
 #ifdef MODELSWARMS_CUDA
 void throw_on(int code) {
   if (code != 0) throw std::runtime_error(std::string("CUDA: ") + modelswarms_cuda_error(code));
@@ -345,6 +355,8 @@ PYBIND11_MODULE(_C, m) {
           "load", [](const LoraMerger& plan, Address row) { plan.load(at(row)); }, NoGil())
       .def("load_tensor", &load_tensor<LoraMerger>)
       .def("load_mixture", &load_mixture<LoraMerger>, NoGil());
+
+  m.def("row_name", &row_name_of);
 
   // What memory and arithmetic allow, for benchmarks/.
   m.def("limit_update", &limit_update_cpu, NoGil());

@@ -3,5 +3,6 @@
 `experts` reads a pool of adapters or checkpoints (`adapters`, `checkpoint`, `layout`), `export` writes a row as a
 folder, `base_model` finds the base. `population` holds the rows of all particles; `rows` and `row_table` move and
 promote them. `placement` says where rows lie and `free_memory` how much room there is; `arena`, `shared_memory`,
-`streaming` and `row_cache` are the memory they lie in. `weight_loader` writes a row into the tensors of an engine.
+`streaming` and `row_cache` are the memory they lie in. `weight_loader` writes a row into the tensors of an engine;
+`row_name` names what a row holds.
 """

@@ -21,6 +21,7 @@
 #include "low_rank.h"
 #include "mix.h"
 #include "plan.h"
+#include "row_name.h"
 #include "simd.h"
 #include "swarm_update.h"
 #include "swiglu.h"
@@ -392,6 +393,24 @@ void readers_beside_a_writer() {
   }
 }
 
+// Rows that end where their memory does and begin anywhere; several threads name one row at once.
+void names() {
+  for (const Int size : {0, 1, 3, 1023, 1024, 1025, 32'768, 32'769, 1'100'000}) {
+    const Bytes row = some_rows(size + 1, DType::float16, 5);
+    for (const Int shift : {0, 1}) {
+      const char* data = row.data.get() + shift;
+      const Int bytes = static_cast<Int>(row.size) - shift;
+      same_at_every_level("names", [&] {
+        Bytes name(sizeof(RowName));
+        *name.as<RowName>() = row_name(data, bytes);
+        return name;
+      });
+      const RowName name = row_name(data, bytes);
+      start_threads(3, [&](int) { expect(row_name(data, bytes) == name, "a name on another thread"); });
+    }
+  }
+}
+
 }  // namespace
 
 int main() {
@@ -409,5 +428,6 @@ int main() {
   merges_of_mixtures();
   plans_past_the_caches();
   updates_side_by_side();
+  names();
   return 0;
 }
