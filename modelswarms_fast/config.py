@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import re
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from numbers import Integral
 from typing import Literal, get_args
 
@@ -212,6 +213,10 @@ class EngineConfig:
     """Most requests in one step of vLLM; by default vLLM's own limit.
 
     At least 1. More requests need more memory for keys and values; those that find none start again later."""
+    engine_options: Mapping[str, object] = field(default_factory=dict)
+    """Options of vLLM by vLLM's own names, such as gpu_memory_utilization.
+
+    They override what is set here. An option on which loading particles relies is refused. vLLM only."""
     parity_check: CheckedLoads = "first"
     """Which loads are compared with the transformers engine: none (off), the first, or all."""
     host_memory: str | None = None
@@ -260,6 +265,11 @@ class EngineConfig:
         _check(
             self.max_num_seqs is None or self.engine == "vllm",
             f"max_num_seqs is {self.max_num_seqs} but the transformers engine has no such setting; use engine='vllm'.",
+        )
+        _check(
+            not self.engine_options or self.engine == "vllm",
+            f"engine_options has {next(iter(self.engine_options), '')!r} but the transformers engine takes none; use "
+            "engine='vllm'.",
         )
         _check(
             self.engine == "vllm" or self.serve == "merged",

@@ -76,7 +76,7 @@ def slots_for(folders: tuple[str, ...]) -> tuple[Any, Experts]:
 
 def plain_settings(on_cpu: bool) -> dict[str, Any]:
     """Of vLLM as its documentation shows it, nothing of ours attached; on a CPU with what it needs to start at all."""
-    from modelswarms_fast.engines.vllm.engine import CPU_KV_CACHE_BYTES
+    from modelswarms_fast.engines.vllm.arguments import CPU_KV_CACHE_BYTES
 
     settings: dict[str, Any] = {
         "model": str(resolve_base(PACKAGED)),

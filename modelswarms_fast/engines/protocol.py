@@ -58,17 +58,17 @@ class Engine(Protocol):
     tokenizer: Any
     max_model_len: int
     serve: Serve
-    """How it serves particles. With "auto", `choose` decides."""
+    """How it serves particles. With "auto", `autotune` decides."""
     auto_timings: dict[str, float]
-    """Prompts a second of each way that `choose` has timed; empty without serve="auto"."""
+    """Prompts a second of each mode that `autotune` has timed; empty without serve="auto"."""
     watch: Watch | None
     """BestUpdate of every load and step, if set."""
 
     def autotune(self, prompts: Sequence[list[int]], max_tokens: int) -> None:
-        """With serve="auto", take the fastest way to serve; call it before the first load, with the run's prompts."""
+        """With serve="auto", take the fastest mode; call it before the first load, with the run's prompts."""
 
-    def set_mode(self, way: Serve) -> None:
-        """With serve="auto", serve in this way, before the first load: `choose` of an engine like this one took it."""
+    def set_mode(self, mode: Serve) -> None:
+        """With serve="auto", serve in this mode, which an engine like this one has chosen; before the first load."""
 
     def load(self, slot: int, row: torch.Tensor) -> None:
         """Serve a flat row [D] from a slot; it must stay as it is until the requests to the slot have ended."""
@@ -139,24 +139,20 @@ def start_engine(base: Path, experts: Experts | None, config: EngineConfig) -> E
 
 def start_here(base: Path, experts: Experts | None, config: EngineConfig) -> Engine:
     """One engine in this process, whatever `config.engines` says. Raises InputError as `start_engine`."""
-    settings: dict[str, Any] = {"dtype": config.dtype, "max_model_len": config.max_model_len}
     file = base / "config.json"
     base_config = json.loads(file.read_text())
-    if config.dtype == "auto":
-        settings["dtype"] = _dtype_of(base_config, file)
+    dtype: str = _dtype_of(base_config, file) if config.dtype == "auto" else config.dtype
     longest = base_config.get("max_position_embeddings", config.max_model_len)
     if type(longest) is not int or longest < 1:
         raise InputError(f"{file}: max_position_embeddings is {longest!r}; make it a whole number above 0")
-    settings["max_model_len"] = min(config.max_model_len, longest)
+    longest = min(config.max_model_len, longest)
     if config.engine == "transformers":
         from modelswarms_fast.engines.transformers import TransformersEngine
 
-        return TransformersEngine(base, experts, **settings)
+        return TransformersEngine(base, experts, dtype=dtype, max_model_len=longest)
     from modelswarms_fast.engines.vllm.engine import VllmEngine
 
-    settings |= {"slots": config.slots, "state": config.state, "tensor_parallel": config.tensor_parallel}
-    settings["max_num_seqs"] = config.max_num_seqs
-    return VllmEngine(base, experts, serve=config.serve, **settings)
+    return VllmEngine(base, experts, config, dtype=dtype, max_model_len=longest)
 
 
 def _dtype_of(base_config: dict[str, Any], file: Path) -> str:

@@ -8,6 +8,8 @@ from torch import Tensor
 
 pytest.importorskip("vllm")
 
+from vllm.model_executor.layers.layernorm import RMSNorm
+
 from modelswarms_fast.engines.vllm import cpu_patches
 
 pytestmark = pytest.mark.vllm
@@ -46,17 +48,34 @@ def test_norms_are_those_of_vllm_by_either_way(dtype: torch.dtype, width: int) -
     assert len(native) == (2 if fast else 4)
 
 
-def test_logits_are_converted_into_the_same_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_logits_are_converted_into_the_same_memory() -> None:
     """Same numbers, whatever was there before; float32 is left as it is."""
     seen: list[Tensor] = []
-    monkeypatch.setattr(cpu_patches, "_plain_sample", lambda self, logits, *args: seen.append(logits))
-    monkeypatch.setattr(cpu_patches, "_room", torch.empty(0))
+    forward = cpu_patches.FloatLogits(lambda logits, *args: seen.append(logits))
     first, second, third = (torch.randn(size, 50).bfloat16() for size in (4, 7, 2))
     for logits in (first, second, third):
-        cpu_patches.sample(None, logits, None)
+        forward(logits, None)
         assert seen[-1].dtype == torch.float32
         assert torch.equal(seen[-1], logits.float())
     assert seen[2].data_ptr() == seen[1].data_ptr()
     wide = third.float()
-    cpu_patches.sample(None, wide, None)
+    forward(wide, None)
     assert seen[-1] is wide
+
+
+def of_vllm() -> list[object]:
+    """What vLLM's own classes and modules have where they are changed."""
+    return [vars(owner).get(name, "inherited") for owner, name, _ in cpu_patches._CHANGES]
+
+
+def test_vllm_is_as_it_was_outside() -> None:
+    """The import at the top of this file has changed nothing, and what is changed for a model is changed back."""
+    before = of_vllm()
+    assert RMSNorm.forward_cpu is not cpu_patches.rms_norm
+    with cpu_patches.patched():
+        assert RMSNorm.forward_cpu is cpu_patches.rms_norm
+        assert of_vllm() != before
+    assert of_vllm() == before
+    with pytest.raises(KeyError), cpu_patches.patched():
+        raise KeyError
+    assert of_vllm() == before

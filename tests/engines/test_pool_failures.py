@@ -46,7 +46,7 @@ def fakes(tiny, tmp_path, monkeypatch, caplog):
         made.append(EnginePool(Path(tiny["base"]), None, EngineConfig(engines=count, **settings)))
         return made[-1]
 
-    make.lines = lambda: [record.getMessage() for record in caplog.records if "group" in record.name]
+    make.lines = lambda: [record.getMessage() for record in caplog.records if "pool" in record.name]
     yield make
     for group in made:
         group.close()
@@ -117,7 +117,7 @@ def test_a_start_that_hangs_is_one_sentence(fakes, monkeypatch):
 @pytest.mark.parametrize("what", [RIGHT, KILL, STOP])
 def test_one_engine_chooses_for_all_and_for_those_started_anew(fakes, what):
     group = fakes(2)
-    group.choose([[what], [RIGHT] * 2], 4)
+    group.autotune([[what], [RIGHT] * 2], 4)
     assert (group.serve, group.slots) == ("slots", 6)
     assert group.auto_timings == {"merged": 1.0, "slots": 2.0}
     group.load_mixture(5, torch.tensor([0.25, 0.75]))
@@ -138,7 +138,7 @@ def test_a_killed_engine_changes_nothing(tiny, tmp_path, disturb, caplog):
         disturbed = search(**tiny, out=tmp_path / "2", particles=5, engines=2)
     assert told(tmp_path / "1") == told(tmp_path / "2")
     assert disturbed["end"] == undisturbed["end"]
-    (line,) = [record.getMessage() for record in caplog.records if "group" in record.name]
+    (line,) = [record.getMessage() for record in caplog.records if "pool" in record.name]
     assert "of 2 was killed by SIGKILL; it is started anew" in line
     assert len(processes) == 3
     assert all(process.returncode is not None for process in processes)

@@ -63,9 +63,9 @@ def engine(tiny, experts):
     """One engine of two ranks in which every way is open."""
     vllm = pytest.importorskip("modelswarms_fast.engines.vllm.engine")
     pytest.importorskip("vllm")
-    settings = {"state": "mixture", "slots": 2, "dtype": "float32", "max_model_len": 64}
-    engine = vllm.VllmEngine(Path(tiny["base"]), experts, serve="auto", tensor_parallel=2, **settings)
-    assert engine._ways == WAYS
+    config = EngineConfig(serve="auto", state="mixture", slots=2, tensor_parallel=2)
+    engine = vllm.VllmEngine(Path(tiny["base"]), experts, config, dtype="float32", max_model_len=64)
+    assert engine._modes == WAYS
     return engine
 
 

@@ -30,8 +30,8 @@ pytest.importorskip("vllm")
 
 from modelswarms_fast.engines.vllm import low_rank
 from modelswarms_fast.engines.vllm.cpu_patches import GroupedPunicaWrapper
+from modelswarms_fast.engines.vllm.lora_slots import RowSlots, SlotPart, row_slots, stacked_slots
 from modelswarms_fast.engines.vllm.mixture import MixtureServer
-from modelswarms_fast.engines.vllm.worker import RowSlots, SlotPart, SwarmWorker
 
 pytestmark = [pytest.mark.vllm, pytest.mark.slow]
 
@@ -134,7 +134,7 @@ def test_as_many_particles_in_one_step_as_it_may_have_requests(engines, oracle, 
     engine.restore()
 
 
-def test_canary_proves_each_load(engine, oracle, probe, experts):
+def test_the_parity_check_proves_each_load(engine, oracle, probe, experts):
     """Every load, to every slot, serves the weights given; the base is the base before and after."""
     parity_check = ParityCheck(engine, oracle)
     parity_check.check(None, None)
@@ -149,14 +149,14 @@ def test_canary_proves_each_load(engine, oracle, probe, experts):
     assert engine.log_probs(Request(None, probe)) == before, "bit for bit"
 
 
-def test_canary_sees_a_wrong_load(engine, oracle, probe, experts):
+def test_the_parity_check_sees_a_wrong_load(engine, oracle, probe, experts):
     parity_check = ParityCheck(engine, oracle)
     engine.load(0, experts.rows[1])
     with pytest.raises(RuntimeError, match="does not serve the weights"):
         parity_check.check(0, experts.rows[0])
 
 
-def test_canary_sees_a_base_that_is_not_restored(engines, oracle, probe, experts, monkeypatch):
+def test_the_parity_check_sees_a_base_that_is_not_restored(engines, oracle, probe, experts, monkeypatch):
     engine = engines("merged")
     parity_check = ParityCheck(engine, oracle)
     engine.load(0, experts.rows[0])
@@ -192,7 +192,7 @@ def test_slots_are_served_in_one_batch_beside_the_base(engines, oracle, prompts,
 
 @pytest.mark.parametrize(
     ("fill", "room"),
-    [("_slots_that_are_rows", False), ("_slots_that_are_rows", True), ("_slots_that_are_stacked", False)],
+    [(row_slots, False), (row_slots, True), (stacked_slots, False)],
 )
 @pytest.mark.parametrize("compiled", [True, False])
 @pytest.mark.parametrize("tokens", [slice(1, 4), torch.tensor([0, 3])], ids=["neighbours", "apart"])
@@ -214,18 +214,17 @@ def test_slots_of_every_kind_add_what_their_rows_say(fill, room, compiled, token
         lora_b_stacked=tuple(torch.zeros(3, 1, size, rank) for size in sizes),
         punica_wrapper=wrapper,
     )
-    worker = SwarmWorker()
     rows = empty_rows(4, layout.size, torch.float32).zero_()
-    worker._swarm_experts = SimpleNamespace(layout=layout, rows=rows, room=rows)
-    way = getattr(worker, fill)(3, [SlotPart(modules[0], layer, 0, 0, 0), SlotPart(modules[1], layer, 2, 0, 0)])
+    experts = SimpleNamespace(layout=layout, rows=rows, room=rows)
+    mode = fill(3, [SlotPart(modules[0], layer, 0, 0, 0), SlotPart(modules[1], layer, 2, 0, 0)], experts)
     for row in rows:
         for view in layout.views(row).values():
             view.copy_(torch.randn(view.shape))
     served = [3, 0, 2]
     for slot, row in enumerate(served):
-        way.load(slot, rows[row] if room and slot else rows[row].clone())
-    if fill == "_slots_that_are_rows":
-        assert wrapper.lying == ({1: 0, 2: 2} if room else {})
+        mode.load(slot, rows[row] if room and slot else rows[row].clone())
+    if fill is row_slots:
+        assert wrapper.in_room == ({1: 0, 2: 2} if room else {})
     slots = torch.tensor([0, -1, -1, 2, 0, -1])
     slots[tokens] = 1
     wrapper.group(slots)
@@ -245,31 +244,32 @@ def test_a_slot_forgets_the_row_that_it_showed():
     layout = Layout.of({"t": torch.empty(40)}, torch.float32)
     rows = empty_rows(3, layout.size, torch.float32).zero_()
     rows += torch.arange(3.0)[:, None]
-    own, lying = torch.zeros(6, layout.size), {}
+    own, in_room, changes = torch.zeros(6, layout.size), {}, []
     plans = [WeightCopier([CopyTarget(TensorSpec("row", 0, (1, layout.size)), one[None])]) for one in own]
-    slots = RowSlots(plans, rows, rows, lying)
+    slots = RowSlots(plans, rows, rows, in_room, lambda: changes.append(len(changes)))
     slots.load(5, rows[2])
     slots.load(5, rows[1])
-    assert lying == {5: 1}
+    assert in_room == {5: 1}
     assert not own.any()
     slots.load(5, rows[2].double())
-    assert lying == {}
+    assert in_room == {}
     assert (own[5] == 2).all()
     slots.load(5, rows[1])
     slots.load_mixture(5, torch.tensor([0.0, 1.0, 1.0]))
-    assert lying == {}
+    assert in_room == {}
     assert (own[5] == 3).all()
     slots.load(5, rows[0])
     between = rows.as_strided((layout.size,), (1,), 1)
     slots.load(5, between)
-    assert lying == {}, "not a row, but the end of one and the beginning of the next"
+    assert in_room == {}, "not a row, but the end of one and the beginning of the next"
     assert torch.equal(own[5], between)
     assert not own[:5].any()
     slots.load(5, rows[0])
     for wrong in (rows[1, 1:], rows[0].as_strided((layout.size,), (2,)), rows[0, :-1]):
         with pytest.raises(ValueError, match="row"):
             slots.load(5, wrong)
-        assert lying == {5: 0}
+        assert in_room == {5: 0}
+    assert len(changes) == 7, "a step of the same slots must not be laid out as the one before"
 
 
 def test_mixtures_are_served_in_one_batch_beside_the_base(engines, oracle, prompts, experts):
@@ -301,11 +301,9 @@ def test_mixtures_are_served_in_one_batch_beside_the_base(engines, oracle, promp
 
 def test_mixtures_get_their_model_runner_after_another_engine(engines):
     """An engine freezes what vLLM reads of the environment, for all engines after it in the process."""
-    from vllm import envs
-
     engines("merged")
-    engines("mixture")
-    assert envs.VLLM_USE_V2_MODEL_RUNNER is False
+    (worker,) = engines("mixture").llm.collective_rpc("swarm_worker")
+    assert hasattr(worker.model_runner, "_prepare_inputs"), "not the second version of the runner"
 
 
 def test_a_thousand_mixtures_share_batches(engines, oracle, experts):
@@ -496,7 +494,7 @@ def test_auto_serves_in_every_way_and_takes_the_fastest(base, oracle, prompts, e
     """One engine, LoRA on: what it serves in each way is what the oracle says, and the choice follows the clock."""
     config = EngineConfig(serve="auto", state="mixture", slots=SLOTS, dtype="float32", max_model_len=512)
     engine = start_engine(base, experts, config)
-    engine.choose(prompts, 2)
+    engine.autotune(prompts, 2)
     assert set(engine.auto_timings) == {"merged", "slots", "mixture"}
     assert engine.auto_timings[engine.serve] >= 0.95 * max(engine.auto_timings.values()) > 0
     plain = texts(engine, prompts, slot=None)
@@ -509,7 +507,7 @@ def test_auto_serves_in_every_way_and_takes_the_fastest(base, oracle, prompts, e
     assert expected != plain
     for fastest, slots in (("slots", SLOTS), ("merged", 1), ("mixture", 1024), ("slots", SLOTS)):
         monkeypatch.setattr(engine, "_seconds", lambda way, *_, fastest=fastest: 1.0 if way == fastest else 1.06)
-        engine.choose(prompts, 2)
+        engine.autotune(prompts, 2)
         assert (engine.serve, engine.slots) == (fastest, slots)
         engine.load_mixture(0, mixture)
         assert texts(engine, prompts) == expected
@@ -517,7 +515,7 @@ def test_auto_serves_in_every_way_and_takes_the_fastest(base, oracle, prompts, e
         assert texts(engine, prompts, slot=None) == plain
     for fast, taken in ((("merged", "slots"), "slots"), (("merged", "mixture"), "mixture")):
         monkeypatch.setattr(engine, "_seconds", lambda way, *_, fast=fast: {fast[0]: 1.0, fast[1]: 1.04}.get(way, 2.0))
-        engine.choose(prompts, 2)
+        engine.autotune(prompts, 2)
         assert engine.serve == taken, "about as fast, and more particles at once"
 
 

@@ -12,7 +12,7 @@ from helpers_search import told
 
 from modelswarms_fast.config import EngineConfig
 from modelswarms_fast.engines.pool import supervisor
-from modelswarms_fast.engines.pool.supervisor import Worker
+from modelswarms_fast.engines.pool.supervisor import Supervisor
 from modelswarms_fast.engines.protocol import Request, start_engine
 from modelswarms_fast.evaluation.evaluator import Evaluator
 from modelswarms_fast.evaluation.objectives import load_utility
@@ -99,19 +99,19 @@ def test_mixtures_by_two_engines_one_of_which_stops(find, disturb, monkeypatch, 
     settings = {"serve": "mixture", "state": "mixture", "iterations": 1}
     alone, history = find(**settings)
     helpers_group.hurry(monkeypatch, still=3.0, silent=1000.0)
-    give_up = Worker._give_up
+    give_up = Supervisor._give_up
 
     def once(self, why):
         monkeypatch.setattr(supervisor, "STILL", 300.0)  # a start has its quiet seconds
         give_up(self, why)
 
-    monkeypatch.setattr(Worker, "_give_up", once)
+    monkeypatch.setattr(Supervisor, "_give_up", once)
     processes = disturb({6}, signal.SIGSTOP)
     with caplog.at_level(logging.WARNING):
         together, found = find(**settings, engines=2)
     assert found == history
     assert together["end"] == alone["end"]
-    (line,) = [record.getMessage() for record in caplog.records if "group" in record.name]
+    (line,) = [record.getMessage() for record in caplog.records if "pool" in record.name]
     assert "of 2 stood still for 3 s and was killed; it is started anew" in line
     assert len(processes) == 3
 
@@ -150,7 +150,7 @@ def test_two_vllm_engines_score_as_one(tmp_path):
     config = EngineConfig(engines=2, max_model_len=512, parity_check="off")
     group = start_engine(base, experts, config)
     try:
-        tallies = Evaluator(group, utility).rows(Rows(experts.rows), range(4), "dev")
+        tallies = Evaluator(group, utility).score_population(Rows(experts.rows), range(4), "dev")
         together = {particle: tally.known for particle, tally in tallies.items()}
         probe = Request(0, list(group.tokenizer("Which is larger?")["input_ids"]))
         group.load(0, experts.rows[0])
@@ -159,7 +159,7 @@ def test_two_vllm_engines_score_as_one(tmp_path):
         # Each alone: the other slot is empty.
         alone = {}
         for particle in range(4):
-            alone |= {particle: Evaluator(group, utility).one(experts.rows[particle], "dev")}
+            alone |= {particle: Evaluator(group, utility).score_model(experts.rows[particle], "dev")}
     finally:
         group.close()
     assert together == alone

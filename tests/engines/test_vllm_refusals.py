@@ -8,6 +8,7 @@ import torch
 from helpers_models import make_adapter
 
 from modelswarms_fast.errors import InputError
+from modelswarms_fast.weights.adapters import LoraModule
 from modelswarms_fast.weights.experts import Experts, read_experts
 from modelswarms_fast.weights.layout import Layout
 
@@ -45,6 +46,7 @@ def worker():
             parent.weight = torch.nn.Parameter(torch.zeros(sum(sizes), 32), requires_grad=False)
             parent.output_partition_sizes = sizes
     worker = SwarmWorker()
+    worker._swarm_modes = {}
     config = SimpleNamespace(use_mla=False, dtype=torch.float32, hf_config=SimpleNamespace(vocab_size=64))
     worker.model_runner = SimpleNamespace(get_model=lambda: model, model_config=config)
     return worker
@@ -52,20 +54,37 @@ def worker():
 
 def test_weights_as_loaded_are_written(worker, experts):
     worker.swarm_attach("merged", experts)
-    worker.swarm_load("merged", 0, experts.rows[0])
+    worker.swarm_serve("merged").load(0, experts.rows[0])
     live = worker.model_runner.get_model().get_parameter("model.layers.0.self_attn.qkv_proj.weight")
     assert live[:32].any(), "q is adapted"
     assert not live[32:].any(), "k and v are not"
 
 
+PACKED = {"weight": torch.empty(0)}
+FP8 = {
+    "weight": torch.zeros(32, 32).to(torch.float8_e4m3fn),
+    "weight_scale": torch.ones(3),
+    "input_scale": torch.ones(1),
+}
+AWQ = {
+    "qweight": torch.zeros(32, 8, dtype=torch.int32),
+    "qzeros": torch.zeros(1, 8, dtype=torch.int32),
+    "scales": torch.ones(1, 64).half(),
+}
+
+
+@pytest.mark.parametrize("serve", ["merged", "mixture"])
 @pytest.mark.parametrize("layer", ["self_attn.qkv_proj", "self_attn.o_proj"])
-@pytest.mark.parametrize("weight", [torch.empty(0), torch.zeros(32, 32).to(torch.float8_e4m3fn)])
-def test_weights_in_another_form_are_refused(worker, experts, layer, weight):
-    """Packed, as zentorch does, the tensor is empty; quantized to 8 bits, it can have the shape of the original."""
+@pytest.mark.parametrize("form", [PACKED, FP8, AWQ], ids=["packed", "fp8", "awq"])
+def test_weights_in_another_form_are_refused(worker, experts, layer, form, serve):
+    """Packed, as zentorch does, the tensor is empty; quantized, there are scales, which are no weights."""
+    worker.model_runner._prepare_inputs, worker.model_runner.device = None, torch.device("cpu")
     module = worker.model_runner.get_model().get_submodule(f"model.layers.1.{layer}")
-    module.weight = torch.nn.Parameter(weight, requires_grad=False)
-    with pytest.raises(InputError, match="packed or quantized"):
-        worker.swarm_attach("merged", experts)
+    del module.weight
+    for name, tensor in form.items():
+        module.register_parameter(name, torch.nn.Parameter(tensor, requires_grad=False))
+    with pytest.raises(InputError, match=r"keeps model\.layers\.1\.self_attn\.[qo]_proj\.weight packed or quantized"):
+        worker.swarm_attach(serve, experts)
 
 
 @pytest.mark.parametrize("serve", ["merged", "slots", "mixture"])
@@ -82,9 +101,38 @@ def test_a_head_that_would_be_written_over_the_embeddings_is_refused(worker):
     tensors = {"model.embed_tokens.weight": torch.ones(64, 32), "lm_head.weight": torch.zeros(64, 32)}
     changed = SimpleNamespace(layout=Layout.of(tensors), modules=())
     model = torch.nn.Module()
-    model.lm_head = torch.nn.Module()
     model.model = torch.nn.Module()
-    model.model.embed_tokens = torch.nn.Embedding(64, 32)
+    model.model.embed_tokens = model.lm_head = torch.nn.Embedding(64, 32)
     worker.model_runner.get_model = lambda: model
     with pytest.raises(InputError, match="tied"):
         worker.swarm_attach("merged", changed)
+
+
+def a_head(*, tied):
+    """A model whose embeddings are not model.embed_tokens, and LoRA on its head."""
+    model = torch.nn.Module()
+    model.transformer = torch.nn.Module()
+    model.transformer.wte = torch.nn.Embedding(64, 32)
+    model.lm_head = torch.nn.Linear(32, 64, bias=False)
+    if tied:
+        model.lm_head.weight = model.transformer.wte.weight
+    model.requires_grad_(False)
+    layout = Layout.of({"a": torch.empty(4, 32), "b": torch.empty(64, 4)}, torch.float32)
+    module = LoraModule("lm_head", "a", "b", 4, 2.0)
+    return model, SimpleNamespace(layout=layout, modules=(module,), rows=torch.ones(2, layout.size))
+
+
+def test_a_head_is_adapted_where_the_embeddings_have_another_name(worker):
+    model, experts = a_head(tied=False)
+    worker.model_runner.get_model = lambda: model
+    before = model.lm_head.weight.clone()
+    worker.swarm_attach("merged", experts)
+    worker.swarm_serve("merged").load(0, experts.rows[0])
+    torch.testing.assert_close(model.lm_head.weight, before + 8.0)
+
+
+def test_a_tied_head_is_not_merged_into_the_embeddings(worker):
+    model, experts = a_head(tied=True)
+    worker.model_runner.get_model = lambda: model
+    with pytest.raises(InputError, match=r"lm_head\.weight is tied to transformer\.wte\.weight"):
+        worker.swarm_attach("merged", experts)

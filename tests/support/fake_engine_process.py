@@ -64,7 +64,7 @@ def main(pipe):
                 held[arguments[0]] = arguments[1]
             elif name == "set_mode":
                 (way,) = arguments
-            elif name == "choose":
+            elif name == "autotune":
                 first = prompts[arguments[0][0]]
                 if first[0] != RIGHT:
                     fail(first[0], pipe)

@@ -59,15 +59,20 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 def make_tiny(folder: Path, **shape: Any) -> dict[str, Any]:
     """What `tiny` is, with a base of this shape."""
     base = make_base(folder / "base", shape=shape)
-    vocabulary = {letter: index for index, letter in enumerate(["<end>", *string.printable[:63]])}
-    tokenizer = Tokenizer(WordLevel(vocabulary, unk_token="<end>"))
-    tokenizer.pre_tokenizer = Split(Regex("."), "isolated")
-    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<end>", pad_token="<end>")
-    fast.save_pretrained(base)
+    write_tokenizer(base)
     for seed, name in enumerate(NAMES):
         make_adapter(base, folder / "experts" / name, seed=seed, scale=0.5)
     write_data(folder / "data.json", 12)
     return {"experts": folder / "experts", "base": str(base), "data": folder / "data.json", **SETTINGS}
+
+
+def write_tokenizer(folder: Path) -> None:
+    """One of 64 one-letter tokens."""
+    vocabulary = {letter: index for index, letter in enumerate(["<end>", *string.printable[:63]])}
+    tokenizer = Tokenizer(WordLevel(vocabulary, unk_token="<end>"))
+    tokenizer.pre_tokenizer = Split(Regex("."), "isolated")
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<end>", pad_token="<end>")
+    fast.save_pretrained(folder)
 
 
 def write_data(path: Path, count: int) -> None:

@@ -105,11 +105,11 @@ class EnginePool:
     def autotune(self, prompts: Sequence[list[int]], max_tokens: int) -> None:
         """With serve="auto", have one engine time each way while the others wait; then all serve as it has chosen."""
         numbers = [self._number(prompt) for prompt in prompts]
-        way, self.auto_timings = self._request(0, numbers, "choose", numbers, max_tokens)
+        way, self.auto_timings = self._request(0, numbers, "autotune", numbers, max_tokens)
         self.set_mode(way)
 
     def set_mode(self, way: Serve) -> None:
-        """Serve in this way, which `choose` has taken."""
+        """Serve in this way, which `autotune` has taken."""
         self.serve = self._chosen = way
         for worker in self._workers:
             worker.calls.append(("set_mode", way))

@@ -1,7 +1,8 @@
 """One resident vLLM engine whose weights are written in memory; the only files that touch what is inside vLLM.
 
-`engine` starts vLLM and speaks its public interface. `worker` is the part of it that runs beside the model and writes
-rows into its weights or LoRA slots. `mixture` serves particles as coefficients of resident experts, with the
-products of `low_rank`. `cpu_patches` is what vLLM's CPU build needs. `tensor_parallel` calls
-the workers of several ranks.
+`engine` starts vLLM with the settings of `arguments` and speaks its public interface. `worker` runs beside the model;
+`weight_map` finds a checkpoint's tensors in it. Particles are served by `live_weights` (written into the weights),
+`lora_slots` (several in one batch), or `mixture` (as coefficients of resident experts, with the products of
+`low_rank`). `cpu_patches` is what vLLM's CPU build needs. `tensor_parallel` calls the workers of several ranks, each a
+`rank_worker`.
 """

@@ -1,9 +1,16 @@
-"""What is changed in vLLM's CPU build, on import, before it builds a model: weights stay writable, and LoRA, norms and
-gated activations are fast."""
+"""What is changed in vLLM's CPU build while it builds our model: its weights stay writable, and its LoRA, norms
+and gated activations are fast.
+
+Importing this changes nothing. vLLM's classes are changed inside `patched()`, in which the engine builds its model, and
+are vLLM's own again behind it: another `LLM` of the process never sees them. Layers keep the methods that they were
+built with.
+"""
 
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
@@ -57,7 +64,7 @@ class GroupedPunicaWrapper(PunicaWrapperCPU):  # type: ignore[misc]
         """Nothing is known of the model's layers or of a step."""
         self.rows: dict[torch.Tensor, RowPart] = {}
         """By stacked B."""
-        self.lying: dict[int, int] = {}
+        self.in_room: dict[int, int] = {}
         """Slots that serve a row where it lies → which of these rows."""
         self._layers: dict[tuple[int, float], tuple[Any, list[_Table]]] = {}
         """By the identity of a layer's stacked B: these; the slots' own memory, and that of rows that lie elsewhere."""
@@ -72,8 +79,8 @@ class GroupedPunicaWrapper(PunicaWrapperCPU):  # type: ignore[misc]
         """The slot of each token of a step [tokens], -1 for the base model."""
         self._slots = slots.clone()
         used = [slot for slot in torch.unique(slots).tolist() if slot >= 0]
-        lying = {slot: self.lying[slot] for slot in used if slot in self.lying}
-        self._blocks = [{slot: slot for slot in used if slot not in lying}, lying]
+        in_room = {slot: self.in_room[slot] for slot in used if slot in self.in_room}
+        self._blocks = [{slot: slot for slot in used if slot not in in_room}, in_room]
         """Of each table, the slots of the step → their blocks there."""
         self._groups = [self._group_blocks(blocks, used) for blocks in self._blocks]
 
@@ -158,29 +165,69 @@ def rms_norm(
     return x, residual
 
 
-_room = torch.empty(0)
-_plain_sample = Sampler.forward
+class FloatLogits:
+    """A sampler's forward that is given logits [sequences, tokens] in float32, in the same memory in every step.
 
-
-def sample(self: Sampler, logits: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
-    """vLLM's, which wants its logits [sequences, tokens] in float32: here in the same memory in every step.
-
-    Memory of this size is otherwise the system's again after each step, and new pages cost as much as the conversion.
+    vLLM's own converts them into new memory. Memory of this size is the system's again after each step, and new pages
+    cost as much as the conversion.
     """
-    global _room
-    if logits is None or logits.dtype == torch.float32:
-        return _plain_sample(self, logits, *args, **kwargs)
-    if _room.numel() < logits.numel():
-        _room = torch.empty(logits.numel())
-    converted = _room[: logits.numel()].view(logits.shape).copy_(logits)
-    return _plain_sample(self, converted, *args, **kwargs)
+
+    def __init__(self, forward: Callable[..., Any]) -> None:
+        self._forward, self._memory = forward, torch.empty(0)
+
+    def __call__(self, logits: torch.Tensor | None, *args: Any, **kwargs: Any) -> Any:
+        """What the sampler's own forward makes of them."""
+        if logits is None or logits.dtype == torch.float32:
+            return self._forward(logits, *args, **kwargs)
+        if self._memory.numel() < logits.numel():
+            self._memory = torch.empty(logits.numel())
+        return self._forward(self._memory[: logits.numel()].view(logits.shape).copy_(logits), *args, **kwargs)
 
 
-if current_platform.is_cpu():
+def keep_logits(runner: Any) -> None:
+    """Let the sampler of this model runner, and no other, convert its logits in memory that it keeps."""
+    sampler = getattr(runner, "sampler", None)
+    if current_platform.is_cpu() and isinstance(sampler, Sampler):
+        sampler.forward = FloatLogits(sampler.forward)
+
+
+_CHANGES: list[tuple[Any, str, Any]] = [
     # Packed into oneDNN or SGL handles, a linear layer's weights could not be written again in place.
-    vllm._custom_ops._supports_onednn = False
-    vllm.model_executor.layers.utils.check_cpu_sgl_kernel = lambda n, k, dtype: False
-    type(current_platform).get_punica_wrapper = classmethod(lambda cls: f"{__name__}.{GroupedPunicaWrapper.__name__}")
-    RMSNorm.forward_cpu = rms_norm
-    Sampler.forward = sample
-    SiluAndMul.forward_cpu = lambda self, x: swiglu(x)
+    (vllm._custom_ops, "_supports_onednn", False),
+    (vllm.model_executor.layers.utils, "check_cpu_sgl_kernel", lambda n, k, dtype: False),
+    (
+        type(current_platform),
+        "get_punica_wrapper",
+        classmethod(lambda cls: f"{__name__}.{GroupedPunicaWrapper.__name__}"),
+    ),
+    (RMSNorm, "forward_cpu", rms_norm),
+    (SiluAndMul, "forward_cpu", lambda self, x: swiglu(x)),
+]
+"""Owner, attribute, value: what vLLM looks up while it builds a model."""
+_INHERITED = object()
+
+
+def apply() -> Callable[[], None]:
+    """Change vLLM, until what is returned is called."""
+    before = [(owner, name, vars(owner).get(name, _INHERITED)) for owner, name, _ in _CHANGES]
+    for owner, name, value in _CHANGES:
+        setattr(owner, name, value)
+
+    def undo() -> None:
+        for owner, name, value in before:
+            if value is _INHERITED:
+                delattr(owner, name)
+            else:
+                setattr(owner, name, value)
+
+    return undo
+
+
+@contextmanager
+def patched() -> Iterator[None]:
+    """Models that vLLM builds in here are ours."""
+    undo = apply()
+    try:
+        yield
+    finally:
+        undo()

@@ -2,26 +2,30 @@
 
 from __future__ import annotations
 
+import gc
+import inspect
 import math
 import os
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import fields
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from modelswarms_fast.config import Serve, State
+from modelswarms_fast.config import EngineConfig, Serve
 from modelswarms_fast.engines.protocol import Completion, Request, Watch, asked_threads, complete, working
+from modelswarms_fast.engines.vllm.arguments import check_options, open_modes, vllm_arguments
 from modelswarms_fast.engines.vllm.tensor_parallel import Ranks, cores_of_ranks
 from modelswarms_fast.errors import EngineError, InputError
 from modelswarms_fast.weights.experts import Experts
 
-CPU_KV_CACHE_BYTES = 1 << 30
 MIXTURES = 1024  # slots of serve="mixture"; each costs n numbers
 FEW, AUTO_REQUESTS = 8, 1024  # requests that serve="auto" begins with, and its most
-TIE = 0.05  # of the fastest way's prompts a second: less is noise
-LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # the ranks that vLLM's slots can have
+TIE = 0.05  # of the fastest mode's prompts a second: less is noise
 
 
 class VllmEngine:
@@ -31,107 +35,35 @@ class VllmEngine:
     are); it has one slot. `serve="slots"` writes A and B into vLLM's LoRA slots and serves several particles in
     one batch; on a CPU rows of the experts' room are served where they lie. `serve="mixture"` keeps the experts
     beside the base model and serves any number of their mixtures in one batch, and one row that is none.
-    `serve="auto"` starts so that all of these ways that the experts and the state allow are open, and serves in
-    the first of them until `choose` has timed them.
+    `serve="auto"` starts so that all of these modes that the experts and the state allow are open, and serves in
+    the first of them until `autotune` has timed them.
 
     The key-value blocks that vLLM caches by prompt prefix belong to the weights that made them. Each load gets a
     version, which is part of the cache key (as `cache_salt`, or as the adapter's name), so that a block is never
     used for other weights than its own.
 
     Raises:
-        InputError: vLLM is not installed, or the layout does not fit the base model.
+        InputError: vLLM is not installed, does not know an option, or the layout does not fit the base model.
         EngineError: its child processes do not start.
     """
 
     def __init__(
-        self,
-        base: Path,
-        experts: Experts | None,
-        *,
-        serve: Serve = "merged",
-        slots: int = 4,
-        state: State = "weights",
-        tensor_parallel: int = 1,
-        dtype: str = "auto",
-        max_model_len: int = 4096,
-        max_num_seqs: int | None = None,
+        self, base: Path, experts: Experts | None, config: EngineConfig, *, dtype: str, max_model_len: int
     ) -> None:
-        os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # rows are handed to the worker by reference
-        os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
-        os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
-        try:
-            from vllm import LLM, envs
-            from vllm.platforms import current_platform
-        except ImportError as error:
-            raise InputError(
-                f"vLLM cannot be imported ({error}); install modelswarms-fast[vllm], or use engine='transformers'."
-            ) from error
+        """`dtype` and `max_model_len` are those of `config` as far as the base model allows."""
         modules = () if experts is None else experts.modules
-        if serve in ("slots", "mixture") and not modules:
-            raise InputError(f"serve is {serve!r} but there are no LoRA experts to serve; use serve='merged'.")
-        ways: tuple[Serve, ...] = (serve,)
-        if serve == "auto":
-            ways = ("merged",)
-            if modules:
-                ways += ("slots", "mixture") if state == "mixture" else ("slots",)
-        if "mixture" in ways:
-            os.environ["VLLM_USE_V2_MODEL_RUNNER"] = "0"  # the runner that says whose tokens a step has
-            envs.disable_envs_cache()  # an engine before this one has frozen what vLLM reads of the environment
-        on_cpu = current_platform.is_cpu()
-        settings: dict[str, Any] = {} if max_num_seqs is None else {"max_num_seqs": max_num_seqs}
-        if on_cpu:
-            # vLLM's own estimate reads NUMA files that small machines lack; short prompts need small blocks to hit.
-            settings |= {"kv_cache_memory_bytes": CPU_KV_CACHE_BYTES // tensor_parallel, "block_size": 32}
-        else:
-            settings["gpu_memory_utilization"] = 0.75  # rows and the untouched base weights want the rest
-        if tensor_parallel > 1:
-            settings |= {"tensor_parallel_size": tensor_parallel, "distributed_executor_backend": "mp"}
-            # A fork of a process that has looked for GPUs cannot use them.
-            os.environ["VLLM_WORKER_MULTIPROC_METHOD"] = "spawn"
-            # Ranks end with this process and leave their queues to Python to clear up, which it would warn of.
-            warnings = [os.environ.get("PYTHONWARNINGS"), "ignore:resource_tracker"]
-            os.environ["PYTHONWARNINGS"] = ",".join(filter(None, warnings))
-            if on_cpu:  # vLLM itself would ask for a NUMA node a rank
-                cores = sorted(os.sched_getaffinity(0))
-                threads = asked_threads(len(cores))
-                os.environ["VLLM_CPU_OMP_THREADS_BIND"] = cores_of_ranks(cores, threads, tensor_parallel)
-        if "slots" in ways:
-            rank = max(module.rank for module in modules)
-            settings |= {
-                "enable_lora": True,
-                "max_loras": slots,
-                "max_lora_rank": next((r for r in LORA_RANKS if r >= rank), rank),
-                # Without it the embeddings and the head get slots too, which every token then pays for.
-                "lora_target_modules": sorted({module.name.rpartition(".")[2] for module in modules}),
-            }
+        modes = open_modes(config, modules)
+        llm_class, known, on_cpu = _import_vllm()
+        check_options(config.engine_options, modes, known)
+        arguments = vllm_arguments(
+            base, modules, modes, config, dtype=dtype, max_model_len=max_model_len, on_cpu=on_cpu
+        )
         self.watch: Watch | None = None
         self.auto_timings: dict[str, float] = {}
-        try:
-            self.llm = LLM(
-                model=str(base),
-                dtype=dtype,
-                max_model_len=max_model_len,
-                # A compiled or captured model would not ask whose tokens these are.
-                enforce_eager=on_cpu or "mixture" in ways,
-                enable_prefix_caching=True,
-                disable_log_stats=True,
-                trust_remote_code=False,
-                seed=0,
-                worker_extension_cls="modelswarms_fast.engines.vllm.worker.SwarmWorker",
-                **settings,
-            )
-        except ValueError as error:  # vLLM's word for settings that do not fit the model or the memory
-            reason = " ".join(str(error).split())
-            raise InputError(f"vLLM cannot serve {base} with max_model_len {max_model_len}: {reason}") from error
-        except Exception as error:
-            reason = " ".join(str(error).split()) or type(error).__name__
-            processes = f" {tensor_parallel} processes" if tensor_parallel > 1 else ""
-            raise EngineError(
-                f"vLLM could not start{processes} for {base} ({reason}); what it said is above, on standard error."
-            ) from error
+        self.llm = _start(llm_class, arguments, _environment(modes, config.tensor_parallel, on_cpu), on_cpu)
         self.tokenizer = self.llm.get_tokenizer()
         # Of the rows: the ranks read them in the host's memory.
-        self.device = torch.device("cpu" if on_cpu or tensor_parallel > 1 else "cuda")
+        self.device = torch.device("cpu" if on_cpu or config.tensor_parallel > 1 else "cuda")
         self.max_model_len = max_model_len
         self.dtype: torch.dtype = self.llm.llm_engine.model_config.dtype
         self._version = 0
@@ -139,64 +71,68 @@ class VllmEngine:
         """Slot → version of what it serves."""
         self._continuations: dict[int, int] = {}
         """Key → tokens of the continuation that is looked at."""
-        self._slots = slots
+        self._slots = config.slots
         self._experts = experts
-        if tensor_parallel > 1:
+        if config.tensor_parallel > 1:
             self._worker: Any = Ranks(self.llm)
             self._working = self._worker.working
         else:
             # In this process, so a load is a call of it: the way through vLLM's layers would cost as much as a load.
             self._worker = self.llm.collective_rpc("swarm_worker")[0]
-            self._working = lambda: working("vLLM")
-        self._ways = ways if experts is None else self._attach(experts, ways)
-        self.set_mode(self._ways[0])
+            self._working = partial(working, "vLLM")
+        try:
+            self._modes = modes if experts is None else self._attach(experts, modes)
+        except BaseException:
+            self.close()
+            raise
+        self.set_mode(self._modes[0])
 
-    def _attach(self, experts: Experts, ways: Sequence[Serve]) -> tuple[Serve, ...]:
-        """The ways that the base model and the experts allow. Raises InputError if there is none."""
+    def _attach(self, experts: Experts, modes: Sequence[Serve]) -> tuple[Serve, ...]:
+        """The modes that the base model and the experts allow. Raises InputError if there is none."""
         able: list[Serve] = []
         refusals = []
-        for way in ways:
+        for mode in modes:
             try:
-                self._worker.swarm_attach(way, experts)
-                able.append(way)
+                self._worker.swarm_attach(mode, experts)
+                able.append(mode)
             except InputError as error:
                 refusals.append(error)
         if not able:
             raise refusals[0]
         return tuple(able)
 
-    def set_mode(self, way: Serve) -> None:
-        """Serve in this one of the open ways; nothing must be loaded."""
-        self.serve: Serve = way
-        self.slots = {"merged": 1, "slots": self._slots, "mixture": MIXTURES}[way]
+    def set_mode(self, mode: Serve) -> None:
+        """Serve in this one of the open modes; nothing must be loaded."""
+        self.serve: Serve = mode
+        self.slots = {"merged": 1, "slots": self._slots, "mixture": MIXTURES}[mode]
         if self._experts is not None:
-            self._way = self._worker.swarm_serve(way)
+            self._mode = self._worker.swarm_serve(mode)
 
     def autotune(self, prompts: Sequence[list[int]], max_tokens: int) -> None:
-        """With serve="auto", time each way on the first requests of an iteration, a second each, and take the best.
+        """With serve="auto", time each mode on the first requests of an iteration, a second each; take the fastest.
 
-        Of those that are about as fast it is the one that serves the most particles at once: where they have few
-        prompts or are stopped early, which this does not time, it loses the least.
+        Of modes within 5 % of the fastest it takes the one with the most slots: it loses least where particles have
+        few prompts or are stopped early, which is not timed here.
 
-        Every way completes the same requests: the prompts of the first expert, then those of the second, as many as
-        the first way completes in a second. They are not found in the prefix cache again, since each load has its
+        Every mode completes the same requests: the prompts of the first expert, then those of the second, as many as
+        the first mode completes in a second. They are not found in the prefix cache again, since each load has its
         version.
         """
-        if len(self._ways) == 1:
+        if len(self._modes) == 1:
             return
         count = FEW
-        self._seconds(self._ways[0], prompts, count, max_tokens)  # the first step of an engine is slow
-        while self._seconds(self._ways[0], prompts, count, max_tokens) < 1.0 and count < AUTO_REQUESTS:
+        self._seconds(self._modes[0], prompts, count, max_tokens)  # the first step of an engine is slow
+        while self._seconds(self._modes[0], prompts, count, max_tokens) < 1.0 and count < AUTO_REQUESTS:
             count *= 2
-        for way in self._ways:
-            seconds = min(self._seconds(way, prompts, count, max_tokens) for _ in range(2))
-            self.auto_timings[way] = count / seconds
+        for mode in self._modes:
+            seconds = min(self._seconds(mode, prompts, count, max_tokens) for _ in range(2))
+            self.auto_timings[mode] = count / seconds
         enough = (1 - TIE) * max(self.auto_timings.values())
-        self.set_mode([way for way in self._ways if self.auto_timings[way] >= enough][-1])
+        self.set_mode([mode for mode in self._modes if self.auto_timings[mode] >= enough][-1])
 
-    def _seconds(self, way: Serve, prompts: Sequence[list[int]], count: int, max_tokens: int) -> float:
+    def _seconds(self, mode: Serve, prompts: Sequence[list[int]], count: int, max_tokens: int) -> float:
         assert self._experts is not None
-        self.set_mode(way)
+        self.set_mode(mode)
         start = time.perf_counter()
         particles = -(-count // len(prompts))
         corners = torch.eye(len(self._experts.names))
@@ -216,11 +152,11 @@ class VllmEngine:
         With serve="slots" on a CPU, a row of the experts' room must stay as it is until the requests to the slot have
         ended.
         """
-        self._load(self._way.load, slot, row)
+        self._load(self._mode.load, slot, row)
 
     def load_mixture(self, slot: int, mixture: torch.Tensor) -> None:
         """Serve the mixture [n] of the experts from `slot`; their rows must be those that the engine started with."""
-        self._load(self._way.load_mixture, slot, mixture.float())
+        self._load(self._mode.load_mixture, slot, mixture.float())
 
     def _load(self, load: Callable[[int, torch.Tensor], None], slot: int, values: torch.Tensor) -> None:
         self._check_slot(slot)
@@ -234,7 +170,7 @@ class VllmEngine:
     def restore(self) -> None:
         """Serve the base model again, from requests with slot None."""
         if self._versions:
-            self._way.restore()
+            self._mode.restore()
         self._versions = {}
 
     def submit(self, key: int, request: Request, max_tokens: int) -> None:
@@ -285,7 +221,20 @@ class VllmEngine:
         return {token: entry.logprob for token, entry in outputs[0].outputs[0].logprobs[0].items()}
 
     def close(self) -> None:
-        """Nothing outlives an engine in this process; ranks end with it."""
+        """Shut vLLM down and give its memory back; the engine is not to be used again.
+
+        Other vLLM engines of this process end with it: vLLM has one set of process groups a process.
+        """
+        if self.llm is None:
+            return
+        core = self.llm.llm_engine.engine_core
+        self.llm = self._worker = self._mode = self._experts = None
+        core.shutdown()
+        del core
+        gc.unfreeze()  # vLLM hides from the garbage collector what it starts with
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
 
     def _greedy(self, **settings: Any) -> Any:
         from vllm import SamplingParams
@@ -327,6 +276,73 @@ class VllmEngine:
         if not 0 <= slot < self.slots:
             raise IndexError(f"slot {slot} of {self.slots}")
         return slot
+
+
+def _import_vllm() -> tuple[Any, set[str], bool]:
+    """vLLM's `LLM`, the names of its options, and whether it computes on a CPU. Raises InputError where it is not."""
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+    os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+    try:
+        from vllm import LLM
+        from vllm.engine.arg_utils import EngineArgs
+        from vllm.platforms import current_platform
+    except ImportError as error:
+        raise InputError(
+            f"vLLM cannot be imported ({error}); install modelswarms-fast[vllm], or use engine='transformers'."
+        ) from error
+    known = {*inspect.signature(LLM.__init__).parameters, *(field.name for field in fields(EngineArgs))}
+    return LLM, known - {"self", "kwargs"}, bool(current_platform.is_cpu())
+
+
+def _environment(modes: Sequence[Serve], ranks: int, on_cpu: bool) -> dict[str, str]:
+    """Variables that vLLM reads while it starts."""
+    variables = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0"}  # rows are handed to the worker by reference
+    if "mixture" in modes:
+        variables["VLLM_USE_V2_MODEL_RUNNER"] = "0"  # the runner that says whose tokens a step has
+    if ranks > 1:
+        # A fork of a process that has looked for GPUs cannot use them.
+        variables["VLLM_WORKER_MULTIPROC_METHOD"] = "spawn"
+        # Ranks end with this process and leave their queues to Python to clear up, which it would warn of.
+        warnings = [os.environ.get("PYTHONWARNINGS"), "ignore:resource_tracker"]
+        variables["PYTHONWARNINGS"] = ",".join(filter(None, warnings))
+        if on_cpu:  # vLLM itself would ask for a NUMA node a rank
+            cores = sorted(os.sched_getaffinity(0))
+            variables["VLLM_CPU_OMP_THREADS_BIND"] = cores_of_ranks(cores, asked_threads(len(cores)), ranks)
+    return variables
+
+
+def _start(llm_class: Any, arguments: dict[str, Any], variables: Mapping[str, str], on_cpu: bool) -> Any:
+    """Start vLLM; its environment and its classes are as they were afterwards."""
+    from vllm import envs
+
+    patches: Any = nullcontext()
+    if on_cpu and arguments.get("tensor_parallel_size", 1) == 1:
+        from modelswarms_fast.engines.vllm.cpu_patches import patched
+
+        patches = patched()
+    base, processes = arguments["model"], arguments.get("tensor_parallel_size", 1)
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
+    if hasattr(envs, "disable_envs_cache"):
+        envs.disable_envs_cache()  # an engine before this one has frozen what vLLM reads of the environment
+    try:
+        with patches:
+            return llm_class(**arguments)
+    except ValueError as error:  # vLLM's word for settings that do not fit the model or the memory
+        reason, longest = " ".join(str(error).split()), arguments["max_model_len"]
+        raise InputError(f"vLLM cannot serve {base} with max_model_len {longest}: {reason}") from error
+    except Exception as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        many = f" {processes} processes" if processes > 1 else ""
+        raise EngineError(
+            f"vLLM could not start{many} for {base} ({reason}); what it said is above, on standard error."
+        ) from error
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
 
 
 def _likelihood(output: Any, length: int) -> Completion:

@@ -1,0 +1,80 @@
+"""Serving one particle at a time by writing it into the model's own weights."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from modelswarms_fast.engines.vllm.weight_map import WeightMap
+from modelswarms_fast.errors import InputError
+from modelswarms_fast.weights.experts import Experts
+from modelswarms_fast.weights.weight_loader import CopyTarget, LoraMerger, MergeTarget, WeightCopier
+
+
+class LiveWeights:
+    """The serving mode "merged": the live weights are those of one particle. There is one slot."""
+
+    def __init__(
+        self,
+        loader: LoraMerger | WeightCopier,
+        live: Sequence[torch.Tensor],
+        base: Sequence[torch.Tensor],
+        experts: Experts,
+    ) -> None:
+        """`live` is overwritten with `base` to restore the base model."""
+        self._loader, self._live, self._base, self._experts = loader, list(live), list(base), experts
+
+    def load(self, slot: int, row: torch.Tensor) -> None:
+        """Serve a row [D]."""
+        self._loader.load(row)
+
+    def load_mixture(self, slot: int, mixture: torch.Tensor) -> None:
+        """Serve a mixture [n] of the experts."""
+        self._loader.load_mixture(self._experts.rows, mixture)
+
+    def restore(self) -> None:
+        """Put the base model's own weights back, bit for bit."""
+        torch._foreach_copy_(self._live, self._base)
+
+    def switch(self, on: bool) -> None:
+        """Nothing is to be switched: without a load the weights are the base model's."""
+
+
+def merged_lora(weights: WeightMap, experts: Experts) -> LiveWeights:
+    """W = W0 + scaling · B A for each adapted layer. Raises InputError for experts that do not fit the model."""
+    specs = {spec.name: spec for spec in experts.layout.specs}
+    targets = []
+    for module in experts.modules:
+        a, b = specs[module.a], specs[module.b]
+        weight = weights.resolve(f"{module.name}.weight", (b.shape[0], a.shape[1]))
+        if (other := weights.tied(weight)) is not None:
+            raise InputError(
+                f"{weight.name} is tied to {other}, which merging would change too; use engine='transformers'."
+            )
+        for live, start in weight.parts:
+            targets.append(MergeTarget(a, b, live.clone(), live, module.scaling, start))
+    return LiveWeights(
+        LoraMerger(targets), [target.live for target in targets], [target.base for target in targets], experts
+    )
+
+
+def full_weights(weights: WeightMap, experts: Experts) -> LiveWeights:
+    """Whole checkpoints, tensor by tensor. Raises InputError for experts that do not fit the model."""
+    specs = experts.layout.specs
+    found = [weights.resolve(spec.name, spec.shape) for spec in specs]
+    # A tied head lies where the embeddings do.
+    if len({weight.parts[0].live.data_ptr() for weight in found}) < len(specs):
+        raise InputError(
+            "The experts have a head of their own, but the base model's lies in its embeddings (tied); save the "
+            "experts without lm_head.weight, or untie the base model."
+        )
+    if (name := weights.missing({spec.name for spec in specs})) is not None:
+        raise InputError(f"The experts have no tensor {name}, which the base model has; use the base they share.")
+    targets = [
+        CopyTarget(spec, live, start=start)
+        for spec, weight in zip(specs, found, strict=True)
+        for live, start in weight.parts
+    ]
+    live = [target.place for target in targets]
+    return LiveWeights(WeightCopier(targets), live, [one.clone() for one in live], experts)
