@@ -10,6 +10,7 @@ import torch
 from modelswarms_fast.config import EngineConfig
 from modelswarms_fast.engines.protocol import Engine, Request
 from modelswarms_fast.engines.transformers import TransformersEngine
+from modelswarms_fast.errors import EngineError
 from modelswarms_fast.weights.experts import Experts
 
 # Mean difference allowed between the log-probabilities of the likeliest tokens. In half types the two engines round in
@@ -51,7 +52,7 @@ class ParityCheck:
         """Check a load, unless its engine has been checked.
 
         Raises:
-            RuntimeError: as `check`.
+            EngineError: as `check`.
         """
         if self.wanted(slot):
             self.check(slot, row)
@@ -62,7 +63,7 @@ class ParityCheck:
         """The mean difference for the row [D] in `slot`, or for the base model (None, None).
 
         Raises:
-            RuntimeError: it exceeds the tolerance; the engine serves something else than this row.
+            EngineError: it exceeds the tolerance; the engine serves something else than this row.
         """
         if row is None:
             self._oracle.restore()
@@ -75,9 +76,10 @@ class ParityCheck:
             differences += [abs(value - expected[token]) for token, value in served.items()]
         difference = sum(differences) / len(differences)
         if not difference <= self.tolerance:  # true of a NaN as well
-            raise RuntimeError(
+            raise EngineError(
                 "The engine does not serve the weights it was given: log-probabilities of the probe prompts differ "
-                f"by {difference:.3g} on average from the transformers engine (tolerance {self.tolerance:g})."
+                f"by {difference:.3g} on average from the transformers engine (tolerance {self.tolerance:g}); use "
+                "another serve mode or engine='transformers', and please report it."
             )
         return difference
 

@@ -19,7 +19,7 @@ import torch
 from modelswarms_fast.weights.base_model import PACKAGED, resolve_base
 from modelswarms_fast.config import DType, EngineConfig, SwarmConfig
 from modelswarms_fast.engines.protocol import start_here
-from modelswarms_fast.engines.ensemble.decoding import plain
+from modelswarms_fast.engines.ensemble.decoding import without_adapters
 from modelswarms_fast.engines.ensemble.engine import EnsembleEngine, Member, clipped
 from modelswarms_fast.engines.transformers import TransformersEngine
 from modelswarms_fast.errors import InputError
@@ -97,7 +97,7 @@ def token_swarm(
         "scoring": scoring,
         "options": dict(options or {}),
         "experts": names,
-        "architectures": [type(plain(member.engine.model)).__name__ for member in members],
+        "architectures": [type(without_adapters(member.engine.model)).__name__ for member in members],
     }
     counts = {f"{split}_examples": len(examples) for split, examples in utility.examples.items()}
     chosen = asdict(config) | {"engine": ENSEMBLE, "dtype": dtype, "max_model_len": max_model_len}

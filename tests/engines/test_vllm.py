@@ -152,7 +152,7 @@ def test_the_parity_check_proves_each_load(engine, oracle, probe, experts):
 def test_the_parity_check_sees_a_wrong_load(engine, oracle, probe, experts):
     parity_check = ParityCheck(engine, oracle)
     engine.load(0, experts.rows[1])
-    with pytest.raises(RuntimeError, match="does not serve the weights"):
+    with pytest.raises(EngineError, match="does not serve the weights"):
         parity_check.check(0, experts.rows[0])
 
 
@@ -161,7 +161,7 @@ def test_the_parity_check_sees_a_base_that_is_not_restored(engines, oracle, prob
     parity_check = ParityCheck(engine, oracle)
     engine.load(0, experts.rows[0])
     monkeypatch.setattr(engine, "_versions", {})  # as if it had been restored
-    with pytest.raises(RuntimeError, match="does not serve the weights"):
+    with pytest.raises(EngineError, match="does not serve the weights"):
         parity_check.check(None, None)
     monkeypatch.undo()
     engine.restore()

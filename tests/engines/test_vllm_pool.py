@@ -98,11 +98,11 @@ def test_slots_that_stop_early_with_rows_in_a_file(find, monkeypatch):
 def test_mixtures_by_two_engines_one_of_which_stops(find, disturb, monkeypatch, caplog):
     settings = {"serve": "mixture", "state": "mixture", "iterations": 1}
     alone, history = find(**settings)
-    helpers_group.hurry(monkeypatch, still=3.0, silent=1000.0)
+    helpers_group.hurry(monkeypatch, limit=8.0)
     give_up = Supervisor._give_up
 
     def once(self, why):
-        monkeypatch.setattr(supervisor, "STILL", 300.0)  # a start has its quiet seconds
+        monkeypatch.setattr(supervisor, "STEP_LIMIT", 300.0)  # a start has its quiet seconds
         give_up(self, why)
 
     monkeypatch.setattr(Supervisor, "_give_up", once)
@@ -112,7 +112,7 @@ def test_mixtures_by_two_engines_one_of_which_stops(find, disturb, monkeypatch, 
     assert found == history
     assert together["end"] == alone["end"]
     (line,) = [record.getMessage() for record in caplog.records if "pool" in record.name]
-    assert "of 2 stood still for 3 s and was killed; it is started anew" in line
+    assert "of 2 did not answer for 8 s and was killed; it is started anew" in line
     assert len(processes) == 3
 
 

@@ -5,7 +5,6 @@ What goes wrong does so once, as far as a file in SCRATCH tells; a token above A
 
 import os
 import signal
-import subprocess
 import sys
 import threading
 import time
@@ -13,11 +12,11 @@ from contextlib import suppress
 from multiprocessing.connection import Connection
 from pathlib import Path
 
-RIGHT, STOP, LOCK, SPIN, SLOW, CHILD, STEPS, KILL, AGAIN = range(1, 10)
+RIGHT, STOP, LOCK, SPIN, SLOW, STEPS, KILL, AGAIN = range(1, 9)
 
 
 def fail(what, pipe):
-    """Go wrong, unless it was for once and has been; SLOW, CHILD and STEPS only take their time."""
+    """Go wrong, unless it was for once and has been; SLOW and STEPS only take their time."""
     if what < AGAIN:
         mark = Path(os.environ["SCRATCH"]) / str(what)
         if mark.exists():
@@ -35,11 +34,9 @@ def fail(what, pipe):
     elif what == SPIN:
         compute(60)
     elif what == SLOW:
-        compute(2.5)
-    elif what == CHILD:
-        subprocess.run([sys.executable, "-c", "import fake_engine_process as fake; fake.compute(2.5)"], check=True)
+        compute(1.0)
     elif what == STEPS:
-        for _ in range(20):
+        for _ in range(12):
             compute(0.25)
             pipe.send(("ended", [], [("step", 0.0, 1.0)]))
 
@@ -52,7 +49,7 @@ def compute(seconds):
 
 
 def main(pipe):
-    """As engines.process.main, as far as these tests go: one message after the other, each answered whole."""
+    """As worker_process.main, as far as these tests go: one message after the other, each answered whole."""
     pipe.recv_bytes()  # the start; to read it would take torch
     pipe.send(("ready", "merged", 1, None, 1000))
     way, held, prompts = "merged", {}, {}

@@ -11,13 +11,12 @@ from modelswarms_fast.engines.pool import supervisor
 from modelswarms_fast.engines.pool.pool import EnginePool
 
 
-def hurry(monkeypatch, still, silent):
-    """Shorten the seconds that an engine may stand still or be silent."""
+def hurry(monkeypatch, limit):
+    """Shorten the seconds that an engine has to answer."""
     for module in (groups, supervisor):
         monkeypatch.setattr(module, "LOOK", 0.02)
     monkeypatch.setattr(supervisor, "PATIENCE", 1.0)
-    monkeypatch.setattr(supervisor, "STILL", still)
-    monkeypatch.setattr(supervisor, "SILENT", silent)
+    monkeypatch.setattr(supervisor, "STEP_LIMIT", limit)
 
 
 @pytest.fixture

@@ -15,8 +15,8 @@ import torch
 Floats = npt.NDArray[np.float64]
 
 
-def plain(model: Any) -> Any:
-    """A model without the adapters around it."""
+def without_adapters(model: Any) -> Any:
+    """The base model inside a model with adapters."""
     return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
@@ -65,7 +65,7 @@ class Stream:
             self._mask[row, width - len(prompt) :] = 1
         self._mask = self._mask.to(device)
         self._cache: Any = None
-        self._takes = inspect.signature(plain(model).forward).parameters
+        self._takes = inspect.signature(without_adapters(model).forward).parameters
         self.logits = self._forward(model, tokens.to(device))
 
     def advance(self, model: Callable[[], Any], rows: list[int], parents: list[int], tokens: torch.Tensor) -> None:

@@ -1,2 +1,2 @@
-"""Several engines behind the protocol of one: `pool` shares out requests, `supervisor` starts and watches one process
-and starts it anew when it dies, `worker_process` is what runs in it."""
+"""Several engines behind the protocol of one: `pool` shares out requests, `supervisor` starts one process
+and kills it if it does not answer in time, `worker_process` is what runs in it."""

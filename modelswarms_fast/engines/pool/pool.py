@@ -25,7 +25,7 @@ from modelswarms_fast.weights.shared_memory import place_of, shared_rows
 PROMPTS = 1 << 16  # that the engines keep in mind
 
 
-class _Running(NamedTuple):
+class _RunningRequest(NamedTuple):
     key: int
     slot: int | None
     engine: int
@@ -42,8 +42,8 @@ class EnginePool:
     to its slot have ended or been dropped. Any other row is copied first. Requests to the base model go to the engines
     in turn.
 
-    An engine whose process ends, or is killed because it hangs (`Supervisor.look`), is started anew once, loaded as
-    before, and asked again for what it had not answered.
+    An engine whose process ends, or is killed because it does not answer in time (`Supervisor.check`), is started anew
+    once, loaded as before, and asked again for what it had not answered.
 
     Raises:
         InputError: as the engines do when they start; or, from any method, an engine ended twice.
@@ -57,7 +57,7 @@ class EnginePool:
         self.serve: Serve = config.serve
         self.auto_timings: dict[str, float] = {}
         self._loaded: dict[int, tuple[Any, ...]] = {}
-        self._running: dict[int, _Running] = {}
+        self._running: dict[int, _RunningRequest] = {}
         self._numbers: dict[int, int] = {}
         """Key → number under which the request runs; keys come again, numbers do not."""
         self._ended: list[tuple[int, Completion]] = []
@@ -103,16 +103,16 @@ class EnginePool:
             raise
 
     def autotune(self, prompts: Sequence[list[int]], max_tokens: int) -> None:
-        """With serve="auto", have one engine time each way while the others wait; then all serve as it has chosen."""
+        """With serve="auto", have one engine time each mode while the others wait; then all serve as it has chosen."""
         numbers = [self._number(prompt) for prompt in prompts]
-        way, self.auto_timings = self._request(0, numbers, "autotune", numbers, max_tokens)
-        self.set_mode(way)
+        mode, self.auto_timings = self._request(0, numbers, "autotune", numbers, max_tokens)
+        self.set_mode(mode)
 
-    def set_mode(self, way: Serve) -> None:
-        """Serve in this way, which `autotune` has taken."""
-        self.serve = self._chosen = way
+    def set_mode(self, mode: Serve) -> None:
+        """Serve in this mode, which `autotune` has taken."""
+        self.serve = self._chosen = mode
         for worker in self._workers:
-            worker.calls.append(("set_mode", way))
+            worker.calls.append(("set_mode", mode))
         self.slots = self._request(0, [], "count_slots") * len(self._workers)
 
     def load(self, slot: int, row: torch.Tensor) -> None:
@@ -128,7 +128,7 @@ class EnginePool:
         self._load(slot, "load", *place)
 
     def load_mixture(self, slot: int, mixture: torch.Tensor) -> None:
-        """Serve the mixture [n] of the experts from `slot`; their rows must be those that the group started with."""
+        """Serve the mixture [n] of the experts from `slot`; their rows must be those that the pool started with."""
         self._load(slot, "load_mixture", mixture.tolist())
 
     def restore(self) -> None:
@@ -144,7 +144,7 @@ class EnginePool:
         prompt = self._number(request.prompt)
         continuation = None if request.continuation is None else self._number(request.continuation)
         self._numbers[key] = number
-        self._running[number] = _Running(key, request.slot, engine, prompt, max_tokens, continuation)
+        self._running[number] = _RunningRequest(key, request.slot, engine, prompt, max_tokens, continuation)
         self._submitted += 1
         self._ask(number)
 
@@ -249,15 +249,15 @@ class EnginePool:
     # answers
 
     def _receive(self) -> None:
-        """Take in what has come, or wait for it; notice processes that have ended or hang."""
+        """Take in what has come, or wait for it; notice processes that have ended or do not answer."""
         if self._failure is not None:
-            raise RuntimeError("an engine of this group has failed; close() it") from self._failure
+            raise RuntimeError("an engine of this pool has failed; close() it") from self._failure
         pipes = {worker.pipe: worker for worker in self._workers}
         heard = wait(pipes, timeout=LOOK)
         for pipe in heard:
             assert isinstance(pipe, Connection)
             worker = pipes.pop(pipe)
-            worker.heard = True
+            worker.heard()
             try:
                 message = pipe.recv()
             except (EOFError, OSError):
@@ -272,7 +272,7 @@ class EnginePool:
             if worker.process.poll() is not None:  # a child of the process may hold its pipe open
                 self._ended_early(worker)
             else:
-                worker.look(owes=not worker.ready or worker.number in owing)
+                worker.check(owes=not worker.ready or worker.number in owing)
 
     def _take(self, worker: Supervisor, what: str, *content: Any) -> None:
         if what == "ended":
@@ -324,7 +324,7 @@ class EnginePool:
         return (self._submitted if slot is None else self._check_slot(slot)) % len(self._workers)
 
     def _place_in(self, slot: int | None) -> int | None:
-        """Slot of the engine for a slot of the group."""
+        """Slot of the engine for a slot of the pool."""
         return None if slot is None else slot // len(self._workers)
 
     def _check_slot(self, slot: int) -> int:

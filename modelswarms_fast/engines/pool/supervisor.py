@@ -1,4 +1,4 @@
-"""The process of one engine of a group, seen from the group: how it starts, ends, and whether it hangs."""
+"""The process of one engine of a pool, seen from the pool: how it starts, ends, and is given up."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ import socket
 import struct
 import subprocess
 import sys
+import time
 from contextlib import suppress
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -23,12 +23,12 @@ from modelswarms_fast.errors import InputError
 MODULE = ("-m", "modelswarms_fast.engines.pool.worker_process")
 LOOK = 1.0  # seconds between two looks at the processes
 PATIENCE = 10.0  # seconds that a process has to end by itself
-STILL = 300.0  # seconds of doing nothing after which a process that owes an answer hangs
-SILENT = 3600.0  # seconds without an answer or a step after which it does, whatever it computes
+STEP_LIMIT = 300.0  # seconds within which a process that owes an answer says something
+START_LIMIT = 1800.0  # and those that it has to load its model
 
 
 class Supervisor:
-    """One process, and what it has to be told."""
+    """Starts one process, tells it what it has to know, and kills it if it does not answer in time."""
 
     def __init__(self, number: int, count: int, start: Start) -> None:
         self.name = f"Engine {number + 1} of {count}"
@@ -38,14 +38,13 @@ class Supervisor:
 
     def begin(self) -> None:
         """Start the process; it has been told nothing yet."""
-        self.ready = self.heard = False
+        self.ready = False
         self.calls: list[tuple[Any, ...]] = []
         self.knows: set[int] = set()
         """Prompts."""
-        self._silent = self._still = 0  # looks in a row
-        self._hung = ""
+        self._why_killed = ""
         self.pipe, theirs = Pipe()
-        _limit(self.pipe, STILL)
+        _limit(self.pipe, STEP_LIMIT)
         cores = share_cores(sorted(os.sched_getaffinity(0)), self.number, self._count)
         command = [sys.executable, "-P", *MODULE, str(theirs.fileno())]
         mine = os.sched_getaffinity(0)
@@ -62,14 +61,19 @@ class Supervisor:
         finally:
             os.sched_setaffinity(0, mine)
             theirs.close()
+        self.heard()
         self.tell(self._start)
+
+    def heard(self) -> None:
+        """It has said something, or owes nothing: its time begins anew."""
+        self._last = time.monotonic()
 
     def tell(self, message: Any) -> None:
         """Send; a process that has ended is noticed where its answers are waited for."""
         try:
             self.pipe.send(message)
         except BlockingIOError:
-            self._give_up(f"took in nothing for {STILL:.0f} s")
+            self._give_up(f"took in nothing for {STEP_LIMIT:.0f} s")
         except (BrokenPipeError, ConnectionResetError):
             pass
 
@@ -79,30 +83,22 @@ class Supervisor:
             calls, self.calls = self.calls, []
             self.tell(calls)
 
-    def look(self, *, owes: bool) -> None:
-        """Kill a process that owes an answer and hangs; to be called every LOOK seconds.
+    def check(self, *, owes: bool) -> None:
+        """Kill the process if it owes an answer and has said nothing for too long; to be called again and again.
 
-        One that is stopped, or waits for what never comes, uses no processor, while the slowest step does: it hangs
-        if in all looks of STILL seconds nothing of it ran, was ready to or waited for a disk. One that runs in circles
-        does, but neither answers nor steps: it has SILENT seconds. Looks are counted, and not seconds, so that a time
-        in which this process was away is no silence of the other.
+        A process that works says so after each step of its engine (`worker_process.BEAT`).
         """
-        if not owes or self.heard:
-            self._still = self._silent = 0
-        else:
-            self._still = self._still + 1 if _idle(self.process.pid) else 0
-            self._silent += 1
-        self.heard = False
-        if self._still * LOOK >= STILL:
-            self._give_up(f"stood still for {STILL:.0f} s")
-        elif self._silent * LOOK >= SILENT:
-            self._give_up(f"ended no step for {SILENT:.0f} s")
+        limit = STEP_LIMIT if self.ready else START_LIMIT
+        if not owes:
+            self.heard()
+        elif time.monotonic() - self._last > limit:
+            self._give_up(f"did not answer for {limit:.0f} s")
 
     def cause(self) -> str:
         """How the process ended."""
         code = self.process.poll()
-        if self._hung or code is None:
-            return f"{self._hung or 'does not end'} and was killed"
+        if self._why_killed or code is None:
+            return f"{self._why_killed or 'does not end'} and was killed"
         return f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with status {code}"
 
     def end(self) -> None:
@@ -119,7 +115,7 @@ class Supervisor:
 
     def _give_up(self, why: str) -> None:
         """From here on it is a process that has ended."""
-        self._hung = why
+        self._why_killed = why
         self._kill()
 
     def _kill(self) -> None:
@@ -153,17 +149,3 @@ def _limit(pipe: Connection, seconds: float) -> None:
     with socket.socket(fileno=os.dup(pipe.fileno())) as end:
         for option in (socket.SO_SNDTIMEO, socket.SO_RCVTIMEO):
             end.setsockopt(socket.SOL_SOCKET, option, struct.pack("ll", int(whole), int(rest * 1e6)))
-
-
-def _idle(pid: int | str) -> bool:
-    """Whether no thread of a process, or of those that it has started, runs, is ready to or waits for a disk."""
-    try:
-        for task in Path(f"/proc/{pid}/task").iterdir():
-            if (task / "stat").read_text().rpartition(")")[2].split()[0] in {"R", "D"}:
-                return False
-            children = task / "children"  # some systems do not say
-            if children.exists() and not all(map(_idle, children.read_text().split())):
-                return False
-    except OSError:  # one has just ended
-        return False
-    return True

@@ -1,6 +1,6 @@
 """The process of one engine among several: does what `EnginePool` writes into a pipe, says what ended.
 
-Run as a module with the descriptor of the pipe as its argument. A message of the group is a list of calls (name,
+Run as a module with the descriptor of the pipe as its argument. A message of the pool is a list of calls (name,
 arguments) to methods of `Served`; one of this process is a word and what belongs to it. Rows and prompts are named by
 where they lie; weights never go through the pipe.
 """
@@ -44,7 +44,7 @@ class Start:
 
 
 class Served:
-    """An engine, and what the group's calls mean to it."""
+    """An engine, and what the pool's calls mean to it."""
 
     def __init__(self, start: Start, send: Connection) -> None:
         self._memory = {descriptor: attach(descriptor) for descriptor in start.descriptors}
@@ -73,16 +73,16 @@ class Served:
         self.engine.load_mixture(slot, torch.tensor(mixture, dtype=torch.float64))
 
     def autotune(self, prompts: list[int], max_tokens: int) -> None:
-        """Answer with the fastest way to serve."""
+        """Answer with the fastest mode."""
         self.engine.autotune([self._prompts[prompt] for prompt in prompts], max_tokens)
         self._send.send(("answer", (self.engine.serve, self.engine.auto_timings)))
 
-    def set_mode(self, way: Serve) -> None:
-        """Serve in the way that was chosen."""
-        self.engine.set_mode(way)
+    def set_mode(self, mode: Serve) -> None:
+        """Serve in the mode that was chosen."""
+        self.engine.set_mode(mode)
 
     def count_slots(self) -> None:
-        """Answer with the slots of the way to serve."""
+        """Answer with the slots of the mode."""
         self._send.send(("answer", self.engine.slots))
 
     def restore(self) -> None:
@@ -122,7 +122,7 @@ class Served:
 
     def _watch(self, what: str, lane: int, begin: float, end: float) -> None:
         self._seen.append((what, begin, end))
-        if end - self._said > BEAT:  # the group is to know that there are steps, though nothing has ended
+        if end - self._said > BEAT:  # the pool is to know that there are steps, though nothing has ended
             self._say([])
 
     def _say(self, ended: list[tuple[Any, ...]]) -> None:
@@ -131,7 +131,7 @@ class Served:
 
 
 def _listen(pipe: Connection, calls: queue.SimpleQueue[list[tuple[Any, ...]]]) -> None:
-    """Take messages as they come, so that the group never waits for a step; the end of the group is our end."""
+    """Take messages as they come, so that the pool never waits for a step; the end of the pool is our end."""
     try:
         while True:
             calls.put(pipe.recv())
@@ -152,7 +152,7 @@ def _serve(served: Served, calls: queue.SimpleQueue[list[tuple[Any, ...]]]) -> N
 
 def main(descriptor: int) -> None:
     """Serve until the pipe is closed."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the group's to answer
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the pool's to answer
     pipe = Connection(descriptor)
     try:
         start = pipe.recv()
@@ -169,7 +169,7 @@ def main(descriptor: int) -> None:
         return
     except Exception as error:
         pipe.send(("failed", _portable(error)))
-        threading.Event().wait()  # until the group closes the pipe
+        threading.Event().wait()  # until the pool closes the pipe
 
 
 def _portable(error: Exception) -> Exception:
@@ -180,7 +180,7 @@ def _portable(error: Exception) -> Exception:
 
 
 if __name__ == "__main__":
-    # As the module that the group's pickles name, not as __main__: there is one Start then.
+    # As the module that the pool's pickles name, not as __main__: there is one Start then.
     from modelswarms_fast.engines.pool import worker_process
 
     worker_process.main(int(sys.argv[1]))
