@@ -14,8 +14,6 @@ import inspect
 import json
 import logging
 import textwrap
-import types
-import typing
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,32 +24,27 @@ from rich.markup import escape
 from typer.models import OptionInfo
 
 from modelswarms_fast.cli.config_file import read_config, words
-from modelswarms_fast.config import EngineConfig, Scoring, SwarmConfig
+from modelswarms_fast.config import Scoring, SwarmConfig
 from modelswarms_fast.errors import InputError
 from modelswarms_fast.records.progress import log, say
 
 PROGRAM = "modelswarms-fast"
 
-GENERAL = "Options"
-PANELS: dict[str, tuple[str, ...]] = {
-    "Input": (
-        "base", "task", "data", "split", "limit_dev", "limit_test", "max_tokens", "scoring",
-        "options", "train", "examples",
-    ),
-    "Output": ("out", "overwrite", "trace", "log", "plots"),
-    "Search": (
-        "particles", "iterations", "patience", "seed", "stop_early", "searches", "ranges", "evaluations",
-        "minutes", "seeds", "budget", "methods", "at_once",
-    ),
-    "Swarm": tuple(one.name for one in dataclasses.fields(SwarmConfig)),
-    "Engine": tuple(one.name for one in dataclasses.fields(EngineConfig)),
-    "Memory": ("state", "row_dtype", "rounding", "host_memory", "device_memory", "spill"),
-    "Checks": ("parity_check", "confirm", "final_test", "evaluate"),
-    GENERAL: ("config", "verbose"),
-}  # fmt: skip
-"""Groups of --help in their order, with the options of each in theirs. An option of two is in the more special one."""
+PANELS = ("Input", "Output", "Search", "Swarm", "Engine", "Memory", "Checks", "Options")
+"""Groups of --help, in this order."""
 
-_SPECIAL = ("Input", "Output", "Search", "Memory", "Checks", GENERAL, "Swarm", "Engine")
+_MEMBERS = {
+    "Input": ("base", "task", "data", "split", "limit_dev", "limit_test", "max_tokens", "scoring", "options", "train"),
+    "Output": ("out", "overwrite", "resume", "log", "trace"),
+    "Search": (
+        "particles", "iterations", "patience", "seed", "stop_early", "searches", "seeds", "budget", "evaluations",
+        "minutes", "methods", "ranges", "at_once",
+    ),
+    "Memory": ("state", "row_dtype", "rounding", "host_memory", "device_memory", "spill"),
+    "Checks": ("parity_check", "confirm", "final_test"),
+    "Options": ("config", "verbose"),
+}  # fmt: skip
+"""Their options, in this order. What is in none is a setting of "Swarm" or "Engine"."""
 
 FLAGS = {"options": "--option", "engine_options": "--engine-option", "ranges": "--range"}
 """Options that are given once for each entry are named in the singular."""
@@ -88,7 +81,7 @@ AtOnce = Annotated[int, typer.Option(help="Searches that run side by side on the
 
 
 def settings(
-    *kinds: type, only: Collection[str] | None = None, without: Collection[str] = (), **defaults: Any
+    *kinds: type, only: Collection[str] | None = None, **defaults: Any
 ) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Give a command's function an option for each field of these dataclasses, and --config and --verbose.
 
@@ -98,22 +91,19 @@ def settings(
     Args:
         kinds: the dataclasses.
         only: fields to take of the last dataclass; None: all.
-        without: fields to leave out.
         defaults: other defaults than the fields have.
     """
 
     def decorate(function: Callable[..., None]) -> Callable[..., None]:
-        own = [
-            one for one in inspect.signature(function, eval_str=True).parameters.values() if one.kind != one.VAR_KEYWORD
-        ]
+        own = [one for one in _declared(function) if one.kind != one.VAR_KEYWORD]
         derived = [
             parameter
             for kind in kinds
             for parameter in parameters_of(kind)
-            if parameter.name not in without and (only is None or kind is not kinds[-1] or parameter.name in only)
+            if only is None or kind is not kinds[-1] or parameter.name in only
         ]
         derived = [one.replace(default=defaults.get(one.name, one.default)) for one in derived]
-        found = sorted((_with_panel(one) for one in [*own, *derived, *_GENERAL]), key=_order)
+        found = sorted(map(_with_panel, [*own, *derived, *_declared(_everywhere)]), key=_order)
 
         @functools.wraps(function)
         def command(_context: typer.Context, **values: Any) -> None:
@@ -121,13 +111,11 @@ def settings(
             for one in derived:
                 if (source := _context.get_parameter_source(one.name)) is not None and source.name != "DEFAULT":
                     arguments[one.name] = values[one.name]
-            for name in ("options", "engine_options", "ranges"):
-                if arguments.get(name) is not None:
-                    arguments[name] = read_pairs(arguments[name], FLAGS[name])
+            if "options" in arguments:
+                arguments["options"] = read_pairs(arguments["options"], FLAGS["options"])
             if "engine_options" in arguments:
-                arguments["engine_options"] = {
-                    name: value_of(text) for name, text in arguments["engine_options"].items()
-                }
+                texts = read_pairs(arguments["engine_options"], FLAGS["engine_options"])
+                arguments["engine_options"] = {name: value_of(text) for name, text in texts.items()}
             if len(arguments.get("experts") or ()) == 1:
                 arguments["experts"] = arguments["experts"][0]
             function(**arguments)
@@ -147,7 +135,7 @@ def parameters_of(kind: type) -> list[inspect.Parameter]:
     found = []
     for one in dataclasses.fields(kind):
         hint, default = hints[one.name], one.default
-        if get_origin(hint) in (dict, Mapping, typing.get_origin(Mapping[str, str])):
+        if get_origin(hint) is Mapping:
             hint, default = list[str] | None, None
         elif default is dataclasses.MISSING:
             default = inspect.Parameter.empty
@@ -213,7 +201,7 @@ def command_of(name: str, arguments: Mapping[str, Any]) -> list[str]:
     return line
 
 
-def _verbosity(value: bool) -> bool:
+def log_details(value: bool) -> bool:
     """Show details on standard error, or not."""
     log.handlers = [_Lines()] if value else []
     log.setLevel(logging.INFO if value else logging.WARNING)
@@ -225,20 +213,24 @@ class _Lines(logging.Handler):
         say(record.getMessage())
 
 
+def _declared(function: Callable[..., None]) -> list[inspect.Parameter]:
+    return list(inspect.signature(function, eval_str=True).parameters.values())
+
+
 def _panel(name: str) -> str:
-    return next((panel for panel in _SPECIAL if name in PANELS[panel]), GENERAL)
+    swarm = {one.name for one in dataclasses.fields(SwarmConfig)}
+    return next((panel for panel in _MEMBERS if name in _MEMBERS[panel]), "Swarm" if name in swarm else "Engine")
 
 
 def _order(parameter: inspect.Parameter) -> tuple[int, int]:
-    panel, name = _panel(parameter.name), parameter.name
-    if name in ARGUMENTS:
-        return -1, ARGUMENTS.index(name)
-    place = PANELS[panel].index(name) if name in PANELS[panel] else len(PANELS[panel])
-    return list(PANELS).index(panel), place
+    """Where --help has it; a panel of settings keeps the order of their fields."""
+    if parameter.name in ARGUMENTS:
+        return -1, ARGUMENTS.index(parameter.name)
+    panel = _panel(parameter.name)
+    return PANELS.index(panel), _MEMBERS[panel].index(parameter.name) if panel in _MEMBERS else 0
 
 
 def _with_panel(parameter: inspect.Parameter) -> inspect.Parameter:
-    """The parameter, its option in the panel to which it belongs."""
     kind, info = get_args(parameter.annotation)
     info = copy.copy(info)
     if isinstance(info, OptionInfo):
@@ -246,28 +238,20 @@ def _with_panel(parameter: inspect.Parameter) -> inspect.Parameter:
     return parameter.replace(kind=parameter.KEYWORD_ONLY, annotation=Annotated[kind, info])
 
 
-def _general(name: str, kind: types.GenericAlias | Any, default: Any, option: Any) -> inspect.Parameter:
-    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[kind, option])
-
-
-_GENERAL = (
-    _general(
-        "config",
+def _everywhere(
+    config: Annotated[
         Path | None,
-        None,
         typer.Option(
             help="YAML or JSON file of options by name, such as a run's config.json; the command line overrides it.",
             is_eager=True,
             callback=read_config,
         ),
-    ),
-    _general(
-        "verbose",
-        bool,
-        False,
-        typer.Option("--verbose", help="Show memory, seconds and other details.", callback=_verbosity),
-    ),
-)
+    ] = None,
+    verbose: Annotated[
+        bool, typer.Option("--verbose", help="Show memory, seconds and other details.", callback=log_details)
+    ] = False,
+) -> None:
+    """Options of every command that has settings; their callbacks do the work."""
 
 
 def split_settings(given: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:

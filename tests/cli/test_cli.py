@@ -104,6 +104,19 @@ def test_every_setting_has_an_option_and_reaches_the_search(tiny, arguments, tmp
     assert config["restart"] is False
 
 
+def test_the_config_of_a_run_repeats_it(tiny, arguments, tmp_path, monkeypatch):
+    first, again = tmp_path / "first", tmp_path / "again"
+    more = ["--iterations", 1, "--inertia", 0.125, "--no-repel", "--limit-dev", 4, "--max-tokens", 3]
+    assert run(monkeypatch, "search", tiny["experts"], *arguments, "--out", first, *more) == 0
+    assert run(monkeypatch, "search", "--config", first / "config.json", "--out", again, "--seed", 5) == 0
+    configs = [read_json(folder / "config.json") for folder in (first, again)]
+    assert configs[1].pop("seed") == 5
+    configs[0].pop("seed")
+    for config in configs:
+        config.pop("command", None)
+    assert configs[0] == configs[1]
+
+
 def test_rounding_reaches_the_search(tiny, arguments, tmp_path, monkeypatch):
     """Alone, since rows that are rounded exclude state mixture."""
     options = ["--rounding", "stochastic", "--row-dtype", "bfloat16", "--iterations", "1"]
@@ -199,6 +212,21 @@ def test_the_demo_says_where_it_has_to_run(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert run(monkeypatch, "demo") == 2
     assert "clone of the repository" in capsys.readouterr().err
+
+
+def test_the_demo_shows_the_search_that_it_runs(tmp_path, monkeypatch, capsys):
+    import modelswarms_fast.runs.search
+
+    def shown(**settings):
+        raise main.InputError("seen")
+
+    monkeypatch.setattr(modelswarms_fast.runs.search, "search", shown)
+    (tmp_path / "my examples" / "experts").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    assert run(monkeypatch, "demo", "--examples", "my examples") == 2
+    shown = capsys.readouterr().err
+    assert "modelswarms-fast search 'my examples/experts' --base smollm2-135m-instruct --task exact_match" in shown
+    assert "--out runs/demo --overwrite --inertia 0.2" in shown
 
 
 def test_an_engine_that_fails_is_one_sentence_and_the_journal_stays(tiny, arguments, tmp_path, monkeypatch, capsys):
