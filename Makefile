@@ -21,7 +21,7 @@ lint: .venv/dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/clang-format --dry-run -Werror csrc/* kernels/*.cu kernels/*.cuh kernels/*.h tests/cuda_on_cpu/* tests/sanitize/*
+	$(BIN)/clang-format --dry-run -Werror csrc/* kernels/*.cu kernels/*.cuh kernels/*.h tests/cuda_on_cpu/* tests/sanitize/* benchmarks/operators/*.cpp
 
 # The C++ without Python, once under AddressSanitizer and UBSan and once under ThreadSanitizer; needs g++ alone.
 sanitize:

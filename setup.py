@@ -14,7 +14,7 @@ from pybind11.setup_helpers import ParallelCompile, Pybind11Extension, build_ext
 from setuptools import setup
 
 ARCHITECTURES = (80, 90, 100)
-CPU_FILES = "arena bindings limit low_rank mix plan row_name simd slab swarm_update swiglu tensor_update view"
+CPU_FILES = "arena bindings low_rank mix plan row_name simd slab swarm_update swiglu tensor_update view"
 CPU_SOURCES = [f"csrc/{name}.cpp" for name in CPU_FILES.split()]
 CUDA_SOURCES = ["kernels/host_memory.cu", "kernels/mix.cu", "kernels/plan.cu", "kernels/swarm_update.cu"]
 HEADERS = [str(path) for folder in ("csrc", "kernels") for path in sorted(Path(folder).glob("*.*h"))]

@@ -31,6 +31,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from benchmarks.limits import limit_copy, limit_mix, limit_update
 from modelswarms_fast.ops import _C, available_backends
 from modelswarms_fast.weights.arena import empty_rows
 
@@ -231,7 +232,7 @@ def update_limit(bytes_moved: int, device: torch.device = CPU) -> dict[str, tupl
     def loop(x_out: int, stream_x: bool, stream_v: bool) -> tuple[int, Call]:
         # The default argument keeps the memory alive.
         def call(_memory: Tensor = memory) -> None:
-            _C.limit_update(x, v, p, x_out, v, words, stream_x, stream_v)
+            limit_update(x, v, p, x_out, v, words, stream_x, stream_v)
 
         return 5 * words * WORD, call
 
@@ -252,7 +253,7 @@ def mix_limit(particles: int, count: int, row_bytes: int, device: torch.device =
 
     def loop(stream: bool) -> tuple[int, Call]:
         def call(_memory: Tensor = memory) -> None:
-            _C.limit_mix(out, stride, experts, stride, particles, count, words, stream)
+            limit_mix(out, stride, experts, stride, particles, count, words, stream)
 
         return (particles + count) * words * WORD, call
 
@@ -271,7 +272,7 @@ def copies(row_bytes: int, device: torch.device = CPU) -> dict[str, Call]:
         for stream, name in enumerate(("memcpy", "past the caches")):
 
             def call(count: int = count, stream: bool = bool(stream)) -> None:
-                _C.limit_copy(*addresses, count, stream)
+                limit_copy(*addresses, count, stream)
 
             calls[name if count == CORES else f"{name}, one thread"] = call
     return calls

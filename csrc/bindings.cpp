@@ -8,7 +8,6 @@
 
 #include "arena.h"
 #include "check.h"
-#include "limit.h"
 #include "low_rank.h"
 #include "mix.h"
 #include "plan.h"
@@ -256,22 +255,6 @@ void bind_arena(py::module_& m) {
       });
 }
 
-void limit_update_cpu(Address x, Address v, Address p, Address x_out, Address v_out, Int words, bool stream_x,
-                      bool stream_v) {
-  limit_update({at<std::uint64_t>(x), at<std::uint64_t>(v), at<std::uint64_t>(p), at<std::uint64_t>(x_out),
-                at<std::uint64_t>(v_out), words, stream_x, stream_v});
-}
-
-void limit_mix_cpu(Address out, Int out_stride, Address in, Int in_stride, Int writes, Int reads, Int words,
-                   bool stream) {
-  limit_mix(
-      {at<std::uint64_t>(out), out_stride, at<std::uint64_t>(in), in_stride, writes, reads, words, stream});
-}
-
-void limit_copy_cpu(Address out, Address in, Int bytes, int threads, bool stream) {
-  limit_copy(at<char>(out), at<char>(in), bytes, threads, stream);
-}
-
 py::bytes row_name_of(Address row, Int bytes) {
   RowName name;
   {
@@ -357,12 +340,6 @@ PYBIND11_MODULE(_C, m) {
       .def("load_mixture", &load_mixture<LoraMerger>, NoGil());
 
   m.def("row_name", &row_name_of);
-
-  // What memory and arithmetic allow, for benchmarks/.
-  m.def("limit_update", &limit_update_cpu, NoGil());
-  m.def("limit_mix", &limit_mix_cpu, NoGil());
-  m.def("limit_copy", &limit_copy_cpu, NoGil());
-  m.def("limit_arithmetic", &limit_arithmetic, NoGil());
 
   bind_arena(m);
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from benchmarks.limits import limit_arithmetic
 from benchmarks.measure import (
     CORES,
     THREADS,
@@ -20,7 +21,7 @@ from benchmarks.measure import (
     short,
     threads,
 )
-from modelswarms_fast.ops import _C, mix_
+from modelswarms_fast.ops import mix_
 from modelswarms_fast.weights.arena import empty_rows
 
 PARTICLES, EXPERTS, LARGE, LARGE_QUICK = 20, 10, 6_000_000, 2_000_000
@@ -153,10 +154,10 @@ def test_arithmetic(measure: Measure, count: int) -> None:
     """What the processor does with numbers that are already in registers: the roof above the roof of memory."""
     rounds = 1_000_000
     with threads(count):
-        operations = _C.limit_arithmetic(rounds)
+        operations = limit_arithmetic(rounds)
         info = measure.row(
             "products and sums of float32 in registers",
-            lambda: _C.limit_arithmetic(rounds),
+            lambda: limit_arithmetic(rounds),
             memory=False,
             dtype="float32",
             threads=count,

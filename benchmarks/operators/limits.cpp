@@ -1,11 +1,11 @@
-#include "limit.h"
-
+// What memory and arithmetic allow: plain loops that do nothing but the loads and stores of an operator, on
+// as many threads as the operators. Each word that is read decides a word that is written, so nothing can be
+// left out. benchmarks/limits.py compiles this file and calls the functions at its end.
 #include <omp.h>
 
 #include <algorithm>
+#include <cstdint>
 #include <cstring>
-
-#include "check.h"
 
 // The loops are left to the compiler, once for each width of registers; the dynamic linker picks.
 #if defined(__x86_64__)
@@ -15,11 +15,27 @@
 #define MS_EVERY_WIDTH
 #endif
 
-namespace modelswarms {
 namespace {
 
 using Word = std::uint64_t;
 using Int = std::int64_t;
+
+struct LimitUpdate {
+  const Word* x;
+  const Word* v;
+  const Word* p;
+  Word* x_out;
+  Word* v_out;
+  bool stream_x, stream_v;
+};
+
+struct LimitMix {
+  Word* out;
+  Int out_stride;
+  const Word* in;
+  Int in_stride, writes, reads;
+  bool stream;
+};
 
 constexpr Int kLine = 8;     // words of one cache line
 constexpr Int kBlock = 512;  // words that stay in the first cache between two loops
@@ -137,28 +153,36 @@ MS_EVERY_WIDTH float multiply_and_add(Int rounds) {
 
 }  // namespace
 
-void limit_update(const LimitUpdate& args) {
-  MS_CHECK(args.words >= 0, "words must not be negative");
-  for_sections(args.words, [&](Int begin, Int end) { update_section(args, begin, end); });
+extern "C" {
+
+// Three read and two write streams of `words` 64-bit words: v' = v + (p - x), x' = x + v'. x_out may be x and
+// v_out may be v: then the loop works in place, as the update does. `stream_x`, `stream_v`: stores of x' and
+// v' go past the caches.
+void limit_update(const Word* x, const Word* v, const Word* p, Word* x_out, Word* v_out, Int words,
+                  bool stream_x, bool stream_v) {
+  const LimitUpdate args{x, v, p, x_out, v_out, stream_x, stream_v};
+  for_sections(words, [&](Int begin, Int end) { update_section(args, begin, end); });
 }
 
-void limit_mix(const LimitMix& args) {
-  MS_CHECK(args.words >= 0 && args.reads >= 0 && args.writes >= 0,
-           "words, reads and writes must not be negative");
-  for_sections(args.words, [&](Int begin, Int end) { mix_section(args, begin, end); });
+// `reads` rows of `words` 64-bit words in, `writes` rows out: every word that is written is made of one word
+// of each row that is read. Strides count words. `past`: stores go past the caches.
+void limit_mix(Word* out, Int out_stride, const Word* in, Int in_stride, Int writes, Int reads, Int words,
+               bool past) {
+  const LimitMix args{out, out_stride, in, in_stride, writes, reads, past};
+  for_sections(words, [&](Int begin, Int end) { mix_section(args, begin, end); });
 }
 
-void limit_copy(char* out, const char* in, Int bytes, int threads, bool stream) {
-  MS_CHECK(bytes >= 0 && bytes % (kLine * 8) == 0 && threads > 0, "a copy is of whole cache lines");
+// memcpy of whole cache lines, shared out among so many threads; `past`: with stores past the caches instead.
+void limit_copy(char* out, const char* in, Int bytes, int threads, bool past) {
   const auto copy = [&](Int begin, Int end) {
-    if (!stream) {
+    if (!past) {
       std::memcpy(out + begin, in + begin, static_cast<std::size_t>(end - begin));
       return;
     }
     for (Int i = begin; i < end; i += kLine * 8) {
       // A line that comes from memory is asked for ahead, or some processors copy a fifth slower.
       __builtin_prefetch(in + i + 4096, 0, 2);
-      modelswarms::stream(reinterpret_cast<Word*>(out + i), reinterpret_cast<const Word*>(in + i), 0, kLine);
+      stream(reinterpret_cast<Word*>(out + i), reinterpret_cast<const Word*>(in + i), 0, kLine);
     }
     fence();
   };
@@ -169,6 +193,8 @@ void limit_copy(char* out, const char* in, Int bytes, int threads, bool stream) 
     copy(lines * thread / threads * kLine * 8, lines * (thread + 1) / threads * kLine * 8);
 }
 
+// `rounds` products and as many sums of float32 in each of a few thousand lanes a thread, all in registers;
+// returns how many floating-point operations that were, of all threads. A product and a sum are not fused.
 double limit_arithmetic(Int rounds) {
   double operations = 0.0;
 #pragma omp parallel reduction(+ : operations)
@@ -180,4 +206,4 @@ double limit_arithmetic(Int rounds) {
   return operations;
 }
 
-}  // namespace modelswarms
+}  // extern "C"

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from benchmarks import measure
-from modelswarms_fast.ops import _C
+from benchmarks.limits import limit_arithmetic, limit_mix, limit_update
 
 
 def test_medians_ratios_and_turns():
@@ -76,7 +76,7 @@ def test_the_limit_of_the_update_reads_and_writes_everything(words, elsewhere, s
     moved = v + (p - x)
     expected = x + moved
     out = other if elsewhere else x
-    _C.limit_update(x.data_ptr(), v.data_ptr(), p.data_ptr(), out.data_ptr(), v.data_ptr(), words, *streams)
+    limit_update(x.data_ptr(), v.data_ptr(), p.data_ptr(), out.data_ptr(), v.data_ptr(), words, *streams)
     assert torch.equal(out, expected)
     assert torch.equal(v, moved)
 
@@ -85,15 +85,15 @@ def test_the_limit_of_the_update_reads_and_writes_everything(words, elsewhere, s
 @pytest.mark.parametrize("stream", [False, True])
 def test_the_limit_of_the_mix_reads_and_writes_everything(words, stream):
     read, out = torch.randint(0, 2**50, (5, words)), torch.full((3, words + 1), -1)
-    _C.limit_mix(out.data_ptr(), words + 1, read.data_ptr(), words, 3, 5, words, stream)
+    limit_mix(out.data_ptr(), words + 1, read.data_ptr(), words, 3, 5, words, stream)
     assert torch.equal(out[:, :words], read.sum(0) + torch.arange(3)[:, None])
     assert (out[:, words] == -1).all()
 
 
 def test_the_limit_of_arithmetic_counts_all_threads():
-    one = _C.limit_arithmetic(1000)
+    one = limit_arithmetic(1000)
     assert one > 0
-    assert _C.limit_arithmetic(3000) == 3 * one
+    assert limit_arithmetic(3000) == 3 * one
 
 
 def test_random_rows_do_not_change():
