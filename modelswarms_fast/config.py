@@ -214,9 +214,10 @@ class EngineConfig:
 
     At least 1. More requests need more memory for keys and values; those that find none start again later."""
     engine_options: Mapping[str, object] = field(default_factory=dict)
-    """Options of vLLM by vLLM's own names, such as gpu_memory_utilization.
+    """Option of vLLM by its own name, as in gpu_memory_utilization=0.6; given once for each.
 
-    They override what is set here. An option on which loading particles relies is refused. vLLM only."""
+    In Python and in files a mapping. It overrides what is set here; an option on which loading particles relies is
+    refused."""
     parity_check: CheckedLoads = "first"
     """Which loads are compared with the transformers engine: none (off), the first, or all."""
     host_memory: str | None = None

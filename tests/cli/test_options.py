@@ -198,6 +198,20 @@ def test_the_command_of_a_call_repeats_the_call(tmp_path):
     assert seen == {name: value for name, value in arguments.items() if value is not None}
 
 
+def test_options_of_vllm(tmp_path):
+    engine = ["--engine-option", "gpu_memory_utilization=0.6", "--engine-option", "quantization=fp8"]
+    expected = {"gpu_memory_utilization": 0.6, "quantization": "fp8"}
+    assert taken("e", *MUST[:4], *engine)["engine_options"] == expected
+    (tmp_path / "a.yaml").write_text("engine_options: {gpu_memory_utilization: 0.6, enforce_eager: true}")
+    (tmp_path / "a.json").write_text('{"engine_options": {"gpu_memory_utilization": 0.6, "enforce_eager": true}}')
+    expected = {"gpu_memory_utilization": 0.6, "enforce_eager": True}
+    for name in ("a.yaml", "a.json"):
+        assert taken("e", *MUST[:4], "--config", tmp_path / name)["engine_options"] == expected
+    given = {"n": 1, "m": [1, "x"], "f": True, "none": None, "text": "a b"}
+    words = command_of("search", {"experts": ["e"], "base": "b", "task": "t", "engine_options": given})
+    assert taken(*words[2:])["engine_options"] == given
+
+
 def test_what_sweep_and_compare_pass_on(monkeypatch):
     from modelswarms_fast.runs import compare, sweep
 
