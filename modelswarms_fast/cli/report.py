@@ -7,8 +7,6 @@ from typing import Annotated
 
 import typer
 
-from modelswarms_fast.errors import InputError
-
 
 def report_command(
     run: Annotated[Path, typer.Argument(help="The folder of a search, ended or not.")],
@@ -18,10 +16,7 @@ def report_command(
     plots: Annotated[Path | None, typer.Option(help="Folder for the plots as SVG files.")] = None,
 ) -> None:
     """Write report.html of RUN again, with all analyses that its files allow."""
-    from modelswarms_fast.records.analysis import read_run
-    from modelswarms_fast.records.analysis.registry import analyse, draw
-    from modelswarms_fast.records.report import write_report
-    from modelswarms_fast.records.run_folder import write_text
+    from modelswarms_fast.records.report import write_plots, write_report
 
     if evaluate:
         from modelswarms_fast.runs.final_test import evaluate_run
@@ -29,12 +24,5 @@ def report_command(
         evaluate_run(run)
     written = [write_report(run)]
     if plots is not None:
-        found = analyse(read_run(run))
-        try:
-            plots.mkdir(parents=True, exist_ok=True)
-            for name, numbers in found.items():
-                write_text(plots / f"{name}.svg", draw(name, numbers).decode())
-                written.append(plots / f"{name}.svg")
-        except OSError as error:
-            raise InputError(f"cannot make {plots}: {error.strerror}; choose another folder for --plots.") from error
+        written += write_plots(run, plots)
     print("\n".join(map(str, written)))

@@ -16,6 +16,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from modelswarms_fast.errors import InputError
 from modelswarms_fast.records import plots, run_folder
 from modelswarms_fast.records.analysis import RunFolder, read_run
 from modelswarms_fast.records.analysis.registry import ANALYSES, analyse, draw
@@ -57,7 +58,7 @@ def write_report(run: str | os.PathLike[str]) -> Path:
         about=_about(folder),
         scores=scores(folder),
         answers=None if folder.answers is None else what_changed(folder, folder.answers),
-        plots=[*_plots_of_search(folder), *map(partial(_plot_of_analysis, numbers), numbers)],
+        plots=_plots(folder, numbers),
         time=_time(folder),
         command=shlex.join(map(str, facts["command"])) if facts.get("command") else None,
         settings=[(name, shown_as(value)) for name, value in _flat(settings)],
@@ -65,6 +66,25 @@ def write_report(run: str | os.PathLike[str]) -> Path:
     path = folder.path / run_folder.REPORT
     run_folder.write_text(path, page)
     return path
+
+
+def write_plots(run: str | os.PathLike[str], target: str | os.PathLike[str]) -> list[Path]:
+    """Write the plots of the report as SVG files into the folder `target` and return their paths.
+
+    Raises:
+        InputError: a file of the run is missing or damaged, or a plot cannot be written.
+    """
+    folder = read_run(run)
+    try:
+        Path(target).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"cannot make {target}: {error.strerror}; choose another folder for --plots.") from error
+    written = []
+    for plot in _plots(folder, analyse(folder)):
+        if "picture" in plot:
+            written.append(Path(target, f"{plot['name']}.svg"))
+            run_folder.write_text(written[-1], plot["picture"].decode())
+    return written
 
 
 def _template() -> Any:
@@ -109,13 +129,23 @@ def _plots_of_search(run: RunFolder) -> Iterable[Section]:
         yield _plot("mixture", title, words, svg(plots.mixture, mixture))
 
 
+def _plots(run: RunFolder, numbers: Mapping[str, Any]) -> list[Section]:
+    return [*_plots_of_search(run), *map(partial(_plot_of_analysis, numbers), numbers)]
+
+
 def _plot_of_analysis(numbers: Mapping[str, Any], name: str) -> Section:
     one = ANALYSES[name]
     return _plot(name, one.title, one.in_words(numbers[name]), draw(name, numbers[name]))
 
 
 def _plot(name: str, title: str, words: str, picture: bytes) -> Section:
-    return {"title": title, "words": words, "svg": Markup(inline(picture, name, title))}
+    return {
+        "name": name,
+        "title": title,
+        "words": words,
+        "picture": picture,
+        "svg": Markup(inline(picture, name, title)),
+    }
 
 
 def _utilities(run: RunFolder) -> plots.Utilities:
