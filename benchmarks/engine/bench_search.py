@@ -47,7 +47,7 @@ from benchmarks.engine.products import seconds_of
 from benchmarks.measure import CORES, Measure
 from benchmarks.published.published import published_iteration
 from modelswarms_fast import search
-from modelswarms_fast.engines.protocol import start_engine
+from modelswarms_fast.engines.start import start_engine
 from modelswarms_fast.weights.base_model import PACKAGED, resolve_base
 
 pytest.importorskip("vllm")

@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import save_file
 
 from modelswarms_fast.config import EngineConfig, Serve
-from modelswarms_fast.engines.protocol import start_engine
+from modelswarms_fast.engines.start import start_engine
 from modelswarms_fast.weights.base_model import PACKAGED, resolve_base
 from modelswarms_fast.weights.experts import Experts, read_experts
 

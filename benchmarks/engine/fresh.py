@@ -64,7 +64,8 @@ class Watcher(threading.Thread):
 def ours(iteration: bool) -> None:
     """The engine of a search, from the first import to a particle's first completion; then an iteration."""
     from benchmarks.engine.engines import EXAMPLES, config
-    from modelswarms_fast.engines.protocol import Request, complete, start_engine
+    from modelswarms_fast.engines.protocol import Request, complete
+    from modelswarms_fast.engines.start import start_engine
     from modelswarms_fast.weights.base_model import PACKAGED, resolve_base
     from modelswarms_fast.weights.experts import read_experts
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from benchmarks.machine import new_result
 from benchmarks.quality.quality import machine
 from modelswarms_fast.config import EngineConfig
-from modelswarms_fast.engines.protocol import start_engine
+from modelswarms_fast.engines.start import start_engine
 from modelswarms_fast.evaluation.evaluator import Evaluator
 from modelswarms_fast.evaluation.objectives import load_utility
 from modelswarms_fast.evaluation.objectives.utility import mean, mean_error

@@ -1,6 +1,7 @@
 """Engines serve particles: a row or a mixture is loaded into a slot, prompts go in, completions come out.
 
-`protocol` is what every engine can do, and starts one. `transformers` is slow and exact; `vllm/` is fast; `pool/` is
-several engines in processes of their own behind the same protocol; `ensemble/` mixes what experts say next.
-`parity_check` compares what an engine serves with the transformers engine.
+`protocol` is what every engine can do, and `start` starts the one that the settings ask for. `transformers` is slow
+and exact; `vllm/` is fast; `pool/` is several engines in processes of their own behind the same protocol; `ensemble/`
+mixes what experts say next. `parity_check` compares what an engine serves with the transformers engine. `cores` shares
+out the cores.
 """

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import json
-import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import torch
 
-from modelswarms_fast.config import EngineConfig, Serve
-from modelswarms_fast.errors import EngineError, InputError
-from modelswarms_fast.weights.experts import Experts
+from modelswarms_fast.config import Serve
+from modelswarms_fast.errors import EngineError
 
 
 class Request(NamedTuple):
@@ -120,91 +116,3 @@ def complete(engine: Engine, requests: Sequence[Request], max_tokens: int) -> li
     while len(done) < len(requests):
         done.update(engine.step())
     return [done[key] for key in range(len(requests))]
-
-
-def start_engine(base: Path, experts: Experts | None, config: EngineConfig) -> Engine:
-    """Load the base model into a new engine that can serve rows of the experts' layout (None: only the base).
-
-    Raises:
-        InputError: the engine is not installed, or the layout does not fit the base model.
-    """
-    if config.tensor_parallel > 1:
-        _check_parts(json.loads((base / "config.json").read_text()), config.tensor_parallel)
-    if config.own_processes:
-        from modelswarms_fast.engines.pool.pool import EnginePool
-
-        return EnginePool(base, experts, config)
-    return start_here(base, experts, config)
-
-
-def start_here(base: Path, experts: Experts | None, config: EngineConfig) -> Engine:
-    """One engine in this process, whatever `config.engines` says. Raises InputError as `start_engine`."""
-    file = base / "config.json"
-    base_config = json.loads(file.read_text())
-    dtype: str = _dtype_of(base_config, file) if config.dtype == "auto" else config.dtype
-    longest = base_config.get("max_position_embeddings", config.max_model_len)
-    if type(longest) is not int or longest < 1:
-        raise InputError(f"{file}: max_position_embeddings is {longest!r}; make it a whole number above 0")
-    longest = min(config.max_model_len, longest)
-    if config.engine == "transformers":
-        from modelswarms_fast.engines.transformers import TransformersEngine
-
-        return TransformersEngine(base, experts, dtype=dtype, max_model_len=longest)
-    from modelswarms_fast.engines.vllm.engine import VllmEngine
-
-    return VllmEngine(base, experts, config, dtype=dtype, max_model_len=longest)
-
-
-def _dtype_of(base_config: dict[str, Any], file: Path) -> str:
-    """The checkpoint's own, for both engines: left to itself, vLLM makes half precision of a float32 checkpoint.
-
-    float32 on an x86 CPU without AVX-512, where torch computes the half types many times slower (docs/engine.md).
-    Raises InputError for what torch does not compute in.
-    """
-    own = base_config.get("dtype") or base_config.get("torch_dtype") or "float32"
-    if own not in ("float32", "bfloat16", "float16", "float64"):
-        raise InputError(f"{file}: dtype is {own!r}; make it float32, bfloat16 or float16")
-    if not torch.cuda.is_available() and torch.backends.cpu.get_cpu_capability() == "AVX2":
-        return "float32"
-    return str(own)
-
-
-def asked_threads(otherwise: int) -> int:
-    """Threads that OMP_NUM_THREADS asks for at the outermost level: its first number, if it has one."""
-    first = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()
-    return int(first) if first.isdecimal() else otherwise
-
-
-def share_cores(cores: list[int], number: int, count: int) -> list[int]:
-    """The cores of one of several: equal parts without a common one, as far as there are enough."""
-    if len(cores) < count:
-        return [cores[number % len(cores)]]
-    return cores[number * len(cores) // count : (number + 1) * len(cores) // count]
-
-
-def _check_parts(base_config: dict[str, Any], parts: int) -> None:
-    """Raise InputError if a model cannot be split into so many parts."""
-
-    def whole(name: str) -> int | None:
-        value = base_config.get(name)
-        if value is not None and (type(value) is not int or value < 1):
-            raise InputError(f"{name} is {value!r} in the base model's config.json; make it a whole number above 0")
-        return value
-
-    for name, what, unit in (
-        ("num_attention_heads", "attention heads", 1),
-        ("intermediate_size", "inner features of its MLP", 1),
-        ("vocab_size", "tokens, filled up to a multiple of 64,", 64),
-    ):
-        count = -(-(whole(name) or parts * unit) // unit) * unit
-        if count % parts:
-            raise InputError(
-                f"tensor_parallel is {parts}, which does not divide the {count} {what} of the base model ({name} in "
-                "its config.json); choose a divisor."
-            )
-    count = whole("num_key_value_heads") or parts
-    if count % parts and parts % count:
-        raise InputError(
-            f"tensor_parallel is {parts}, which neither divides the {count} key-value heads of the base model "
-            "(num_key_value_heads in its config.json) nor is a multiple of them; choose one that does."
-        )

@@ -8,7 +8,7 @@ from typing import Any
 
 from modelswarms_fast.weights.base_model import resolve_base
 from modelswarms_fast.config import EngineConfig
-from modelswarms_fast.engines.protocol import start_engine
+from modelswarms_fast.engines.start import start_engine
 from modelswarms_fast.errors import InputError
 from modelswarms_fast.evaluation.evaluator import Evaluator
 from modelswarms_fast.weights.experts import read_experts

@@ -19,7 +19,8 @@ from modelswarms_fast.weights.base_model import resolve_base
 from modelswarms_fast.engines.parity_check import make_parity_check
 from modelswarms_fast.config import EngineConfig, SwarmConfig
 from modelswarms_fast.runs.confirm import hold_back
-from modelswarms_fast.engines.protocol import Engine, start_engine
+from modelswarms_fast.engines.protocol import Engine
+from modelswarms_fast.engines.start import start_engine
 from modelswarms_fast.errors import InputError
 from modelswarms_fast.evaluation.evaluator import Evaluator, Source, Spent
 from modelswarms_fast.weights.experts import Experts, inner_products, read_experts

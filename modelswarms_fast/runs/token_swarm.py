@@ -18,7 +18,7 @@ import torch
 
 from modelswarms_fast.weights.base_model import PACKAGED, resolve_base
 from modelswarms_fast.config import DType, EngineConfig, SwarmConfig
-from modelswarms_fast.engines.protocol import start_here
+from modelswarms_fast.engines.start import start_here
 from modelswarms_fast.engines.ensemble.decoding import without_adapters
 from modelswarms_fast.engines.ensemble.engine import EnsembleEngine, Member, clipped
 from modelswarms_fast.engines.transformers import TransformersEngine

@@ -15,7 +15,9 @@ from helpers_group import lives, pids
 from helpers_search import told
 
 from modelswarms_fast.config import EngineConfig
-from modelswarms_fast.engines.protocol import Request, asked_threads, complete, share_cores, start_engine
+from modelswarms_fast.engines.cores import asked_threads, share_cores
+from modelswarms_fast.engines.protocol import Request, complete
+from modelswarms_fast.engines.start import start_engine
 from modelswarms_fast.errors import InputError
 from modelswarms_fast.runs.evaluate import evaluate
 from modelswarms_fast.runs.search import search

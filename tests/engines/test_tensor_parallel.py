@@ -18,7 +18,8 @@ from helpers_search import make_tiny
 from modelswarms_fast.config import EngineConfig
 from modelswarms_fast.engines.pool.pool import EnginePool
 from modelswarms_fast.engines.pool.worker_process import _portable
-from modelswarms_fast.engines.protocol import Request, complete, start_engine
+from modelswarms_fast.engines.protocol import Request, complete
+from modelswarms_fast.engines.start import start_engine
 from modelswarms_fast.engines.transformers import TransformersEngine
 from modelswarms_fast.engines.vllm.tensor_parallel import cores_of_ranks
 from modelswarms_fast.errors import EngineError, InputError

@@ -12,7 +12,8 @@ import torch
 
 from modelswarms_fast.config import EngineConfig
 from modelswarms_fast.engines.parity_check import PROBES, ParityCheck
-from modelswarms_fast.engines.protocol import Request, complete, start_engine
+from modelswarms_fast.engines.protocol import Request, complete
+from modelswarms_fast.engines.start import start_engine
 from modelswarms_fast.engines.transformers import TransformersEngine
 from modelswarms_fast.errors import EngineError, InputError
 from modelswarms_fast.evaluation.early_stopping import digest

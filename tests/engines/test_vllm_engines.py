@@ -12,7 +12,8 @@ from peft import LoraConfig, get_peft_model
 from transformers import Phi3Config, Phi3ForCausalLM
 
 from modelswarms_fast.config import EngineConfig
-from modelswarms_fast.engines.protocol import Request, complete, start_engine
+from modelswarms_fast.engines.protocol import Request, complete
+from modelswarms_fast.engines.start import start_engine
 from modelswarms_fast.engines.transformers import TransformersEngine
 from modelswarms_fast.errors import InputError
 from modelswarms_fast.weights.experts import read_experts

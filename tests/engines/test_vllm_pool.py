@@ -13,7 +13,8 @@ from helpers_search import told
 from modelswarms_fast.config import EngineConfig
 from modelswarms_fast.engines.pool import supervisor
 from modelswarms_fast.engines.pool.supervisor import Supervisor
-from modelswarms_fast.engines.protocol import Request, start_engine
+from modelswarms_fast.engines.protocol import Request
+from modelswarms_fast.engines.start import start_engine
 from modelswarms_fast.evaluation.evaluator import Evaluator
 from modelswarms_fast.evaluation.objectives import load_utility
 from modelswarms_fast.runs import experiment

@@ -12,7 +12,8 @@ from transformers import AutoModelForCausalLM
 from modelswarms_fast.config import EngineConfig
 from modelswarms_fast.engines import transformers
 from modelswarms_fast.engines.pool import pool
-from modelswarms_fast.engines.protocol import Request, complete, start_engine
+from modelswarms_fast.engines.protocol import Request, complete
+from modelswarms_fast.engines.start import start_engine
 from modelswarms_fast.weights.experts import read_experts
 from modelswarms_fast.weights.shared_memory import shared_rows
 

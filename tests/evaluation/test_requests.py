@@ -10,7 +10,8 @@ import pytest
 from helpers_evaluate import Rows, ScriptedEngine, number, utility
 
 from modelswarms_fast.config import EngineConfig
-from modelswarms_fast.engines.protocol import Request, start_engine
+from modelswarms_fast.engines.protocol import Request
+from modelswarms_fast.engines.start import start_engine
 from modelswarms_fast.errors import InputError
 from modelswarms_fast.evaluation import evaluator as evaluator_module
 from modelswarms_fast.evaluation.early_stopping import DecisionBounds, PartialScores

@@ -16,8 +16,8 @@ from typing import Any
 
 import torch
 
+from modelswarms_fast.engines.cores import asked_threads, share_cores
 from modelswarms_fast.engines.pool.worker_process import Start
-from modelswarms_fast.engines.protocol import asked_threads, share_cores
 from modelswarms_fast.errors import InputError
 
 MODULE = ("-m", "modelswarms_fast.engines.pool.worker_process")

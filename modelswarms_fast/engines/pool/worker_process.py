@@ -22,7 +22,8 @@ from typing import Any
 import torch
 
 from modelswarms_fast.config import EngineConfig, Serve
-from modelswarms_fast.engines.protocol import Engine, Request, start_here
+from modelswarms_fast.engines.protocol import Engine, Request
+from modelswarms_fast.engines.start import start_here
 from modelswarms_fast.errors import EngineError, InputError
 from modelswarms_fast.weights.experts import Experts
 from modelswarms_fast.weights.shared_memory import attach

@@ -1,8 +1,8 @@
 """One resident vLLM engine whose weights are written in memory; the only files that touch what is inside vLLM.
 
-`engine` starts vLLM with the settings of `arguments` and speaks its public interface. `worker` runs beside the model;
-`weight_map` finds a checkpoint's tensors in it. Particles are served by `live_weights` (written into the weights),
-`lora_slots` (several in one batch), or `mixture` (as coefficients of resident experts, with the products of
+`engine` speaks vLLM's public interface; `launch` starts it with the settings of `arguments`. `worker` runs beside the
+model; `weight_map` finds a checkpoint's tensors in it. Particles are served by `live_weights` (written into the
+weights), `lora_slots` (several in one batch), or `mixture` (as coefficients of resident experts, with the products of
 `low_rank`). `cpu_patches` is what vLLM's CPU build needs. `tensor_parallel` calls the workers of several ranks, each a
 `rank_worker`.
 """

@@ -18,7 +18,8 @@ from typing import Any
 
 import torch
 
-from modelswarms_fast.engines.protocol import share_cores, working
+from modelswarms_fast.engines.cores import share_cores
+from modelswarms_fast.engines.protocol import working
 from modelswarms_fast.errors import InputError
 from modelswarms_fast.weights.experts import Experts
 from modelswarms_fast.weights.shared_memory import locate

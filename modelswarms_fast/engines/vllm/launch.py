@@ -1,0 +1,82 @@
+"""Imports vLLM and starts it, and leaves the process's environment and vLLM's classes as they were."""
+
+from __future__ import annotations
+
+import inspect
+import os
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import fields
+from typing import Any
+
+from modelswarms_fast.config import Serve
+from modelswarms_fast.engines.cores import asked_threads
+from modelswarms_fast.engines.vllm.tensor_parallel import cores_of_ranks
+from modelswarms_fast.errors import EngineError, InputError
+
+
+def import_vllm() -> tuple[Any, set[str], bool]:
+    """vLLM's `LLM`, the names of its options, and whether it computes on a CPU. Raises InputError where it is not."""
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+    os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+    try:
+        from vllm import LLM
+        from vllm.engine.arg_utils import EngineArgs
+        from vllm.platforms import current_platform
+    except ImportError as error:
+        raise InputError(
+            f"vLLM cannot be imported ({error}); install modelswarms-fast[vllm], or use engine='transformers'."
+        ) from error
+    known = {*inspect.signature(LLM.__init__).parameters, *(field.name for field in fields(EngineArgs))}
+    return LLM, known - {"self", "kwargs"}, bool(current_platform.is_cpu())
+
+
+def environment_of(modes: Sequence[Serve], ranks: int, on_cpu: bool) -> dict[str, str]:
+    """Variables that vLLM reads while it starts."""
+    variables = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0"}  # rows are handed to the worker by reference
+    if "mixture" in modes:
+        variables["VLLM_USE_V2_MODEL_RUNNER"] = "0"  # the runner that says whose tokens a step has
+    if ranks > 1:
+        # A fork of a process that has looked for GPUs cannot use them.
+        variables["VLLM_WORKER_MULTIPROC_METHOD"] = "spawn"
+        # Ranks end with this process and leave their queues to Python to clear up, which it would warn of.
+        warnings = [os.environ.get("PYTHONWARNINGS"), "ignore:resource_tracker"]
+        variables["PYTHONWARNINGS"] = ",".join(filter(None, warnings))
+        if on_cpu:  # vLLM itself would ask for a NUMA node a rank
+            cores = sorted(os.sched_getaffinity(0))
+            variables["VLLM_CPU_OMP_THREADS_BIND"] = cores_of_ranks(cores, asked_threads(len(cores)), ranks)
+    return variables
+
+
+def start_vllm(llm_class: Any, arguments: dict[str, Any], variables: Mapping[str, str], on_cpu: bool) -> Any:
+    """Start vLLM; its environment and its classes are as they were afterwards."""
+    from vllm import envs
+
+    patches: Any = nullcontext()
+    if on_cpu and arguments.get("tensor_parallel_size", 1) == 1:
+        from modelswarms_fast.engines.vllm.cpu_patches import patched
+
+        patches = patched()
+    base, processes = arguments["model"], arguments.get("tensor_parallel_size", 1)
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
+    if hasattr(envs, "disable_envs_cache"):
+        envs.disable_envs_cache()  # an engine before this one has frozen what vLLM reads of the environment
+    try:
+        with patches:
+            return llm_class(**arguments)
+    except ValueError as error:  # vLLM's word for settings that do not fit the model or the memory
+        reason, longest = " ".join(str(error).split()), arguments["max_model_len"]
+        raise InputError(f"vLLM cannot serve {base} with max_model_len {longest}: {reason}") from error
+    except Exception as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        many = f" {processes} processes" if processes > 1 else ""
+        raise EngineError(
+            f"vLLM could not start{many} for {base} ({reason}); what it said is above, on standard error."
+        ) from error
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
