@@ -127,7 +127,7 @@ def mixtures(results: list[Result]) -> list[str]:
 
 
 def methods_of(claims: list[Result]) -> list[str]:
-    """Names of all methods, in the order of docs/baselines.md."""
+    """Names of all methods, in the order of docs/reference/baselines.md."""
     seen = {name for claim in claims for name in claim["methods"]}
     return [name for name in METHODS if name in seen]
 
