@@ -15,8 +15,8 @@ from modelswarms_fast.weights.experts import Experts
 
 # Mean difference allowed between the log-probabilities of the likeliest tokens. In half types the two engines round in
 # different places (merged or beside the base weights, other kernels), and a single unlikely token, or all tokens after
-# one prompt, may be far off. So it is the mean of several that tells right from wrong; docs/explanation/inside-vllm.md has the
-# measurement.
+# one prompt, may be far off. So it is the mean of several that tells right from wrong; the measurement is in
+# docs/explanation/inside-vllm.md.
 TOLERANCE = {torch.float32: 2e-3, torch.float16: 0.05, torch.bfloat16: 0.25}
 TOP = 10
 PROBES = (

@@ -50,7 +50,8 @@ def start_here(base: Path, experts: Experts | None, config: EngineConfig) -> Eng
 def _dtype_of(base_config: dict[str, Any], file: Path) -> str:
     """The checkpoint's own, for both engines: left to itself, vLLM makes half precision of a float32 checkpoint.
 
-    float32 on an x86 CPU without AVX-512, where torch computes the half types many times slower (docs/engine.md).
+    float32 on an x86 CPU without AVX-512, where torch computes the half types many times slower: see
+    docs/explanation/inside-vllm.md.
     Raises InputError for what torch does not compute in.
     """
     own = base_config.get("dtype") or base_config.get("torch_dtype") or "float32"

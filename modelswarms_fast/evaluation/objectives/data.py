@@ -51,7 +51,9 @@ class Wanted:
     def text(self, name: str, default: str | None = None) -> str:
         """The value of an option. Raises InputError where it is empty, or missing without a default."""
         if not (value := self.options.get(name, default)):
-            raise InputError(f'task "{self.task}" needs --option {name}=...; docs/reference/objectives.md says what it is')
+            raise InputError(
+                f'task "{self.task}" needs --option {name}=...; docs/reference/objectives.md says what it is'
+            )
         return value
 
     def number(self, name: str, default: float | None = None, least: float = -math.inf) -> float:
