@@ -41,9 +41,20 @@ fi
 export PYTHONPATH="$scratch/build/lib:$scratch/site"
 
 missing=$("$python" -P - <<'PYTHON'
-import importlib.util
-needed = "torch triton numpy safetensors transformers peft typer rich setuptools pybind11 pytest pytest_benchmark hypothesis"
-print(*(name for name in needed.split() if importlib.util.find_spec(name) is None))
+import importlib.metadata, re, tomllib
+
+
+def is_missing(name):
+    try:
+        importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return True
+
+
+with open("pyproject.toml", "rb") as file:
+    needed = [re.match(r"[\w.-]+", one)[0] for one in tomllib.load(file)["project"]["dependencies"]]
+needed += "triton setuptools pybind11 pytest pytest-benchmark hypothesis".split()
+print(*filter(is_missing, needed))
 PYTHON
 )
 if [ -n "$missing" ]; then

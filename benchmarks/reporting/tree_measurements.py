@@ -9,6 +9,7 @@ Only names that both an old and a new tree have are used, or both are tried.
 
 from __future__ import annotations
 
+import importlib
 import itertools
 import json
 import os
@@ -75,6 +76,17 @@ def operators(settings: dict[str, Any]) -> Callable[[str], Measured]:
     return lambda name: {name: [timed(known[name])]}
 
 
+def starter() -> Callable[..., Any]:
+    """`start_engine`, wherever it is in this tree."""
+    for name in ("modelswarms_fast.engines.start", "modelswarms_fast.engines.protocol", "modelswarms_fast.engines"):
+        try:
+            found: Callable[..., Any] = importlib.import_module(name).start_engine
+        except (ImportError, AttributeError):
+            continue
+        return found
+    raise RuntimeError("this tree has no start_engine where one was known to be")
+
+
 def engine(serve: str, settings: dict[str, Any]) -> Callable[[str], Measured]:
     """Loads and whole iterations of the demo's task: one engine, used by every search of this process."""
     import numpy as np
@@ -82,12 +94,8 @@ def engine(serve: str, settings: dict[str, Any]) -> Callable[[str], Measured]:
     import modelswarms_fast
     from modelswarms_fast.config import EngineConfig
 
-    try:
-        from modelswarms_fast.engines import protocol
-    except ImportError:
-        from modelswarms_fast import engines as protocol  # type: ignore[no-redef]
     check = "parity_check" if "parity_check" in EngineConfig.__dataclass_fields__ else "canary"
-    original, kept = protocol.start_engine, list[Any]()
+    original, kept = starter(), list[Any]()
 
     def start_once(base: Any, experts: Any, config: Any) -> Any:
         if not kept:

@@ -61,7 +61,7 @@ def test_a_clone_without_merge(tmp_path):
 ITERATION = {
     "search.py": """
 import os
-import wandb
+import vertexai
 from trl import Trainer, tuned
 
 LIMIT = tuned(3)
@@ -80,7 +80,7 @@ def particle_update(index, gpu, name, *settings):
     assert sorted(os.listdir(f"search/{name}/particle_{index}")) == ["now", "personal_best", "velocity"]
     assert sorted(os.listdir(f"search/{name}")) == ["global_best", "global_worst", *(f"particle_{i}" for i in range(3))]
     if os.path.exists("log"):
-        wandb.log({})
+        vertexai.log({})
     open(f"search/{name}/particle_{index}/now/moved", "w").close()
 """,
     "evaluate.py": """
@@ -131,5 +131,5 @@ def test_an_iteration_of_the_published_code_is_scaled_and_does_not_sleep(tmp_pat
 def test_a_missing_package_that_is_used_after_all_is_an_error(tmp_path):
     clone, experts, data = clone_with_an_iteration(tmp_path)
     (clone / "log").touch()
-    with pytest.raises(RuntimeError, match=r"used wandb\.log, which is not installed"):
+    with pytest.raises(RuntimeError, match=r"used vertexai\.log, which is not installed"):
         published.published_iteration(clone, experts, Path("the base"), data, measured=[0])
