@@ -15,8 +15,8 @@ from modelswarms_fast.config import EngineConfig, SwarmConfig
 from modelswarms_fast.errors import InputError
 
 RECORDED = {
-    "architectures", "command", "dataset", "dev_examples", "expert_products", "experts", "memory", "objective",
-    "sources", "test_examples",
+    "architectures", "asks", "command", "confirm_examples", "dataset", "dev_examples", "examples", "expert_products",
+    "experts", "first", "memory", "objective", "sources", "state_reason", "test_examples", "weights",
 }  # fmt: skip
 """What a run's config.json holds beside its settings."""
 

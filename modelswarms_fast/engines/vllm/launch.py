@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import logging
 import os
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
@@ -19,6 +20,8 @@ def import_vllm() -> tuple[Any, set[str], bool]:
     """vLLM's `LLM`, the names of its options, and whether it computes on a CPU. Raises InputError where it is not."""
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+    # vLLM heeds its variable only once it starts, and warns of what it lacks while it is imported.
+    logging.getLogger("vllm").setLevel(os.environ["VLLM_LOGGING_LEVEL"].upper())
     try:
         from vllm import LLM
         from vllm.engine.arg_utils import EngineArgs
