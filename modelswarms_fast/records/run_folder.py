@@ -31,6 +31,7 @@ TEST_SCORES = "test_scores.json"
 ANSWERS = "answers.json"
 # The engine that a token swarm's records name: its mixtures are of what experts say, not of their weights.
 ENSEMBLE = "ensemble"
+_REMEDY = "give the folder of a run, with its files whole"
 
 
 class Journal:
@@ -164,12 +165,18 @@ def write_text(path: str | os.PathLike[str], text: str) -> None:
         raise _cannot_write(path, error) from error
 
 
-def read_json(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """Read a JSON object. Raises InputError when the file is missing or holds anything else."""
-    path = Path(path)
-    content = _object(_read(path))
-    if content is None:
-        raise InputError(f"{path} is not a JSON object; take a run folder whose files are whole")
+def read_json(path: str | os.PathLike[str], remedy: str = _REMEDY) -> dict[str, Any]:
+    """Read a JSON object.
+
+    Raises:
+        InputError: the file is missing or holds anything else. `remedy` says what to do about it.
+    """
+    try:
+        content = json.loads(_read(Path(path), remedy))
+    except (ValueError, RecursionError) as error:  # neither UTF-8 nor JSON, or nested too deeply
+        raise InputError(f"{path} is not JSON ({error}); {remedy}") from error
+    if not isinstance(content, dict):
+        raise InputError(f"{path} is not a JSON object; {remedy}")
     return content
 
 
@@ -193,11 +200,11 @@ def read_history(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
     return lines
 
 
-def _read(path: Path) -> bytes:
+def _read(path: Path, remedy: str = _REMEDY) -> bytes:
     try:
         return path.read_bytes()
     except OSError as error:
-        raise InputError(f"cannot read {path}: {error.strerror}; give the folder of a run") from error
+        raise InputError(f"cannot read {path}: {error.strerror}; {remedy}") from error
 
 
 def _object(data: bytes) -> dict[str, Any] | None:

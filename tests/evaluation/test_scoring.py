@@ -210,7 +210,7 @@ GOOD = {"question": "q", "answer": "a"}
     [
         ("{", "is not JSON"),
         (b"\xff\xfe", "is not JSON"),
-        ("[]", "is not an object"),
+        ("[]", "is not a JSON object"),
         ({"test": [GOOD]}, '"dev" is missing'),
         ({"dev": [GOOD]}, '"test" is missing'),
         ({"dev": [GOOD], "test": []}, '"test" is empty'),
@@ -278,7 +278,7 @@ def test_knowledge_crosswords_needs_its_example(tmp_path: Path, more: dict[str, 
 
 def test_missing_file_and_folder_are_refused(tmp_path: Path) -> None:
     for path in (tmp_path / "none.json", tmp_path):
-        with pytest.raises(InputError, match="cannot read the evaluation file") as caught:
+        with pytest.raises(InputError, match=r"cannot read .*; give a JSON file") as caught:
             load_utility("exact_match", path)
         assert str(path) in str(caught.value)
 

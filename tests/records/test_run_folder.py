@@ -123,6 +123,9 @@ def test_missing_and_damaged_files_are_named(tmp_path: Path) -> None:
     (tmp_path / "list.json").write_text("[]")
     with pytest.raises(InputError, match=r"list\.json is not a JSON object"):
         read_json(tmp_path / "list.json")
+    (tmp_path / "cut.json").write_text('{"a": ')
+    with pytest.raises(InputError, match=r"cut\.json is not JSON \(.*\); correct it$"):
+        read_json(tmp_path / "cut.json", "correct it")
 
 
 # Opening a run

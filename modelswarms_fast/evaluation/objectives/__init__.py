@@ -24,7 +24,7 @@ from modelswarms_fast.evaluation.objectives import (
     reward,
     toxicity,
 )
-from modelswarms_fast.evaluation.objectives.data import SPLITS, Files, Wanted, named, paths_of, read_json
+from modelswarms_fast.evaluation.objectives.data import SPLITS, Files, Wanted, named, paths_of, read_data
 from modelswarms_fast.evaluation.objectives.utility import Answer, Ask, Utility
 
 __all__ = ["SPLITS", "TASKS", "Answer", "Ask", "Files", "Scoring", "Utility", "load_utility", "named"]
@@ -83,4 +83,4 @@ def load_utility(
         return lm_eval_task.load(paths[0] if paths else None, wanted)
     if not paths:
         raise InputError(f'task "{task}" needs an evaluation file; give --data')
-    return _LOADERS.get(kind, callables.load)(paths[0], read_json(paths[0]), wanted)
+    return _LOADERS.get(kind, callables.load)(paths[0], read_data(paths[0]), wanted)

@@ -12,6 +12,7 @@ from typing import Any
 
 from modelswarms_fast.config import Scoring
 from modelswarms_fast.errors import InputError
+from modelswarms_fast.records.run_folder import read_json
 
 SPLITS = ("dev", "test")
 Files = str | os.PathLike[str] | Sequence[str | os.PathLike[str]] | None
@@ -89,19 +90,9 @@ def named(data: Files) -> str | list[str] | None:
     return names[0] if len(names) == 1 else names or None
 
 
-def read_json(path: Path) -> dict[str, Any]:
+def read_data(path: Path) -> dict[str, Any]:
     """Content of an evaluation file. Raises InputError."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(
-            f"cannot read the evaluation file {path}: {error.strerror}; give an existing JSON file"
-        ) from error
-    except (ValueError, RecursionError) as error:  # neither UTF-8 nor JSON
-        raise InputError(f"the evaluation file {path} is not JSON: {error}") from error
-    if not isinstance(content, dict):
-        raise InputError(f'the evaluation file {path} is not an object with the lists "dev" and "test"')
-    return content
+    return read_json(path, 'give a JSON file that holds an object with the lists "dev" and "test"')
 
 
 def dataset_of(path: Path, content: dict[str, Any]) -> str:
