@@ -18,6 +18,7 @@ import pytest
 from helpers_search import make_tiny
 
 from modelswarms_fast.cli.main import app
+from modelswarms_fast.engines.protocol import Engine
 
 ROOT = Path(__file__).parents[2]
 README = ROOT / "README.md"
@@ -207,6 +208,12 @@ def test_commands_of_pages_have_these_options(page):
         known = options_of(found[1])
         assert known, f"{page.name}: there is no command {found[1]}"
         assert {word.partition("=")[0] for word in found if word.startswith("--")} <= known, line
+
+
+def test_the_page_about_engines_names_every_member():
+    text = (ROOT / "docs/how-to/add-an-engine.md").read_text().partition("## Members")[2].partition("\n## ")[0]
+    members = {name for name in {**vars(Engine), **Engine.__annotations__} if not name.startswith("_")}
+    assert members <= set(re.findall(r"`(\w+)", text))
 
 
 def test_json_of_pages_is_json():
