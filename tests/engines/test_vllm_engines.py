@@ -22,6 +22,8 @@ pytest.importorskip("vllm")
 
 from modelswarms_fast.engines.vllm import cpu_patches
 
+pytestmark = [pytest.mark.vllm, pytest.mark.slow]
+
 PHI3 = {
     "vocab_size": 64, "hidden_size": 64, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2,
     "num_key_value_heads": 1, "max_position_embeddings": 128, "original_max_position_embeddings": 128,

@@ -11,6 +11,8 @@ from vllm.model_executor.layers.linear import ColumnParallelLinear, QKVParallelL
 
 from modelswarms_fast.engines.vllm.weight_map import WeightMap
 
+pytestmark = pytest.mark.vllm
+
 INPUTS = 8
 FUSED_BY_NAME = {"qkv_proj": ["q_proj", "k_proj", "v_proj"]}
 FUSED_BY_ITSELF = {"qkv_proj": ["qkv_proj"]}
