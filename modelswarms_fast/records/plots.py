@@ -69,9 +69,9 @@ def utilities(shown: Utilities) -> Figure:
         handles["restart"] = axes.scatter(
             x, y, s=size, facecolors="none", edgecolors=colour("ink"), linewidths=1.0, zorder=3
         )
-    axes.set_xlabel("iteration (0: the initial experts)")
+    axes.set_xlabel("iteration (0: the start)")
     axes.set_ylabel("utility on dev")
-    whole_numbers(axes)
+    whole_numbers(axes.xaxis)
     axes.grid(axis="y")
     order = ["best so far", "worst so far", shown.start_label, f"{len(shown.particles)} particles", "restart"]
     names = [name for name in order if name in handles]

@@ -44,9 +44,9 @@ def plot(numbers: dict[str, Any]) -> Figure:
         bars.append(axes.bar(np.arange(len(mixtures)), values, 0.85, bottom=bottom, color=fill))
         up, down = up + np.maximum(values, 0), down + np.minimum(values, 0)
     axes.axhline(0, color=colour("soft"), linewidth=0.8)
-    axes.set_xlabel("iteration (0: the initial experts)")
+    axes.set_xlabel("iteration (0: the start)")
     axes.set_ylabel("coefficient")
-    whole_numbers(axes)
+    whole_numbers(axes.xaxis)
     legend(figure, bars, [name for name, _, _ in parts])
     return figure
 

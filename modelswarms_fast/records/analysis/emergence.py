@@ -1,4 +1,4 @@
-"""Correctness emergence: which questions the swarm answers after the search that it missed before.
+"""Correctness emergence: which questions the swarm answers after the search and missed before.
 
 The level of a question is how many particles answer it. As in the Model Swarms paper (arXiv 2410.11163, on
 correctness emergence):
@@ -6,13 +6,15 @@ correctness emergence):
     C-surge    share of all questions whose level has risen from the initial particles to the final ones
     C-emerge   of the questions that all initial experts miss, the share that some final particle answers
 
-A union over many particles rises by chance alone: whatever differs a little answers some questions that others miss.
-So each number stands beside its base rate, measured on the initial experts: of the questions that all but one of
-them miss, the share that this one answers (`one_more_expert`, mean over the experts). That is what a further model
-brings that nobody has searched for; Q of them, if they erred independently, would bring 1 - (1 - rate)^Q
-(`as_many_experts`). Final particles are alike, hence far fewer than Q independent models.
-`per_particle` is what one final particle brings, on average, and compares with `one_more_expert`.
-On dev the particles were chosen by these very questions, which flatters; test was not searched.
+C-emerge rises with the number of particles by chance alone: any model answers some questions that others miss. So the
+numbers have a base rate, measured on the initial experts:
+
+    one_more_expert    of the questions that all other experts miss, the share that one expert answers, by mean
+    as_many_experts    1 - (1 - one_more_expert)^Q: what Q such experts would answer if they erred independently
+    per_particle       the share that one final particle answers, by mean; compares with one_more_expert
+
+Final particles are alike, so they count as far fewer than Q independent models. The particles were chosen on dev, so
+dev flatters; the search never saw test.
 """
 
 from __future__ import annotations
@@ -87,7 +89,8 @@ def plot(numbers: dict[str, Any]) -> Figure:
         axes.set_title(f"{split}, {one['questions']} questions", loc="left", color=colour("ink"))
         axes.set_xlabel(f"particles (of {one['particles']}) that answer a question")
         axes.set_ylabel("questions")
-        whole_numbers(axes)
+        whole_numbers(axes.xaxis)
+        whole_numbers(axes.yaxis)
         axes.grid(axis="y")
     legend(figure, bars, ["before the search", "after"])
     return figure
@@ -104,7 +107,7 @@ def in_words(numbers: dict[str, Any]) -> str:
             missed = f"Of the {one['missed_by_all_experts']} that all experts miss, the final particles answer"
             words.append(f"{missed} {one['c_emerge']:.1%} (C-emerge).")
     if further is not None:
-        words.append(f"By chance alone, one expert answers {further:.1%} of what the others miss.")
+        words.append(f"For comparison, one expert answers {further:.1%} of what the others miss.")
     return " ".join(words)
 
 

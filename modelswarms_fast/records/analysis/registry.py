@@ -26,7 +26,7 @@ class Analysis:
 
 
 ANALYSES = {
-    "emergence": Analysis("Questions that no expert answered", emergence.of_run, emergence.plot, emergence.in_words),
+    "emergence": Analysis("How many particles answer a question", emergence.of_run, emergence.plot, emergence.in_words),
     "trajectory": Analysis("Where the particles went", trajectory.of_run, trajectory.plot, trajectory.in_words),
     "composition": Analysis(
         "How the best so far was composed", composition.of_run, composition.plot, composition.in_words

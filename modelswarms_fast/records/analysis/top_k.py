@@ -73,7 +73,7 @@ def plot(numbers: dict[str, Any]) -> Figure:
         lines += axes.plot(range(1, len(numbers[name]) + 1), numbers[name], line, color=shade, markersize=5)
     axes.set_xlabel("particles that vote, the best on dev first")
     axes.set_ylabel("mean score on test")
-    whole_numbers(axes)
+    whole_numbers(axes.xaxis)
     axes.grid(axis="y")
     legend(figure, lines, [label for _, label in _GROUPS])
     return figure

@@ -48,7 +48,7 @@ def plot(numbers: dict[str, Any]) -> Figure:
     winner = axes.scatter(ranks[at], best[order][at], marker="*", s=180, color=colour("red"), zorder=4)
     axes.set_xlabel("rank of the particle at the start")
     axes.set_ylabel("utility on dev")
-    whole_numbers(axes)
+    whole_numbers(axes.xaxis)
     axes.grid(axis="y")
     legend(figure, [before, after, winner], ["at the start", "at its best", "winner"])
     return figure
