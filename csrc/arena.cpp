@@ -81,25 +81,4 @@ void Arena::release(std::int64_t row) {
   if (--held(row) == 0) free_.push_back(row);
 }
 
-std::int64_t Arena::writable(std::int64_t row, bool copy) {
-  std::int64_t fresh;
-  {
-    const std::lock_guard<std::mutex> lock(mutex_);
-    if (held(row) == 1) return row;
-    if (copy && slab_->device().type != Device{}.type)
-      throw std::invalid_argument(name(row) + " is not in the host's memory: copy it on its device.");
-    fresh = take();
-  }
-  // Without the mutex, so that others go on: the caller's hold keeps the row until it has been copied.
-  if (copy) std::memcpy(this->row(fresh), this->row(row), static_cast<std::size_t>(shape_.used));
-  release(row);
-  return fresh;
-}
-
-char* Arena::row(std::int64_t row) const {
-  const std::lock_guard<std::mutex> lock(mutex_);
-  const_cast<Arena*>(this)->held(row);
-  return slab_->address() + row * shape_.stride;
-}
-
 }  // namespace modelswarms

@@ -37,11 +37,6 @@ class Arena {
   std::int64_t acquire();
   void retain(std::int64_t row);
   void release(std::int64_t row);
-  // Copy on write: the row itself for its only holder, else a fresh one in exchange for the caller's hold,
-  // with the same bytes if `copy`.
-  std::int64_t writable(std::int64_t row, bool copy);
-  // The first byte of a row that is held.
-  char* row(std::int64_t row) const;
 
  private:
   // Both with the mutex held.

@@ -204,7 +204,6 @@ py::buffer_info buffer_of(View& view) {
   if (view.slab->device().type != Device{}.type)
     throw py::buffer_error("these rows are not in the host's memory: use DLPack");
   const std::string format = py::format_descriptor<std::uint8_t>::format();
-  if (view.dimensions == 1) return {view.data, 1, format, 1, {view.columns}, {Int{1}}};
   return {view.data, 1, format, 2, {view.rows, view.columns}, {view.stride, Int{1}}};
 }
 
@@ -216,7 +215,6 @@ py::object dlpack_of(const View& view, const py::kwargs& asked) {
 }
 
 void bind_arena(py::module_& m) {
-  using NoGil = py::call_guard<py::gil_scoped_release>;
   // Local: else what torch throws would change as well.
   py::register_local_exception_translator([](std::exception_ptr thrown) {
     try {
@@ -244,14 +242,9 @@ void bind_arena(py::module_& m) {
       .def("acquire", &Arena::acquire)
       .def("retain", &Arena::retain)
       .def("release", &Arena::release)
-      .def("writable", &Arena::writable, py::arg("row"), py::arg("copy") = true, NoGil())
-      .def("row",
-           [](const Arena& arena, Int row) {
-             return View{arena.slab(), arena.row(row), 1, 1, arena.shape().used, arena.shape().stride};
-           })
       .def("all", [](const Arena& arena) {
         const RowShape& shape = arena.shape();
-        return View{arena.slab(), arena.slab()->address(), 2, shape.rows, shape.used, shape.stride};
+        return View{arena.slab(), arena.slab()->address(), shape.rows, shape.used, shape.stride};
       });
 }
 
@@ -287,9 +280,9 @@ void mix_cuda(Address out, Int out_stride, Address experts, Int experts_stride, 
                                 particles, count, size, dtype, device, at<CUstream_st>(stream)));
 }
 
-void copy_weights_cuda(Address row, Address parts, Address tiles, Int count, bool store, int dtype,
-                       int device, Address stream) {
-  throw_on(modelswarms_copy_plan_cuda(at(row), at(parts), at(tiles), count, store, dtype, device,
+void copy_weights_cuda(Address row, Address parts, Address tiles, Int count, int dtype, int device,
+                       Address stream) {
+  throw_on(modelswarms_copy_plan_cuda(at(row), at(parts), at(tiles), count, dtype, device,
                                       at<CUstream_st>(stream)));
 }
 
@@ -330,8 +323,7 @@ PYBIND11_MODULE(_C, m) {
       .def(
           "load", [](const WeightCopier& plan, Address row) { plan.load(at(row)); }, NoGil())
       .def("load_tensor", &load_tensor<WeightCopier>)
-      .def("load_mixture", &load_mixture<WeightCopier>, NoGil())
-      .def("store", [](const WeightCopier& plan, Address row) { plan.store(at(row)); }, NoGil());
+      .def("load_mixture", &load_mixture<WeightCopier>, NoGil());
   py::class_<LoraMerger>(m, "LoraMerger")
       .def(py::init(&merge_plan))
       .def(

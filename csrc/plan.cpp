@@ -84,15 +84,6 @@ void WeightCopier::load_mixture(const RowMixture& row) const {
       [&](const CopyPart& part, std::int64_t begin, std::int64_t end) { rows(part, row, begin, end); });
 }
 
-void WeightCopier::store(void* row) const {
-  for (const CopyPart& part : parts_)
-    MS_CHECK(part.scaling != 0.0, "a place of scaling 0 holds nothing of the row");
-  const CopyRows rows = MS_PICK(store_rows_of)(dtype_);
-  for_rows_of_parts(
-      parts_, starts_, itemsize(dtype_), kSerialCopyBytes,
-      [&](const CopyPart& part, std::int64_t begin, std::int64_t end) { rows(part, row, begin, end); });
-}
-
 LoraMerger::LoraMerger(std::vector<MergePart> parts, DType dtype)
     : parts_(std::move(parts)), starts_(starts_of(parts_)), dtype_(dtype) {
   for (const MergePart& part : parts_) {

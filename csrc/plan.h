@@ -1,5 +1,5 @@
 // How a flat row gets into an engine: the table of its tensors and where the engine keeps them, compiled
-// once. Each load or store is one call and one pass over the row, on all threads.
+// once. Each load is one call and one pass over the row, on all threads.
 #pragma once
 
 #include <cstdint>
@@ -26,7 +26,7 @@ struct RowMixture {
   const void* mixture;  // [count], float64 for float64 rows, else float32
 };
 
-// row <-> places. The row and the places have one dtype.
+// row -> places. The row and the places have one dtype.
 class WeightCopier {
  public:
   // Throws std::invalid_argument for parts that make no sense.
@@ -35,8 +35,6 @@ class WeightCopier {
   void load(const void* row) const;
   // The same as mix() into a row and load() of that, bit for bit, without the row.
   void load_mixture(const RowMixture& row) const;
-  // The row's part becomes the place divided by its scaling. Throws std::invalid_argument if that is 0.
-  void store(void* row) const;
   DType dtype() const { return dtype_; }
   std::int64_t end() const { return end_; }
 

@@ -74,44 +74,33 @@ void load_mixed_rows(const CopyPart& part, const RowMixture& row, std::int64_t b
   }
 }
 
-// Between the flat side and the engine's, whose rows may both have gaps.
-template <class S, bool kLoad>
-void move_rows(const CopyPart& part, const void* row, std::int64_t begin, std::int64_t end) {
+// To the engine's side; rows of either side may have gaps.
+template <class S>
+void load_rows(const CopyPart& part, const void* row, std::int64_t begin, std::int64_t end) {
   constexpr std::int64_t kBuffer = 4096 / sizeof(S);
   using Scalar = typename Lanes<S>::Scalar;
-  // A store writes to the row: WeightCopier::store was given one that may be written.
-  S* flat = static_cast<S*>(const_cast<void*>(row)) + part.offset + begin * part.step;
+  const S* flat = static_cast<const S*>(row) + part.offset + begin * part.step;
   S* place = static_cast<S*>(part.place) + begin * part.stride;
   std::int64_t rows = end - begin, columns = part.columns, step = part.step, stride = part.stride;
   if (columns == stride && columns == step) columns = stride = step = rows * columns, rows = 1;
-  const Scalar factor = static_cast<Scalar>(kLoad ? part.scaling : 1.0 / part.scaling);
+  const auto factor = static_cast<Scalar>(part.scaling);
   const auto bytes = [](std::int64_t count) { return count * static_cast<std::int64_t>(sizeof(S)); };
   if (factor == Scalar(1)) {
-    char* out = reinterpret_cast<char*>(kLoad ? place : flat);
-    const char* in = reinterpret_cast<const char*>(kLoad ? flat : place);
-    copy_rows(out, bytes(kLoad ? stride : step), in, bytes(kLoad ? step : stride), rows, bytes(columns));
+    copy_rows(reinterpret_cast<char*>(place), bytes(stride), reinterpret_cast<const char*>(flat), bytes(step),
+              rows, bytes(columns));
     return;
   }
   if (columns >= kBuffer || columns != step) {
-    for (std::int64_t i = 0; i < rows; ++i) {
-      S *one = flat + i * step, *other = place + i * stride;
-      scale(kLoad ? other : one, kLoad ? one : other, columns, factor);
-    }
+    for (std::int64_t i = 0; i < rows; ++i) scale(place + i * stride, flat + i * step, columns, factor);
     return;
   }
   alignas(64) S buffer[kBuffer];
   const std::int64_t at_once = kBuffer / columns;
   for (std::int64_t i = 0; i < rows; i += at_once) {
     const std::int64_t count = std::min(at_once, rows - i);
-    S *one = flat + i * columns, *other = place + i * stride;
-    char *middle = reinterpret_cast<char*>(buffer), *far = reinterpret_cast<char*>(other);
-    if constexpr (kLoad) {
-      scale(buffer, one, count * columns, factor);
-      copy_rows(far, bytes(stride), middle, bytes(columns), count, bytes(columns));
-    } else {
-      copy_rows(middle, bytes(columns), far, bytes(stride), count, bytes(columns));
-      scale(one, buffer, count * columns, factor);
-    }
+    scale(buffer, flat + i * columns, count * columns, factor);
+    copy_rows(reinterpret_cast<char*>(place + i * stride), bytes(stride),
+              reinterpret_cast<const char*>(buffer), bytes(columns), count, bytes(columns));
   }
 }
 
@@ -264,11 +253,7 @@ auto by_dtype(DType dtype, const Pick& pick) -> decltype(pick(float())) {
 }
 
 CopyRows load_rows_of(DType dtype) {
-  return by_dtype(dtype, [](auto s) -> CopyRows { return move_rows<decltype(s), true>; });
-}
-
-CopyRows store_rows_of(DType dtype) {
-  return by_dtype(dtype, [](auto s) -> CopyRows { return move_rows<decltype(s), false>; });
+  return by_dtype(dtype, [](auto s) -> CopyRows { return load_rows<decltype(s)>; });
 }
 
 CopyMixedRows load_mixed_rows_of(DType dtype) {

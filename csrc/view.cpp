@@ -28,22 +28,13 @@ void unused(PyObject* capsule) {
 PyObject* dlpack_capsule(const View& view) {
   auto* managed = new Managed{};
   managed->slab = view.slab;
-  const bool matrix = view.dimensions == 2;
-  managed->shape[0] = matrix ? view.rows : view.columns;
+  managed->shape[0] = view.rows;
   managed->shape[1] = view.columns;
-  managed->strides[0] = matrix ? view.stride : 1;
+  managed->strides[0] = view.stride;
   managed->strides[1] = 1;
   const Device device = view.slab->device();
-  managed->tensor = {view.data,
-                     device.type,
-                     device.index,
-                     static_cast<std::int32_t>(view.dimensions),
-                     kUnsigned,
-                     8,
-                     1,
-                     managed->shape,
-                     managed->strides,
-                     0};
+  managed->tensor = {view.data, device.type,    device.index,     2, kUnsigned, 8,
+                     1,         managed->shape, managed->strides, 0};
   managed->deleter = [](Managed* it) { delete it; };
   PyObject* capsule = PyCapsule_New(managed, kName, &unused);
   if (capsule == nullptr) delete managed;

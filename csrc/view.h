@@ -9,11 +9,11 @@
 
 namespace modelswarms {
 
-// One row [columns], or all of them [rows, columns], `stride` bytes apart.
+// [rows, columns], rows `stride` bytes apart.
 struct View {
   Slab::Shared slab;
   char* data;
-  std::int64_t dimensions, rows, columns, stride;
+  std::int64_t rows, columns, stride;
 };
 
 // A capsule "dltensor" of unsigned bytes, as Python's array API asks for: a new reference, or null with a

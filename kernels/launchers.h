@@ -24,12 +24,12 @@ int modelswarms_mix_cuda(void* out, int64_t out_stride, const void* experts, int
                          const float* mixture, int64_t particles, int64_t count, int64_t size, int dtype,
                          int device, struct CUstream_st* stream);
 
-// A plan (modelswarms_fast/plans.py): `parts` and `tiles` are tables on the device, `count` the number of
-// tiles. The row is read, or written if `store`; a merge reads it.
-int modelswarms_copy_plan_cuda(void* row, const void* parts, const void* tiles, int64_t count, bool store,
+// A load of a row (modelswarms_fast/weights/weight_loader.py): `parts` and `tiles` are tables on the device,
+// `count` the number of tiles.
+int modelswarms_copy_plan_cuda(const void* row, const void* parts, const void* tiles, int64_t count,
                                int dtype, int device, struct CUstream_st* stream);
-int modelswarms_merge_plan_cuda(void* row, const void* parts, const void* tiles, int64_t count, int dtype,
-                                int device, struct CUstream_st* stream);
+int modelswarms_merge_plan_cuda(const void* row, const void* parts, const void* tiles, int64_t count,
+                                int dtype, int device, struct CUstream_st* stream);
 
 // Lets every GPU copy this memory of the host by itself; to be taken back before the memory goes.
 int modelswarms_pin_host(void* address, size_t bytes);

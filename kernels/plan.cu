@@ -1,13 +1,13 @@
-// A row into the places where an engine keeps its tensors, back, or merged into the base weights: one launch
-// for all tensors of the row. What is done, and the order of rounding, is that of csrc/plan.h.
+// A row into the places where an engine keeps its tensors, or merged into the base weights: one launch for
+// all tensors of the row. What is done, and the order of rounding, is that of csrc/plan.h.
 #include "common.cuh"
 #include "launchers.h"
 
 namespace modelswarms {
 namespace {
 
-// As modelswarms_fast/plans.py writes them, eight bytes a field. `wide`: every row of the part and of its
-// place begins at a multiple of 16 bytes of the row and has a multiple of 16 bytes.
+// As modelswarms_fast/weights/weight_loader.py writes them, eight bytes a field. `wide`: every row of the
+// part and of its place begins at a multiple of 16 bytes of the row and has a multiple of 16 bytes.
 struct CopyPart {
   int64_t offset, rows, columns, step;
   void* place;
@@ -31,45 +31,45 @@ struct Tile {
 };
 
 struct Args {
-  void* row;
+  const void* row;
   const void* parts;
   const Tile* tiles;
   bool wide;  // the row itself begins at a multiple of 16 bytes
 };
 
-constexpr int64_t kCopyElements = 8192, kMergeRows = 16;  // of a tile; plans.py cuts them
+constexpr int64_t kCopyElements = 8192, kMergeRows = 16;  // of a tile; weight_loader.py cuts them
 constexpr int kTogether = 4;                              // rows of live weights that share every load of A
 
-template <typename T, int COUNT, bool STORE>
-__device__ __forceinline__ void copy_tile(const CopyPart& part, T* row, uint32_t begin, uint32_t end) {
-  T *flat = row + part.offset, *place = static_cast<T*>(part.place);
-  const float factor = static_cast<float>(STORE ? 1.0 / part.scaling : part.scaling);
+template <typename T, int COUNT>
+__device__ __forceinline__ void copy_tile(const CopyPart& part, const T* row, uint32_t begin, uint32_t end) {
+  const T* flat = row + part.offset;
+  T* place = static_cast<T*>(part.place);
+  const float factor = static_cast<float>(part.scaling);
   const auto columns = static_cast<uint32_t>(part.columns);
   for (uint32_t i = begin + threadIdx.x * COUNT; i < end; i += blockDim.x * COUNT) {
     const uint32_t r = i / columns, d = i - r * columns;
-    T *one = flat + r * part.step + d, *other = place + r * part.stride + d;
-    const Raw<T, COUNT> raw = load_once<T, COUNT>(STORE ? other : one);
+    const Raw<T, COUNT> raw = load_once<T, COUNT>(flat + r * part.step + d);
     Pack<T, COUNT> pack = reinterpret_cast<const Pack<T, COUNT>&>(raw);
     if (factor != 1.0f) {
 #pragma unroll
       for (int k = 0; k < COUNT; ++k) pack.at[k] = rounded<T>(multiply(factor, number<T, COUNT>(raw, k)));
     }
-    store_once(STORE ? one : other, pack);
+    store_once(place + r * part.stride + d, pack);
   }
 }
 
-template <typename T, bool STORE>
+template <typename T>
 __global__ void __launch_bounds__(kThreads) copy_kernel(const Args args) {
   const Tile tile = args.tiles[blockIdx.x];
   const CopyPart& part = static_cast<const CopyPart*>(args.parts)[tile.part];
   const int64_t last = tile.begin + kCopyElements, count = part.rows * part.columns;
   const auto begin = static_cast<uint32_t>(tile.begin),
              end = static_cast<uint32_t>(last < count ? last : count);
-  T* row = static_cast<T*>(args.row);
+  const T* row = static_cast<const T*>(args.row);
   if (args.wide && part.wide)
-    copy_tile<T, kPack<T>, STORE>(part, row, begin, end);
+    copy_tile<T, kPack<T>>(part, row, begin, end);
   else
-    copy_tile<T, 1, STORE>(part, row, begin, end);
+    copy_tile<T, 1>(part, row, begin, end);
 }
 
 // COUNT columns from d on of ROWS rows from i on.
@@ -126,8 +126,8 @@ __global__ void __launch_bounds__(kThreads) merge_kernel(const Args args) {
     merge_tile<T, 1>(part, row, tile.begin, end);
 }
 
-int launch(void (*kernel)(Args), void* row, const void* parts, const void* tiles, int64_t count, int device,
-           cudaStream_t stream) {
+int launch(void (*kernel)(Args), const void* row, const void* parts, const void* tiles, int64_t count,
+           int device, cudaStream_t stream) {
   const cudaError_t chosen = cudaSetDevice(device);
   if (chosen != cudaSuccess) return chosen;
   cudaLaunchConfig_t config{};
@@ -142,18 +142,16 @@ int launch(void (*kernel)(Args), void* row, const void* parts, const void* tiles
 }  // namespace
 }  // namespace modelswarms
 
-extern "C" int modelswarms_copy_plan_cuda(void* row, const void* parts, const void* tiles, int64_t count,
-                                          bool store, int dtype, int device, cudaStream_t stream) {
+extern "C" int modelswarms_copy_plan_cuda(const void* row, const void* parts, const void* tiles,
+                                          int64_t count, int dtype, int device, cudaStream_t stream) {
   using namespace modelswarms;
-  void (*const kernels[3][2])(Args) = {{copy_kernel<float, false>, copy_kernel<float, true>},
-                                       {copy_kernel<__nv_bfloat16, false>, copy_kernel<__nv_bfloat16, true>},
-                                       {copy_kernel<__half, false>, copy_kernel<__half, true>}};
+  void (*const kernels[3])(Args) = {copy_kernel<float>, copy_kernel<__nv_bfloat16>, copy_kernel<__half>};
   if (dtype < 0 || dtype > 2) return cudaErrorInvalidValue;
-  return launch(kernels[dtype][store], row, parts, tiles, count, device, stream);
+  return launch(kernels[dtype], row, parts, tiles, count, device, stream);
 }
 
-extern "C" int modelswarms_merge_plan_cuda(void* row, const void* parts, const void* tiles, int64_t count,
-                                           int dtype, int device, cudaStream_t stream) {
+extern "C" int modelswarms_merge_plan_cuda(const void* row, const void* parts, const void* tiles,
+                                           int64_t count, int dtype, int device, cudaStream_t stream) {
   using namespace modelswarms;
   void (*const kernels[3])(Args) = {merge_kernel<float>, merge_kernel<__nv_bfloat16>, merge_kernel<__half>};
   if (dtype < 0 || dtype > 2) return cudaErrorInvalidValue;

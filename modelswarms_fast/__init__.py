@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from modelswarms_fast.ops import mix_, swarm_update_, swarm_update_rows_
     from modelswarms_fast.runs.search import search
     from modelswarms_fast.swarm import Swarm
-    from modelswarms_fast.weights.streaming import file_rows, stream_update_rows_
+    from modelswarms_fast.weights.streaming import stream_update_rows_
 
 __version__ = "0.1.0"
 
@@ -21,7 +21,6 @@ _HOME = {
     "InputError": "errors",
     "Swarm": "swarm",
     "SwarmConfig": "config",
-    "file_rows": "weights.streaming",
     "mix_": "ops",
     "search": "runs.search",
     "stream_update_rows_": "weights.streaming",
@@ -35,7 +34,6 @@ __all__ = [
     "Swarm",
     "SwarmConfig",
     "__version__",
-    "file_rows",
     "mix_",
     "search",
     "stream_update_rows_",

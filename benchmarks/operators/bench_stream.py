@@ -21,10 +21,10 @@ from benchmarks.operators.bench_rows import PARTICLES, make_experts, rows_moved,
 from modelswarms_fast.config import EngineConfig, SwarmConfig
 from modelswarms_fast.ops import swarm_update_rows_
 from modelswarms_fast.swarm import Swarm
-from modelswarms_fast.weights.arena import row_stride
+from modelswarms_fast.weights.arena import empty_rows, row_stride
 from modelswarms_fast.weights.placement import LEAST_CACHED, Placement, plan_memory
 from modelswarms_fast.weights.population import Population
-from modelswarms_fast.weights.streaming import file_rows, stream_update_rows_
+from modelswarms_fast.weights.streaming import stream_update_rows_
 
 LARGE, LARGE_QUICK, GPU_SIZE = 8_000_000, 2_000_000, 50_000_000
 DTYPES = (torch.bfloat16, torch.float32)
@@ -88,7 +88,7 @@ def test_cpu(measure: Measure, tmp_path: Path, dtype: torch.dtype, source: str) 
     """A file's pages are in the page cache when the clock starts, and the disk gets them when the system pleases."""
     size = LARGE_QUICK if measure.quick else LARGE
     resident = random_rows(3 * PARTICLES + 2, size, dtype)
-    rows = resident if source == "memory" else file_rows(tmp_path / "rows", len(resident), size, dtype)
+    rows = resident if source == "memory" else empty_rows(len(resident), size, dtype, tier="file", folder=tmp_path)
     rows.copy_(resident)
     table, coefficients = tables()["nobody improved"], shares(PARTICLES)
     arguments = (table, 0, 1, coefficients, 0.5)

@@ -219,9 +219,7 @@ def mix_(out: Tensor, experts: Tensor, mixture: Tensor, *, backend: str = "auto"
 
     Args:
         out: [P, D] in float32, bfloat16, float16 or (``reference`` and ``cpp`` only) float64. Rows may be
-            strided and start anywhere; the last dimension is contiguous. So for ``experts``. With ``cpp`` and
-            ``reference`` also [P, a, b] with a · b = D and any strides of P and a, such as one tensor of an
-            engine's slots.
+            strided and start anywhere; the last dimension is contiguous. So for ``experts``.
         experts: [n, D], same dtype. No expert at all gives zeros.
         mixture: [P, n] float32 or float64, rounded to float32 unless the rows are float64.
         backend: ``auto`` or one of ``available_backends()``.
@@ -232,11 +230,9 @@ def mix_(out: Tensor, experts: Tensor, mixture: Tensor, *, backend: str = "auto"
             backend that does not exist or cannot take these tensors.
     """
     validation.check_rows({"out": out, "experts": experts})
-    if out.dim() != 3:
-        validation.check_matrix("out", out)
+    validation.check_matrix("out", out)
     validation.check_matrix("experts", experts)
-    particles, parts, length = out.shape if out.dim() == 3 else (out.shape[0], 1, out.shape[1])
-    count, size = experts.shape[0], parts * length
+    (particles, size), count = out.shape, experts.shape[0]
     validation.check_shape("experts", experts, (count, size))
     validation.check_scalars("mixture", mixture, (particles, count), (torch.float32, torch.float64))
     validation.check_device("mixture", mixture, "out", out)
@@ -247,8 +243,6 @@ def mix_(out: Tensor, experts: Tensor, mixture: Tensor, *, backend: str = "auto"
     if chosen == "reference":
         mix_ref(out, experts, mixture)
         return
-    if out.dim() == 3 and chosen != "cpp":
-        raise ValueError(f"backend {chosen!r} takes out of two dimensions only; use one call for each part")
     mixture = mixture.to(torch.float64 if out.dtype == torch.float64 else torch.float32).contiguous()
     if chosen == "triton":
         _kernels("mix").mix_triton(out, experts, mixture)
@@ -256,7 +250,7 @@ def mix_(out: Tensor, experts: Tensor, mixture: Tensor, *, backend: str = "auto"
     addresses = (out.data_ptr(), out.stride(0), experts.data_ptr(), experts.stride(0), mixture.data_ptr())
     arguments = (*addresses, particles, count, size, validation.DTYPE_CODES[out.dtype])
     if chosen == "cpp":
-        _C.mix(*arguments, parts, out.stride(1) if out.dim() == 3 else 0)
+        _C.mix(*arguments, 1, 0)
     else:
         launch(_C.mix_cuda, arguments, out)
 
@@ -273,7 +267,7 @@ def swiglu(given: Tensor) -> Tensor:
     # No address: no elements, or a subclass that wraps other tensors.
     plain = given.is_cpu and given.data_ptr() and not given.is_neg()
     known = given.dtype in validation.DTYPE_CODES and given.dtype != torch.float64
-    if _C is None or not (plain and known) or (given.requires_grad and torch.is_grad_enabled()):
+    if not (plain and known) or (given.requires_grad and torch.is_grad_enabled()):
         return torch.nn.functional.silu(given[..., :width]) * given[..., width:]
     given = given.contiguous()
     out = torch.empty((*given.shape[:-1], width), dtype=given.dtype)
@@ -283,7 +277,7 @@ def swiglu(given: Tensor) -> Tensor:
 
 def _takes_plain(backend: str) -> bool:
     """Whether the extension may be asked to do it at once: it does where nothing can be wrong, and says so."""
-    return _C is not None and backend in ("auto", "cpp")
+    return backend in ("auto", "cpp")
 
 
 def available_backends() -> list[str]:
@@ -298,9 +292,7 @@ def _interpreted() -> bool:
 
 def _missing(backend: str) -> str | None:
     """Why a backend cannot run on this machine, or None."""
-    if backend == "cpp" and _C is None:
-        return "the extension modelswarms_fast.ops._C is not built"
-    if backend == "cuda" and not (_C is not None and _C.has_cuda):
+    if backend == "cuda" and not _C.has_cuda:
         return "the extension modelswarms_fast.ops._C was built without CUDA, or with a newer one than the driver has"
     if backend == "triton" and importlib.util.find_spec("triton") is None:
         return "triton is not installed"
@@ -313,11 +305,9 @@ def _choose(backend: str, rows: Tensor) -> str:
     """The backend to run, after checking that it can take these rows."""
     device = rows.device.type
     if backend == "auto":
-        if device == "cuda":
-            backend = "cuda" if _C is not None and _C.has_cuda else "triton"
-        else:
-            backend = "cpp" if _C is not None else "reference"
-    if backend == "cpp" and _C is not None and device == "cpu":
+        on_gpu = "cuda" if _C.has_cuda else "triton"
+        backend = on_gpu if device == "cuda" else "cpp"
+    if backend == "cpp" and device == "cpu":
         return backend
     if backend not in BACKENDS:
         raise ValueError(f"backend must be auto or one of {', '.join(BACKENDS)}, got {backend!r}")

@@ -54,15 +54,8 @@ def empty_rows(
         return torch.empty((count, stride), dtype=dtype, device=device)[:, :size]
     if count == 0 or size == 0:
         return torch.empty((count, stride), dtype=dtype)[:, :size]
-    if _C is not None:
-        used, apart = size * dtype.itemsize, stride * dtype.itemsize
-        return arena_rows(_C.Arena(count, used, apart, tier, os.fspath(folder), spilled), dtype)
-    if tier != "host" or spilled:
-        name = "file" if spilled else tier
-        raise RuntimeError(f"rows of tier {name!r} need the extension modelswarms_fast.ops._C, which is not built")
-    memory = torch.empty(count * stride * dtype.itemsize + ALIGNMENT, dtype=torch.uint8)
-    start = -memory.data_ptr() % ALIGNMENT
-    return memory[start : start + count * stride * dtype.itemsize].view(dtype).view(count, stride)[:, :size]
+    used, apart = size * dtype.itemsize, stride * dtype.itemsize
+    return arena_rows(_C.Arena(count, used, apart, tier, os.fspath(folder), spilled), dtype)
 
 
 def arena_rows(arena: Arena, dtype: torch.dtype) -> torch.Tensor:

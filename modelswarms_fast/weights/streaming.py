@@ -6,8 +6,6 @@ No GPU has run this yet: the tests replay what its streams wait for, in many ord
 from __future__ import annotations
 
 import math
-import mmap
-import os
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -17,7 +15,6 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from modelswarms_fast.errors import InputError
 from modelswarms_fast.ops import Rounding, RowRandomness, swarm_update_rows_, validation
 from modelswarms_fast.weights.layout import ALIGNMENT
 
@@ -61,7 +58,7 @@ def stream_update_rows_(
 
     Args:
         rows: [R, D] in the memory of the host. For a CUDA device they should be pinned; others, such as
-            ``file_rows``, are allowed, but CUDA copies them more slowly.
+            those in a file, are allowed, but CUDA copies them more slowly.
         device: where the update is computed, a CUDA device or the CPU (the default). Two threads copy.
         block_columns: columns of a block, a multiple of 4. Default: 1 MiB of each row.
         table, global_best, global_worst, coefficients, step_length, rounding, randomness, seed, iteration,
@@ -138,49 +135,6 @@ def stream_update_rows_(
             going.append(outgoing.start(partial(go, number)))
         while going:
             going.popleft()()
-
-
-def file_rows(path: str | os.PathLike[str], count: int, size: int, dtype: torch.dtype) -> Tensor:
-    """Rows [count, size] that lie in a file: what is written to them is in the file.
-
-    Each row begins at a multiple of 64 bytes. A file that is not there is made, with room on the disk for all of it
-    and zeros inside; one that is there is taken as it is. The file stays when the tensor is gone.
-
-    Raises:
-        InputError: the file cannot be made, has another size, or does not fit on the disk.
-        ValueError: no row or no column.
-    """
-    if count < 1 or size < 1:
-        raise ValueError(f"a file holds at least one row of one number, not {count} rows of {size}")
-    pitch = _aligned(size, dtype)
-    wanted = count * pitch * dtype.itemsize
-    path = os.fspath(path)
-    made = False
-    try:
-        try:
-            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
-            made = True
-        except FileExistsError:
-            descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
-        try:
-            found = os.fstat(descriptor).st_size
-            if not made and found != wanted:
-                raise InputError(
-                    f"{path} has {found} bytes, but {count} rows of {size} numbers in {validation.short(dtype)} take "
-                    f"{wanted}; remove it or name another file."
-                )
-            # Without room on the disk, writing to mapped memory would kill the process.
-            os.posix_fallocate(descriptor, 0, wanted)
-            mapped = mmap.mmap(descriptor, wanted)
-        finally:
-            os.close(descriptor)
-    except OSError as error:
-        if made:
-            os.unlink(path)
-        raise InputError(
-            f"{path} cannot hold the {wanted} bytes of {count} rows: {error.strerror}; name a file on another disk."
-        ) from error
-    return torch.frombuffer(mapped, dtype=dtype).view(count, pitch)[:, :size]
 
 
 class CopyStream:

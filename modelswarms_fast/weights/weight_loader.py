@@ -59,7 +59,7 @@ class MergeTarget:
 
 
 class WeightCopier:
-    """Copies a row [size] into the places of its tensors, and back.
+    """Copies a row [size] into the places of its tensors.
 
     Rows and places have one dtype and device; the memory of the places is kept, whatever becomes of a parameter that
     lay there. Raises ValueError for a place of another shape or dtype, or with gaps between its columns.
@@ -87,7 +87,7 @@ class WeightCopier:
             self._compiled.load(row.data_ptr())
             return
         if self._table is not None:
-            self._table.launch(_C.copy_weights_cuda, row, False)
+            self._table.launch(_C.copy_weights_cuda, row)
             return
         torch._foreach_copy_(
             [target.place for target in self._targets],
@@ -108,25 +108,6 @@ class WeightCopier:
             self._compiled.load_mixture(*_addresses(experts, mixture := _numbers(experts, mixture)))
             return
         self.load(_mixed(experts, mixture, self._end))
-
-    def store(self, row: Tensor) -> None:
-        """Read a row [size] back from the places; padding is left alone.
-
-        Raises ValueError for a row that is none, and where a scaling is 0.
-        """
-        if not all(target.scaling for target in self._targets):
-            raise ValueError("a place of scaling 0 holds nothing of the row")
-        if row.dtype != self._targets[0].place.dtype or row.device != self._targets[0].place.device:
-            raise ValueError(f"a row to store into has the places' dtype and device, not {row.dtype} on {row.device}")
-        row = self._checked(row)
-        if self._compiled is not None:
-            self._compiled.store(row.data_ptr())
-            return
-        if self._table is not None:
-            self._table.launch(_C.copy_weights_cuda, row, True)
-            return
-        for target in self._targets:
-            _part(_view(row, target.spec), target).copy_(target.place / target.scaling)
 
     def _checked(self, row: Tensor) -> Tensor:
         return _checked_row(row, self._end, self._targets[0].place)
@@ -193,13 +174,13 @@ class Table:
         self.tiles = torch.tensor(tiles, dtype=torch.int64, device=place.device)
         self._dtype = DTYPE_CODES[place.dtype]
 
-    def arguments(self, row: Tensor, *more: bool) -> tuple[Any, ...]:
+    def arguments(self, row: Tensor) -> tuple[Any, ...]:
         """Of the launcher, but for device and stream."""
-        return row.data_ptr(), self.parts.data_ptr(), self.tiles.data_ptr(), len(self.tiles), *more, self._dtype
+        return row.data_ptr(), self.parts.data_ptr(), self.tiles.data_ptr(), len(self.tiles), self._dtype
 
-    def launch(self, kernel: Callable[..., None], row: Tensor, *more: bool) -> None:
+    def launch(self, kernel: Callable[..., None], row: Tensor) -> None:
         """Run the plan on a row of its device, on the current stream."""
-        launch(kernel, self.arguments(row, *more), row)
+        launch(kernel, self.arguments(row), row)
 
 
 CopyPart = tuple[int, int, int, int, int, int, float]
@@ -259,13 +240,13 @@ def _bits(scaling: float) -> int:
 
 
 def _launches(first: Tensor, places: Sequence[Tensor]) -> bool:
-    on_gpu = _C is not None and _C.has_cuda and first.device.type == "cuda"
+    on_gpu = _C.has_cuda and first.device.type == "cuda"
     known = first.dtype in DTYPE_CODES and first.dtype != torch.float64
     return on_gpu and known and all(place.numel() < MOST_ELEMENTS for place in places)
 
 
 def _compiles(place: Tensor) -> bool:
-    return _C is not None and place.device.type == "cpu" and place.dtype in DTYPE_CODES
+    return place.device.type == "cpu" and place.dtype in DTYPE_CODES
 
 
 def _view(row: Tensor, spec: TensorSpec) -> Tensor:

@@ -387,12 +387,11 @@ def test_cuda_source_of_the_mix_equals_the_reference(dtype: torch.dtype, on_cpu:
         assert out.intact()
 
 
-def run_plan(library: ctypes.CDLL, name: str, table: weight_loader.Table, row: Tensor, *store: bool) -> None:
+def run_plan(library: ctypes.CDLL, name: str, table: weight_loader.Table, row: Tensor) -> None:
     """What `Table.launch` does, by the source of the kernel as plain C++."""
-    address, parts, tiles, count, *more, dtype = table.arguments(row, *store)
+    address, parts, tiles, count, dtype = table.arguments(row)
     words = [ctypes.c_int64(word) for word in (address, parts, tiles, count)]
-    flags = [ctypes.c_bool(flag) for flag in more]
-    assert library[f"modelswarms_{name}_plan_cuda"](*words, *flags, dtype, 0, ctypes.c_void_p(0)) == 0
+    assert library[f"modelswarms_{name}_plan_cuda"](*words, dtype, 0, ctypes.c_void_p(0)) == 0
 
 
 # Wide and narrow rows, more than a tile, a part of a tensor with columns left out, rows that no pack fits.
@@ -420,14 +419,9 @@ def test_cuda_source_of_a_copy_plan_equals_the_cpu_one(
     assert table.parts[:, 7].any(), "some move 16 bytes at a time"
     assert not table.parts[:, 7].all()
     plan.load(row)
-    run_plan(on_cpu, "copy", table, row, False)
+    run_plan(on_cpu, "copy", table, row)
     for one, other in zip(*places, strict=True):
         assert torch.equal(one, other)
-    backs = [torch.full_like(row, 5.0) for _ in range(2)]
-    plan.store(backs[0])
-    run_plan(on_cpu, "copy", table, backs[1], True)
-    assert torch.equal(*backs)
-    assert (backs[1] == 5.0).any(), "what is no part was left alone"
 
 
 @pytest.mark.parametrize("start", [0, 1])
@@ -498,8 +492,8 @@ def test_cuda_plans_compiled(architecture: int) -> None:
     """Both kernels of each type move 16 bytes at a time where they can, spill nothing and fuse nothing."""
     report, functions = static_gpu.compiled("plan", architecture)
     spills = re.findall(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads", report)
-    assert spills == [("0", "0", "0")] * 9, report  # load, store and merge
-    assert len(functions) == 9
+    assert spills == [("0", "0", "0")] * 6, report  # copy and merge
+    assert len(functions) == 6
     for key, body in functions.items():
         assert "FFMA" not in body, f"{key} fuses a multiply-add"
         # Only what an integer division is made of.

@@ -807,20 +807,6 @@ def test_gpu_backend_refuses_float64(backend: str) -> None:
         swarm_update_(**swarm(2, 8, torch.float64, "cuda"), step_length=0.5, backend=backend)
 
 
-def test_cpp_without_the_extension_raises_and_auto_takes_the_reference(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(ops, "_C", None)
-    rows = swarm(2, 8, torch.float32)
-    with pytest.raises(ValueError, match="not built"):
-        swarm_update_(**rows, step_length=0.5, backend="cpp")
-    called = spy(monkeypatch)
-    swarm_update_(**rows, step_length=0.5)
-    assert called == ["reference"]
-    swarm_update_rows_(**rows_arguments())
-    assert called == ["reference", "reference on rows"]
-
-
 def test_auto_takes_cpp_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     called = spy(monkeypatch)
     swarm_update_(**swarm(2, 8, torch.float32), step_length=0.5)
@@ -856,9 +842,10 @@ def test_an_extension_that_does_not_load_is_no_reason_for_the_reference(
         extension._load()
 
 
-def test_an_extension_that_was_never_built_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_extension_that_was_never_built_says_how_to_build_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(extension.importlib.util, "find_spec", lambda name: None)
-    assert extension._load() is None
+    with pytest.raises(ImportError, match=r"^the compiled part of modelswarms_fast is missing; build it with `pip"):
+        extension._load()
 
 
 def test_unknown_simd_level_is_refused() -> None:

@@ -39,40 +39,32 @@ def test_rows_are_apart_at_addresses_that_never_move(tier, tmp_path):
     arena = arena_of(tier, tmp_path)
     assert (arena.rows, arena.row_bytes, arena.stride_bytes, arena.free) == (*SHAPE, 4)
     assert [arena.acquire() for _ in range(4)] == [0, 1, 2, 3]
-    rows = [as_array(arena.row(number)) for number in range(4)]
-    places = [row.ctypes.data for row in rows]
+    whole = as_array(arena.all())
+    places = [row.ctypes.data for row in whole]
     assert [place - places[0] for place in places] == [0, 1088, 2176, 3264]
     assert places[0] % 64 == 0
-    for number, row in enumerate(rows):
-        row[:] = number + 1
-    whole = as_array(arena.all())
+    whole[:] = np.arange(1, 5)[:, None]
     assert whole.shape == (4, 1000)
-    assert (whole == np.arange(1, 5)[:, None]).all()
     arena.release(2)
     assert arena.acquire() == 2
-    assert as_array(arena.row(2)).ctypes.data == places[2]
+    assert [row.ctypes.data for row in as_array(arena.all())] == places
+    assert (as_array(arena.all()) == np.arange(1, 5)[:, None]).all()
 
 
 @pytest.mark.parametrize("tier", WITH_SPLIT)
 def test_views_keep_the_memory(tier, tmp_path):
     arena = arena_of(tier, tmp_path, (3, 1 << 20, (1 << 20) + 64))
-    row = arena.acquire()
-    views = [
-        as_array(arena.row(row)),
-        torch.from_dlpack(arena.row(row)),
-        torch.from_dlpack(arena.all())[row],
-        np.from_dlpack(arena.row(row)),
-    ]
+    views = [as_array(arena.all()), torch.from_dlpack(arena.all()), np.from_dlpack(arena.all())]
     views[0][:] = 7
     del arena
     gc.collect()
     others = [arena_of(tier, tmp_path, (3, 1 << 20, (1 << 20) + 64)) for _ in range(3)]  # would take its place
     for other in others:
         as_array(other.all())[:] = 1
-    views[1][5] = 9
+    views[1][0, 5] = 9
     for view in views:
-        assert view.shape == (1 << 20,)
-        assert [int(view[place]) for place in (0, 5, -1)] == [7, 9, 7]
+        assert view.shape == (3, 1 << 20)
+        assert [int(view[0, place]) for place in (0, 5, -1)] == [7, 9, 7]
 
 
 def mapped():
@@ -106,30 +98,6 @@ def test_a_row_is_free_when_everyone_has_let_go():
     assert (arena.count(row), arena.free) == (0, 4)
 
 
-@pytest.mark.parametrize("copy", [True, False])
-def test_copy_on_write(copy):
-    arena = _C.Arena(*SHAPE)
-    row = arena.acquire()
-    as_array(arena.row(row))[:] = 5
-    assert arena.writable(row, copy) == row  # nobody else sees it
-    arena.retain(row)
-    fresh = arena.writable(row, copy)
-    assert fresh != row
-    assert (arena.count(row), arena.count(fresh)) == (1, 1)
-    assert bool((as_array(arena.row(fresh)) == 5).all()) == copy
-    as_array(arena.row(fresh))[:] = 6
-    assert (as_array(arena.row(row)) == 5).all()
-
-
-def test_copy_on_write_without_a_free_row_changes_nothing():
-    arena = _C.Arena(1, 1000, 1088)
-    row = arena.acquire()
-    arena.retain(row)
-    with pytest.raises(MemoryError, match=r"^No row is free: 1 row of 1000 bytes are all held"):
-        arena.writable(row)
-    assert arena.count(row) == 2
-
-
 def test_mistakes_name_the_row_and_its_bytes():
     arena = _C.Arena(*SHAPE)
     for _ in range(4):
@@ -137,10 +105,10 @@ def test_mistakes_name_the_row_and_its_bytes():
     with pytest.raises(MemoryError, match=r"^No row is free: 4 rows of 1000 bytes are all held; release one"):
         arena.acquire()
     arena.release(2)
-    for misuse in (arena.release, arena.retain, arena.row, arena.writable):
+    for misuse in (arena.release, arena.retain):
         with pytest.raises(ValueError, match=r"^Row 2 of 1000 bytes is free: it was released as often as"):
             misuse(2)
-    for misuse in (arena.release, arena.retain, arena.row, arena.writable, arena.count):
+    for misuse in (arena.release, arena.retain, arena.count):
         for row in (-1, 4):
             with pytest.raises(ValueError, match=rf"^Row {row} of 1000 bytes does not exist: there are 4"):
                 misuse(row)
@@ -258,7 +226,7 @@ def test_memory_that_was_given_keeps_its_owner():
     owner = Owner()
     weakref.finalize(owner, ended.append, True)
     arena = _C.Arena.given(memory.data_ptr(), 4352, *SHAPE, (1, 0), owner)
-    view = torch.from_dlpack(arena.row(arena.acquire()))
+    view = torch.from_dlpack(arena.all())[0]
     del owner, arena
     gc.collect()
     assert not ended
@@ -274,15 +242,10 @@ def test_memory_that_was_given_keeps_its_owner():
 
 def test_memory_of_a_device_is_not_touched_by_the_host():
     arena = _C.Arena.given(1 << 40, 4352, *SHAPE, (2, 3), None)
-    row = arena.acquire()
-    assert arena.row(row).__dlpack_device__() == (2, 3)
+    assert arena.all().__dlpack_device__() == (2, 3)
     with pytest.raises(BufferError) as error:
-        memoryview(arena.row(row))
+        memoryview(arena.all())
     assert "use DLPack" in str(error.value.__cause__ or error.value)
-    arena.retain(row)
-    with pytest.raises(ValueError, match="Row 0 of 1000 bytes is not in the host's memory"):
-        arena.writable(row)
-    assert arena.writable(row, copy=False) == 1
 
 
 def test_a_copy_is_not_what_views_are_for():
@@ -294,21 +257,18 @@ def test_a_copy_is_not_what_views_are_for():
 def test_threads_share_rows_without_losing_any(tier, tmp_path):
     """Each thread fills what it holds and finds it so: nobody else was given the row."""
     arena = arena_of(tier, tmp_path, (7, 1000, 1088))
-    wrong = []
+    rows, wrong = as_array(arena.all()), []
 
     def work(mark):
         draw, held = random.Random(mark), []
         for _ in range(400):
             with contextlib.suppress(MemoryError):
                 held.append(arena.acquire())
-                as_array(arena.row(held[-1]))[:] = mark
+                rows[held[-1]] = mark
             if held and draw.random() < 0.4:
                 arena.retain(held[-1])
-                with contextlib.suppress(MemoryError):
-                    held.append(arena.writable(held[-1]))
-                    arena.retain(held[-1])
                 arena.release(held[-1])
-            wrong.extend(row for row in held if not (as_array(arena.row(row)) == mark).all())
+            wrong.extend(row for row in held if not (rows[row] == mark).all())
             while held and draw.random() < 0.6:
                 arena.release(held.pop(draw.randrange(len(held))))
         for row in held:
@@ -340,5 +300,4 @@ def test_rows_of_an_arena_as_tensors():
     arena = _C.Arena(2, 40, 64)
     rows = arena_rows(arena, torch.float32)
     rows[:] = torch.tensor([[1.5], [2.5]])
-    row = arena.acquire()
-    assert (torch.from_dlpack(arena.row(row)).view(torch.float32) == 1.5).all()
+    assert (torch.from_dlpack(arena.all()).view(torch.float32) == torch.tensor([[1.5], [2.5]])).all()

@@ -1,9 +1,6 @@
 """Streamed rows: the bits of the resident update, from memory and from a file, whatever the blocks; and failures."""
 
-import errno
-import os
 import random
-import resource
 import threading
 from contextlib import closing
 from itertools import permutations
@@ -15,13 +12,12 @@ from helpers_streams import Streams, at_random, by_priority
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from modelswarms_fast.errors import InputError
 from modelswarms_fast.ops import swarm_update_rows_
 from modelswarms_fast.weights import streaming
 from modelswarms_fast.weights.arena import empty_rows
 from modelswarms_fast.weights.row_cache import RowCache
 from modelswarms_fast.weights.row_table import RowTable
-from modelswarms_fast.weights.streaming import file_rows, stream_update_rows_
+from modelswarms_fast.weights.streaming import stream_update_rows_
 
 BACKENDS = ["reference", "cpp", *(pytest.param(name, marks=[GPU, NEEDS_GPU]) for name in ("triton", "cuda"))]
 NOISE = {
@@ -242,72 +238,10 @@ def test_rows_of_a_file(backend, dtype, tmp_path):
     table, best, worst, count = some_table(4, 8)
     size = 1003
     values = random_rows(count, size, dtype, 0)
-    rows = file_rows(tmp_path / "rows", count, size, dtype)
-    assert not rows.any()
+    rows = empty_rows(count, size, dtype, tier="file", folder=tmp_path)
     rows.copy_(values)
     streamed(rows, table, best, worst, backend, 256)
-    del rows
-    expected = resident(values, table, best, worst, backend)
-    assert_same(file_rows(tmp_path / "rows", count, size, dtype), expected)
-
-
-def test_rows_of_a_file_start_at_multiples_of_64_bytes(tmp_path):
-    for size in (1, 31, 32, 33):
-        rows = file_rows(tmp_path / str(size), 3, size, torch.bfloat16)
-        assert rows.shape == (3, size)
-        assert not [row for row in rows if row.data_ptr() % 64]
-        rows.fill_(1.0)
-        written = torch.frombuffer(bytearray((tmp_path / str(size)).read_bytes()), dtype=torch.bfloat16).view(3, -1)
-        assert (written[:, :size] == 1).all()
-        assert not written[:, size:].any()
-
-
-def test_a_file_of_another_size_is_refused(tmp_path):
-    (tmp_path / "rows").write_bytes(b"something else")
-    with pytest.raises(InputError, match=r"rows has 14 bytes, but 3 rows of 5 numbers in float32 take 192; remove it"):
-        file_rows(tmp_path / "rows", 3, 5, torch.float32)
-    assert (tmp_path / "rows").read_bytes() == b"something else"
-
-
-def test_a_full_disk_is_one_sentence_and_leaves_no_file(tmp_path, monkeypatch):
-    def full(descriptor, offset, length):
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-    monkeypatch.setattr(os, "posix_fallocate", full)
-    with pytest.raises(InputError, match=r"rows cannot hold the 192 bytes of 3 rows: No space left on device; name"):
-        file_rows(tmp_path / "rows", 3, 5, torch.float32)
-    assert not list(tmp_path.iterdir())
-
-
-def test_a_file_that_may_not_grow_is_one_sentence_and_leaves_no_file(tmp_path):
-    """The same from the system itself: a file of this process may have a megabyte at most."""
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, limits[1]))
-    try:
-        with pytest.raises(InputError, match=r"rows cannot hold the 4194304 bytes of 4 rows: File too large; name"):
-            file_rows(tmp_path / "rows", 4, 1 << 18, torch.float32)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    assert not list(tmp_path.iterdir())
-
-
-def test_a_file_with_holes_gets_its_room(tmp_path):
-    with (tmp_path / "rows").open("wb") as file:
-        file.truncate(1 << 20)
-    assert (tmp_path / "rows").stat().st_blocks * 512 < 1 << 20
-    file_rows(tmp_path / "rows", 4, 1 << 16, torch.float32)
-    assert (tmp_path / "rows").stat().st_blocks * 512 >= 1 << 20
-
-
-def test_a_folder_that_is_not_there(tmp_path):
-    with pytest.raises(InputError, match="No such file or directory"):
-        file_rows(tmp_path / "nowhere" / "rows", 3, 5, torch.float32)
-
-
-@pytest.mark.parametrize(("count", "size"), [(0, 5), (5, 0)])
-def test_a_file_without_numbers(tmp_path, count, size):
-    with pytest.raises(ValueError, match="at least one row of one number"):
-        file_rows(tmp_path / "rows", count, size, torch.float32)
+    assert_same(rows, resident(values, table, best, worst, backend))
 
 
 @pytest.mark.parametrize("failing", range(8))

@@ -15,7 +15,6 @@ from torch.utils._pytree import tree_leaves
 from modelswarms_fast.config import EngineConfig, SwarmConfig
 from modelswarms_fast.ops import mix_, swarm_update_rows_
 from modelswarms_fast.swarm import Moves, Swarm
-from modelswarms_fast.weights import arena
 from modelswarms_fast.weights.arena import empty_rows
 from modelswarms_fast.weights.population import Population
 from modelswarms_fast.weights.row_table import RowTable, count_rows
@@ -383,18 +382,11 @@ def test_empty_rows_begin_at_multiples_of_64_bytes(dtype, count, size):
     assert bool((rows == 1).all())
 
 
-def test_empty_rows_lie_in_huge_pages_and_do_without_the_extension(monkeypatch):
+def test_empty_rows_lie_in_huge_pages():
     rows = empty_rows(3, 1 << 20, torch.float32)
     assert rows.data_ptr() % (2 * 1024 * 1024) == 0
     rows[1] = 2.0
     assert_same(rows[1], torch.full((1 << 20,), 2.0))
-    monkeypatch.setattr(arena, "_C", None)
-    for size in (5, 1 << 20):
-        rows = empty_rows(3, size, torch.float32)
-        assert rows.shape == (3, size)
-        assert not [row for row in rows if row.data_ptr() % 64]
-    with pytest.raises(RuntimeError, match="'file' need the extension"):
-        empty_rows(3, 5, torch.float32, tier="file")
 
 
 def test_mixtures_are_written_into_rows_without_a_copy_of_them():

@@ -45,14 +45,14 @@ SHAPES = {"a": (8, 96), "b": (300, 8), "c": (5, 7), "d": (3, 5000), "e": (1, 1),
 @pytest.fixture(params=["compiled", "torch"])
 def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     if request.param == "torch":
-        monkeypatch.setattr(weight_loader, "_C", None)
+        monkeypatch.setattr(weight_loader, "_compiles", lambda place: False)
     return str(request.param)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("gap", [0, 8])
 @pytest.mark.parametrize("scaling", [1.0, 2.0, 0.3])
-def test_copy_there_and_back(backend: str, dtype: torch.dtype, gap: int, scaling: float) -> None:
+def test_a_copy_is_each_tensor_times_its_scaling(backend: str, dtype: torch.dtype, gap: int, scaling: float) -> None:
     layout = layout_of(SHAPES, dtype)
     row = random_row(layout)
     targets, memory = [], {}
@@ -72,16 +72,6 @@ def test_copy_there_and_back(backend: str, dtype: torch.dtype, gap: int, scaling
             torch.testing.assert_close(target.place, tensor * scaling, rtol=2**-7, atol=0)
         if len(target.spec.shape) == 2 and gap:
             assert (memory[target.spec.name][:, -gap:] == UNTOUCHED).all()
-    back = torch.full_like(row, UNTOUCHED)
-    plan.store(back)
-    for target in targets:
-        span = slice(target.spec.offset, target.spec.end)
-        expected = (target.place / scaling if backend == "torch" else target.place * (1 / scaling)).flatten()
-        torch.testing.assert_close(back[span], expected, rtol=1.6e-2 if dtype == torch.bfloat16 else 2e-3, atol=0)
-        if scaling != 0.3:
-            assert torch.equal(back[span], row[span])
-        back[span] = UNTOUCHED
-    assert (back == UNTOUCHED).all()  # the padding was left alone
 
 
 def test_a_scaling_of_zero_is_an_adapter_without_effect(backend: str) -> None:
@@ -90,8 +80,6 @@ def test_a_scaling_of_zero_is_an_adapter_without_effect(backend: str) -> None:
     plan = WeightCopier([CopyTarget(layout.specs[0], place, 0.0)])
     plan.load(random_row(layout))
     assert (place == 0).all()
-    with pytest.raises(ValueError, match="scaling 0"):
-        plan.store(random_row(layout))
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -224,9 +212,9 @@ PARTS = [((3, 0), (4, 96)), ((0, 24), (300, 40)), ((7, 5), (64, 33)), ((0, 0), (
 def test_a_part_is_that_part_of_the_whole(
     backend: str, dtype: torch.dtype, gap: int, start: tuple[int, int], shape: tuple[int, int]
 ) -> None:
-    """Rows, mixtures and what is stored: the bits that the whole gives there, for vectors too, and nothing beside."""
+    """Rows and mixtures: the bits that the whole gives there, for vectors too, and nothing beside."""
     layout = layout_of({"a": (8, 96), "b": (300, 8), "bias": (300,), "long": (400, 5000), "w": (300, 96)}, dtype)
-    row, mixture = random_row(layout), torch.tensor([0.7, -0.2]).to(torch.promote_types(dtype, torch.float32))
+    mixture = torch.tensor([0.7, -0.2]).to(torch.promote_types(dtype, torch.float32))
     a, b, bias, long, w = layout.specs
     (first, column), (rows, columns) = start, shape
     here = (slice(first, first + rows), slice(column, column + columns))
@@ -258,14 +246,6 @@ def test_a_part_is_that_part_of_the_whole(
             if gap:
                 assert (live_memory[:, -gap:] == UNTOUCHED).all()
                 assert (place_memory[:, -gap:] == UNTOUCHED).all()
-    parts[1].load(row)
-    back = torch.full_like(row, UNTOUCHED)
-    parts[1].store(back)
-    expected = layout.views(torch.full_like(row, UNTOUCHED))
-    given = layout.views(row)
-    expected["w"][here], expected["bias"][first : first + rows] = given["w"][here], given["bias"][first : first + rows]
-    expected["long"][first : first + rows, 17:4917] = given["long"][first : first + rows, 17:4917]
-    assert all(torch.equal(layout.views(back)[name], tensor) for name, tensor in expected.items())
 
 
 def test_parts_that_stick_out_are_refused() -> None:
@@ -421,8 +401,6 @@ def test_rows_of_another_dtype_are_converted_on_load() -> None:
     plan = WeightCopier([CopyTarget(layout.specs[0], place)])
     plan.load(row)
     assert torch.equal(place, row.bfloat16().view(4, 64))
-    with pytest.raises(ValueError, match="places' dtype"):
-        plan.store(row)
 
 
 @pytest.mark.parametrize(
@@ -499,7 +477,7 @@ def test_places_that_the_gpu_kernels_do_not_know_go_through_torch(monkeypatch: p
 @GPU
 @NEEDS_GPU
 @pytest.mark.parametrize("dtype", DTYPES[:3], ids=str)
-def test_a_gpu_loads_and_stores_the_same_bits(dtype: torch.dtype) -> None:
+def test_a_gpu_loads_the_same_bits(dtype: torch.dtype) -> None:
     layout = layout_of(SHAPES, dtype)
     places = [
         [torch.zeros(one.shape, dtype=dtype, device=device) for one in layout.specs] for device in ("cpu", "cuda")
@@ -513,10 +491,6 @@ def test_a_gpu_loads_and_stores_the_same_bits(dtype: torch.dtype) -> None:
     on_gpu.load(row.cuda())
     for one, other in zip(*places, strict=True):
         assert torch.equal(one, other.cpu())
-    backs = [torch.zeros_like(row), torch.zeros_like(row).cuda()]
-    on_cpu.store(backs[0])
-    on_gpu.store(backs[1])
-    assert torch.equal(backs[0], backs[1].cpu())
 
 
 @GPU
