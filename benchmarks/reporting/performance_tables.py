@@ -21,8 +21,8 @@ In every round the baselines, the limit and ours ran once (baselines of more tha
 are medians of the rounds; the share of the limit is that of the two neighbours in a round. The **limit** of an operator
 is a plain loop (`benchmarks/operators/limits.cpp`) that does the loads and stores of the operator and next to nothing
 else, on as many threads and bytes; of its variants, with stores through the caches and past them, the fastest counts.
-On a GPU it is a copy on the device. **Bytes** are those that have to move: `(5P + 2) · D` numbers for an update, `(P
-+ n) · D` for a mix. A column "vs" says how many times as long as ours a baseline takes.
+On a GPU it is a copy on the device. **Bytes** are those that have to move: `(5P + 2) · D` numbers for an update, `(P +
+n) · D` for a mix. A column "vs" says how many times as long as ours a baseline takes.
 """
 
 
