@@ -52,7 +52,7 @@ def run(name: str, experts: str, data: Path, out: Path, kinds: list[str], seeds:
         "limit_test": task.test,
         "max_model_len": 2048,
     }
-    swarm = SWARM | {"iterations": task.iterations}
+    swarm: dict[str, Any] = SWARM | {"iterations": task.iterations}
     whole = folder / "search"
     if not (whole / "test_scores.json").exists():
         search(experts, out=whole, overwrite=True, final_test=True, progress=True, **common, **swarm)

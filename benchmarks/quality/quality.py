@@ -62,14 +62,11 @@ def run(experts: str, data: Path, name: str, dev: int | None, test: int | None, 
     common: dict[str, Any] = {"base": BASE, "task": task, "data": data / f"{name}.json"}
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "run"
-        limits = {"limit_dev": dev, "limit_test": test}
+        limits: dict[str, Any] = {"limit_dev": dev, "limit_test": test}
         summary = search(experts, **common, **limits, out=out, seed=seed, progress=True, **SETTINGS)
         history = read_history(out / "history.jsonl")
         config = json.loads((out / "config.json").read_text())
-    base = {
-        split: evaluate(BASE, **common, split=split, **{f"limit_{split}": limit})
-        for split, limit in (("dev", dev), ("test", test))
-    }
+    base = {split: evaluate(BASE, **common, split=split, **limits) for split in ("dev", "test")}
     for record in (summary, config):  # paths of this machine say nothing to a reader
         record["data"] = f"{name}.json"
         record.pop("sources", None)

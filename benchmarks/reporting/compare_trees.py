@@ -41,7 +41,7 @@ class Tree:
     """A process that measures one kind in one tree."""
 
     def __init__(self, tree: Path, kind: str, settings: dict[str, Any], python: str, scratch: str) -> None:
-        command = [python, "-P", str(SCRIPT), kind, json.dumps(settings)]
+        self._command = command = [python, "-P", str(SCRIPT), kind, json.dumps(settings)]
         environment = os.environ | {"PYTHONPATH": str(tree)}
         self._process = subprocess.Popen(
             command, cwd=scratch, env=environment, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE
@@ -72,7 +72,7 @@ class Tree:
         assert self._process.stdout is not None
         line = self._process.stdout.readline()
         if not line:
-            raise RuntimeError(f"{' '.join(map(str, self._process.args))} ended; its error is above")
+            raise RuntimeError(f"{' '.join(self._command)} ended; its error is above")
         answer: dict[str, Any] = json.loads(line)
         return answer
 

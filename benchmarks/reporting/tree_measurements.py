@@ -94,7 +94,7 @@ def engine(serve: str, settings: dict[str, Any]) -> Callable[[str], Measured]:
     import modelswarms_fast
     from modelswarms_fast.config import EngineConfig
 
-    check = "parity_check" if "parity_check" in EngineConfig.__dataclass_fields__ else "canary"
+    off: dict[str, Any] = {"parity_check" if "parity_check" in EngineConfig.__dataclass_fields__ else "canary": "off"}
     original, kept = starter(), list[Any]()
 
     def start_once(base: Any, experts: Any, config: Any) -> Any:
@@ -114,7 +114,7 @@ def engine(serve: str, settings: dict[str, Any]) -> Callable[[str], Measured]:
                 examples / "experts", base="smollm2-135m-instruct", task="exact_match",
                 data=examples / "data" / "skills_mix.json", out=Path(folder, "run"), limit_dev=settings["dev"],
                 limit_test=4, iterations=ITERATIONS, serve=serve, state="weights", max_model_len=512, seed=0,
-                **{check: "off"},
+                **off,
             )  # fmt: skip
             lines = [json.loads(line) for line in Path(folder, "run", "history.jsonl").read_text().splitlines()]
         moves = [line["seconds"] for line in lines if line.get("iteration", 0) > 0]

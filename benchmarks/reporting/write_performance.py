@@ -21,7 +21,7 @@ from benchmarks.reporting.performance_tables import everything, target_table, ti
 from benchmarks.reporting.performance_targets import Machine, Target, targets
 
 # Text as text, and the same bytes whenever a figure is drawn.
-STYLE = {
+STYLE: dict[Any, Any] = {
     **{"svg.hashsalt": "modelswarms-fast", "svg.fonttype": "none", "font.size": 9, "axes.grid": True},
     **{"grid.alpha": 0.3, "axes.spines.top": False, "axes.spines.right": False, "legend.frameon": False},
 }
@@ -82,7 +82,7 @@ def headlines() -> list[tuple[str, Target]]:
 
 def speeds(machines: Sequence[Machine], target: Path) -> bool:
     """What the update takes in other ways, in times of ours; of the latest machine that measured it."""
-    found = {}
+    found: dict[str, float] = {}
     for one in machines:
         rows = one.find("update", backend="cpp", headline=True, dtype="bfloat16", threads=one.all_threads)
         rows += [row for row in one.find("update", threads=one.all_threads) if "adapters" in row][:1]
