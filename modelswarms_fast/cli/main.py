@@ -6,6 +6,7 @@ import io
 import logging
 import os
 import sys
+import traceback
 import warnings
 from collections.abc import Callable
 from typing import Annotated
@@ -23,7 +24,7 @@ from modelswarms_fast.cli.study import study_command
 from modelswarms_fast.cli.sweep import sweep_command
 from modelswarms_fast.cli.token_swarm import token_swarm_command
 from modelswarms_fast.errors import EngineError, InputError
-from modelswarms_fast.records.progress import say
+from modelswarms_fast.records.progress import log, say
 
 COMMANDS: dict[str, Callable[..., None]] = {
     "demo": demo_command,
@@ -57,7 +58,10 @@ def program(
 
 
 def main() -> None:
-    """Run a command: a user's mistake, or an engine that failed, is one sentence and exit status 2."""
+    """Run a command: a user's mistake, or an engine that failed, is one sentence and exit status 2.
+
+    So is a file that cannot be used; --verbose shows where that was found out.
+    """
     _quiet()
     if isinstance(sys.stdout, io.TextIOWrapper):  # as stderr is: what it cannot encode must not cost the results
         sys.stdout.reconfigure(errors="backslashreplace")
@@ -65,6 +69,12 @@ def main() -> None:
         app(prog_name=PROGRAM)
     except (InputError, EngineError) as error:
         say(f"error: {error}", style="red")
+        sys.exit(2)
+    except OSError as error:
+        if error.filename is None:
+            raise
+        log.info("%s", traceback.format_exc())
+        say(f"error: {error.filename}: {error.strerror}; give another path.", style="red")
         sys.exit(2)
 
 

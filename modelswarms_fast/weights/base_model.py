@@ -55,7 +55,7 @@ def resolve_base(base: str) -> Path:
     """
     if base == PACKAGED:
         return _packaged()
-    folder = Path(base).expanduser()
+    folder = Path(os.path.expanduser(base))  # leaves the ~ of a user who does not exist
     if folder.is_dir():
         return _checked(folder)
     if folder.exists():

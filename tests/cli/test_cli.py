@@ -132,6 +132,8 @@ def test_rounding_reaches_the_search(tiny, arguments, tmp_path, monkeypatch):
         (["--task", "nowhere:nothing"], "nowhere"),
         (["--base", "nowhere/at/all"], "nowhere/at/all"),
         (["--particles", "2"], "3 experts"),
+        (["--base", "x" * 300], "File name too long"),
+        (["--base", "~nobody-at-all"], "~nobody-at-all"),
     ],
 )
 def test_a_mistake_is_one_sentence_and_exit_code_2(change, message, tiny, arguments, tmp_path, monkeypatch, capsys):
