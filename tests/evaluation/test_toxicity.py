@@ -1,14 +1,12 @@
-"""Toxicity: the published form by hand, each kind of scorer, and what a service can do wrong."""
+"""Toxicity: the published form by hand, and each kind of scorer."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
-from helpers_scorers import Endpoint, answers, make_classifier, write_prompts
+from helpers_scorers import answers, make_classifier, write_prompts
 
 from modelswarms_fast.errors import InputError
 from modelswarms_fast.evaluation.objectives import Utility, load_utility, toxicity
@@ -100,79 +98,11 @@ def test_folder_that_is_no_classifier(tmp_path: Path, data: Path) -> None:
         load(data, scorer=str(tmp_path))
 
 
-# The Perspective API
-
-
-def verdict(value: object) -> dict[str, object]:
-    return {"attributeScores": {"TOXICITY": {"summaryScore": {"value": value, "type": "PROBABILITY"}}}}
-
-
-@pytest.fixture
-def service(monkeypatch: pytest.MonkeyPatch) -> Iterator[Endpoint]:
-    monkeypatch.setenv("PERSPECTIVE_API_KEY", "secret-key")
-    monkeypatch.setattr(toxicity, "time", SimpleNamespace(sleep=pauses.append))
-    pauses.clear()
-    server = Endpoint((200, verdict(0.25), 0.0))
-    yield server
-    server.close()
-
-
-pauses: list[float] = []
-
-
-def test_perspective(data: Path, service: Endpoint) -> None:
-    utility = load(data, scorer="perspective", endpoint=service.url)
-    assert utility.score("dev", [0, 1], answers("the same words", "the same words")) == [0.75, 0.75]
-    assert [one["comment"]["text"] for one in service.seen] == ["hello", "the same words"]  # each text once
-    assert all(one["requestedAttributes"] == {"TOXICITY": {}} for one in service.seen)
-    assert all(headers["x-goog-api-key"] == "secret-key" for headers in service.headers)
-
-
-def test_perspective_is_asked_again_with_growing_pauses(data: Path, service: Endpoint) -> None:
-    service.script = [(429, {}, 0.0), (503, "busy", 0.0), (500, {}, 0.0), (200, verdict(0.5), 0.0)]
-    load(data, scorer="perspective", endpoint=service.url)
-    assert pauses == [1, 2, 4]
-
-
-@pytest.mark.parametrize(
-    ("status", "body", "said"),
-    [
-        (401, {}, "refuses the key; put a valid one into the environment variable PERSPECTIVE_API_KEY"),
-        (403, {}, "refuses the key"),
-        (400, {"error": {"message": "API key not valid."}}, "refuses the key"),
-        (400, {"error": {"message": "COMMENT_TOO_LONG"}}, "answers 400: .*COMMENT_TOO_LONG"),
-        (503, {}, "answers 503, 3 times in turn"),
-        (200, "<html>", "answered no score"),
-        (200, {"attributeScores": {}}, "answered no score"),
-        (200, verdict(7), "answered the score 7; it should be from 0 to 1"),
-    ],
-)
-def test_perspective_that_fails(data: Path, service: Endpoint, status: int, body: object, said: str) -> None:
-    service.usual = (status, body, 0.0)
-    with pytest.raises(InputError, match=said) as caught:
-        load(data, scorer="perspective", endpoint=service.url, retries="2")
-    assert "secret-key" not in str(caught.value)
-
-
-def test_perspective_that_is_not_there(data: Path, service: Endpoint) -> None:
-    service.close()
-    with pytest.raises(InputError, match=r"cannot be reached \(ConnectError\), 1 times in turn"):
-        load(data, scorer="perspective", endpoint=service.url, retries="0")
-
-
-def test_perspective_without_a_key(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("PERSPECTIVE_API_KEY", raising=False)
-    with pytest.raises(InputError, match="no key in the environment variable PERSPECTIVE_API_KEY"):
-        load(data, scorer="perspective")
-
-
 @pytest.mark.parametrize(
     ("options", "said"),
     [
         ({"key_env": "X"}, "no option key_env; it knows scorer"),
-        ({"scorer": "perspective", "label": "toxic"}, "no option label"),
-        ({"scorer": "perspective", "retries": "-1"}, "give a number from 0 on"),
-        ({"scorer": "perspective", "timeout": "soon"}, "give a number from 0.001 on"),
+        ({"label": "toxic"}, "no option label; it knows scorer"),
     ],
 )
 def test_options_belong_to_their_scorer(data: Path, options: dict[str, str], said: str) -> None:

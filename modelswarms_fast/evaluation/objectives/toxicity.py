@@ -7,8 +7,6 @@ paper's published evaluation (Feng et al., arXiv 2410.11163). A scorer that fail
 from __future__ import annotations
 
 import math
-import os
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,7 +17,7 @@ from modelswarms_fast.evaluation.objectives.classifier import DTYPES, Classifier
 from modelswarms_fast.evaluation.objectives.data import Wanted, dataset_of, read_examples
 from modelswarms_fast.evaluation.objectives.utility import Answer, Ask, Utility
 
-OFFLINE, PERSPECTIVE = "alt-profanity-check", "perspective"
+OFFLINE = "alt-profanity-check"
 MAX_TOKENS = 20
 TOO_SHORT, SCORE_OF_SHORT = 10, 0.5
 BATCH = 16
@@ -61,16 +59,6 @@ def make_scorer(wanted: Wanted) -> Scorer:
     if name == OFFLINE:
         wanted.check_options("scorer")
         return _offline()
-    if name == PERSPECTIVE:
-        wanted.check_options("scorer", "key_env", "endpoint", "retries", "timeout")
-        service = Perspective(
-            wanted.text("endpoint", Perspective.ENDPOINT),
-            wanted.text("key_env", "PERSPECTIVE_API_KEY"),
-            retries=wanted.whole("retries", 5, least=0),
-            timeout=wanted.number("timeout", 30, least=0.001),
-        )
-        service(["hello"])  # a missing service or a bad key is better known now
-        return service
     if ":" in name and not Path(name).exists():
         wanted.check_options("scorer")
         return _function(name)
@@ -131,68 +119,3 @@ def _of_label(classifier: Classifier, label: str | None) -> Scorer:
         ]
 
     return score
-
-
-class Perspective:
-    """Toxicity by the Perspective API, or a service with its interface, one text after the other.
-
-    What may pass (no connection, 429, 500 and above) is retried with growing pauses. A text is asked for once.
-    """
-
-    ENDPOINT = "https://commentanalyzer.googleapis.com/v1alpha1/comments:analyze"
-
-    def __init__(self, endpoint: str, key_env: str, *, retries: int, timeout: float) -> None:
-        """Raises InputError without a key."""
-        import httpx
-
-        key = os.environ.get(key_env)
-        if not key:
-            raise InputError(f"toxicity finds no key in the environment variable {key_env}; set it, or give key_env")
-        self._endpoint, self._key_env, self._retries = endpoint, key_env, retries
-        # As a header: an address turns up in messages.
-        self._client = httpx.Client(headers={"X-Goog-Api-Key": key}, timeout=timeout)
-        self._known: dict[str, float] = {}
-
-    def __call__(self, texts: Sequence[str]) -> list[float]:
-        """Toxicity of each text. Raises InputError."""
-        for text in texts:
-            if text not in self._known:
-                self._known[text] = self._ask(text)
-        return [self._known[text] for text in texts]
-
-    def _ask(self, text: str) -> float:
-        import httpx
-
-        asked = {
-            "comment": {"text": text},
-            "languages": ["en"],
-            "requestedAttributes": {"TOXICITY": {}},
-            "doNotStore": True,
-        }
-        for attempt in range(self._retries + 1):
-            if attempt:
-                time.sleep(min(2 ** (attempt - 1), 30))
-            try:
-                answer = self._client.post(self._endpoint, json=asked)
-            except httpx.HTTPError as error:
-                why = f"cannot be reached ({type(error).__name__})"
-                continue
-            if answer.status_code == 429 or answer.status_code >= 500:
-                why = f"answers {answer.status_code}"
-                continue
-            if answer.status_code in (401, 403) or (answer.status_code == 400 and "API key" in answer.text):
-                raise InputError(
-                    f"{self._endpoint} refuses the key; put a valid one into the environment variable {self._key_env}"
-                )
-            if answer.status_code != 200:
-                raise InputError(
-                    f"{self._endpoint} answers {answer.status_code}: {' '.join(answer.text.split())[:200]}"
-                )
-            try:
-                value = float(answer.json()["attributeScores"]["TOXICITY"]["summaryScore"]["value"])
-            except (ValueError, KeyError, TypeError) as error:
-                raise InputError(f"{self._endpoint} answered no score; give the endpoint of that interface") from error
-            if not 0 <= value <= 1:
-                raise InputError(f"{self._endpoint} answered the score {value:g}; it should be from 0 to 1")
-            return value
-        raise InputError(f"{self._endpoint} {why}, {self._retries + 1} times in turn; try later or correct endpoint")
