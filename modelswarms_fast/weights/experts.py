@@ -8,7 +8,6 @@ file and tensor at fault; names, shapes and dtypes of all experts are compared b
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -23,6 +22,7 @@ from modelswarms_fast.weights.adapters import LoraModule
 from modelswarms_fast.weights.arena import empty_rows
 from modelswarms_fast.weights.checkpoint import DTYPES, EXPECTED, Checkpoint, scan
 from modelswarms_fast.weights.export import export
+from modelswarms_fast.weights.hub import HUB_ID, download
 from modelswarms_fast.weights.layout import Layout
 
 __all__ = [
@@ -35,8 +35,6 @@ LARGEST_PRODUCTS = 1 << 30
 _ROW_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 _CAST = "set row_dtype, to which all experts are cast"
 _WEIGHTS = ("*.safetensors", "adapter_model.*", "pytorch_model*.bin")
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
-_HUB_FILES = ["*.safetensors", "*.json", "*.jinja", "tokenizer*", "vocab*", "merges.txt", "*.model"]
 # Fields that decide what the weights of a full checkpoint mean; compared where both configs have them.
 _ARCHITECTURE = (
     "model_type",
@@ -180,24 +178,15 @@ def expert_folders(parent: Path) -> list[Path]:
 
 
 def _local(item: str | Path) -> Path:
-    """A local folder as is, else the snapshot of a hub id (safetensors, json and tokenizer files only)."""
+    """A local folder as is, else the snapshot of a hub id."""
     path = Path(item)
     if path.is_dir():
         return path
     if path.exists():
         raise InputError(f"{item} is a file: give the folder that holds it")
-    if not _HUB_ID.fullmatch(str(item)):
+    if "/" not in str(item) or not HUB_ID.fullmatch(str(item)):
         raise InputError(f"{item} does not exist: give a folder or a hub id such as owner/name")
-    from huggingface_hub import snapshot_download
-
-    try:
-        return Path(snapshot_download(str(item), allow_patterns=_HUB_FILES))
-    except Exception as error:  # the hub client raises a dozen unrelated types
-        reason = str(error).strip().split("\n")[0]
-        raise InputError(
-            f"{item} is no folder here and the hub did not give it ({type(error).__name__}: {reason}):"
-            " correct the path or id, or download it first"
-        ) from error
+    return download(str(item))
 
 
 def _check_same(expert: Checkpoint, first: Checkpoint, layout: Layout, *, cast: bool) -> None:

