@@ -39,7 +39,7 @@ def fakes(tiny, tmp_path, monkeypatch, caplog):
     """Makes groups of engines that need no model and fail as they are asked to; lines(): what was logged of them."""
     monkeypatch.setattr(supervisor, "MODULE", (fake_engine_process.__file__,))
     monkeypatch.setenv("SCRATCH", str(tmp_path))
-    hurry(monkeypatch, limit=2.0)
+    hurry(monkeypatch, limit=3.0)
     made = []
 
     def make(count, **settings):
@@ -66,11 +66,11 @@ def test_an_engine_that_hangs_is_started_anew_and_a_slow_one_is_not(fakes):
     before = pids(group)
     assert ask(group, *prompts, *prompts) == [1, 2, 3, 4, 5, 6] * 2
     assert sorted(fakes.lines()) == [
-        f"Engine {number} of 6 did not answer for 2 s and was killed; it is started anew." for number in (1, 2, 3)
+        f"Engine {number} of 6 did not answer for 3 s and was killed; it is started anew." for number in (1, 2, 3)
     ]
     assert pids(group)[3:] == before[3:]
     assert not any(map(lives, before[:3]))
-    with pytest.raises(InputError, match=r"^Engine 1 of 6 did not answer for 2 s and was killed after .* than 6\.$"):
+    with pytest.raises(InputError, match=r"^Engine 1 of 6 did not answer for 3 s and was killed after .* than 6\.$"):
         ask(group, [STOP + AGAIN])
 
 
@@ -103,7 +103,7 @@ def test_an_engine_that_takes_nothing_in_is_noticed(fakes):
     group = fakes(2)
     os.kill(pids(group)[0], signal.SIGSTOP)
     assert ask(group, [RIGHT] * 300_000) == [300_000]
-    assert fakes.lines() == ["Engine 1 of 2 took in nothing for 2 s and was killed; it is started anew."]
+    assert fakes.lines() == ["Engine 1 of 2 took in nothing for 3 s and was killed; it is started anew."]
 
 
 def test_a_start_that_hangs_is_one_sentence(fakes, monkeypatch):

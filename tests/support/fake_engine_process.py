@@ -36,7 +36,7 @@ def fail(what, pipe):
     elif what == SLOW:
         compute(1.0)
     elif what == STEPS:
-        for _ in range(12):
+        for _ in range(20):
             compute(0.25)
             pipe.send(("ended", [], [("step", 0.0, 1.0)]))
 
