@@ -32,7 +32,7 @@ class Completion(NamedTuple):
     log_prob: float = 0.0
     """Natural, summed over the continuation's tokens, if there is one."""
     greedy: bool = True
-    """Whether each of these was the likeliest token at its place."""
+    """Whether each of these was the likeliest token at its position."""
 
 
 Watch = Callable[[str, int, float, float], None]
@@ -42,12 +42,12 @@ Watch = Callable[[str, int, float, float], None]
 class Engine(Protocol):
     """What the search asks of an engine.
 
-    A slot is loaded with one particle after another while others are served. A slot with running requests must not be
-    loaded; the base model can be asked for where no particle is merged into it.
+    A slot is loaded with one particle after another, while other slots are served. A slot with running requests must
+    not be loaded. The base model is served (slot None) unless a particle is merged into it.
     """
 
     slots: int
-    """Population that can be served at once."""
+    """Particles that can be served at once."""
     device: torch.device
     dtype: torch.dtype
     """What it computes in."""
@@ -58,7 +58,7 @@ class Engine(Protocol):
     auto_timings: dict[str, float]
     """Prompts a second of each mode that `autotune` has timed; empty without serve="auto"."""
     watch: Watch | None
-    """BestUpdate of every load and step, if set."""
+    """Told of every load and step, if set."""
 
     def autotune(self, prompts: Sequence[list[int]], max_tokens: int) -> None:
         """With serve="auto", take the fastest mode; call it before the first load, with the run's prompts."""
@@ -92,12 +92,12 @@ class Engine(Protocol):
         """Natural log-probabilities of the likeliest next tokens, by token id."""
 
     def close(self) -> None:
-        """Let go of what would outlive the engine."""
+        """Give back memory and processes. The engine is not to be used again; closing it twice does nothing."""
 
 
 @contextmanager
 def working(name: str) -> Iterator[None]:
-    """Whatever an engine raises in the middle of its work ends the search with one sentence: an EngineError."""
+    """Turn whatever an engine raises while it works into an EngineError, which is one sentence."""
     try:
         yield
     except Exception as error:

@@ -1,4 +1,4 @@
-"""The plain, slow, exact engine: transformers' generate, with LoRA applied by peft. The oracle of the other."""
+"""The slow and exact engine: transformers' generate, with LoRA applied by peft. The parity check trusts it."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class TransformersEngine:
     ) -> None:
         """`device` is a GPU where there is one, unless given."""
         self.slots = 1
-        self.serve: Serve = "merged"  # by its name; in effect one at a time
+        self.serve: Serve = "merged"  # one particle at a time
         self.auto_timings: dict[str, float] = {}
         self.watch: Watch | None = None
         self._waiting: dict[int, tuple[Request, int]] = {}
@@ -75,24 +75,24 @@ class TransformersEngine:
         self._live: dict[str, torch.Tensor] = {}
         if experts is not None:
             self._layout, self._experts = experts.layout, experts.rows
-            self._live = self._places(adapter=adapter)
+            self._live = self._find_parameters(adapter=adapter)
         self._base = [] if adapter else [live.clone() for live in self._live.values()]
         self.restore()
 
-    def _places(self, *, adapter: bool) -> dict[str, torch.Tensor]:
+    def _find_parameters(self, *, adapter: bool) -> dict[str, torch.Tensor]:
         """Tensor name of the layout → live parameter."""
         parameters = dict(self.model.named_parameters(remove_duplicate=False))
-        places = {}
+        found = {}
         for spec in self._layout.specs:
             name = spec.name
             if adapter:
                 name = name.replace(".lora_A.", ".lora_A.default.").replace(".lora_B.", ".lora_B.default.")
             if name not in parameters or tuple(parameters[name].shape) != spec.shape:
                 raise InputError(f"{spec.name} does not fit the base model; use the base that the experts share.")
-            places[spec.name] = parameters[name].data
+            found[spec.name] = parameters[name].data
         if not adapter:
-            covered = {place.data_ptr() for place in places.values()}  # a tied head lies where the embeddings do
-            if len(covered) < len(places):
+            covered = {live.data_ptr() for live in found.values()}  # a tied head lies where the embeddings do
+            if len(covered) < len(found):
                 raise InputError(
                     "The experts have a head of their own, but the base model's lies in its embeddings (tied); save "
                     "the experts without lm_head.weight, or untie the base model."
@@ -100,13 +100,13 @@ class TransformersEngine:
             for name, parameter in parameters.items():
                 if parameter.data_ptr() not in covered:
                     raise InputError(f"The experts have no tensor {name}, which the base model has; use their base.")
-        return places
+        return found
 
     def autotune(self, prompts: Sequence[list[int]], max_tokens: int) -> None:
         """There is nothing to choose from."""
 
-    def set_mode(self, way: Serve) -> None:
-        """There is one way."""
+    def set_mode(self, mode: Serve) -> None:
+        """There is one mode."""
 
     @torch.no_grad()
     def load(self, slot: int, row: torch.Tensor) -> None:

@@ -104,7 +104,7 @@ def test_prompts_and_continuations_side_by_side(engine, experts):
 
 
 def test_a_group_says_what_one_engine_says(tiny, experts, right, monkeypatch):
-    monkeypatch.setattr(pool, "PROMPTS", 4)  # forgotten and told again
+    monkeypatch.setattr(pool, "MOST", 4)  # forgotten and told again
     engines = start_engine(Path(tiny["base"]), experts, replace(CONFIG, engines=2))
     try:
         for slot, expert in enumerate(("ada", "cyd")):
@@ -112,6 +112,6 @@ def test_a_group_says_what_one_engine_says(tiny, experts, right, monkeypatch):
         for _ in range(2):
             for slot, expert in enumerate(("ada", "cyd")):
                 check(engines, slot, expert, right)
-        assert len(engines._tokens) < 8 + 2 * len(PAIRS)
+        assert len(engines._prompts) < 8 + 2 * len(PAIRS)
     finally:
         engines.close()

@@ -1,2 +1,2 @@
-"""Mixtures of what experts say next, token by token: `engine` has the protocol, `decoding` reads and continues
-sequences, `vocabulary` holds the tokens that the experts share."""
+"""Mixes the next-token distributions of several models: `engine` is the engine, `decoding` reads and continues
+sequences, `vocabulary` has the tokens that the models share."""

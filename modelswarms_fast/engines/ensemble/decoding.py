@@ -1,4 +1,4 @@
-"""What an ensemble decodes: requests, and each expert's way along their texts."""
+"""What an ensemble decodes: the requests, and what each expert has read of their texts."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class PendingSequence:
 
 
 class Stream:
-    """One expert's way along some sequences: keys and values of what it has read, logits of what comes next."""
+    """One expert's state on some sequences: keys and values of what it has read, logits of the next token."""
 
     def __init__(self, model: Any, prompts: list[list[int]], rows: list[int], device: torch.device) -> None:
         """`rows` are the numbers of the sequences whose prompts these are."""

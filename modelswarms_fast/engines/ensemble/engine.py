@@ -1,4 +1,4 @@
-"""An engine that mixes what experts say next rather than their weights: Σ c_j p_j(token | prefix), greedily decoded.
+"""An engine that mixes the experts' next-token probabilities, not their weights: Σ c_j p_j(token | prefix), greedily.
 
 The experts are any transformers models: LoRA adapters of one base, or checkpoints of different architectures.
 """
@@ -81,8 +81,8 @@ class EnsembleEngine:
     def autotune(self, prompts: Sequence[list[int]], max_tokens: int) -> None:
         """There is nothing to choose from."""
 
-    def set_mode(self, way: Serve) -> None:
-        """There is one way."""
+    def set_mode(self, mode: Serve) -> None:
+        """There is one mode."""
 
     def load(self, slot: int, row: torch.Tensor) -> None:
         """Serve a position [n]: its coefficients, `clipped`."""

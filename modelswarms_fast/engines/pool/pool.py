@@ -14,6 +14,7 @@ import torch
 from transformers import AutoTokenizer
 
 from modelswarms_fast.config import EngineConfig, Serve
+from modelswarms_fast.engines.pool.prompts import MOST, Prompts
 from modelswarms_fast.engines.pool.supervisor import LOOK, Supervisor
 from modelswarms_fast.engines.pool.worker_process import Start
 from modelswarms_fast.engines.protocol import Completion, Request, Watch
@@ -21,8 +22,6 @@ from modelswarms_fast.errors import InputError
 from modelswarms_fast.weights.base_model import loading
 from modelswarms_fast.weights.experts import Experts
 from modelswarms_fast.weights.shared_memory import place_of, shared_rows
-
-PROMPTS = 1 << 16  # that the engines keep in mind
 
 
 class _RunningRequest(NamedTuple):
@@ -37,10 +36,9 @@ class _RunningRequest(NamedTuple):
 class EnginePool:
     """K engines with s slots each are one engine with K · s slots, of which each is filled and emptied by itself.
 
-    Slot i is a slot of engine i mod K, so that a few particles are spread over all. A row that lies in shared memory
-    (`shared_rows`) is read there by the engine, when it comes to it: it must not change before the requests submitted
-    to its slot have ended or been dropped. Any other row is copied first. Requests to the base model go to the engines
-    in turn.
+    Slot i is a slot of engine i mod K, so that few particles are spread over all engines. A row in shared memory
+    (`shared_rows`) is read there by the engine: it must not change before the requests submitted to its slot have ended
+    or been dropped. Any other row is copied first. Requests to the base model go to the engines in turn.
 
     An engine whose process ends, or is killed because it does not answer in time (`Supervisor.check`), is started anew
     once, loaded as before, and asked again for what it had not answered.
@@ -61,9 +59,7 @@ class EnginePool:
         self._numbers: dict[int, int] = {}
         """Key → number under which the request runs; keys come again, numbers do not."""
         self._ended: list[tuple[int, Completion]] = []
-        self._prompts: dict[tuple[int, ...], int] = {}
-        self._tokens: dict[int, list[int]] = {}
-        self._counted = 0
+        self._prompts = Prompts()
         self._submitted = 0
         self._asked: tuple[int, Sequence[int], tuple[Any, ...]] | None = None
         """Engine, prompts that it must know, call."""
@@ -84,8 +80,8 @@ class EnginePool:
                 if config.state == "mixture" or config.serve == "auto":
                     self._room = shared_rows(len(experts.rows), experts.layout.size, experts.layout.dtype)
                     self._room.copy_(experts.rows)
-            descriptor, offset = self._place(self._room)
-            descriptors = tuple({descriptor, self._place(self._copies)[0]})
+            descriptor, offset = self._in_shared_memory(self._room)
+            descriptors = tuple({descriptor, self._in_shared_memory(self._copies)[0]})
             room = (descriptor, offset, len(self._room), self._room.stride(0))
             nothing = torch.empty(0)
             experts = replace(experts, rows=nothing, room=nothing)
@@ -104,7 +100,7 @@ class EnginePool:
 
     def autotune(self, prompts: Sequence[list[int]], max_tokens: int) -> None:
         """With serve="auto", have one engine time each mode while the others wait; then all serve as it has chosen."""
-        numbers = [self._number(prompt) for prompt in prompts]
+        numbers = [self._prompts.number(prompt) for prompt in prompts]
         mode, self.auto_timings = self._request(0, numbers, "autotune", numbers, max_tokens)
         self.set_mode(mode)
 
@@ -124,7 +120,7 @@ class EnginePool:
         if place is None or place[0] not in self._workers[0]._start.descriptors:
             copy = self._copies[self._check_slot(slot) % len(self._copies)]
             copy.copy_(row)
-            place = self._place(copy)
+            place = self._in_shared_memory(copy)
         self._load(slot, "load", *place)
 
     def load_mixture(self, slot: int, mixture: torch.Tensor) -> None:
@@ -139,10 +135,12 @@ class EnginePool:
 
     def submit(self, key: int, request: Request, max_tokens: int) -> None:
         """Begin to complete a request greedily, or to look at its continuation."""
-        self._forget()
+        if len(self._prompts) >= MOST:
+            needed = {number for one in self._running.values() for number in (one.prompt, one.continuation)}
+            self._prompts.forget(self._workers, needed)
         number, engine = self._submitted, self._engine_of(request.slot)
-        prompt = self._number(request.prompt)
-        continuation = None if request.continuation is None else self._number(request.continuation)
+        prompt = self._prompts.number(request.prompt)
+        continuation = None if request.continuation is None else self._prompts.number(request.continuation)
         self._numbers[key] = number
         self._running[number] = _RunningRequest(key, request.slot, engine, prompt, max_tokens, continuation)
         self._submitted += 1
@@ -172,9 +170,9 @@ class EnginePool:
     def log_probs(self, request: Request, top: int = 20) -> dict[int, float]:
         """Natural log-probabilities of the `top` most likely next tokens, from the engine of the slot."""
         engine = 0 if request.slot is None else self._check_slot(request.slot) % len(self._workers)
-        prompt = self._number(request.prompt)
+        prompt = self._prompts.number(request.prompt)
         found: dict[int, float] = self._request(
-            engine, [prompt], "log_probs", self._place_in(request.slot), prompt, top
+            engine, [prompt], "log_probs", self._slot_in_engine(request.slot), prompt, top
         )
         return found
 
@@ -193,37 +191,13 @@ class EnginePool:
         self._loaded[slot] = (name, slot // len(self._workers), *arguments)
         worker.calls.append(self._loaded[slot])
 
-    def _number(self, tokens: Sequence[int]) -> int:
-        """Of a prompt, which each engine is told once."""
-        number = self._prompts.setdefault(tuple(tokens), self._counted)
-        if number == self._counted:
-            self._tokens[number] = list(tokens)
-            self._counted += 1
-        return number
-
-    def _forget(self) -> None:
-        """Forget prompts that nothing asks for now, once they are many: a follow-up rarely comes again."""
-        if len(self._tokens) < PROMPTS:
-            return
-        needed = {number for one in self._running.values() for number in (one.prompt, one.continuation)}
-        self._prompts = {tokens: number for tokens, number in self._prompts.items() if number in needed}
-        self._tokens = {number: tokens for number, tokens in self._tokens.items() if number in needed}
-        for worker in self._workers:
-            worker.calls.append(("forget", sorted(worker.knows - needed)))
-            worker.knows &= needed
-
-    def _teach(self, worker: Supervisor, prompt: int) -> None:
-        if prompt not in worker.knows:
-            worker.knows.add(prompt)
-            worker.calls.append(("prompt", prompt, self._tokens[prompt]))
-
     def _ask(self, number: int) -> None:
         _, slot, engine, prompt, max_tokens, continuation = self._running[number]
         worker = self._workers[engine]
-        self._teach(worker, prompt)
+        self._prompts.teach(worker, prompt)
         if continuation is not None:
-            self._teach(worker, continuation)
-        worker.calls.append(("submit", number, self._place_in(slot), prompt, max_tokens, continuation))
+            self._prompts.teach(worker, continuation)
+        worker.calls.append(("submit", number, self._slot_in_engine(slot), prompt, max_tokens, continuation))
 
     def _request(self, engine: int, prompts: Sequence[int], *call: Any) -> Any:
         """The answer of an engine to a call."""
@@ -239,7 +213,7 @@ class EnginePool:
         assert self._asked is not None
         engine, prompts, call = self._asked
         for prompt in prompts:
-            self._teach(self._workers[engine], prompt)
+            self._prompts.teach(self._workers[engine], prompt)
         self._workers[engine].calls.append(call)
 
     def _flush(self) -> None:
@@ -318,12 +292,12 @@ class EnginePool:
             self._tell_asked()
         worker.flush()
 
-    # where things are
+    # slots and memory
 
     def _engine_of(self, slot: int | None) -> int:
         return (self._submitted if slot is None else self._check_slot(slot)) % len(self._workers)
 
-    def _place_in(self, slot: int | None) -> int | None:
+    def _slot_in_engine(self, slot: int | None) -> int | None:
         """Slot of the engine for a slot of the pool."""
         return None if slot is None else slot // len(self._workers)
 
@@ -332,7 +306,7 @@ class EnginePool:
             raise IndexError(f"slot {slot} of {self.slots}")
         return slot
 
-    def _place(self, tensor: torch.Tensor) -> tuple[int, int]:
+    def _in_shared_memory(self, tensor: torch.Tensor) -> tuple[int, int]:
         place = place_of(tensor)
         assert place is not None
         return place

@@ -1,11 +1,11 @@
-"""Mixtures of LoRA experts served without keeping their weights: each token brings its particle's coefficients.
+"""Serves mixtures of LoRA experts without making their weights: each token has its particle's coefficients.
 
 The experts lie beside the base model as one adapter. A particle with the coefficients a adds
 scaling · (Σ aᵢ Bᵢ)(Σ aⱼ Aⱼ) x: A and B are mixed each by itself, as they are when a particle's weights are made.
 
-On a CPU each layer mixes them in every step for the particles that it has tokens of (low_rank.py), which costs what a
-few tokens save. On a GPU the sums are taken in another order, with two products for all tokens at once: with h = x Aᵀ
-for the A of all experts, scaling · (a ⊗ Σ aⱼ hⱼ) Bᵀ.
+On a CPU each layer mixes A and B in every step for the particles that the step has tokens of (low_rank.py). On a GPU
+the sums are taken in another order, with two products for all tokens at once: with h = x Aᵀ for the A of all experts,
+scaling · (a ⊗ Σ aⱼ hⱼ) Bᵀ.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from modelswarms_fast.weights.weight_loader import CopyTarget, WeightCopier
 
 
 class OutputSlice(NamedTuple):
-    """Where a linear layer's output lies: in columns of the module that computes it, fused with others or alone."""
+    """The columns that a linear layer has in the output of the module that computes it."""
 
     module: torch.nn.Module
     """Its forward takes x [..., in] and returns y [..., out], or y and a bias."""
@@ -48,38 +48,38 @@ class MixtureServer:
     """
 
     def __init__(
-        self, experts: Experts, places: Mapping[str, OutputSlice], device: torch.device, dtype: torch.dtype
+        self, experts: Experts, slices: Mapping[str, OutputSlice], device: torch.device, dtype: torch.dtype
     ) -> None:
         count = len(experts.rows)
         specs = {spec.name: spec for spec in experts.layout.specs}
         adapted: dict[torch.nn.Module, list[tuple[LoraModule, OutputSlice]]] = {}
         for module in experts.modules:
-            if module.name not in places:
+            if module.name not in slices:
                 raise InputError(f"The base model has no linear layer {module.name} to mix in; use serve='merged'.")
-            place = places[module.name]
+            output = slices[module.name]
             shape = (specs[module.b].shape[0], specs[module.a].shape[1])
-            whole = place.whole or (place.size, place.inputs)
+            whole = output.whole or (output.size, output.inputs)
             if shape != whole:
                 raise InputError(
                     f"{module.name} has shape {list(shape)} by the experts but {list(whole)} in the base model; "
                     "use the base they share."
                 )
-            adapted.setdefault(place.module, []).append((module, place))
+            adapted.setdefault(output.module, []).append((module, output))
         targets: list[list[CopyTarget]] = [[] for _ in range(count + 1)]
         self._linears = []
         for live, parts in adapted.items():
             linear = _MixedLinear(parts, count + 1, device, dtype)
             self._linears.append((live, linear))
-            for index, (module, place) in enumerate(parts):
-                row, column = place.part
+            for index, (module, output) in enumerate(parts):
+                row, column = output.part
                 for block in range(count + 1):
                     a, b = linear.a[block, index, : module.rank], linear.b[index][:, block, : module.rank]
                     targets[block].append(CopyTarget(specs[module.a], a, start=(0, column)))
                     targets[block].append(CopyTarget(specs[module.b], b, start=(row, 0)))
-        plans = [WeightCopier(own) for own in targets]
-        for plan, row in zip(plans, experts.rows, strict=False):
-            plan.load(row)
-        self._count, self._plan = count, plans[count]
+        copiers = [WeightCopier(own) for own in targets]
+        for copier, row in zip(copiers, experts.rows, strict=False):
+            copier.load(row)
+        self._count, self._row_copier = count, copiers[count]
         self._row_slot: int | None = None
         self._coefficients = torch.zeros((1, count + 1))
         """[slots + 1, n + 1]; the first for tokens without a particle."""
@@ -113,7 +113,7 @@ class MixtureServer:
                 "load a mixture there, or restore() first"
             )
         self._row_slot = slot
-        self._plan.load(row)
+        self._row_copier.load(row)
         self._reserve(slot)
         self._coefficients[slot + 1] = 0.0
         self._coefficients[slot + 1, self._count] = 1.0
@@ -168,14 +168,14 @@ class _MixedLinear:
         where: dict[str, Any] = {"device": device, "dtype": dtype}
         self.a = torch.zeros((blocks, len(parts), rank, parts[0][1].inputs), **where)
         if device.type == "cpu":
-            self.b = [torch.zeros((blocks, place.size, rank), **where).transpose(0, 1) for _, place in parts]
+            self.b = [torch.zeros((blocks, output.size, rank), **where).transpose(0, 1) for _, output in parts]
         else:
-            self.b = [torch.zeros((place.size, blocks, rank), **where) for _, place in parts]
-        self._columns = [(place.start, place.start + place.size, module.scaling) for module, place in parts]
+            self.b = [torch.zeros((output.size, blocks, rank), **where) for _, output in parts]
+        self._columns = [(output.start, output.start + output.size, module.scaling) for module, output in parts]
         self._sum = parts[0][1].sum
         low = [
-            LowRankPart(self.a[:, index], b.transpose(0, 1), place.start, module.scaling)
-            for index, (b, (module, place)) in enumerate(zip(self.b, parts, strict=True))
+            LowRankPart(self.a[:, index], b.transpose(0, 1), output.start, module.scaling)
+            for index, (b, (module, output)) in enumerate(zip(self.b, parts, strict=True))
         ]
         self.compiled = LowRank(low) if LowRank.able(low) else None
 

@@ -1,7 +1,7 @@
 """The workers of a tensor-parallel engine: processes of vLLM's, each with its part of the model.
 
-They are told where rows lie in shared memory and read their part of them there. What goes to them is numbers: places
-of rows, coefficients, and once the table of the layout.
+They are told where rows lie in shared memory and read their part of each row there. Only numbers are sent to them:
+where rows lie, coefficients, and once the table of the layout.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ def cores_of_ranks(cores: list[int], threads: int, count: int) -> str:
 class Ranks:
     """Called as the worker of an engine in this process is; a call goes to all ranks and returns when all are done.
 
-    A model of which a part is gone is none: when one process ends, the others are ended, and what was asked of them
-    raises EngineError. Rows must lie in shared memory.
+    When one process ends, the others are ended as well, and what was asked of them raises EngineError. Rows must lie in
+    shared memory.
 
     Args:
         llm: vLLM's engine, whose workers are the children of this process.
@@ -63,15 +63,15 @@ class Ranks:
         return self
 
     def load(self, slot: int, row: torch.Tensor) -> None:
-        """As a way's. Raises ValueError for a row in memory that is not shared."""
+        """As a serving mode's. Raises ValueError for a row in memory that is not shared."""
         self._call("swarm_load", self._serve, slot, locate(row))
 
     def load_mixture(self, slot: int, mixture: torch.Tensor) -> None:
-        """As a way's."""
+        """As a serving mode's."""
         self._call("swarm_load_mixture", self._serve, slot, mixture.tolist())
 
     def restore(self) -> None:
-        """As a way's."""
+        """As a serving mode's."""
         self._call("swarm_restore", self._serve)
 
     @contextmanager
