@@ -120,7 +120,10 @@ def _plots_of_search(run: RunFolder) -> Iterable[Section]:
         yield _plot("utilities", "Utility by iteration", words, svg(plots.utilities, shown))
     title = "What the winner is made of"
     if run.facts.get("randomness") == "coordinate":
-        yield {"title": title, "words": "Every weight drew its own coefficients, so the winner is no mixture."}
+        yield {
+            "title": title,
+            "words": "Every weight drew its own coefficients, so the global best is no mixture of the experts.",
+        }
     elif mixture := _mixture(run):
         largest = max(mixture, key=lambda name: mixture[name])
         away = sum(value < 0 for value in mixture.values())
@@ -189,7 +192,7 @@ def _time(run: RunFolder) -> Section | None:
     longest = max(phases, key=lambda phase: phases[phase])
     counted = [f"{facts[name]:,} {name}" for name in ("evaluations", "prompts", "tokens") if facts.get(name)]
     if facts.get("skipped_examples"):
-        counted.append(f"{facts['skipped_examples']:,} prompts left out because they could change no decision")
+        counted.append(f"{facts['skipped_examples']:,} left out because they could change no decision")
     if facts.get("reused_scores"):
         counted.append(f"{facts['reused_scores']:,} scores known from the same position")
     if (rate := number(facts.get("prompts_per_second"))) is not None:

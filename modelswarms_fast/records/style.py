@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import io
+import logging
 import re
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 from xml.etree import ElementTree
 
@@ -101,16 +103,30 @@ def label_of(name: str) -> str:
 
 def svg(plot: Callable[[Any], Figure], numbers: Any) -> bytes:
     """What `plot` draws of the numbers, as the bytes of an SVG file. The same numbers give the same bytes."""
-    from matplotlib import rc_context
-
     file = io.BytesIO()
     colours: dict[Any, Any] = {setting: colour(name) for setting, name in _COLOURS.items()}
     nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
-    with rc_context({**_SETTINGS, **colours}), warnings.catch_warnings():
-        # The reader's font has the letters that matplotlib's own lacks.
-        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
-        plot(numbers).savefig(file, format="svg", transparent=True, metadata=nothing)
+    with _quiet():
+        from matplotlib import rc_context
+
+        with rc_context({**_SETTINGS, **colours}):
+            plot(numbers).savefig(file, format="svg", transparent=True, metadata=nothing)
     return file.getvalue()
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Show nothing of what a user can do nothing about: that matplotlib lists the fonts once, and where it keeps the
+    list; that its font lacks a letter, which the reader's has."""
+    logger = logging.getLogger("matplotlib")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Glyph .* missing from font")
+            yield
+    finally:
+        logger.setLevel(level)
 
 
 def inline(picture: bytes, name: str, label: str) -> str:
