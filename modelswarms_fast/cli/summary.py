@@ -12,6 +12,9 @@ from rich.text import Text
 
 from modelswarms_fast.records.progress import log
 
+SMALLEST_SHARE = 0.005
+"""Of an expert in the winner that is shown; a smaller one would be shown as 0.00."""
+
 
 def show(summary: dict[str, Any], out: Path, model: str) -> None:
     """Print the best expert and the winner, what the winner is made of, and what to open first.
@@ -33,7 +36,8 @@ def show(summary: dict[str, Any], out: Path, model: str) -> None:
     console.print(table)
     if summary["mixture"] is not None:
         shares = sorted(summary["mixture"].items(), key=lambda item: -abs(item[1]))
-        line(console, "winner = " + " ".join(f"{value:+.2f} {name}" for name, value in shares))
+        shown = [f"{value:+.2f} {name}" for name, value in shares if abs(value) >= SMALLEST_SHARE]
+        line(console, "winner = " + " ".join(shown))
     line(console, f"Open {out / 'report.html'} first; the winner is {out / model}.")
     _details(summary)
 

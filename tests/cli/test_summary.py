@@ -11,7 +11,7 @@ SUMMARY = {
     "start": {"particle": 1, "expert": "a[/x]", "dev": 0.25, "test": 0.5},
     "end": {"particle": 2, "dev": 0.75, "test": 0.625},
     "test_standard_error": {"start": 0.125, "end": 0.0625},
-    "mixture": {"bob": -0.25, "a[/x]": 1.25},
+    "mixture": {"bob": -0.25, "cy": 0.004, "a[/x]": 1.25},
     "dev_examples": 4,
     "test_examples": 8,
     "iterations": 3,
