@@ -1,7 +1,16 @@
-"""The run folder: `config.json`, the append-only `history.jsonl`, and JSON files that are written whole or
-not at all.
+"""The files of a run folder, and how they are read and written.
 
-All of it is strict JSON: NaN and infinities, which JSON lacks, are written as null.
+    config.json         what was asked for
+    history.jsonl       a line for each iteration, appended when it has ended
+    summary.json        what was found, once the run has ended
+    global_best/        the winner, as a model
+    answers.json        test questions on which the winner and the best expert differ
+    test_scores.json    scores of all experts and particles on test, if they were asked for
+    analysis.json       the numbers of the report's plots
+    report.html         the report
+
+The JSON is strict: NaN and infinities, which JSON lacks, are written as null. A file is written whole or not at all; of
+history.jsonl this holds for a line.
 """
 
 from __future__ import annotations
@@ -145,7 +154,7 @@ def write_json(path: str | os.PathLike[str], content: Any) -> None:
 
     Besides JSON's own types, `content` may hold tuples, paths, and arrays and scalars of numpy.
     """
-    write_text(path, _dumps(content, indent=2) + "\n")
+    write_text(path, _to_json(content, indent=2) + "\n")
 
 
 def write_text(path: str | os.PathLike[str], text: str) -> None:
@@ -217,23 +226,24 @@ def _object(data: bytes) -> dict[str, Any] | None:
 
 def to_line(line: Mapping[str, Any]) -> str:
     """A line as `Journal.append` writes it."""
-    return _dumps(line) + "\n"
+    return _to_json(line) + "\n"
 
 
 def _encoded(text: str) -> bytes:
-    """UTF-8; a file's name that is none holds half characters, and these are written as JSON has them: \\udcff."""
+    """`text` as UTF-8. The name of a file may hold half characters; they are written as JSON has them, \\udcff."""
     return text.encode(errors="backslashreplace")
 
 
-def _dumps(content: Any, indent: int | None = None) -> str:
+def _to_json(content: Any, indent: int | None = None) -> str:
     try:
-        return json.dumps(content, default=_plainer, allow_nan=False, ensure_ascii=False, indent=indent)
+        return json.dumps(content, default=_other_type, allow_nan=False, ensure_ascii=False, indent=indent)
     except (TypeError, ValueError):
-        # Not finite, or keys that are no strings. To look for them first takes several times as long as to write.
+        # Some number is not finite, or a key is no string. Looking for them first would take longer than writing.
         return json.dumps(plain(content), allow_nan=False, ensure_ascii=False, indent=indent)
 
 
-def _plainer(value: Any) -> Any:
+def _other_type(value: Any) -> Any:
+    """What json.dumps writes in place of a value that it does not know."""
     return value.tolist() if isinstance(value, (np.ndarray, np.generic)) else plain(value)
 
 
