@@ -13,7 +13,7 @@ from modelswarms_fast.errors import InputError
 
 Randomness = Literal["particle", "unit", "coordinate"]
 StartVelocity = Literal["random", "zero", "best"]
-State = Literal["weights", "mixture"]
+State = Literal["auto", "weights", "mixture"]
 Serve = Literal["merged", "slots", "mixture", "auto"]
 Scoring = Literal["generate", "loglikelihood"]
 EngineName = Literal["vllm", "transformers"]
@@ -190,11 +190,12 @@ class EngineConfig:
     """Number of processes that share one engine's model, each with a part of every layer.
 
     At least 1; it must divide the number of attention heads. vLLM only."""
-    state: State = "weights"
+    state: State = "auto"
     """What is kept of a particle: its weights, or its coefficients of the experts (mixture).
 
     `weights`: all numbers of its adapter or checkpoint, moved in place by the fused update.
-    `mixture`: one number an expert, which takes the least memory."""
+    `mixture`: one number an expert, which takes the least memory.
+    `auto`: weights where the rows fit the memory budget, else mixture."""
     dtype: DType = "auto"
     """Number type of the base model in the engine.
 
@@ -254,7 +255,7 @@ class EngineConfig:
             f"tensor_parallel is {self.tensor_parallel} but the transformers engine is one process; use engine='vllm'.",
         )
         _check(
-            self.rounding == "nearest" or self.state == "weights",
+            self.rounding == "nearest" or self.state != "mixture",
             "rounding is 'stochastic' but state='mixture' rounds nothing to half types; use state='weights'.",
         )
         for name in ("host_memory", "device_memory"):
@@ -277,7 +278,7 @@ class EngineConfig:
             f"serve is {self.serve!r} but the transformers engine serves one particle at a time; use engine='vllm'.",
         )
         _check(
-            self.serve != "mixture" or self.state == "mixture",
+            self.serve != "mixture" or self.state != "weights",
             "serve is 'mixture' but state='weights' has rows to serve, not mixtures; use state='mixture' or "
             "serve='merged'.",
         )

@@ -55,6 +55,11 @@ class BestUpdate:
     """The particle whose position is the new global worst; None if the old one stands."""
 
 
+def best_of(utilities: Floats) -> int:
+    """The number of the highest utility, the first of equals; what is not finite is none."""
+    return int(np.where(np.isfinite(utilities), utilities, -np.inf).argmax())
+
+
 class Swarm:
     """State and decisions of a swarm of P particles that start from n experts.
 

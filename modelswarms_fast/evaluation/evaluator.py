@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing, suppress
@@ -19,95 +18,45 @@ from modelswarms_fast.evaluation.early_stopping import (
     DecisionBounds,
     DifficultyOrder,
     PartialScores,
-    ScoreCache,
     Scores,
-    digest,
     longest_first,
 )
 from modelswarms_fast.evaluation.objectives import SPLITS, Answer, Utility
 from modelswarms_fast.evaluation.requests import PendingExample, RequestTracker
+from modelswarms_fast.evaluation.score_cache import ScoreCache
+from modelswarms_fast.evaluation.spent import Spent
 from modelswarms_fast.records.trace import Trace
+from modelswarms_fast.weights.population import Position, name_of_row
 
 # Examples under way in an engine, of all its particles together, even where fewer could decide them: a step has a cost
 # of its own, and an example that is dropped has cost its prompt. Measured in docs/log.md, but for GPUs.
 FLOOR = 48
 
 
-class Source(Protocol):
-    """Positions that can be evaluated."""
+class Candidate(Protocol):
+    """A position that can be scored. It must stay as it is until its scores are there."""
 
-    def key(self, particle: int) -> bytes | None:
-        """Names the exact position; None if it is too large to be worth naming."""
+    def name(self) -> bytes | None:
+        """Names the exact position, so that it is scored once; None where it has no name."""
 
-    def load(self, engine: Engine, slot: int, particle: int) -> None:
-        """Have the engine serve a particle from a slot."""
+    def position(self) -> Position:
+        """What an engine is given to serve it, valid until the next call."""
 
-    def row(self, particle: int) -> torch.Tensor:
-        """Weights [D] of a particle."""
+    def row(self) -> torch.Tensor:
+        """[D] its weights, valid until the next call."""
 
-    def prefetch(self, particles: Sequence[int]) -> None:
-        """These are loaded next."""
-
-
-class _Clock:
-    """A context, several of which every particle has: made by contextlib it would take three times as long."""
-
-    __slots__ = ("_phase", "_seconds", "_start")
-
-    def __init__(self, seconds: dict[str, float], phase: str) -> None:
-        self._seconds, self._phase = seconds, phase
-
-    def __enter__(self) -> None:
-        self._start = time.perf_counter()
-
-    def __exit__(self, *raised: object) -> None:
-        self._seconds[self._phase] += time.perf_counter() - self._start
-
-
-@dataclass
-class Spent:
-    """What evaluation has cost so far."""
-
-    evaluations: int = 0
-    """Population that were served."""
-    prompts: int = 0
-    """Completed."""
-    tokens: int = 0
-    """Generated for them, the ends of sequences included, or looked at in a continuation."""
-    reused: int = 0
-    """Scores known from an earlier evaluation of the same position."""
-    skipped: int = 0
-    """Scores that could change no decision any more."""
-    seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(("load", "generate", "score"), 0.0))
-
-    def clock(self, phase: str) -> _Clock:
-        """Add the seconds of a block to a phase."""
-        return _Clock(self.seconds, phase)
-
-    def since(self, before: Spent) -> Spent:
-        """What was spent after `before` was copied."""
-        seconds = {phase: total - before.seconds[phase] for phase, total in self.seconds.items()}
-        return Spent(
-            self.evaluations - before.evaluations,
-            self.prompts - before.prompts,
-            self.tokens - before.tokens,
-            self.reused - before.reused,
-            self.skipped - before.skipped,
-            seconds,
-        )
-
-    def copy(self) -> Spent:
-        """The amounts as they are now."""
-        return Spent(self.evaluations, self.prompts, self.tokens, self.reused, self.skipped, dict(self.seconds))
+    def prefetch(self) -> None:
+        """It is loaded soon: begin to bring its row to where it is served."""
 
 
 @dataclass
 class _Running:
-    """A particle in a slot."""
+    """A candidate in a slot."""
 
-    particle: int
-    key: bytes | None
-    tally: PartialScores
+    number: int
+    candidate: Candidate
+    name: bytes | None
+    scores: PartialScores
     waiting: deque[int]
     """Examples that have not been asked for, those of a low score first."""
     asked: dict[int, PendingExample] = field(default_factory=dict)
@@ -116,11 +65,11 @@ class _Running:
     def next_examples(self, floor: int) -> Iterator[int]:
         """The examples to ask for now: about as many as will be needed, but at least `floor` under way.
 
-        Without limits that is all. With them wrong answers come first, since they keep a particle from its personal
-        best; once they have, right answers, which keep it above the global worst. If hardly any would be left they are
-        asked for too, since more steps for those that turn out to be needed cost more.
+        Without limits that is all. With limits wrong answers come first, since they keep a particle from its personal
+        best. Once they have, right answers come, which keep it above the global worst. If hardly any would be left,
+        they are asked for too: more steps for those that turn out to be needed cost more.
         """
-        lows, highs = self.tally.need
+        lows, highs = self.scores.need
         count = max(lows or highs, floor) - len(self.asked)
         if len(self.waiting) - count <= floor // 2:
             count = len(self.waiting)
@@ -130,58 +79,73 @@ class _Running:
 
 @dataclass
 class _Round:
-    """The evaluation of some particles on a split."""
+    """The evaluation of some candidates on a split."""
 
-    source: Source
     split: str
     limits: Mapping[int, DecisionBounds]
-    queue: list[int]
-    """Population that have no slot yet."""
+    queue: dict[int, Candidate] = field(default_factory=dict)
+    """Candidates that have no slot yet, by number."""
     running: dict[int, _Running] = field(default_factory=dict)
     """By slot."""
     busy: set[bytes | None] = field(default_factory=set)
-    """Keys of what runs."""
+    """Names of what runs."""
     ended: list[PendingExample] = field(default_factory=list)
     """Have all their answers but no score yet."""
-    keys: dict[int, bytes | None] = field(default_factory=dict)
+    names: dict[int, bytes | None] = field(default_factory=dict)
 
-    def take(self) -> tuple[int, bytes | None] | None:
-        """The first of the queue whose position is not being evaluated, and its key; None if all that are left are."""
-        for particle in self.queue:
-            if particle not in self.keys:
-                self.keys[particle] = self.source.key(particle)
-            if self.keys[particle] not in self.busy:
-                self.queue.remove(particle)
-                return particle, self.keys[particle]
+    def take(self) -> tuple[int, Candidate, bytes | None] | None:
+        """The first of the queue whose position is not being evaluated; None if there is none."""
+        for number, candidate in self.queue.items():
+            if number not in self.names:
+                self.names[number] = candidate.name()
+            if self.names[number] not in self.busy:
+                del self.queue[number]
+                return number, candidate, self.names.pop(number)
         return None
 
     def begin(self, slot: int, one: _Running) -> None:
-        """A particle has the slot from now on."""
+        """A candidate has the slot from now on."""
         self.running[slot] = one
-        if one.key is not None:
-            self.busy.add(one.key)
+        if one.name is not None:
+            self.busy.add(one.name)
 
     def end(self, slot: int) -> _Running:
-        """The particle of the slot leaves it."""
+        """The candidate of the slot leaves it."""
         one = self.running.pop(slot)
-        self.busy.discard(one.key)
+        self.busy.discard(one.name)
         return one
 
 
+def load(engine: Engine, slot: int, position: Position) -> None:
+    """Serve a position from a slot."""
+    if position.row is not None:
+        engine.load(slot, position.row)
+    else:
+        assert position.mixture is not None
+        engine.load_mixture(slot, position.mixture)
+
+
 class Evaluator:
-    """Scores particles with a utility on an engine. What is asked first is tokenised once, here.
+    """Scores positions with a utility on an engine. What is asked first is tokenised once, here.
 
     Raises:
         InputError: a prompt does not fit the engine; the message names the example.
     """
 
     def __init__(
-        self, engine: Engine, utility: Utility, splits: Sequence[str] = SPLITS, trace: Trace | None = None
+        self,
+        engine: Engine,
+        utility: Utility,
+        splits: Sequence[str] = SPLITS,
+        trace: Trace | None = None,
+        engines: int = 1,
     ) -> None:
+        """`engines`: how many the engine is made of; slot i is one of engine i mod `engines`."""
         self.engine, self.utility = engine, utility
+        self._engines = engines
         self._batch = utility.batch or 1
         self.parity_check: ParityCheck | None = None
-        """Checks loads, as many as it is set to."""
+        """Compares loads, as many as it is set to."""
         self.spent = Spent()
         self.trace = trace or Trace()
         engine.watch = self.trace.watch
@@ -195,184 +159,186 @@ class Evaluator:
 
     def score_population(
         self,
-        source: Source,
-        particles: Sequence[int],
+        candidates: Mapping[int, Candidate],
         split: str,
         between: Callable[[int], None] = lambda prompts: None,
         limits: Mapping[int, DecisionBounds] | None = None,
     ) -> dict[int, PartialScores]:
-        """Scores of each particle on the examples of the split: all, or with limits as many as decide it.
+        """Scores of each candidate on the examples of the split: all, or with limits as many as decide it.
 
-        A slot gets its next particle as soon as it is done with the last, while the others go on. between(prompts) is
-        called after a particle that is not the last with the prompts completed since the call before, and may raise
-        to stop: then what runs is dropped.
+        A slot gets its next candidate as soon as it is done with the last, while the others go on. between(prompts) is
+        called after each but the last, with the prompts completed since the call before. It may raise to stop: then
+        what runs is dropped.
         """
         found: dict[int, PartialScores] = {}
-        given, told = iter([list(particles)]), self.spent.prompts
-        with closing(self.stream(source, split, lambda idle: next(given, []), limits or {})) as stream:
-            for particle, tally in stream:
-                found[particle] = tally
-                if len(found) < len(particles):
+        given, told = iter([candidates]), self.spent.prompts
+        with closing(self.stream(split, lambda idle: next(given, {}), limits or {})) as stream:
+            for number, scores in stream:
+                found[number] = scores
+                if len(found) < len(candidates):
                     prompts, told = self.spent.prompts - told, self.spent.prompts
                     between(prompts)
         return found
 
     def stream(
         self,
-        source: Source,
         split: str,
-        arrivals: Callable[[bool], Sequence[int]],
+        arrivals: Callable[[bool], Mapping[int, Candidate]],
         limits: Mapping[int, DecisionBounds],
     ) -> Generator[tuple[int, PartialScores]]:
-        """Tallies of particles as they are complete or, where they have limits, decided, while others are worked on.
+        """Scores of candidates as they are complete or, where they have limits, decided, while others are worked on.
 
-        Before each step of the engine arrivals(idle) gives further particles, by numbers that it has not given before.
+        Before each step of the engine arrivals(idle) gives further candidates, by numbers that it has not given before.
         If idle, there is nothing else to do: it may wait for some, and if it gives none the stream ends. Closed before
-        that, it drops what runs. A particle must stay as it is until its tally is there.
+        that, it drops what runs.
         """
-        work = _Round(source, split, limits, [])
+        work = _Round(split, limits)
         try:
             while True:
-                work.queue += arrivals(not (work.queue or work.running))
+                work.queue.update(arrivals(not (work.queue or work.running)))
                 if not (work.queue or work.running):
                     return
-                # Population whose scores are known need no slot; only when there are none is it the engine's turn.
+                # Candidates whose scores are known need no slot; only when there are none is it the engine's turn.
                 for one in self._fill(work) or self._step(work):
-                    self._cache.keep(split, one.key, one.tally)
-                    self.spent.skipped += one.tally.scores.count(None)
-                    yield one.particle, one.tally
+                    self._cache.keep(split, one.name, one.scores)
+                    self.spent.skipped += one.scores.scores.count(None)
+                    yield one.number, one.scores
         except BaseException:
             with suppress(Exception):  # an engine that has died is not what the caller should read about
                 self._tracker.drop([asked for one in work.running.values() for asked in one.asked.values()])
             raise
 
-    def score_model(self, row: torch.Tensor, split: str, slots: int = 1) -> Scores:
-        """Scores of one row [D] on each example of the split, served from so many slots at once: several engines have
-        one each."""
-        key, tally = digest(row), self.tally(split)
-        self.spent.reused += self._cache.fill(split, key, tally)
-        if not tally.complete:
-            self._load(row, slots)
-            self._complete(split, tally, range(slots))
-            self._cache.keep(split, key, tally)
-        return tally.known
+    def score_model(self, row: torch.Tensor, split: str) -> Scores:
+        """Scores of one row [D] on each example of the split, from a slot of each engine at once."""
+        name, scores = name_of_row(row), self.partial_scores(split)
+        self.spent.reused += self._cache.fill(split, name, scores)
+        if not scores.complete:
+            slots = self._load_everywhere(row)
+            self._complete(split, scores, slots)
+            self._cache.keep(split, name, scores)
+        return scores.known
+
+    def score_loaded(self, split: str, slots: Sequence[int | None] = (0,)) -> Scores:
+        """Scores of what the slots serve, on each example of the split; None is the base model."""
+        scores = self.partial_scores(split)
+        self._complete(split, scores, slots)
+        return scores.known
 
     def score_base(self, split: str) -> Scores:
         """Scores of the base model on each example of the split."""
         self.engine.restore()
-        tally = self.tally(split)
-        self._complete(split, tally, [None])
-        return tally.known
+        return self.score_loaded(split, [None])
 
     def generate(self, row: torch.Tensor, split: str) -> list[list[Answer]]:
-        """Answers of one row [D] to each example of the split, not scored and not kept."""
-        self._load(row, 1)
-        answers = self._ask(split, self._longest_first[split], [0])
+        """Answers of one row [D] to each example of the split, from a slot of each engine; not scored and not kept."""
+        answers = self._ask(split, self._longest_first[split], self._load_everywhere(row))
         return [answers[example] for example in range(self._tracker.count(split))]
 
-    def _load(self, row: torch.Tensor, slots: int) -> None:
-        for slot in range(slots):
+    def _load_everywhere(self, row: torch.Tensor) -> range:
+        slots = range(min(self._engines, self.engine.slots))
+        for slot in slots:
             with self.spent.clock("load"):
                 self.engine.load(slot, row)
             if self.parity_check is not None:
                 self.parity_check.after_load(slot, row)
+        return slots
 
-    def expectation(self, split: str) -> DifficultyOrder:
-        """What a search that stops early is to learn from its evaluations on the split."""
+    def difficulty_order(self, split: str) -> DifficultyOrder:
+        """What a search that stops early learns from its evaluations on the split."""
         return DifficultyOrder(self._tracker.lengths(split))
 
-    def tally(self, split: str, limits: DecisionBounds | None = None) -> PartialScores:
-        """A tally of a particle on a split, without scores."""
+    def partial_scores(self, split: str, limits: DecisionBounds | None = None) -> PartialScores:
+        """The scores of a candidate on a split, none of them known yet."""
         return PartialScores(self._tracker.count(split), partial(self.utility.utility_of, split), limits)
 
-    def _complete(self, split: str, tally: PartialScores, slots: Sequence[int | None]) -> None:
+    def _complete(self, split: str, scores: PartialScores, slots: Sequence[int | None]) -> None:
         """Give every example that has no score yet its score."""
-        order = [example for example in self._longest_first[split] if tally.scores[example] is None]
+        order = [example for example in self._longest_first[split] if scores.scores[example] is None]
         answers = self._ask(split, order, slots)
         with self.spent.clock("score"):
-            scores = self.utility.score(split, order, [answers[example] for example in order])
-        for example, score in zip(order, scores, strict=True):
-            tally.scores[example] = score
+            found = self.utility.score(split, order, [answers[example] for example in order])
+        for example, score in zip(order, found, strict=True):
+            scores.scores[example] = score
 
     def _ask(self, split: str, order: Sequence[int], slots: Sequence[int | None]) -> dict[int, list[Answer]]:
         """Ask the slots in turn for these examples."""
         answers: dict[int, list[Answer]] = {}
         with self.spent.clock("generate"):
-            for place, example in enumerate(order):
-                self._tracker.submit(split, example, slots[place % len(slots)])
+            for index, example in enumerate(order):
+                self._tracker.submit(split, example, slots[index % len(slots)])
             while not self._tracker.idle:
-                answers |= {asked.example: asked.given for asked in self._take(self.engine.step())}
+                answers |= {asked.example: asked.given for asked in self._collect(self.engine.step())}
         self.spent.evaluations += 1
         return answers
 
-    def _take(self, ended: Sequence[tuple[int, Completion]]) -> list[PendingExample]:
+    def _collect(self, ended: Sequence[tuple[int, Completion]]) -> list[PendingExample]:
         """The examples of which that was the last answer."""
         self.spent.prompts += len(ended)
         self.spent.tokens += sum(completion.tokens for _, completion in ended)
         return self._tracker.collect(ended)
 
     def _fill(self, work: _Round) -> list[_Running]:
-        """Put particles of the queue into the free slots; returns those whose scores are known and need no slot."""
+        """Put candidates of the queue into the free slots; returns those whose scores are known and need no slot."""
         known: list[_Running] = []
         for slot in range(self.engine.slots) if work.queue else ():
             while slot not in work.running and work.queue:
-                check = self.parity_check
-                check = check if check is not None and check.wanted(slot) else None
+                check = self.parity_check if self.parity_check is not None and self.parity_check.wanted(slot) else None
                 if check is not None and check.hindered(slot, work.running):
                     break
                 if (one := self._next(work)) is None:
                     return known
-                if one.tally.decided:
+                if one.scores.decided:
                     known.append(one)
                     continue
                 work.begin(slot, one)
-                self.trace.now["particles"] = [one.particle]
+                self.trace.now["particles"] = [one.number]
                 with self.spent.clock("load"):
-                    work.source.load(self.engine, slot, one.particle)
+                    load(self.engine, slot, one.candidate.position())
                 if check is not None:
-                    check.after_load(slot, work.source.row(one.particle))
+                    check.after_load(slot, one.candidate.row())
                 self.spent.evaluations += 1
                 self._submit(slot, work)
-                work.source.prefetch(work.queue[: self.engine.slots])
+                for _, candidate in zip(range(self.engine.slots), work.queue.values(), strict=False):
+                    candidate.prefetch()
         return known
 
     def _next(self, work: _Round) -> _Running | None:
-        """A particle of the queue with what is known of it, if there is one that should be evaluated now."""
+        """A candidate of the queue with what is known of it, if there is one that should be evaluated now."""
         with self.trace.span("prepare"):
             if (taken := work.take()) is None:
                 return None
-            particle, key = taken
-            tally = self.tally(work.split, work.limits.get(particle))
-            order = (tally.limits and tally.limits.order) or self._longest_first[work.split]
-            if known := self._cache.fill(work.split, key, tally):
+            number, candidate, name = taken
+            scores = self.partial_scores(work.split, work.limits.get(number))
+            order = (scores.limits and scores.limits.order) or self._longest_first[work.split]
+            if known := self._cache.fill(work.split, name, scores):
                 self.spent.reused += known
-                order = [example for example in order if tally.scores[example] is None]
-            return _Running(particle, key, tally, deque(order))
+                order = [example for example in order if scores.scores[example] is None]
+            return _Running(number, candidate, name, scores, deque(order))
 
     def _submit(self, slot: int, work: _Round) -> None:
-        """Ask for the examples of the particle in a slot that may be needed."""
+        """Ask for the examples of the candidate in a slot that may be needed."""
         one, floor = work.running[slot], max(FLOOR, self._batch) * self.trace.engines
         floor = math.ceil(floor / min(self.engine.slots, len(work.running) + len(work.queue)))
         with self.spent.clock("generate"):
-            begin, split = self._tracker.submit, work.split
+            submit, split = self._tracker.submit, work.split
             for example in one.next_examples(floor):
-                one.asked[example] = begin(split, example, slot)
+                one.asked[example] = submit(split, example, slot)
 
     def _step(self, work: _Round) -> list[_Running]:
-        """One step of the engine; the particles that it completed or decided, which leave their slots."""
-        self.trace.now["particles"] = [one.particle for one in work.running.values()]
+        """One step of the engine; the candidates that it completed or decided, which leave their slots."""
+        self.trace.now["particles"] = [one.number for one in work.running.values()]
         if not self._tracker.idle:
             with self.spent.clock("generate"):
                 ended = self.engine.step()
             with self.spent.clock("score"):
-                work.ended += self._take(ended)
+                work.ended += self._collect(ended)
         if not work.ended or (len(work.ended) < self._batch and not self._tracker.idle):
             return []
         with self.spent.clock("score"), self.trace.span("score"):
             self._score(work)
             touched = sorted({asked.slot for asked in work.ended if asked.slot is not None})
             work.ended = []
-            decided = {slot for slot in touched if work.running[slot].tally.decided}
+            decided = {slot for slot in touched if work.running[slot].scores.decided}
         for slot in touched:
             if slot not in decided:
                 self._submit(slot, work)
@@ -381,12 +347,12 @@ class Evaluator:
         return done
 
     def _score(self, work: _Round) -> None:
-        """Score the examples that have ended, of all particles together."""
+        """Score the examples that have ended, of all candidates together."""
         numbers = [asked.example for asked in work.ended]
-        scores = self.utility.score(work.split, numbers, [asked.given for asked in work.ended])
+        found = self.utility.score(work.split, numbers, [asked.given for asked in work.ended])
         running = work.running
-        for asked, score in zip(work.ended, scores, strict=True):
+        for asked, score in zip(work.ended, found, strict=True):
             assert asked.slot is not None
             one, example = running[asked.slot], asked.example
-            one.tally.scores[example] = score
+            one.scores.scores[example] = score
             del one.asked[example]

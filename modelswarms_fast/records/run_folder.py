@@ -93,7 +93,7 @@ def check_name(folder: str | os.PathLike[str]) -> None:
 
 
 def check_run_folder(folder: str | os.PathLike[str], overwrite: bool = False) -> None:
-    """Refuse a folder that `open_run` would refuse, and touch nothing. Raises InputError."""
+    """Refuse a folder that holds anything, or anything but a run with `overwrite`; touch nothing. Raises InputError."""
     folder = Path(folder)
     try:
         empty = not folder.exists() or not any(folder.iterdir())
@@ -106,35 +106,29 @@ def check_run_folder(folder: str | os.PathLike[str], overwrite: bool = False) ->
         raise InputError(f"{folder} holds a {CONFIG} but no {HISTORY}, so no run wrote it; choose another run folder")
 
 
-def open_run(folder: str | os.PathLike[str], config: Mapping[str, Any], overwrite: bool = False) -> Journal:
-    """Make the run folder, write `config.json` and return its empty journal.
-
-    A folder that holds anything is refused unless `overwrite`, which removes what a run writes
-    (`config.json`, `history.jsonl`, `summary.json`, `report.html`, `analysis.json`, `test_scores.json`,
-    `answers.json`, `global_best/`) and leaves all else alone.
-    Raises InputError.
-    """
-    folder = Path(folder)
-    check_run_folder(folder, overwrite)
+def make_folder(folder: str | os.PathLike[str]) -> None:
+    """Make a folder and those above it, where they are missing. Raises InputError."""
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        Path(folder).mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise _cannot_write(folder, error) from error
-    # The journal goes last and comes first, so that every folder a run has touched holds one.
+        raise _cannot_write(Path(folder), error) from error
+
+
+def clear_run(folder: str | os.PathLike[str]) -> None:
+    """Remove what a run writes and leave all else alone. Raises InputError.
+
+    That is `config.json`, `history.jsonl`, `summary.json`, `report.html`, `analysis.json`, `test_scores.json`,
+    `answers.json` and `global_best/`.
+    """
+    # The history goes last, so that a folder that is cleared in part is still known as one of a run.
     for name in (CONFIG, SUMMARY, REPORT, ANALYSIS, TEST_SCORES, ANSWERS, GLOBAL_BEST, HISTORY):
-        _remove(folder / name)
-    journal = Journal(folder / HISTORY)
-    try:
-        write_json(folder / CONFIG, config)
-    except BaseException:
-        journal.close()
-        raise
-    return journal
+        _remove(Path(folder) / name)
 
 
 @contextmanager
-def alone(folder: str | os.PathLike[str]) -> Iterator[None]:
-    """Keep a folder that several calls may fill from being filled by two at once. Raises InputError if one does."""
+def locked(folder: str | os.PathLike[str]) -> Iterator[None]:
+    """Keep other processes from filling the folder, which is made if it is missing. Raises InputError if one does."""
+    make_folder(folder)
     handle = os.open(folder, os.O_RDONLY)
     try:
         try:

@@ -6,7 +6,7 @@ import importlib
 import json
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, fields
 from functools import partial
 from pathlib import Path
@@ -19,7 +19,7 @@ from rich.table import Table
 from modelswarms_fast.runs.baselines import METHODS, Run, load_method
 from modelswarms_fast.config import SwarmConfig
 from modelswarms_fast.errors import InputError
-from modelswarms_fast.records.run_folder import alone, read_json, write_json
+from modelswarms_fast.records.run_folder import locked, read_json, write_json
 from modelswarms_fast.runs.experiment import Experiment
 from modelswarms_fast.evaluation.objectives import Files, named
 
@@ -78,7 +78,9 @@ def compare(
     runs: dict[str, Run] = {name: load_method(name) for name in methods}  # a name that is none is refused at once
     if SWARM in runs:
         runs[SWARM] = partial(runs[SWARM], **swarm)
-    experiment = Experiment(experts, base=base, task=task, data=data, out=out, progress=progress, **settings)
+    experiment = Experiment(
+        experts, base=base, task=task, data=data, out=out, progress=progress, swarm=swarm, searches=1, **settings
+    )
     if budget < len(experiment.experts.names):
         raise InputError(
             f"the budget is {budget} evaluations, less than the {len(experiment.experts.names)} experts take; give more."
@@ -108,12 +110,13 @@ def compare(
         importlib.import_module("modelswarms_fast.runs.baselines.cbtm").prompts_of(experiment)
     if left:
         console = Console(stderr=True, quiet=not progress)
-        with alone(file.parent), experiment:
+        with locked(file.parent), experiment:
             for name in left:
                 result = _measure(experiment, partial(runs[name], experiment, budget, seed))
                 content["methods"][name] = result
                 content["objective"] = experiment.utility.report()
-                content["against_model_swarms"] = against_model_swarms(experiment, content["methods"], seed)
+                known = {} if name == SWARM else content.get("against_model_swarms", {})
+                content["against_model_swarms"] = against_model_swarms(experiment, content["methods"], seed, known)
                 write_json(file, content)
                 console.print(f"{name}: dev {_text(result['dev'])}, test {_text(result['test'])}", highlight=False)
             experiment.check_base()
@@ -187,8 +190,10 @@ def _measure(experiment: Experiment, run: Callable[[], Any]) -> dict[str, Any]:
     }
 
 
-def against_model_swarms(experiment: Experiment, methods: dict[str, dict[str, Any]], seed: int) -> dict[str, dict[str, Any]]:
-    """Each method's test scores against those of Model Swarms; nothing before that has run."""
+def against_model_swarms(
+    experiment: Experiment, methods: dict[str, dict[str, Any]], seed: int, known: Mapping[str, dict[str, Any]]
+) -> dict[str, dict[str, Any]]:
+    """Each method's test scores against those of Model Swarms, as far as they are not known; nothing before that has run."""
     if SWARM not in methods:
         return {}
     # Of several tasks each keeps its number of examples.
@@ -196,7 +201,7 @@ def against_model_swarms(experiment: Experiment, methods: dict[str, dict[str, An
     reduce = partial(experiment.utility_of, "test")
     ours = methods[SWARM]["test_scores"]
     return {
-        name: paired(ours, result["test_scores"], reduce, strata, seed)
+        name: known.get(name) or paired(ours, result["test_scores"], reduce, strata, seed)
         for name, result in methods.items()
         if name != SWARM
     }

@@ -49,11 +49,8 @@ def evaluate(
     base_folder = resolve_base(base)
     loaded = None if model == base else read_experts([model], minimum=1)
     with closing(start_engine(base_folder, loaded, config)) as served:
-        evaluator = Evaluator(served, utility, splits=(split,))
-        if loaded is None:
-            scores = evaluator.score_base(split)
-        else:
-            scores = evaluator.score_model(loaded.rows[0], split, config.engines)
+        evaluator = Evaluator(served, utility, splits=(split,), engines=config.engines)
+        scores = evaluator.score_base(split) if loaded is None else evaluator.score_model(loaded.rows[0], split)
     return {
         "model": model,
         "base": base,

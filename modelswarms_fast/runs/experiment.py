@@ -1,4 +1,4 @@
-"""An engine with its experts and a utility, opened once; any number of searches and evaluations run on it."""
+"""An engine with its experts and an objective, opened once; any number of searches and evaluations run on it."""
 
 from __future__ import annotations
 
@@ -8,33 +8,38 @@ from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from rich.console import Console
 
-from modelswarms_fast.weights.base_model import resolve_base
-from modelswarms_fast.engines.parity_check import make_parity_check
 from modelswarms_fast.config import EngineConfig, SwarmConfig
-from modelswarms_fast.runs.confirm import hold_back
+from modelswarms_fast.engines.parity_check import make_parity_check
 from modelswarms_fast.engines.protocol import Engine
 from modelswarms_fast.engines.start import start_engine
 from modelswarms_fast.errors import InputError
-from modelswarms_fast.evaluation.evaluator import Evaluator, Source, Spent
-from modelswarms_fast.weights.experts import Experts, inner_products, read_experts
-from modelswarms_fast.runs.loop import run_iterations
-from modelswarms_fast.weights.arena import empty_rows
-from modelswarms_fast.weights.placement import Placement, plan_memory
-from modelswarms_fast.ops import mix_
-from modelswarms_fast.weights.population import LARGEST_NAMED, Population
-from modelswarms_fast.records.progress import Progress
-from modelswarms_fast.evaluation.early_stopping import Scores, digest
-from modelswarms_fast.weights.shared_memory import shared_rows
-from modelswarms_fast.swarm import Floats, Swarm
-from modelswarms_fast.records.trace import Trace
+from modelswarms_fast.evaluation.early_stopping import Scores
+from modelswarms_fast.evaluation.evaluator import Candidate, Evaluator
+from modelswarms_fast.evaluation.holdout import hold_back
 from modelswarms_fast.evaluation.objectives import Files, Scoring, load_utility
+from modelswarms_fast.evaluation.spent import Spent
+from modelswarms_fast.records.trace import Trace
+from modelswarms_fast.runs.loop import SearchLoop
+from modelswarms_fast.runs.scheduler import run_alone
+from modelswarms_fast.runs.trial import Trial
+from modelswarms_fast.swarm import Floats, Swarm
+from modelswarms_fast.weights.arena import empty_rows
+from modelswarms_fast.weights.base_model import resolve_base
+from modelswarms_fast.weights.experts import Experts, inner_products, read_experts
+from modelswarms_fast.weights.placement import Placement, fits, plan_memory
+from modelswarms_fast.weights.population import MadeRow, MixtureOf, Population, mix_row, name_of_row
+from modelswarms_fast.weights.row_table import count_rows
+from modelswarms_fast.weights.shared_memory import shared_rows
+
+# Of a GPU's memory, what vLLM takes: rows and the untouched base weights want the rest.
+GPU_SHARE = 0.75
 
 
 @dataclass(frozen=True)
@@ -60,8 +65,7 @@ class SearchResult:
 class Experiment:
     """Experts, utility and base are read and checked on construction; `with experiment:` starts the engine and ends it.
 
-    Scores are kept by position, so that no position is evaluated twice on a split: the experts once for all searches.
-    (Rows of more than 32 MiB have no name and are.)
+    Scores are kept by position, so that no position is scored twice on a split: the experts once for all searches.
     """
 
     engine: Engine
@@ -83,7 +87,8 @@ class Experiment:
         progress: bool = False,
         trace: str | Path | None = None,
         train: str | Path | None = None,
-        only_search: int | None = None,
+        swarm: Mapping[str, Any] | None = None,
+        searches: int | None = 1,
         confirm: int = 0,
         **settings: Any,
     ) -> None:
@@ -92,8 +97,11 @@ class Experiment:
         Args:
             out: where a file of rows may lie, if `spill` names no folder.
             train: what the experts were trained on, for the methods that train or cluster.
-            only_search: the experiment is for one search of so many particles, at least one an expert, which begins in
-                the experts' own rows: no more memory than the search needs, and the experts are gone after it.
+            swarm: fields of SwarmConfig that the searches will have, as far as they are known; `particles` defaults to
+                the number of experts. They say how much memory is needed, and what state="auto" becomes.
+            searches: searches under way at once, each with rows of its own beside the experts'. None: there is one
+                search, which begins in the experts' own rows: no more memory than it needs, and the experts are gone
+                after it.
             confirm: dev examples that are kept back, as the split "confirm".
             settings: fields of EngineConfig.
 
@@ -111,8 +119,11 @@ class Experiment:
         """Where the rows of the only search lie, or the experts of state="mixture"."""
         self.out = Path(out)
         self._progress, self._trace = progress, Trace(trace)
-        self._particles = only_search
+        self._swarm, self._searches = dict(swarm or {}), searches
+        self.why_state = "as asked for"
+        """Why `engine_config.state` is what it is."""
         self.experts: Experts = read_experts(experts, dtype=self.row_dtype, place=self._place)
+        self.names = self.experts.names
         if self.engine_config.stop_early and self.utility.score_range is None:
             raise InputError(
                 f"stop_early is set but the scores of {self.utility.name} have no known range; give the function the "
@@ -134,7 +145,8 @@ class Experiment:
             Console(stderr=True, soft_wrap=True).print(str(self.placement), highlight=False)
         self.engine = start_engine(self.base_folder, self.experts, self.engine_config)
         try:
-            self.evaluator = Evaluator(self.engine, self.utility, tuple(self.utility.asks), trace=self._trace)
+            splits, engines = tuple(self.utility.asks), self.engine_config.engines
+            self.evaluator = Evaluator(self.engine, self.utility, splits, self._trace, engines)
             if self.engine_config.serve == "auto":
                 self.engine.autotune(self.evaluator.prompts("dev"), self.utility.max_tokens)
             self.evaluator.parity_check = make_parity_check(self.engine, self.base_folder, self.experts, self.engine_config)
@@ -176,10 +188,9 @@ class Experiment:
         return inner_products(self.experts.rows)
 
     @cached_property
-    def expert_digests(self) -> list[str | None]:
-        """What names the weights of each expert, so that results of others are not taken for theirs; None of large
-        ones."""
-        return [digest(row).hex() if row.nbytes <= LARGEST_NAMED else None for row in self.experts.rows]
+    def expert_digests(self) -> list[str]:
+        """What names the weights of each expert, so that results of others are not taken for theirs."""
+        return [name_of_row(row).hex() for row in self.experts.rows]
 
     def utility_of(self, split: str, scores: Sequence[float]) -> float:
         """The utility of a particle with these scores on a split."""
@@ -189,7 +200,7 @@ class Experiment:
         """Scores of mixtures [P, n] of the experts on each example of a split, all in one continuous batch."""
         points = torch.as_tensor(np.asarray(mixtures, dtype=np.float64))
         if self.engine_config.state == "mixture":
-            return self._scores(_Mixtures(self, points), len(points), split)
+            return self._scores([MixtureOf(self.experts, point) for point in points], split)
         return self.score_rows([partial(self.mix, point) for point in points], split)
 
     def score_rows(self, rows: Sequence[Callable[[], torch.Tensor]], split: str) -> list[Scores]:
@@ -199,8 +210,8 @@ class Experiment:
         at a time.
         """
         if self.engine.serve == "mixture":
-            return [self.evaluator.score_model(row(), split, self.engine_config.engines) for row in rows]
-        return self._scores(_Rows(rows), len(rows), split)
+            return [self.evaluator.score_model(row(), split) for row in rows]
+        return self._scores([MadeRow(row) for row in rows], split)
 
     def mixtures_on_dev(self, mixtures: npt.ArrayLike) -> Floats:
         """[P] utilities of mixtures [P, n] on dev."""
@@ -233,42 +244,61 @@ class Experiment:
     def _utilities(self, scores: Sequence[Scores]) -> Floats:
         return np.array([self.utility_of("dev", one) for one in scores], dtype=np.float64)
 
-    def _scores(self, source: Source, count: int, split: str) -> list[Scores]:
-        found = self.evaluator.score_population(source, range(count), split)
-        return [found[index].known for index in range(count)]
+    def _scores(self, candidates: Sequence[Candidate], split: str) -> list[Scores]:
+        found = self.evaluator.score_population(dict(enumerate(candidates)), split)
+        return [found[index].known for index in range(len(candidates))]
 
     def mix(self, mixture: torch.Tensor) -> torch.Tensor:
         """The row [D] of a mixture [n] of the experts, on the CPU; an expert itself is not copied."""
         return mix_row(self.experts, mixture)
 
-    def particles(self, swarm: Swarm) -> Population:
+    def population(self, swarm: Swarm) -> Population:
         """The rows of a search; in those of the experts if the experiment is for one search."""
-        experts, plan, device = self.experts, self.placement, self.engine.device
-        if plan is None and swarm.first == list(range(swarm.n_experts)):  # else its first rows are other experts
-            plan = self._placement(swarm.config.particles, len(experts.names), experts.layout.size, experts.layout.dtype)
-            room = plan.allocate(experts.layout.size, experts.layout.dtype)
-            rows = room[: len(experts.names)].copy_(experts.rows)
-            experts = replace(experts, rows=rows, room=room)
-        return Population(experts, swarm, self.engine_config, device, plan)
+        experts, placement = self.experts, self.placement
+        config, layout, n = swarm.config, experts.layout, len(experts.names)
+        check_together(config, self.engine_config)
+        weights = self.engine_config.state == "weights"
+        if weights and (placement is None or len(experts.room) != count_rows(config.particles)):
+            placement = self._placement(config.particles, n, layout.size, layout.dtype)
+            room = placement.allocate(layout.size, layout.dtype)
+            experts = replace(experts, room=room)
+            if swarm.first == list(range(n)):  # else its first rows are other experts
+                experts = replace(experts, rows=room[:n].copy_(experts.rows))
+        return Population(
+            experts,
+            swarm.initial_positions(),
+            self.engine_config,
+            self.engine.device,
+            randomness=config.randomness,
+            seed=config.seed,
+            placement=placement,
+            mixtures_served=self.engine.serve == "mixture" or self.engine.device.type != "cuda",
+        )
 
-    def swarm(self, config: SwarmConfig) -> SearchResult:
-        """One search.
+    def loop(self, swarm: Swarm, population: Population) -> SearchLoop:
+        """The loop of a search."""
+        order = self.evaluator.difficulty_order("dev") if self.engine_config.stop_early else None
+        return SearchLoop(swarm, population, self.utility, order)
+
+    def search(self, config: SwarmConfig) -> SearchResult:
+        """One search, of which nothing is written.
 
         Raises:
             InputError: the settings contradict those of the engine, or there are fewer particles than experts.
         """
-        check_together(config, self.engine_config)
-        swarm, before = Swarm(config, len(self.experts.names)), self.evaluator.spent.copy()
+        swarm, before = Swarm(config, len(self.names)), self.evaluator.spent.copy()
         history: list[dict[str, Any]] = []
-        quiet = Progress(False, config.iterations, config.particles)
-        with closing(self.particles(swarm)) as particles:
-            utilities, _, stopped, _ = run_iterations(
-                swarm, particles, self.evaluator, history, quiet, stop_early=self.engine_config.stop_early
-            )
-            row = particles.global_best().detach().to("cpu", copy=True)
-            mixture = particles.global_best_mixture()
+        with closing(self.population(swarm)) as population:
+            loop = self.loop(swarm, population)
+            trial = Trial("search", loop, self.evaluator, history)
+            run_alone(trial, self.evaluator)
+            row = population.global_best().detach().to("cpu", copy=True)
+            mixture = population.global_best_mixture()
         best, spent = swarm.global_best, self.evaluator.spent.since(before)
-        return SearchResult(row, mixture, swarm.global_best_particle, best, utilities, stopped, history, spent)
+        assert trial.stopped is not None
+        return SearchResult(
+            row, mixture, swarm.global_best_particle, best, loop.initial, trial.stopped, history, spent
+        )
 
     def check_base(self) -> None:
         """Serve the base model again, and prove that nothing of what was served is left in it.
@@ -280,73 +310,57 @@ class Experiment:
         if self.evaluator.parity_check is not None:
             self.evaluator.parity_check.check(None, None)
 
-    def _placement(self, particles: int, experts: int, size: int, dtype: torch.dtype) -> Placement:
+    def _demand(self, particles: int, experts: int, size: int, dtype: torch.dtype) -> dict[str, Any]:
+        """What placement asks of rows, and of the device they are served on."""
         here = torch.cuda.is_available() and not self.engine_config.own_processes
-        device = torch.device("cuda" if here else "cpu")
-        shape: dict[str, Any] = {"particles": particles, "experts": experts, "size": size, "dtype": dtype}
-        if here and self.engine_config.engine == "vllm" and not hasattr(self, "engine"):
-            shape["gpu_memory_utilization"] = 0.75  # as engines/vllm/engine.py asks for
-        return plan_memory(self.engine_config, **shape, device=device, out=self.out)
+        demand: dict[str, Any] = {"particles": particles, "experts": experts, "size": size, "dtype": dtype}
+        demand["device"] = torch.device("cuda" if here else "cpu")
+        if self.engine_config.engine == "vllm":
+            demand["gpu_memory_utilization"] = gpu_share(self.engine_config)
+        return demand
+
+    def _placement(self, particles: int, experts: int, size: int, dtype: torch.dtype) -> Placement:
+        return plan_memory(self.engine_config, **self._demand(particles, experts, size, dtype), out=self.out)
 
     def _place(self, n: int, size: int, dtype: torch.dtype) -> torch.Tensor:
         """Rows that begin with the experts: those of the only search, whose first positions they are, or n."""
-        if self._particles is None and self.engine_config.state == "weights":
+        particles = max(self._swarm.get("particles") or n, n)
+        self._choose_state(particles, n, size, dtype)
+        if self._searches is not None and self.engine_config.state == "weights":
             rows = shared_rows if self.engine_config.own_processes else empty_rows
             return rows(n, size, dtype)
-        self.placement = self._placement(max(self._particles or n, n), n, size, dtype)
+        self.placement = self._placement(particles, n, size, dtype)
         return self.placement.allocate(size, dtype)
 
-
-class _Rows:
-    """Rows that are made when they are needed; the last one is kept, as it is named, loaded and checked in turn."""
-
-    def __init__(self, rows: Sequence[Callable[[], torch.Tensor]]) -> None:
-        self._rows = rows
-        self._last: tuple[int, torch.Tensor] | None = None
-
-    def key(self, particle: int) -> bytes | None:
-        row = self.row(particle)
-        return digest(row) if row.nbytes <= LARGEST_NAMED else None
-
-    def load(self, engine: Engine, slot: int, particle: int) -> None:
-        engine.load(slot, self.row(particle))
-
-    def row(self, particle: int) -> torch.Tensor:
-        if self._last is None or self._last[0] != particle:
-            self._last = (particle, self._rows[particle]())
-        return self._last[1]
-
-    def prefetch(self, particles: Sequence[int]) -> None:
-        pass
+    def _choose_state(self, particles: int, n: int, size: int, dtype: torch.dtype) -> None:
+        """What state="auto" becomes for n experts of this size."""
+        config = self.engine_config
+        if config.state != "auto":
+            return
+        state, self.why_state = choose_state(config, self._swarm.get("randomness", SwarmConfig.randomness))
+        if state is None:
+            others = count_rows(particles) * ((self._searches or 1) - 1) + (n if self._searches else 0)
+            taken = others * size * dtype.itemsize
+            fits_in = fits(config, **self._demand(particles, n, size, dtype), engine_bytes=taken)
+            state = "weights" if fits_in else "mixture"
+            self.why_state = f"the rows of {particles} particles {'fit' if fits_in else 'do not fit'} the memory budget"
+        self.engine_config = replace(config, state=state)
 
 
-class _Mixtures:
-    """Mixtures [P, n] that an engine serves as they are."""
-
-    def __init__(self, experiment: Experiment, mixtures: torch.Tensor) -> None:
-        self._session, self._mixtures = experiment, mixtures
-
-    def key(self, particle: int) -> bytes | None:
-        return self._mixtures[particle].numpy().tobytes()
-
-    def load(self, engine: Engine, slot: int, particle: int) -> None:
-        engine.load_mixture(slot, self._mixtures[particle])
-
-    def row(self, particle: int) -> torch.Tensor:
-        return self._session.mix(self._mixtures[particle])
-
-    def prefetch(self, particles: Sequence[int]) -> None:
-        pass
+def gpu_share(config: EngineConfig) -> float:
+    """The share of a GPU's memory that vLLM takes."""
+    return float(str(getattr(config, "engine_options", {}).get("gpu_memory_utilization", GPU_SHARE)))
 
 
-def mix_row(experts: Experts, mixture: torch.Tensor) -> torch.Tensor:
-    """The row [D] of a mixture [n] of the experts, on the CPU; an expert itself is not copied."""
-    ones = torch.nonzero(mixture).flatten().tolist()
-    if len(ones) == 1 and mixture[ones[0]] == 1:
-        return experts.rows[ones[0]]  # bit by bit, so that it has the name it has in a search
-    row = torch.empty((1, experts.layout.size), dtype=experts.layout.dtype)
-    mix_(row, experts.rows, mixture[None])
-    return row[0]
+def choose_state(config: EngineConfig, randomness: str) -> tuple[Literal["weights", "mixture"] | None, str]:
+    """The state that the settings need, and why; None where either will do."""
+    if config.serve == "mixture":
+        return "mixture", "serve is 'mixture'"
+    if randomness == "coordinate":
+        return "weights", "randomness is 'coordinate'"
+    if config.rounding == "stochastic":
+        return "weights", "rounding is 'stochastic'"
+    return None, ""
 
 
 def check_together(config: SwarmConfig, engine_config: EngineConfig) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -15,16 +16,15 @@ from modelswarms_fast.errors import InputError
 from modelswarms_fast.evaluation.evaluator import Evaluator
 from modelswarms_fast.weights.experts import Experts
 from modelswarms_fast.records.run_folder import ENSEMBLE, TEST_SCORES, write_json
-from modelswarms_fast.weights.population import LARGEST_NAMED, Population
-from modelswarms_fast.evaluation.early_stopping import digest
-from modelswarms_fast.runs.experiment import Experiment, mix_row
+from modelswarms_fast.weights.population import Population, mix_row, name_of_row
+from modelswarms_fast.runs.experiment import Experiment
 from modelswarms_fast.swarm import Floats, Swarm
 from modelswarms_fast.evaluation.objectives import Answer, Utility
 
 Rows = Sequence[Callable[[], torch.Tensor]]
 
 
-def write_test_scores(evaluator: Evaluator, experts: Experts, swarm: Swarm, particles: Population, folder: Path) -> None:
+def write_test_scores(evaluator: Evaluator, experts: Experts, swarm: Swarm, population: Population, folder: Path) -> None:
     """Write test_scores.json of a search that has ended.
 
     The particles' own rows are tested, to the bit; those of a move that was not evaluated any more are left out.
@@ -34,17 +34,17 @@ def write_test_scores(evaluator: Evaluator, experts: Experts, swarm: Swarm, part
     rows: dict[str, Rows] = {
         "experts": [partial(experts.rows.__getitem__, index) for index in range(len(experts.names))],
         "start": [partial(mix_row, experts, torch.from_numpy(one)) for one in initial],
-        "best": [partial(particles.row, one, True) for one in everyone],
+        "best": [partial(population.row, one, True) for one in everyone],
     }
     if not swarm.waiting:
-        rows["end"] = [partial(particles.row, one) for one in everyone]
+        rows["end"] = [partial(population.row, one) for one in everyone]
     write_json(folder / TEST_SCORES, {"exact": True, "groups": score_groups(evaluator, rows)})
 
 
 def evaluate_run(folder: str | Path) -> None:
     """Write test_scores.json of a run folder: its experts are read and its engine is started again.
 
-    Population are mixed from the history's mixtures. With state="weights" that leaves out the rounding
+    Particles are mixed from the history's mixtures. With state="weights" that leaves out the rounding
     of their moves, so that scores may differ in an example that was close: `exact` is false then.
 
     Raises:
@@ -80,13 +80,11 @@ def score_groups(evaluator: Evaluator, groups: Mapping[str, Rows]) -> dict[str, 
         found[name] = {"scores": [], "labels": []}
         for make in rows:
             row = make()
-            key = digest(row) if row.nbytes <= LARGEST_NAMED else None
-            if key is None or (result := known.get(key)) is None:
+            if (result := known.get(name_of_row(row))) is None:
                 answers = evaluator.generate(row, "test")
                 scores = utility.score("test", range(len(answers)), answers)
                 result = scores, [_label(utility, index, answers[index], scores[index]) for index in range(len(scores))]
-                if key is not None:
-                    known[key] = result
+                known[name_of_row(row)] = result
             found[name]["scores"].append(result[0])
             found[name]["labels"].append(result[1])
     return found
@@ -106,3 +104,52 @@ def _mixtures(run: RunFolder) -> dict[str, Floats]:
     for line, mixtures in zip(run.history, positions, strict=True):
         best[line["improved"]] = mixtures[line["improved"]]
     return {"start": positions[0], "best": best, "end": positions[-1]}
+
+
+GAINED, LOST = 10, 5
+"""Examples that answers.json shows."""
+
+
+def compare_on_test(
+    evaluator: Evaluator, expert: torch.Tensor, winner: torch.Tensor
+) -> tuple[dict[str, list[float]], dict[str, Any]]:
+    """Scores of two rows [D] on each test example, as `start` and `end`, and the examples on which they differ.
+
+    The second is the content of answers.json: `counts` of examples on which the winner scores higher (`gained`), lower
+    (`lost`), or both the same (`both` above the lowest score that one of them got, `neither` at it), and of the first
+    two some examples with the prompt, the expected answer where there is one, and both answers.
+    """
+    utility, same = evaluator.utility, torch.equal(expert, winner)
+    given = [evaluator.generate(expert, "test")]
+    given.append(given[0] if same else evaluator.generate(winner, "test"))
+    start, end = (utility.score("test", range(len(answers)), answers) for answers in given)
+    lowest = min((score for score in start + end if not math.isnan(score)), default=0.0)
+    found: dict[str, list[int]] = {"gained": [], "lost": [], "both": [], "neither": []}
+    for example, (before, after) in enumerate(zip(start, end, strict=True)):
+        equal = "both" if after > lowest else "neither"
+        found["gained" if after > before else "lost" if after < before else equal].append(example)
+
+    def shown(example: int) -> dict[str, Any]:
+        content = utility.examples["test"][example]
+        expected = content.get("answer")
+        texts = [_text(utility, example, answers[example]) for answers in given]
+        return {
+            "example": example,
+            "prompt": utility.asks["test"][example][0].prompt,
+            "expected": None if expected is None else str(expected),
+            "best_expert": texts[0],
+            "winner": texts[1],
+        }
+
+    return {"start": start, "end": end}, {
+        "counts": {name: len(examples) for name, examples in found.items()},
+        "gained": [shown(example) for example in found["gained"][:GAINED]],
+        "lost": [shown(example) for example in found["lost"][:LOST]],
+    }
+
+
+def _text(utility: Utility, example: int, answers: Sequence[Answer]) -> str:
+    """What was answered: the choice where likelihoods are compared, else the last text."""
+    if answers[-1].log_prob == answers[-1].log_prob:  # not NaN: a likelihood
+        return str(_label(utility, example, answers, math.nan))
+    return answers[-1].text

@@ -1,220 +1,176 @@
-"""Several searches on one engine at once, so that it never waits for one of them.
+"""Trials side by side on one engine, so that it never waits for one of them.
 
-The particles of all searches that are under way share the engine's slots and batches. When the last particle of one
-search is scored, that search tells, promotes, writes its line and moves in a thread of its own, while the engine works
-on the particles of the others. The experts are evaluated once for all.
-
-A search that was cut goes on: what its history.jsonl holds is told again instead of being evaluated. Its numbers are
-drawn by seed, iteration and particle, and its moves repeat to the bit, so it arrives where it was.
+The particles of all trials that are under way share the engine's slots and batches. When the last particle of one trial
+is scored, that trial tells, promotes, writes its line and moves in a thread of its own, while the engine works on the
+particles of the others. A trial by itself does the same without a thread.
 """
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import closing
-from dataclasses import replace
-from pathlib import Path
-from typing import Any
+from functools import partial
+from typing import Protocol
 
 import torch
 
-from modelswarms_fast.engines.protocol import Engine
-from modelswarms_fast.errors import InputError
-from modelswarms_fast.records.run_folder import SUMMARY, read_json
-from modelswarms_fast.runs.trial import TrialSpec, Search
 from modelswarms_fast.evaluation.early_stopping import DecisionBounds, PartialScores
-from modelswarms_fast.runs.experiment import Experiment
-
-SEARCHES = "searches"
-
-
-class _Shared:
-    """The particles of all searches, by numbers that are given once."""
-
-    def __init__(self) -> None:
-        self.of: dict[int, tuple[Search, int]] = {}
-        self.limits: dict[int, DecisionBounds] = {}
-        self._next = 0
-
-    def add(self, search: Search, particles: Iterable[int]) -> list[int]:
-        """Numbers for these particles where they are now."""
-        numbers = []
-        for particle in particles:
-            self.of[self._next] = (search, particle)
-            if search.steps.limits is not None:
-                self.limits[self._next] = search.steps.limits[particle]
-            numbers.append(self._next)
-            self._next += 1
-        return numbers
-
-    def remove(self, number: int) -> tuple[Search, int]:
-        self.limits.pop(number, None)
-        return self.of.pop(number)
-
-    def key(self, number: int) -> bytes | None:
-        search, particle = self.of[number]
-        return search.particles.key(particle)
-
-    def load(self, engine: Engine, slot: int, number: int) -> None:
-        search, particle = self.of[number]
-        search.particles.load(engine, slot, particle)
-
-    def row(self, number: int) -> torch.Tensor:
-        search, particle = self.of[number]
-        return search.particles.row(particle)
-
-    def prefetch(self, numbers: Sequence[int]) -> None:
-        for number in numbers:
-            search, particle = self.of[number]
-            search.particles.prefetch([particle])
+from modelswarms_fast.evaluation.evaluator import Evaluator
+from modelswarms_fast.records.progress import Interrupted, Progress
+from modelswarms_fast.runs.trial import Trial
+from modelswarms_fast.weights.population import Particle
 
 
-def run_searches(
-    experiment: Experiment,
-    planned: Sequence[TrialSpec],
-    folder: Path,
-    *,
-    inputs: Mapping[str, Any],
-    at_once: int = 2,
-    budget: int | None = None,
-    minutes: float | None = None,
-    ended: Callable[[dict[str, Any]], None] = lambda record: None,
-) -> list[dict[str, Any]]:
-    """Run searches on an experiment that has started, each in a folder of its own in `folder`/searches.
+class Trials(Protocol):
+    """Where a scheduler gets its trials from."""
 
-    A search whose folder holds a summary.json has ended and is not run again.
+    def admit(self) -> Callable[[], Trial] | None:
+        """What opens the next trial, if one may begin now."""
 
-    Args:
-        inputs: what all searches share, for their config.json and summary.json.
-        at_once: searches under way. One more than the engine needs to be full is enough.
-        budget: evaluations of all searches together, those of the experts (once) and of earlier calls among them. A
-            search begins when all before it have left it enough for an iteration, with as many iterations as fit; so
-            what is run depends on the searches alone, not on which was faster, and is never more.
-        minutes: of this call; then no search begins any more, and those under way stop after their iteration.
-        ended: told of each search that ends, also those that had.
+    def finish(self, trial: Trial) -> None:
+        """A trial has ended; called in the thread of its moves."""
 
-    Returns:
-        The summaries of the searches that have ended, in their order.
+    def ended(self, trial: Trial) -> None:
+        """A trial has ended and is finished; called in the scheduler's thread."""
 
-    Raises:
-        InputError: a folder holds something else, or the budget is too small for one search.
-    """
-    records: dict[str, dict[str, Any]] = {}
-    clock = time.perf_counter()
+    def stop(self) -> str | None:
+        """Why trials are to stop after their iteration; None: they go on."""
 
-    def late() -> bool:
-        return minutes is not None and time.perf_counter() - clock >= 60 * minutes
 
-    queue = list(planned)
-    spent = len(experiment.experts.names)  # by searches that have ended
-    running: dict[str, tuple[int, Search | None]] = {}  # with the most that each can still come to
+class Scheduler:
+    """Runs the trials that it is given until there are no more."""
 
-    def admit() -> TrialSpec | None:
-        """The next search, if it may begin now."""
-        nonlocal spent
-        while queue and (path := folder / SEARCHES / queue[0].name / SUMMARY).exists():
-            one = queue.pop(0)
-            records[one.name] = read_json(path)
-            spent += records[one.name]["evaluations"]
-            ended(records[one.name])
-        if not queue or late() or len(running) >= at_once:
-            return None
-        config = queue[0].config
-        blends = config.particles - len(queue[0].first or experiment.experts.names)
-        whole = blends + config.particles * config.iterations
-        if budget is not None:
-            left = budget - spent
-            if running and left - sum(most for most, _ in running.values()) < whole:
-                return None  # what those under way will leave is not known yet
-            fits = (left - blends) // config.particles
-            if fits < 1:
-                queue.clear()
-                return None
-            config = replace(config, iterations=min(config.iterations, fits))
-            whole = blends + config.particles * config.iterations
-        one = replace(queue.pop(0), config=config)
-        running[one.name] = (whole, None)
-        return one
+    def __init__(
+        self,
+        evaluator: Evaluator,
+        trials: Trials,
+        *,
+        experts: Sequence[PartialScores] | None = None,
+        progress: Progress | None = None,
+        alone: bool = False,
+    ) -> None:
+        """`experts`: their scores on dev, shared by all trials. `alone`: there is never more than one trial at once, and
+        it moves in this thread."""
+        self._evaluator, self._trials, self._experts, self._progress = evaluator, trials, experts, progress
+        self._pool = None if alone else ThreadPoolExecutor(1, "moves")
+        self._jobs: list[Future[tuple[Trial, dict[int, Particle]]]] = []
+        self._under_way: list[Trial] = []
+        self._owners: dict[int, tuple[Trial, int]] = {}
+        self._limits: dict[int, DecisionBounds] = {}
+        self._next_number = 0
 
-    shared = _Shared()
-    waiting: dict[str, set[int]] = {}
-    tallies: dict[str, dict[int, PartialScores]] = {}
-    jobs: dict[Future[tuple[Search, dict[int, PartialScores], list[int]]], None] = {}
-    open_searches: list[Search] = []
+    def run(self) -> None:
+        """Run them.
 
-    def begin(one: TrialSpec) -> tuple[Search, dict[int, PartialScores], list[int]]:
-        search = Search(experiment, one, folder / SEARCHES / one.name, inputs)
-        open_searches.append(search)
-        known, wanted = search.begin(experts, late)
-        return search, known, settled(wanted)
-
-    def advance(search: Search, found: dict[int, PartialScores]) -> tuple[Search, dict[int, PartialScores], list[int]]:
-        return search, {}, settled(search.advance(found, late))
-
-    def settled(wanted: list[int]) -> list[int]:
-        """Once their rows are written: the engine reads them from another thread, perhaps on another stream."""
-        if experiment.engine.device.type == "cuda":
-            torch.cuda.current_stream(experiment.engine.device).synchronize()
-        return wanted
-
-    def take_in(search: Search, known: dict[int, PartialScores], wanted: list[int]) -> list[int]:
-        """What a job has come to: particles to evaluate, or the end of its search."""
-        nonlocal spent
-        name = search.planned.name
-        if search.record is not None:
-            records[name] = search.record
-            spent += search.record["evaluations"]
-            del running[name]
-            search.close()
-            open_searches.remove(search)
-            ended(search.record)
-            return []
-        if not wanted:  # all of its particles are experts
-            jobs[pool.submit(advance, search, known)] = None
-            return []
-        tallies[name], waiting[name] = dict(known), set(wanted)
-        return shared.add(search, wanted)
-
-    def arrivals(idle: bool) -> list[int]:
-        """Population to evaluate next; waits for some if the engine has nothing to do."""
-        numbers: list[int] = []
-        while True:
-            while (one := admit()) is not None:
-                jobs[pool.submit(begin, one)] = None
-            if not jobs:
-                return numbers
-            done, _ = wait(jobs, None if idle and not numbers else 0, FIRST_COMPLETED)
-            for job in [job for job in jobs if job in done]:
-                del jobs[job]
-                numbers += take_in(*job.result())
-            if not done:
-                return numbers
-
-    with ThreadPoolExecutor(1, "moves") as pool:
+        Raises:
+            KeyboardInterrupt: the user stopped the run before a trial had scored its initial particles.
+        """
         try:
-            experts = [_whole(experiment, scores) for scores in experiment.initial_scores]
-            with closing(experiment.evaluator.stream(shared, "dev", arrivals, shared.limits)) as stream:
-                for number, tally in stream:
-                    search, particle = shared.remove(number)
-                    name = search.planned.name
-                    tallies[name][particle] = tally
-                    waiting[name].remove(particle)
-                    if not waiting[name]:
-                        jobs[pool.submit(advance, search, tallies.pop(name))] = None
+            with closing(self._evaluator.stream("dev", self._arrivals, self._limits)) as stream:
+                told = self._evaluator.spent.prompts
+                for number, scores in stream:
+                    self._limits.pop(number, None)
+                    trial, particle = self._owners.pop(number)
+                    if trial.collect(particle, scores):
+                        self._begin(partial(self._advanced, trial))
+                    elif self._progress is not None:
+                        prompts, told = self._evaluator.spent.prompts - told, self._evaluator.spent.prompts
+                        self._progress.particle(prompts)
+        except Interrupted:
+            for trial in self._under_way:
+                if not trial.has_a_best:
+                    raise KeyboardInterrupt from None  # nothing has been found yet
+                trial.interrupt()
+                self._trials.finish(trial)
+                self._trials.ended(trial)
         finally:
-            for job in jobs:
+            for job in self._jobs:
                 job.cancel()
-            pool.shutdown()
-            for search in open_searches:
-                search.close()
-    if not records and budget is not None and not late():
-        raise InputError(f"the budget is {budget} evaluations, too few for an iteration of one search; give more")
-    return [records[one.name] for one in planned if one.name in records]
+            if self._pool is not None:
+                self._pool.shutdown()
+
+    def _stop(self) -> str | None:
+        if self._progress is not None and self._progress.asked:
+            return "interrupted"
+        return self._trials.stop()
+
+    def _begin(self, move: Callable[[], tuple[Trial, dict[int, Particle]]]) -> None:
+        """Have a trial move, here or in the thread for it."""
+
+        def job() -> tuple[Trial, dict[int, Particle]]:
+            trial, wanted = move()
+            if trial.stopped is not None:
+                self._trials.finish(trial)
+            elif self._pool is not None and self._evaluator.engine.device.type == "cuda":
+                # The engine reads these rows from another thread, perhaps on another stream.
+                torch.cuda.current_stream(self._evaluator.engine.device).synchronize()
+            return trial, wanted
+
+        if self._pool is not None:
+            self._jobs.append(self._pool.submit(job))
+            return
+        done: Future[tuple[Trial, dict[int, Particle]]] = Future()
+        done.set_result(job())
+        self._jobs.append(done)
+
+    def _arrivals(self, idle: bool) -> Mapping[int, Particle]:
+        """Particles to score next; waits for some if the engine has nothing to do."""
+        found: dict[int, Particle] = {}
+        while True:
+            while (opening := self._trials.admit()) is not None:
+                self._begin(partial(self._opened, opening))
+            if not self._jobs:
+                return found
+            done, _ = wait(self._jobs, None if idle and not found else 0, FIRST_COMPLETED)
+            for job in [job for job in self._jobs if job in done]:
+                self._jobs.remove(job)
+                found.update(self._take_in(*job.result()))
+            if not done:
+                return found
+
+    def _opened(self, opening: Callable[[], Trial]) -> tuple[Trial, dict[int, Particle]]:
+        trial = opening()
+        self._under_way.append(trial)
+        return trial, trial.begin(self._experts, self._stop)
+
+    def _advanced(self, trial: Trial) -> tuple[Trial, dict[int, Particle]]:
+        return trial, trial.advance(self._stop)
+
+    def _take_in(self, trial: Trial, wanted: dict[int, Particle]) -> dict[int, Particle]:
+        """Number the particles of a trial, or take leave of it if it has ended."""
+        if trial.stopped is not None:
+            self._under_way.remove(trial)
+            self._trials.ended(trial)
+        numbered = {}
+        for particle, candidate in wanted.items():
+            self._owners[self._next_number] = (trial, particle)
+            if trial.loop.limits is not None:
+                self._limits[self._next_number] = trial.loop.limits[particle]
+            numbered[self._next_number] = candidate
+            self._next_number += 1
+        return numbered
 
 
-def _whole(experiment: Experiment, scores: Sequence[float]) -> PartialScores:
-    tally = experiment.evaluator.tally("dev")
-    tally.scores = list(scores)
-    return tally
+class _One:
+    """One trial."""
+
+    def __init__(self, trial: Trial) -> None:
+        self._left = [trial]
+
+    def admit(self) -> Callable[[], Trial] | None:
+        return self._left.pop if self._left else None
+
+    def finish(self, trial: Trial) -> None:
+        pass
+
+    def ended(self, trial: Trial) -> None:
+        pass
+
+    def stop(self) -> str | None:
+        return None
+
+
+def run_alone(trial: Trial, evaluator: Evaluator, progress: Progress | None = None) -> None:
+    """Run one trial to its end. Raises as `Scheduler.run`."""
+    Scheduler(evaluator, _One(trial), progress=progress, alone=True).run()

@@ -1,29 +1,35 @@
-"""The search, from experts to a run folder with the winner."""
+"""One search, from experts to a run folder with the winner."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, fields
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from modelswarms_fast.config import EngineConfig, SwarmConfig
-from modelswarms_fast.runs.confirm import CONFIRM
-from modelswarms_fast.runs.confirm import confirm as choose
-from modelswarms_fast.errors import InputError
-from modelswarms_fast.weights.experts import export, read_experts, read_model
-from modelswarms_fast.runs.final_test import write_test_scores
-from modelswarms_fast.runs.loop import run_iterations
-from modelswarms_fast.records.run_folder import GLOBAL_BEST, check_name, check_run_folder, open_run, write_json
+from modelswarms_fast.evaluation.holdout import CONFIRM
+from modelswarms_fast.evaluation.objectives import Files, Scoring
+from modelswarms_fast.records import run_folder
 from modelswarms_fast.records.progress import Progress
 from modelswarms_fast.records.report import write_report
+from modelswarms_fast.runs.confirm import confirm as choose
 from modelswarms_fast.runs.experiment import Experiment, check_together
-from modelswarms_fast.swarm import Swarm
-from modelswarms_fast.evaluation.objectives import Files, Scoring, named
+from modelswarms_fast.runs.final_test import compare_on_test, write_test_scores
+from modelswarms_fast.runs.scheduler import run_alone
+from modelswarms_fast.runs.trial import Trial, TrialSpec
+from modelswarms_fast.runs.trial_folder import (
+    check_out,
+    close_trial,
+    export_winner,
+    finish_trial,
+    inputs_of,
+    keep_sources,
+    open_trial,
+)
+from modelswarms_fast.weights.experts import read_experts, read_model
 
 
 def search(
@@ -39,10 +45,12 @@ def search(
     scoring: Scoring = "generate",
     options: Mapping[str, str] | None = None,
     overwrite: bool = False,
+    resume: bool = False,
     progress: bool = False,
     trace: str | Path | None = None,
     confirm: int = 0,
     final_test: bool = False,
+    command: Sequence[str] | None = None,
     **settings: Any,
 ) -> dict[str, Any]:
     """Search for a better model among the affine mixtures of the experts, and export the best one found.
@@ -50,22 +58,24 @@ def search(
     Args:
         experts: a folder of expert folders, or a list of folders and hub ids.
         base: the base model: a local folder, a hub id, or "smollm2-135m-instruct".
-        task: an objective by its name (docs/objectives.md), or a Python function as "module:function".
+        task: an objective by its name, or a Python function as "module:function".
         data: JSON file with the lists `dev` and `test`, several for multitask, or what the objective takes instead.
             Only `dev` steers the search.
-        out: the run folder to write: config.json, history.jsonl, summary.json, global_best/, report.html.
+        out: the run folder to write: config.json, history.jsonl, summary.json, global_best/, answers.json, report.html.
         limit_dev, limit_test: use only the first so many examples of a split.
         max_tokens: new tokens an example may take, instead of the task's own limit.
         scoring: "loglikelihood" compares likelihoods where the task can, instead of generating.
         options: what only one objective has, by name.
         overwrite: replace an earlier run in `out`.
-        progress: show a progress bar on standard error.
+        resume: go on with a search of the same settings in `out` that was cut before its end.
+        progress: show on standard error what is being done.
         trace: a file for a trace of the run, to open in chrome://tracing or Perfetto; written at the end, and when
             the run fails.
-        confirm: keep back so many of the dev examples, which the search does not see; the best on dev of the last
+        confirm: keep back so many of the dev examples, which the search does not see. The best on dev of the last
             candidates are scored on them, and the best there is the winner.
         final_test: score every expert, and every particle at its end and at its best, on test too, for the analyses
             of the report; they are in test_scores.json. Nothing is chosen by it.
+        command: the words of a command that would repeat the run, for the report.
         settings: fields of SwarmConfig and EngineConfig; `particles` defaults to the number of experts.
 
     Returns:
@@ -75,127 +85,103 @@ def search(
         InputError: something given cannot be used; the message names it and the remedy.
         TypeError: a setting does not exist.
     """
-    started = time.perf_counter()
+    started, out = time.perf_counter(), Path(out)
     engine_names = {field.name for field in fields(EngineConfig)}
     engine_settings = {name: value for name, value in settings.items() if name in engine_names}
     swarm_settings = {name: value for name, value in settings.items() if name not in engine_names}
-    # A bad setting is refused before anything is read.
+    # What can be refused is refused before anything is read, and that before an engine starts or a file is touched.
     check_together(SwarmConfig(**({"particles": 2} | swarm_settings)), EngineConfig(**engine_settings))
-    experiment = Experiment(
-        experts,
-        base=base,
-        task=task,
-        data=data,
-        out=out,
-        limit_dev=limit_dev,
-        limit_test=limit_test,
-        max_tokens=max_tokens,
-        scoring=scoring,
-        options=options,
-        progress=progress,
-        trace=trace,
-        only_search=swarm_settings.get("particles", 0),
-        confirm=confirm,
-        **engine_settings,
-    )
-    loaded, utility, engine_config = experiment.experts, experiment.utility, experiment.engine_config
-    assert experiment.placement is not None
-    config = SwarmConfig(**({"particles": len(loaded.names)} | swarm_settings))
-    swarm = Swarm(config, len(loaded.names))
-    inputs = {
-        "base": base,
-        "task": task,
-        "dataset": utility.dataset,
-        "data": named(data),
+    check_out(out, overwrite=overwrite, resume=resume)
+    data_settings: dict[str, Any] = {
+        "limit_dev": limit_dev,
+        "limit_test": limit_test,
+        "max_tokens": max_tokens,
         "scoring": scoring,
-        "options": dict(options or {}),
-        "experts": list(loaded.names),
+        "options": options,
+        "confirm": confirm,
     }
-    counts = {f"{split}_examples": len(examples) for split, examples in utility.examples.items()}
-    chosen = asdict(config) | asdict(engine_config)
-    memory = {"memory": experiment.placement.as_dict()}
-    limits = {"limit_dev": limit_dev, "limit_test": limit_test, "max_tokens": max_tokens, "confirm": confirm}
-    products = {"expert_products": experiment.expert_products}
-    # What can be refused is refused before an engine starts or a file is touched.
-    check_name(out)
-    check_run_folder(out, overwrite)
-    for source in (*map(Path, loaded.sources), experiment.base_folder):
-        if source.resolve().is_relative_to(Path(out, GLOBAL_BEST).resolve()):
-            raise InputError(f"{source} would be replaced by the winner of this search; choose another run folder.")
+    where: dict[str, Any] = {"base": base, "task": task, "data": data}
+    shown: dict[str, Any] = {"progress": progress, "trace": trace}
+    experiment = Experiment(
+        experts, **where, out=out, swarm=swarm_settings, searches=None, **data_settings, **shown, **engine_settings
+    )
+    spec = TrialSpec("search", SwarmConfig(**({"particles": len(experiment.names)} | swarm_settings)))
+    keep_sources(out, (*experiment.experts.sources, experiment.base_folder))
+    inputs = inputs_of(experiment, **where, **data_settings)
     with ExitStack() as stack:
         stack.enter_context(experiment)
-        engine, evaluator, events = experiment.engine, experiment.evaluator, experiment.evaluator.trace
-        particles = experiment.particles(swarm)
-        stack.callback(particles.close)
-        asked = inputs | {"sources": list(loaded.sources)} | counts | limits | chosen | memory | products
-        asked |= {"objective": utility.report()}
-        with open_run(out, asked, overwrite=overwrite) as journal:
-            events.write()  # a place that cannot be written is better known now
+        assert experiment.placement is not None
+        memory = {"memory": experiment.placement.as_dict(), "state_reason": experiment.why_state}
+        if overwrite and not resume:
+            run_folder.clear_run(out)
+        stack.enter_context(run_folder.locked(out))
+        extra = memory | {"objective": experiment.utility.report(), "command": command}
+        evaluator = experiment.evaluator
+        with Progress(progress, spec.config.iterations, spec.config.particles) as bar:
+
+            def told(line: dict[str, Any]) -> None:
+                bar.iteration(line["iteration"], line["global_best"]["utility"], evaluator.spent.prompts)
+
+            trial = open_trial(experiment, spec, out, inputs, extra=extra, metered=True, told=told)
+            stack.callback(close_trial, trial)
+            evaluator.trace.write()  # a place that cannot be written is better known now
             setup_seconds = time.perf_counter() - started
             try:
-                with Progress(progress, config.iterations, config.particles) as bar:
-                    initial, update_seconds, stopped, idle = run_iterations(
-                        swarm, particles, evaluator, journal, bar, stop_early=engine_config.stop_early
-                    )
+                run_alone(trial, evaluator, bar)
             finally:
-                events.write()
-            found = choose(evaluator, swarm, particles) if confirm else None
-        spent = evaluator.spent.copy()
-
-        start = int(np.where(np.isnan(initial), -np.inf, initial)[: len(loaded.names)].argmax())
-        particle = swarm.global_best_particle if found is None else found.particle
-        end = {"particle": particle, "dev": swarm.global_best if found is None else found.dev}
-        # A particle's best is the global best if it found that.
-        coefficients = particles.best_mixture(particle)
-        mixture = None if coefficients is None else dict(zip(loaded.names, coefficients, strict=True))
-        result: dict[str, Any] = {
-            "start": {"particle": start, "expert": loaded.names[start], "dev": float(initial[start])},
-            "end": end,
-            "mixture": mixture,
-            "test_standard_error": {},
-            **counts,
-        }
-        winner = journal.folder / GLOBAL_BEST
-        provenance = inputs | {"mixture": mixture, "utility": task, "dev": end["dev"], "settings": chosen}
-        export(winner, particles.row(particle, best=True), loaded, base=experiment.base_folder, provenance=provenance)
+                evaluator.trace.write()
+        summary = finish_trial(experiment, trial, inputs) | memory
+        assert trial.meter is not None
+        summary |= {"evaluations": trial.meter.total()["evaluations"]}
+        summary["seconds"] = {"setup": setup_seconds} | summary["seconds"]
+        # From here on the winner is on the disk, and each step adds to what is there.
+        run_folder.write_json(out / run_folder.SUMMARY, summary)
+        if confirm:
+            _confirm(experiment, trial, inputs, summary, out)
         testing = time.perf_counter()
-        # Its row now belongs to a particle.
-        first = read_experts([loaded.sources[start]], dtype=experiment.row_dtype, minimum=1)
-        if found is not None:
-            scores = evaluator.score_model(first.rows[0], CONFIRM, engine_config.engines)
-            result["start"][CONFIRM], result["end"][CONFIRM] = utility.utility_of(CONFIRM, scores), found.confirm
-            result["candidates"] = found.candidates
-        for which, row in (("start", first.rows[0]), ("end", read_model(winner, loaded))):
-            scores = evaluator.score_model(row, "test", engine_config.engines)
-            result[which]["test"] = utility.utility_of("test", scores)
-            result["test_standard_error"][which] = utility.error_of("test", scores)
+        _test(experiment, trial, summary, out, confirm=bool(confirm))
         if final_test:
-            every = read_experts(list(loaded.sources), dtype=experiment.row_dtype)
-            write_test_scores(evaluator, every, swarm, particles, journal.folder)
-        seconds = {"setup": setup_seconds, "update": update_seconds} | spent.seconds
-        summary = inputs | {
-            "particles": config.particles,
-            "seed": config.seed,
-            "state": engine_config.state,
-            "serve": engine.serve,
-            "auto_timings": engine.auto_timings,
-            "engine": engine_config.engine,
-            "dtype": str(engine.dtype).removeprefix("torch."),
-            "iterations": swarm.iteration - swarm.waiting,
-            "stopped": stopped,
-            **memory,
-            **result,
-            "objective": utility.report(),
-            "evaluations": spent.evaluations,
-            "prompts": spent.prompts,
-            "tokens": spent.tokens,
-            "reused_scores": spent.reused,
-            "skipped_examples": spent.skipped,
-            "engine_idle_share": idle,
-            "prompts_per_second": spent.prompts / (update_seconds + sum(spent.seconds.values())),
-            "seconds": seconds | {"test": time.perf_counter() - testing, "total": time.perf_counter() - started},
-        }
-        write_json(journal.folder / "summary.json", summary)
-        write_report(journal.folder)
+            every = read_experts(list(experiment.experts.sources), dtype=experiment.row_dtype)
+            write_test_scores(evaluator, every, trial.loop.swarm, trial.loop.population, out)
+        now = time.perf_counter()
+        summary["seconds"] |= {"test": now - testing, "total": now - started}
+        run_folder.write_json(out / run_folder.SUMMARY, summary)
+        write_report(out)
         experiment.check_base()
         return summary
+
+
+def _confirm(
+    experiment: Experiment, trial: Trial, inputs: Mapping[str, Any], summary: dict[str, Any], out: Path
+) -> None:
+    """Choose the winner by the examples kept back, and export it if it is another one."""
+    swarm, population = trial.loop.swarm, trial.loop.population
+    found = choose(experiment.evaluator, swarm, population)
+    if found.particle != swarm.global_best_particle:
+        export_winner(experiment, trial, out, inputs, found.particle)
+        coefficients = population.best_mixture(found.particle)
+        if coefficients is not None:
+            summary["mixture"] = dict(zip(experiment.names, coefficients, strict=True))
+    summary["end"] = {"particle": found.particle, "dev": found.dev, CONFIRM: found.confirm}
+    summary["candidates"] = found.candidates
+    run_folder.write_json(out / run_folder.SUMMARY, summary)
+
+
+def _test(experiment: Experiment, trial: Trial, summary: dict[str, Any], out: Path, *, confirm: bool) -> None:
+    """Score the best expert and the winner, read back from the disk, on test, and note where they differ."""
+    start, utility = summary["start"], experiment.utility
+    source = experiment.experts.sources[trial.loop.swarm.first[start["particle"]]]
+    # Its row in memory now belongs to a particle.
+    expert = read_experts([source], dtype=experiment.row_dtype, minimum=1).rows[0]
+    winner = read_model(out / run_folder.GLOBAL_BEST, experiment.experts)
+    if confirm:
+        scores = experiment.evaluator.score_model(expert, CONFIRM)
+        start[CONFIRM] = utility.utility_of(CONFIRM, scores)
+    scores_of, answers = compare_on_test(experiment.evaluator, expert, winner)
+    summary["test_standard_error"] = {}
+    for which, scores in scores_of.items():
+        summary[which]["test"] = utility.utility_of("test", scores)
+        summary["test_standard_error"][which] = utility.error_of("test", scores)
+    run_folder.write_json(out / run_folder.SUMMARY, summary)
+    names = {"best_expert": start["expert"], "winner": f"particle {summary['end']['particle']}"}
+    run_folder.write_json(out / run_folder.ANSWERS, {"split": "test"} | names | answers)

@@ -17,10 +17,11 @@ from modelswarms_fast.records.style import svg
 from modelswarms_fast.config import SwarmConfig
 from modelswarms_fast.errors import InputError
 from modelswarms_fast.weights.experts import read_model
-from modelswarms_fast.runs.scheduler import SEARCHES, run_searches
-from modelswarms_fast.runs.trial import TrialSpec, claim_folder, inputs_of
+from modelswarms_fast.runs.trial_queue import SEARCHES, run_searches
+from modelswarms_fast.runs.trial import TrialSpec
+from modelswarms_fast.runs.trial_folder import claim_folder, inputs_of
 from modelswarms_fast.runs.experiment import Experiment, check_together
-from modelswarms_fast.swarm import Floats
+from modelswarms_fast.swarm import Floats, best_of
 from modelswarms_fast.evaluation.objectives import Files
 
 STUDY = "study.json"
@@ -66,7 +67,9 @@ def study(
     if seeds < 1 or at_once < 1:
         raise InputError(f"seeds is {seeds} and at_once {at_once}; give 1 or more.")
     folder = Path(out)
-    experiment = Experiment(experts, base=base, task=task, data=data, out=out, **settings)
+    experiment = Experiment(
+        experts, base=base, task=task, data=data, out=out, swarm=swarm, searches=at_once, **settings
+    )
     names = list(experiment.experts.names)
     config = SwarmConfig(**({"particles": len(names)} | (swarm or {})))
     check_together(config, experiment.engine_config)
@@ -74,22 +77,22 @@ def study(
     claim_folder(
         folder, ASKED, inputs | {"kind": kind, "swarm": asdict(config), "engine": asdict(experiment.engine_config)}
     )
-    with run_folder.alone(folder), experiment:
+    with run_folder.locked(folder), experiment:
         variants = variants_of(kind, config, experiment.initial)
-        planned = []
+        specs = []
         for name, (changed, first) in variants.items():
             for seed in range(config.seed, config.seed + seeds):
-                planned.append(TrialSpec(f"{name}-{seed}", replace(config, **changed | {"seed": seed}), first))
+                specs.append(TrialSpec(f"{name}-{seed}", replace(config, **changed | {"seed": seed}), first))
         records = run_searches(
             experiment,
-            planned,
+            specs,
             folder,
             inputs=inputs,
             at_once=at_once,
             ended=lambda one: say(f"{one['name']}: dev {one['end']['dev']:.4f}, {one['evaluations']} evaluations"),
         )
         tests = winners_on_test(experiment, [folder / SEARCHES / one["name"] for one in records])
-        expert = int(np.where(np.isnan(experiment.initial), -np.inf, experiment.initial).argmax())
+        expert = best_of(experiment.initial)
         expert_scores = experiment.score_rows([partial(experiment.experts.rows.__getitem__, expert)], "test")[0]
         experiment.check_base()
     results: dict[str, list[dict[str, Any]]] = {name: [] for name in variants}

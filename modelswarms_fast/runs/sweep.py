@@ -14,8 +14,10 @@ import numpy as np
 from modelswarms_fast.records import run_folder
 from modelswarms_fast.config import SwarmConfig
 from modelswarms_fast.errors import InputError
-from modelswarms_fast.runs.scheduler import SEARCHES, run_searches
-from modelswarms_fast.runs.trial import TrialSpec, claim_folder, inputs_of
+from modelswarms_fast.runs.trial_queue import SEARCHES, run_searches
+from modelswarms_fast.swarm import best_of
+from modelswarms_fast.runs.trial import TrialSpec
+from modelswarms_fast.runs.trial_folder import claim_folder, inputs_of
 from modelswarms_fast.runs.experiment import Experiment, check_together
 from modelswarms_fast.runs.study import winners_on_test
 from modelswarms_fast.evaluation.objectives import Files
@@ -75,22 +77,24 @@ def sweep(
     for name, value in (("searches", searches), ("at_once", at_once)):
         if value < 1:
             raise InputError(f"{name} is {value}; give 1 or more.")
-    experiment = Experiment(experts, base=base, task=task, data=data, out=out, **settings)
+    experiment = Experiment(
+        experts, base=base, task=task, data=data, out=out, swarm=shared, searches=at_once, **settings
+    )
     names = list(experiment.experts.names)
     first = SwarmConfig(**({"particles": len(names)} | shared))
     check_together(first, experiment.engine_config)
     inputs = inputs_of(experiment, base=base, task=task, data=data, **settings)
     asked = inputs | {"ranges": chosen, "swarm": asdict(first), "engine": asdict(experiment.engine_config)}
     claim_folder(folder, ASKED, asked)
-    planned = [
+    specs = [
         TrialSpec(f"{index:03d}", SwarmConfig(**asdict(first) | drawn | {"seed": first.seed + index}))
         for index, drawn in enumerate(draw(chosen, searches, first.seed))
     ]
-    with run_folder.alone(folder), experiment:
+    with run_folder.locked(folder), experiment:
         trace, clock = experiment.evaluator.trace, time.perf_counter()
         records = run_searches(
             experiment,
-            planned,
+            specs,
             folder,
             inputs=inputs,
             at_once=at_once,
@@ -102,7 +106,7 @@ def sweep(
         say(f"{seconds:.0f} s, the engine idle for {trace.idle(trace.busy(), seconds):.1%} of them")
         if not records:
             raise InputError(f"no search has ended after {minutes:g} minutes; give more")
-        by_name = {one.name: one.config for one in planned}
+        by_name = {one.name: one.config for one in specs}
         table = [
             {
                 "name": one["name"],
@@ -118,7 +122,7 @@ def sweep(
         ]
         table.sort(key=lambda one: (-one["dev"], one["name"]))
         best = folder / SEARCHES / table[0]["name"]
-        expert = int(np.where(np.isnan(experiment.initial), -np.inf, experiment.initial).argmax())
+        expert = best_of(experiment.initial)
         tests = winners_on_test(experiment, [best])
         tests += experiment.score_rows([partial(experiment.experts.rows.__getitem__, expert)], "test")
         experiment.check_base()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -25,8 +25,12 @@ from modelswarms_fast.engines.transformers import TransformersEngine
 from modelswarms_fast.errors import InputError
 from modelswarms_fast.evaluation.evaluator import Evaluator
 from modelswarms_fast.weights.experts import Experts, expert_folders, read_experts
-from modelswarms_fast.runs.loop import run_iterations
-from modelswarms_fast.records.run_folder import ENSEMBLE, GLOBAL_BEST, SUMMARY, check_run_folder, open_run, write_json
+from modelswarms_fast.runs.loop import Meter, SearchLoop
+from modelswarms_fast.runs.scheduler import run_alone
+from modelswarms_fast.runs.trial import Trial
+from modelswarms_fast.runs.trial_folder import check_out, keep_sources
+from modelswarms_fast.records import run_folder
+from modelswarms_fast.records.run_folder import ENSEMBLE, Journal
 from modelswarms_fast.weights.layout import Layout
 from modelswarms_fast.weights.population import Population
 from modelswarms_fast.records.progress import Progress
@@ -85,7 +89,9 @@ def token_swarm(
     engine_config = EngineConfig(
         engine="transformers", state="mixture", dtype=dtype, max_model_len=max_model_len, parity_check="off"
     )
-    check_run_folder(out, overwrite)
+    out = Path(out)
+    check_out(out, overwrite=overwrite)
+    keep_sources(out, [*sources, base])
     members = open_members(sources, base, engine_config)
     engine = EnsembleEngine(members, slots=config.particles)
     evaluator = Evaluator(engine, utility)
@@ -98,55 +104,61 @@ def token_swarm(
         "options": dict(options or {}),
         "experts": names,
         "architectures": [type(without_adapters(member.engine.model)).__name__ for member in members],
+        "sources": [str(source) for source in sources],
+        **{f"{split}_examples": len(examples) for split, examples in utility.examples.items()},
     }
-    counts = {f"{split}_examples": len(examples) for split, examples in utility.examples.items()}
     chosen = asdict(config) | {"engine": ENSEMBLE, "dtype": dtype, "max_model_len": max_model_len}
-    particles = Population(unit_experts(names), swarm, engine_config, torch.device("cpu"))
-    asked = inputs | {"sources": [str(source) for source in sources]} | counts | chosen
-    with closing(particles), open_run(out, asked, overwrite=overwrite) as journal:
+    population = Population(unit_experts(names), swarm.initial_positions(), engine_config, torch.device("cpu"))
+    with ExitStack() as stack:
+        stack.enter_context(closing(population))
+        if overwrite:
+            run_folder.clear_run(out)
+        stack.enter_context(run_folder.locked(out))
+        run_folder.write_json(out / run_folder.CONFIG, inputs | limits | chosen)
+        journal = stack.enter_context(Journal(out / run_folder.HISTORY))
         setup_seconds = time.perf_counter() - started
         with Progress(progress, config.iterations, config.particles) as bar:
-            initial, _, stopped, idle = run_iterations(swarm, particles, evaluator, journal, bar)
-        position = particles.global_best_mixture()
+
+            def told(line: dict[str, Any]) -> None:
+                bar.iteration(line["iteration"], line["global_best"]["utility"], evaluator.spent.prompts)
+
+            loop = SearchLoop(swarm, population, utility)
+            trial = Trial("token swarm", loop, evaluator, journal, meter=Meter(evaluator), told=told)
+            run_alone(trial, evaluator, bar)
+        position = population.global_best_mixture()
     assert position is not None
-    spent, passes = evaluator.spent.copy(), engine.passes
-    best = int(np.where(np.isnan(initial), -np.inf, initial)[: len(names)].argmax())
+    assert trial.meter is not None
+    found, costs = trial.start_and_end(names), trial.meter.total()
     mixture = dict(zip(names, clipped(position).tolist(), strict=True))
-    folder = Path(out) / GLOBAL_BEST
-    folder.mkdir(exist_ok=True)
-    write_json(folder / "mixture.json", {"mixture": mixture, "sources": asked["sources"], "base": base})
-    testing = time.perf_counter()
-    result: dict[str, Any] = {
-        "start": {"particle": best, "expert": names[best], "dev": float(initial[best])},
-        "end": {"particle": swarm.global_best_particle, "dev": swarm.global_best},
-        "test_standard_error": {},
-    }
-    for which, row in (("start", np.eye(len(names))[best]), ("end", np.array(position))):
-        scores = evaluator.score_model(torch.from_numpy(row), "test")
-        result[which]["test"] = utility.utility_of("test", scores)
-        result["test_standard_error"][which] = utility.error_of("test", scores)
-    summary = inputs | {
+    summary: dict[str, Any] = inputs | {
         "particles": config.particles,
         "seed": config.seed,
         "engine": ENSEMBLE,
-        "iterations": swarm.iteration - swarm.waiting,
-        "stopped": stopped,
-        **result,
+        "iterations": trial.iterations,
+        "stopped": trial.stopped,
+        "start": found["start"],
+        "end": found["end"],
         "mixture": mixture,
         "position": dict(zip(names, position, strict=True)),
-        **counts,
-        "evaluations": spent.evaluations,
-        "prompts": spent.prompts,
-        "expert_passes": passes,
-        "tokens": spent.tokens,
-        "reused_scores": spent.reused,
-        "engine_idle_share": idle,
-        "prompts_per_second": spent.prompts / sum(spent.seconds.values()),
-        "seconds": {"setup": setup_seconds}
-        | spent.seconds
-        | {"test": time.perf_counter() - testing, "total": time.perf_counter() - started},
+        "expert_passes": engine.passes,
+        **costs,
     }
-    write_json(Path(out) / SUMMARY, summary)
+    summary["seconds"] = {"setup": setup_seconds} | costs["seconds"]
+    # The winner is on the disk before anything else can fail.
+    run_folder.make_folder(out / run_folder.GLOBAL_BEST)
+    winner = {"mixture": mixture, "sources": inputs["sources"], "base": base}
+    run_folder.write_json(out / run_folder.GLOBAL_BEST / "mixture.json", winner)
+    run_folder.write_json(out / run_folder.SUMMARY, summary)
+    testing, errors = time.perf_counter(), {}
+    best = names.index(found["start"]["expert"])
+    for which, row in (("start", np.eye(len(names))[best]), ("end", np.array(position))):
+        scores = evaluator.score_model(torch.from_numpy(row), "test")
+        summary[which]["test"] = utility.utility_of("test", scores)
+        errors[which] = utility.error_of("test", scores)
+    now = time.perf_counter()
+    summary |= {"test_standard_error": errors}
+    summary["seconds"] |= {"test": now - testing, "total": now - started}
+    run_folder.write_json(out / run_folder.SUMMARY, summary)
     write_report(out)
     return summary
 

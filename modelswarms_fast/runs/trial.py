@@ -1,25 +1,30 @@
-"""A search with a folder of its own that goes on, after a cut, where its history ends."""
+"""A trial: one search with a record of its iterations, which goes on where an earlier record ends."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Protocol
 
-import numpy as np
-
-from modelswarms_fast.records import run_folder
 from modelswarms_fast.config import SwarmConfig
 from modelswarms_fast.errors import InputError
-from modelswarms_fast.weights.experts import export
-from modelswarms_fast.runs.loop import SearchLoop
-from modelswarms_fast.records.run_folder import Journal, read_history, read_json, write_json
 from modelswarms_fast.evaluation.early_stopping import PartialScores
-from modelswarms_fast.runs.experiment import Experiment
-from modelswarms_fast.swarm import Swarm
-from modelswarms_fast.evaluation.objectives import named
+from modelswarms_fast.evaluation.evaluator import Evaluator
+from modelswarms_fast.records.run_folder import plain
+from modelswarms_fast.runs.loop import Meter, SearchLoop
+from modelswarms_fast.swarm import best_of
+from modelswarms_fast.weights.population import Particle
+
+Stop = Callable[[], str | None]
+"""Why a search is to stop after its iteration, other than by its own settings; None: it goes on."""
+
+
+class Record(Protocol):
+    """What takes one line an iteration: the journal of a run folder, or a list."""
+
+    def append(self, line: dict[str, Any], /) -> None:
+        """Keep the line."""
 
 
 @dataclass(frozen=True)
@@ -33,146 +38,145 @@ class TrialSpec:
     """The experts that its first particles are, as `Swarm` has it."""
 
 
-class Search:
-    """One search: its swarm, and the folder with its history."""
+class Trial:
+    """One search: its loop, and its record, which may hold iterations of an earlier call.
 
-    def __init__(self, experiment: Experiment, planned: TrialSpec, folder: Path, inputs: Mapping[str, Any]) -> None:
-        """Open the folder: a new one, or that of the same search, cut before its end. Raises InputError."""
-        self.planned, self.folder, self._session, self._inputs = planned, folder, experiment, inputs
-        self.swarm = Swarm(planned.config, len(experiment.experts.names), planned.first)
-        self.particles = experiment.particles(self.swarm)
-        expected = experiment.evaluator.expectation("dev") if experiment.engine_config.stop_early else None
-        self.steps = SearchLoop(self.swarm, self.particles, experiment.utility, expected)
-        self.evaluations = 0
-        """Population evaluated up to now, the experts at its start left out."""
+    What is recorded is told again instead of being scored. Moves depend on seed, iteration and scores alone and repeat
+    to the bit, so the trial arrives where it was.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        loop: SearchLoop,
+        evaluator: Evaluator,
+        record: Record,
+        *,
+        recorded: Sequence[dict[str, Any]] = (),
+        most: int | None = None,
+        meter: Meter | None = None,
+        told: Callable[[dict[str, Any]], None] = lambda line: None,
+    ) -> None:
+        """`recorded`: lines that the record holds already. `most`: stop after so many iterations for want of budget.
+        `meter`: note the cost of each iteration. `told`: called with each line that is recorded."""
+        self.name, self.loop = name, loop
+        self._evaluator, self.record, self._recorded = evaluator, record, list(recorded)
+        self._most, self.meter, self._told = most, meter, told
+        self._update_seconds = 0.0
         self.began = time.perf_counter()
-        self.record: dict[str, Any] | None = None
-        """Its summary, once it has ended."""
-        self._old: list[dict[str, Any]] = []
-        config = dict(inputs) | {"first": planned.first} | asdict(planned.config) | asdict(experiment.engine_config)
-        config = run_folder.plain(config)
-        if (folder / run_folder.HISTORY).exists():
-            path = folder / run_folder.CONFIG
-            known = read_json(path) if path.exists() else config
-            known.pop("expert_products", None)  # sums in another order have other last digits
-            if known != config:
-                raise InputError(f"{folder} holds a search with other settings; choose another folder")
-            self._old = read_history(folder / run_folder.HISTORY)
-        folder.mkdir(parents=True, exist_ok=True)
-        # Written anew as far as it is whole: a line that a crash cut off must not stand before the next one.
-        lines = [run_folder.to_line(line) for line in self._old]
-        run_folder.write_text(folder / run_folder.HISTORY, "".join(lines))
-        write_json(folder / run_folder.CONFIG, config | {"expert_products": experiment.expert_products})
-        self._journal = Journal(folder / run_folder.HISTORY)
+        self.evaluations = 0
+        """Particles scored up to now, the experts at its start left out."""
+        self.stopped: str | None = None
+        """Why it has ended."""
+        self.known: dict[int, PartialScores] = {}
+        """Scores of this iteration so far."""
+        self.waiting: set[int] = set()
+        """Particles whose scores are missing."""
 
-    def advance(self, tallies: Mapping[int, PartialScores], asked_to_stop: Callable[[], bool]) -> list[int]:
-        """Tell the scores of the particles that were wanted, and move on to where particles have to be evaluated.
+    def begin(self, experts: Sequence[PartialScores] | None, stop: Stop) -> dict[int, Particle]:
+        """The particles to score first, or where its record ends; none if it has ended.
 
-        Returns them; none if the search has ended, and then `record` says how.
+        `experts`: their scores on dev, if they are known. Else they are scored as any particle.
         """
-        while True:
-            line = self.steps.tell(tallies)
-            self.evaluations += sum(line["evaluated"]) - (len(self.swarm.first) if self.swarm.iteration == 0 else 0)
-            if self._old:
-                if run_folder.plain(line) != self._old.pop(0):
-                    raise InputError(
-                        f"{self.folder}: its history does not repeat, since something it was made with has changed; "
-                        "remove the folder to run this search anew"
-                    )
-            else:
-                self._journal.append(line)
-            if stopped := self.swarm.stopped() or (None if self._old or not asked_to_stop() else "budget"):
-                self._finish(stopped)
-                return []
-            self.steps.move()
-            if self._old:
-                tallies = self._recorded()
-            elif self.steps.wanted:
-                return self.steps.wanted
-            else:  # an iteration that is not evaluated
-                tallies = {}
+        if self._recorded:
+            return self._advance(self._from_record(), stop)
+        known = {} if experts is None else {p: experts[e] for p, e in enumerate(self.loop.swarm.first)}
+        if len(known) == len(self.loop.wanted):
+            return self._advance(known, stop)
+        return self._wait_for(known)
 
-    def begin(self, experts: Sequence[PartialScores], asked_to_stop: Callable[[], bool]) -> tuple[dict[int, PartialScores], list[int]]:
-        """The particles to evaluate first, and the tallies of those that are experts, or where its history ends."""
-        if self._old:
-            return {}, self.advance(self._recorded(), asked_to_stop)
-        known = {particle: experts[expert] for particle, expert in enumerate(self.swarm.first)}
-        return known, [particle for particle in self.steps.wanted if particle not in known]
+    def advance(self, stop: Stop) -> dict[int, Particle]:
+        """Tell the scores that were waited for, and move; the particles to score next, none if it has ended."""
+        return self._advance(self.known, stop)
 
-    def close(self) -> None:
-        """Let go of its rows and its file."""
-        self._journal.close()
-        self.particles.close()
+    def collect(self, particle: int, scores: PartialScores) -> bool:
+        """Take in the scores of a particle; whether they were the last of the iteration."""
+        self.known[particle] = scores
+        self.waiting.discard(particle)
+        return not self.waiting
 
-    def _recorded(self) -> dict[int, PartialScores]:
-        """Tallies of the particles that are wanted, from the next line of the history."""
-        line = self._old[0]
-        found = {}
-        for particle in self.steps.wanted:
-            limits = None if self.steps.limits is None else self.steps.limits[particle]
-            tally = self._session.evaluator.tally("dev", limits)
-            tally.scores = [None if score is None else float(score) for score in line["scores"][particle]]
-            found[particle] = tally
-        return found
+    @property
+    def has_a_best(self) -> bool:
+        """Whether the initial particles have been scored."""
+        return self.loop.swarm.global_best_particle >= 0
 
-    def _finish(self, stopped: str) -> None:
-        names = self._session.experts.names
-        coefficients = self.particles.global_best_mixture()
-        mixture = None if coefficients is None else dict(zip(names, coefficients, strict=True))
-        initial = np.where(np.isnan(self.steps.initial), -np.inf, self.steps.initial)
-        start = int(initial[: len(self.swarm.first)].argmax())
-        self.record = dict(self._inputs) | {
-            "name": self.planned.name,
-            "particles": self.planned.config.particles,
-            "seed": self.planned.config.seed,
-            "stopped": stopped,
-            "iterations": self.swarm.iteration,
-            "start": {
-                "particle": start,
-                "expert": names[self.swarm.first[start]],
-                "dev": float(self.steps.initial[start]),
-            },
-            "end": {"particle": self.swarm.global_best_particle, "dev": self.swarm.global_best},
-            "mixture": mixture,
-            "evaluations": self.evaluations,
-            "wall_seconds": time.perf_counter() - self.began,
+    def interrupt(self) -> None:
+        """End where it is; an iteration that is not complete is dropped."""
+        self.stopped = "interrupted"
+
+    @property
+    def iterations(self) -> int:
+        """Iterations that were told."""
+        return self.loop.swarm.iteration - self.loop.swarm.waiting
+
+    def start_and_end(self, names: Sequence[str]) -> dict[str, Any]:
+        """The best initial expert, the winner on dev, and what the winner is made of."""
+        swarm, initial = self.loop.swarm, self.loop.initial
+        start = best_of(initial[: len(swarm.first)])
+        coefficients = self.loop.population.global_best_mixture()
+        return {
+            "start": {"particle": start, "expert": names[swarm.first[start]], "dev": float(initial[start])},
+            "end": {"particle": swarm.global_best_particle, "dev": swarm.global_best},
+            "mixture": None if coefficients is None else dict(zip(names, coefficients, strict=True)),
         }
-        provenance = dict(self._inputs) | {"mixture": mixture, "dev": self.swarm.global_best}
-        experts, row = self._session.experts, self.particles.global_best()
-        export(self.folder / "global_best", row, experts, base=self._session.base_folder, provenance=provenance)
-        write_json(self.folder / run_folder.SUMMARY, self.record)
 
+    def _advance(self, found: Mapping[int, PartialScores], stop: Stop) -> dict[int, Particle]:
+        trace = self._evaluator.trace
+        while True:
+            trace.now = {"iteration": self.loop.swarm.iteration}
+            with trace.span("tell"):
+                line = self.loop.tell(found)
+            first = len(self.loop.swarm.first) if self.loop.swarm.iteration == 0 else 0
+            self.evaluations += sum(line["evaluated"]) - first
+            self._keep(line)
+            if stopped := self._why_stopped(stop):
+                self.stopped = stopped
+                return {}
+            trace.now = {"iteration": self.loop.swarm.iteration + 1}
+            start = time.perf_counter()
+            with trace.span("update"):
+                self.loop.move()
+            self._update_seconds = time.perf_counter() - start
+            if self._recorded:
+                found = self._from_record()
+            elif self.loop.wanted:
+                return self._wait_for({})
+            else:  # an iteration that is not evaluated
+                found = {}
 
-def claim_folder(folder: Path, name: str, asked: dict[str, Any]) -> None:
-    """Have the folder say in a file of this name what is asked for. Raises InputError if it says something else."""
-    if (folder / name).exists():
-        if run_folder.read_json(folder / name) != run_folder.plain(asked):
-            raise InputError(f"{folder} holds searches of other arguments ({name}); choose another folder")
-        return
-    run_folder.check_name(folder)
-    run_folder.check_run_folder(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    write_json(folder / name, asked)
+    def _wait_for(self, known: dict[int, PartialScores]) -> dict[int, Particle]:
+        self.known = known
+        self.waiting = {particle for particle in self.loop.wanted if particle not in known}
+        return self.loop.population.candidates(particle for particle in self.loop.wanted if particle in self.waiting)
 
+    def _why_stopped(self, stop: Stop) -> str | None:
+        if stopped := self.loop.swarm.stopped():
+            return stopped
+        if self._recorded:
+            return None
+        return "budget" if self._most is not None and self.loop.swarm.iteration >= self._most else stop()
 
-def inputs_of(experiment: Experiment, *, base: str, task: str, data: Any, **settings: Any) -> dict[str, Any]:
-    """What all searches of an experiment share: what their results depend on beside the settings of swarm and engine."""
-    optional: dict[str, Any] = {
-        "limit_dev": None,
-        "limit_test": None,
-        "max_tokens": None,
-        "scoring": "generate",
-        "options": {},
-    }
-    return {
-        "base": base,
-        "task": task,
-        "dataset": experiment.utility.dataset,
-        "data": named(data),
-        "experts": list(experiment.experts.names),
-        "sources": list(experiment.experts.sources),
-        "weights": experiment.expert_digests,
-        **{f"{split}_examples": len(examples) for split, examples in experiment.utility.examples.items()},
-        **experiment.utility.digests(),
-        **{name: settings.get(name, default) for name, default in optional.items()},
-    }
+    def _keep(self, line: dict[str, Any]) -> None:
+        if self._recorded:
+            old, new = self._recorded.pop(0), plain(line)
+            if {name: old.get(name) for name in new} != new:
+                raise InputError(
+                    f"the history of {self.name} does not repeat, since something that it was made with has changed; "
+                    "remove its folder to run this search anew"
+                )
+            return
+        if self.meter is not None:
+            line |= self.meter.lap(self._update_seconds)
+        with self._evaluator.trace.span("journal"):
+            self.record.append(line)
+        self._told(line)
+
+    def _from_record(self) -> dict[int, PartialScores]:
+        """Scores of the particles that are wanted, from the next line of the record."""
+        line, found = self._recorded[0], {}
+        for particle in self.loop.wanted:
+            limits = None if self.loop.limits is None else self.loop.limits[particle]
+            one = self._evaluator.partial_scores("dev", limits)
+            one.scores = [None if score is None else float(score) for score in line["scores"][particle]]
+            found[particle] = one
+        return found

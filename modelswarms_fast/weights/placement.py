@@ -226,7 +226,7 @@ def plan_memory(
     free = free or free_memory(device)
     host = _host_budget(config, free, 0 if gpu else engine_bytes)
     row = row_stride(size, dtype) * dtype.itemsize
-    demand = Demand(config.state == "weights", particles, experts, row)
+    demand = Demand(config.state != "mixture", particles, experts, row)
     near: Tier = "pinned" if _C.has_cuda else "host"
     if gpu:
         taken = int(gpu_memory_utilization * free.device_total) + engine_bytes

@@ -1,144 +1,255 @@
-"""The swarm's rows in either state, and its mixtures."""
+"""The positions of a swarm, as rows or as mixtures of the experts, and what an engine is given to serve one."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
 
+import numpy as np
+import numpy.typing as npt
 import torch
 
-from modelswarms_fast.config import EngineConfig
+from modelswarms_fast.config import EngineConfig, Randomness
 from modelswarms_fast.ops import mix_
 from modelswarms_fast.weights.arena import empty_rows
 from modelswarms_fast.weights.experts import Experts
 from modelswarms_fast.weights.placement import Placement
 from modelswarms_fast.weights.row_cache import RowCache
 from modelswarms_fast.weights.row_table import count_rows
-from modelswarms_fast.weights.rows import Floats, SwarmRows
+from modelswarms_fast.weights.rows import SwarmRows
 
-# Bytes of the largest row that is named; a larger position that comes back is evaluated again. BLAKE2b reads 1.4 GB a
-# second on the core measured, so a name takes at most 24 ms: less than a percent of an evaluation of 2.4 s.
-LARGEST_NAMED = 32 << 20
+Floats = npt.NDArray[np.float64]
 
 
-def digest(row: torch.Tensor) -> bytes:
-    """16 bytes that name the exact content of a row [D]: BLAKE2b."""
+class Position(NamedTuple):
+    """What an engine is given to serve: a row or a mixture."""
+
+    row: torch.Tensor | None = None
+    """[D] weights."""
+    mixture: torch.Tensor | None = None
+    """[n] coefficients of the experts that the engine was started with."""
+
+
+def name_of_row(row: torch.Tensor) -> bytes:
+    """16 bytes that name the exact content of a row [D]."""
     data = row.detach().contiguous().cpu().view(torch.uint8).numpy().data
     return hashlib.blake2b(data, digest_size=16).digest()
+
+
+def mix_row(experts: Experts, mixture: torch.Tensor) -> torch.Tensor:
+    """The row [D] of a mixture [n] of the experts, on the CPU; an expert itself is not copied."""
+    ones = torch.nonzero(mixture).flatten().tolist()
+    if len(ones) == 1 and mixture[ones[0]] == 1:
+        return experts.rows[ones[0]]  # bit by bit, so that it has the name it has in a search
+    row = torch.empty((1, experts.layout.size), dtype=experts.layout.dtype)
+    mix_(row, experts.rows, mixture[None])
+    return row[0]
+
+
+class MadeRow:
+    """A row [D] that is made when it is needed and kept as long as this is."""
+
+    def __init__(self, make: Callable[[], torch.Tensor]) -> None:
+        self._make, self._row = make, None
+
+    _row: torch.Tensor | None
+
+    def name(self) -> bytes | None:
+        """Names the row."""
+        return name_of_row(self.row())
+
+    def position(self) -> Position:
+        """The row."""
+        return Position(row=self.row())
+
+    def row(self) -> torch.Tensor:
+        """[D]"""
+        if self._row is None:
+            self._row = self._make()
+        return self._row
+
+    def prefetch(self) -> None:
+        """Nothing: it is made when it is needed."""
+
+
+@dataclass(frozen=True, eq=False)
+class MixtureOf:
+    """A mixture [n] of the experts that an engine serves as it is."""
+
+    experts: Experts
+    mixture: torch.Tensor
+
+    def name(self) -> bytes | None:
+        """Names the mixture."""
+        return self.mixture.numpy().tobytes()
+
+    def position(self) -> Position:
+        """The mixture."""
+        return Position(mixture=self.mixture)
+
+    def row(self) -> torch.Tensor:
+        """[D] its weights."""
+        return mix_row(self.experts, self.mixture)
+
+    def prefetch(self) -> None:
+        """Nothing: the experts are there."""
+
+
+@dataclass(frozen=True, eq=False)
+class Particle:
+    """Where a particle of a population is or, with `best`, its personal best; valid until the next update."""
+
+    population: Population
+    number: int
+    best: bool = False
+
+    def name(self) -> bytes | None:
+        """Names the position."""
+        return self.population.name(self.number, self.best)
+
+    def position(self) -> Position:
+        """Its row or mixture."""
+        return self.population.position(self.number, self.best)
+
+    def row(self) -> torch.Tensor:
+        """[D] its weights."""
+        return self.population.row(self.number, self.best)
+
+    def prefetch(self) -> None:
+        """Begin to bring its row to where it is served."""
+        self.population.prefetch(self.number, self.best)
 
 
 class Population:
     """Every position is an affine mixture of the experts, and mixtures [P, n] move by the scalars that move weights.
 
     state="weights" holds rows [3P + 2, D] and, at no cost, the mixtures beside them, so that a run can say what its
-    winner is made of. state="mixture" holds only mixtures and the experts; an engine is given a
-    mixture, and weights are made only for an export or a check.
+    winner is made of. state="mixture" holds only mixtures and the experts; an engine is given a mixture,
+    and weights are made only for an export or a check.
     With randomness="coordinate" a position is no mixture any more, and there are only weights.
     """
 
     def __init__(
         self,
         experts: Experts,
-        swarm: Any,
+        positions: Floats,
         config: EngineConfig,
         device: torch.device,
-        plan: Placement | None = None,
+        *,
+        randomness: Randomness = "particle",
+        seed: int = 0,
+        placement: Placement | None = None,
+        mixtures_served: bool = True,
     ) -> None:
-        """Rows are kept on `device`; mixtures, a few numbers each, on the CPU.
+        """positions [P, n]: where the particles begin, as mixtures of the experts.
 
-        Where the plan has a cache, rows stay in the experts' room, on slower tiers, and those that the plan does not
-        have served from there come to `device` to be served.
+        Rows are kept on `device`; mixtures, a few numbers each, on the CPU.
 
-        In state="weights" the experts' own rows become the first particles', if they lie on `device` and have the
-        room of the swarm: `experts.rows` [n, D] then are valid until the first update.
+        `experts.room` is where the rows of the population go, if it has their number and lies on `device`. It may
+        begin with the experts, which then become the first particles: `experts.rows` [n, D] are valid until the first
+        update. Where the placement has a cache, rows stay in that room, on slower tiers, and those that are not served
+        from there come to `device` to be served.
+
+        `randomness` and `seed` are the swarm's. `mixtures_served`: in state="mixture", whether the engine takes
+        mixtures; else it is given rows.
         """
-        self._positions = swarm.initial_positions()
-        self._draws = (config.rounding, swarm.config.randomness, swarm.config.seed)
-        count = len(self._positions)
-        self._identity = torch.eye(len(experts.names), dtype=torch.float64)
+        self._positions = positions
+        self._draws = (config.rounding, randomness, seed)
+        count, n = positions.shape
+        self._identity = torch.eye(n, dtype=torch.float64)
         self._mixtures: SwarmRows | None = None
-        if swarm.config.randomness != "coordinate":
-            mixtures = torch.empty((count_rows(count), len(experts.names)), dtype=torch.float64)
-            self._mixtures = SwarmRows(self._identity, self._positions, mixtures)
-        cached = 0 if plan is None else plan.cache_rows
-        self._in_place = 0 if plan is None else plan.served_in_place
+        if randomness != "coordinate":
+            mixtures = torch.empty((count_rows(count), n), dtype=torch.float64)
+            self._mixtures = SwarmRows(self._identity, positions, mixtures)
+        cached = 0 if placement is None else placement.cache_rows
+        self._in_place = 0 if placement is None else placement.served_in_place
         self._weights: SwarmRows | None = None
-        if config.state == "weights":
+        if config.state != "mixture":
             rows, self._experts = experts.room, experts.rows
             where = rows.device if cached else device
-            here = rows.device.type == where.type and rows.data_ptr() == experts.rows.data_ptr()
-            if not here or len(rows) != count_rows(count):
+            firsts = bool((positions[:n] == self._identity.numpy()).all()) if count >= n else False
+            usable = firsts or rows.data_ptr() != experts.rows.data_ptr()
+            if not usable or rows.device.type != where.type or len(rows) != count_rows(count):
                 rows = empty_rows(count_rows(count), experts.layout.size, experts.rows.dtype, where)
-                if swarm.first == list(range(len(experts.rows))):
+                if firsts:
                     # Where they begin as particles: on a GPU there may be no room for a copy beside that.
-                    self._experts = rows[: len(experts.rows)].copy_(experts.rows)
+                    self._experts = rows[:n].copy_(experts.rows)
             self._experts = self._experts.to(where)
-            self._weights = SwarmRows(self._experts, self._positions, rows, device=device)
+            self._weights = SwarmRows(self._experts, positions, rows, device=device)
         else:
             self._experts = experts.rows if cached else experts.rows.to(device)
+        self._mixtures_served = mixtures_served
         self._cache: RowCache | None = None
         self._served: torch.Tensor | None = None  # what the cache has given us last
         if cached and self._weights is not None:
             self._cache = RowCache(self._weights.rows, cached, device)
 
-    def start(self, swarm: Any) -> None:
-        """Set the initial velocities; call it after the first promotion, which decides where `best` points."""
-        velocities = swarm.initial_velocities(self._positions)
+    def start(self, velocities: Floats) -> None:
+        """Set the initial velocities, [P, n] mixtures of the experts."""
         if self._mixtures is not None:
             self._mixtures.start(self._identity, velocities)
         if self._weights is not None:
             self._weights.start(self._experts, velocities)
             self._experts = self._experts.new_empty(0)  # their rows belong to the particles from now on
 
-    def update(self, moves: Any) -> None:
-        """Move every particle by `swarm.Moves`."""
+    def update(
+        self,
+        restarts: npt.NDArray[np.bool_],
+        coefficients: npt.NDArray[np.float32],
+        step_length: float,
+        iteration: int,
+    ) -> None:
+        """Move every particle: restarts [P], coefficients [P, 4]."""
         rounding, randomness, seed = self._draws
-        arrays = (moves.restarts, moves.coefficients, moves.step_length, moves.iteration)
+        moves = (restarts, coefficients, step_length, iteration)
         if self._mixtures is not None:
-            self._mixtures.update(*arrays)
+            self._mixtures.update(*moves)
         if self._weights is not None:
-            self._weights.update(*arrays, rounding=rounding, coordinate=randomness == "coordinate", seed=seed)
+            self._weights.update(*moves, rounding=rounding, coordinate=randomness == "coordinate", seed=seed)
             if self._cache is not None:  # all of these rows, and no others that are served, were written
                 self._cache.invalidate(self._weights.table.x.tolist())
 
-    def promote(self, update: Any) -> None:
-        """Record new bests. Moves no weights."""
-        for shard in (self._mixtures, self._weights):
-            if shard is not None:
-                shard.promote(update.improved, update.global_best, update.global_worst)
+    def promote(self, improved: npt.NDArray[np.bool_], global_best: int | None, global_worst: int | None) -> None:
+        """Record new bests: improved [P], and the particles that are the new global best and worst; no weights move."""
+        for rows in (self._mixtures, self._weights):
+            if rows is not None:
+                rows.promote(improved, global_best, global_worst)
         if self._cache is not None and self._weights is not None:
             self._cache.pin(self._copied([self._weights.table.g]))
 
-    def prefetch(self, particles: Sequence[int], best: bool = False) -> None:
-        """Begin to bring these particles' rows to where they are served, if they are not; returns at once."""
+    def candidates(self, particles: Iterable[int], best: bool = False) -> dict[int, Particle]:
+        """These particles as positions that can be scored, by number; `best`: their personal bests."""
+        return {particle: Particle(self, particle, best) for particle in particles}
+
+    def prefetch(self, particle: int, best: bool = False) -> None:
+        """Begin to bring a particle's row to where it is served, if it is not there; returns at once."""
         if self._cache is not None and self._weights is not None:
             table = self._weights.table
-            self._cache.prefetch(self._copied((table.p if best else table.x)[list(particles)].tolist()))
+            self._cache.prefetch(self._copied([int((table.p if best else table.x)[particle])]))
 
     def close(self) -> None:
         """End the thread that fetches rows ahead."""
         if self._cache is not None:
             self._cache.close()
 
-    def key(self, particle: int, best: bool = False) -> bytes | None:
-        """Names the exact position of a particle: its row or, in state="mixture", its mixture; None of a large row.
+    def name(self, particle: int, best: bool = False) -> bytes | None:
+        """Names the exact position of a particle: by its row, or by its mixture where there is no row in host memory.
 
-        `best`, here and below: its personal best instead.
+        None where there is neither. `best`, here and below: its personal best instead.
         """
-        if self._weights is None:
-            return self._mixture(particle, best).numpy().tobytes()
-        row = self._weights.personal_best(particle) if best else self._weights.position(particle)
-        return digest(row) if row.nbytes <= LARGEST_NAMED else None
-
-    def load(self, engine: Any, slot: int, particle: int, best: bool = False) -> None:
-        """Have the engine serve a particle from a slot."""
         if self._weights is not None:
-            engine.load(slot, self.row(particle, best))
-        elif self._experts.device.type == "cuda" and engine.serve != "mixture":
-            engine.load(slot, self._mix(self._mixture(particle, best)))  # the engine has the experts on the host
-        else:
-            engine.load_mixture(slot, self._mixture(particle, best))
+            row = self._weights.personal_best(particle) if best else self._weights.position(particle)
+            if row.device.type == "cpu":
+                return name_of_row(row)
+        return None if self._mixtures is None else self._mixture(particle, best).numpy().tobytes()
+
+    def position(self, particle: int, best: bool = False) -> Position:
+        """What an engine is given to serve a particle, valid until the next call."""
+        if self._weights is not None or not self._mixtures_served:
+            return Position(row=self.row(particle, best))
+        return Position(mixture=self._mixture(particle, best))
 
     def row(self, particle: int, best: bool = False) -> torch.Tensor:
         """Weights [D] of a particle's position, valid until the next call; a new row in state="mixture"."""
@@ -194,26 +305,3 @@ class Population:
         row = torch.empty_like(self._experts[:1])
         mix_(row, self._experts, mixture[None].to(row.device, torch.float32))
         return row[0]
-
-
-class Bests:
-    """The personal bests of particles, as positions that can be evaluated, until the next update."""
-
-    def __init__(self, particles: Population) -> None:
-        self._particles = particles
-
-    def key(self, particle: int) -> bytes | None:
-        """Names the exact position; None of a large row."""
-        return self._particles.key(particle, best=True)
-
-    def load(self, engine: Any, slot: int, particle: int) -> None:
-        """Have the engine serve a particle's best from a slot."""
-        self._particles.load(engine, slot, particle, best=True)
-
-    def row(self, particle: int) -> torch.Tensor:
-        """Weights [D] of a particle's best, valid until the next call."""
-        return self._particles.row(particle, best=True)
-
-    def prefetch(self, particles: Sequence[int]) -> None:
-        """These are loaded next."""
-        self._particles.prefetch(particles, best=True)

@@ -7,12 +7,14 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from helpers_evaluate import QUIET, ScriptedEngine, number, utility
+from helpers_evaluate import ScriptedEngine, number, utility
 
 from modelswarms_fast.config import EngineConfig, SwarmConfig
 from modelswarms_fast.errors import InputError
 from modelswarms_fast.evaluation.evaluator import Evaluator
-from modelswarms_fast.runs.loop import run_iterations
+from modelswarms_fast.runs.loop import SearchLoop
+from modelswarms_fast.runs.scheduler import run_alone
+from modelswarms_fast.runs.trial import Trial
 from modelswarms_fast.swarm import Swarm
 from modelswarms_fast.weights.population import Population
 
@@ -26,7 +28,7 @@ class Noted(Swarm):
         super().__init__(*arguments)
         self.noted = []
 
-    def plan(self):
+    def ask(self):
         self.noted.append(super().ask())
         return self.noted[-1]
 
@@ -80,10 +82,14 @@ def play(seed, drawn, stop_early):
     swarm = Noted(drawn.config, drawn.experts)
     rows = torch.zeros(drawn.experts, 1)
     pool = SimpleNamespace(names=("e",) * drawn.experts, rows=rows, room=rows, layout=None)
-    particles = Population(pool, swarm, EngineConfig(engine="transformers", state="mixture"), torch.device("cpu"))
+    config = EngineConfig(engine="transformers", state="mixture")
+    particles = Population(pool, swarm.initial_positions(), config, torch.device("cpu"))
     lines = []
     try:
-        run_iterations(swarm, particles, evaluator, SimpleNamespace(append=lines.append), QUIET, stop_early=stop_early)
+        loop = SearchLoop(
+            swarm, particles, evaluator.utility, evaluator.difficulty_order("dev") if stop_early else None
+        )
+        run_alone(Trial("alone", loop, evaluator, lines), evaluator)
     except InputError:  # no initial particle has a utility
         lines.append("refused")
     shard = particles._mixtures

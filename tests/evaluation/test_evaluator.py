@@ -9,8 +9,9 @@ from helpers_evaluate import Rows, ScriptedEngine, number, utility
 
 from modelswarms_fast.engines.parity_check import PROBES, ParityCheck
 from modelswarms_fast.errors import InputError
-from modelswarms_fast.evaluation.early_stopping import KEPT_BYTES, DecisionBounds, PartialScores, ScoreCache
+from modelswarms_fast.evaluation.early_stopping import DecisionBounds, PartialScores
 from modelswarms_fast.evaluation.evaluator import Evaluator
+from modelswarms_fast.evaluation.score_cache import KEPT_BYTES, ScoreCache
 from modelswarms_fast.records.progress import Interrupted
 
 PROMPTS = ["abc", "a", "abcd", "ab", "b", "abce", "abcdef", "c"]
@@ -30,7 +31,7 @@ def test_scores_do_not_depend_on_slots_or_steps(slots, at_once):
     source = Rows(3, 1, 4, 1.5, 9)
     engine = ScriptedEngine(slots, at_once)
     evaluator = Evaluator(engine, utility(PROMPTS))
-    found = evaluator.score_population(source, [4, 0, 2, 3], "dev")
+    found = evaluator.score_population(source.some([4, 0, 2, 3]), "dev")
     assert {particle: tally.scores for particle, tally in found.items()} == {
         particle: expected(source, particle) for particle in (4, 0, 2, 3)
     }
@@ -42,7 +43,7 @@ def test_scores_do_not_depend_on_slots_or_steps(slots, at_once):
 
 def test_a_slot_is_loaded_while_the_others_go_on():
     engine = ScriptedEngine(3, at_once=1)
-    Evaluator(engine, utility(PROMPTS)).score_population(Rows(*range(9)), range(9), "dev")
+    Evaluator(engine, utility(PROMPTS)).score_population(Rows(*range(9)).some(range(9)), "dev")
     loads = [entry for entry in engine.log if entry[0] == "load"]
     assert len(loads) == 9
     assert all(running > 0 for _, _, running in loads[1:])
@@ -52,7 +53,7 @@ def test_a_slot_is_loaded_while_the_others_go_on():
 
 def test_one_slot_is_loaded_right_after_the_last_completion():
     engine = ScriptedEngine(1)
-    Evaluator(engine, utility(PROMPTS)).score_population(Rows(*range(4)), range(4), "dev")
+    Evaluator(engine, utility(PROMPTS)).score_population(Rows(*range(4)).some(range(4)), "dev")
     for position, entry in enumerate(engine.log):
         if entry[0] == "load":
             assert entry[2] == 0
@@ -64,7 +65,7 @@ def test_prompts_are_tokenised_once_and_submitted_longest_first():
     engine = ScriptedEngine(2)
     evaluator = Evaluator(engine, utility(PROMPTS))
     for _ in range(3):
-        evaluator.score_population(Rows(1, 2), [0, 1], "dev")
+        evaluator.score_population(Rows(1, 2).some([0, 1]), "dev")
     assert engine.tokenized == 2, "once a split"
     order = [prompt for kind, slot, prompt in (entry for entry in engine.log if entry[0] == "submit") if slot == 0]
     assert order == ["abcdef", "abcd", "abce", "abc", "ab", "a", "b", "c"]
@@ -72,8 +73,8 @@ def test_prompts_are_tokenised_once_and_submitted_longest_first():
 
 def test_the_next_particles_are_named_ahead():
     source = Rows(*range(5))
-    Evaluator(ScriptedEngine(2, at_once=1), utility(PROMPTS)).score_population(source, range(5), "dev")
-    assert source.ahead == [[1, 2], [2, 3], [3, 4], [4], []]
+    Evaluator(ScriptedEngine(2, at_once=1), utility(PROMPTS)).score_population(source.some(range(5)), "dev")
+    assert source.ahead == [1, 2, 2, 3, 3, 4, 4]
 
 
 @pytest.mark.parametrize("slots", [1, 3])
@@ -87,15 +88,15 @@ def test_an_interrupt_drops_what_runs(slots):
 
     evaluator = Evaluator(engine, utility(PROMPTS))
     with pytest.raises(Interrupted):
-        evaluator.score_population(Rows(*range(6)), range(6), "dev", between)
+        evaluator.score_population(Rows(*range(6)).some(range(6)), "dev", between)
     assert not engine.running
     assert sum(calls) == evaluator.spent.prompts
-    assert evaluator.score_population(Rows(*range(7, 9)), range(2), "dev")[1].complete, "the engine can go on"
+    assert evaluator.score_population(Rows(*range(7, 9)).some(range(2)), "dev")[1].complete, "the engine can go on"
 
 
 def test_between_is_not_called_after_the_last_particle():
     calls = []
-    Evaluator(ScriptedEngine(2), utility(PROMPTS)).score_population(Rows(*range(5)), range(5), "dev", calls.append)
+    Evaluator(ScriptedEngine(2), utility(PROMPTS)).score_population(Rows(*range(5)).some(range(5)), "dev", calls.append)
     assert len(calls) == 4
 
 
@@ -105,7 +106,7 @@ def test_a_failing_score_drops_what_runs():
 
     engine = ScriptedEngine(2)
     with pytest.raises(InputError, match="raised ValueError: no"):
-        Evaluator(engine, utility(PROMPTS, score)).score_population(Rows(1, 2), [0, 1], "dev")
+        Evaluator(engine, utility(PROMPTS, score)).score_population(Rows(1, 2).some([0, 1]), "dev")
     assert not engine.running
 
 
@@ -117,7 +118,7 @@ def test_the_error_of_an_engine_that_died_is_the_one_that_is_seen():
 
     engine.step, engine.drop = dead, lambda keys: 1 / 0
     with pytest.raises(RuntimeError, match="died"):
-        Evaluator(engine, utility(PROMPTS)).score_population(Rows(1, 2), [0, 1], "dev")
+        Evaluator(engine, utility(PROMPTS)).score_population(Rows(1, 2).some([0, 1]), "dev")
 
 
 @pytest.mark.parametrize(("every", "checks"), [(False, 1), (True, 4)])
@@ -132,7 +133,7 @@ def test_the_canary_sees_an_engine_that_does_nothing_else(every, checks, monkeyp
     parity_check = ParityCheck(engine, None, every=every)
     monkeypatch.setattr(parity_check, "check", check)
     evaluator.parity_check = parity_check
-    found = evaluator.score_population(Rows(*range(4)), range(4), "dev")
+    found = evaluator.score_population(Rows(*range(4)).some(range(4)), "dev")
     assert seen == [float(value) for value in range(checks)]
     assert len(found) == 4
 
@@ -146,7 +147,7 @@ def test_the_canary_checks_the_first_load_of_each_engine_while_others_work(monke
 
     evaluator.parity_check = ParityCheck(engine, None, engines=3, every=False)
     monkeypatch.setattr(evaluator.parity_check, "check", check)
-    assert len(evaluator.score_population(Rows(*range(8)), range(8), "dev")) == 8
+    assert len(evaluator.score_population(Rows(*range(8)).some(range(8)), "dev")) == 8
     assert seen == [(0, []), (1, [0]), (2, [0, 1])]
 
 
@@ -176,24 +177,26 @@ def test_the_canary_judges_by_all_its_prompts(off, right):
 def test_equal_positions_are_evaluated_once(slots):
     source, engine = Rows(5, 6, 5, 5, 7), ScriptedEngine(slots, at_once=2)
     evaluator = Evaluator(engine, utility(PROMPTS))
-    found = evaluator.score_population(source, range(5), "dev")
+    found = evaluator.score_population(source.some(range(5)), "dev")
     assert sorted(source.loaded) == [0, 1, 4]
     assert {particle: tally.scores for particle, tally in found.items()} == {
         particle: expected(source, particle) for particle in range(5)
     }
     assert (evaluator.spent.evaluations, evaluator.spent.reused) == (3, 16)
     calls = []
-    evaluator.score_population(source, [1, 4], "dev", calls.append)
+    evaluator.score_population(source.some([1, 4]), "dev", calls.append)
     assert len(source.loaded) == 3, "a position that was visited is not evaluated again"
     assert calls == [0]
-    assert len(evaluator.score_population(source, [1], "test")[1].scores) == 1, "splits are not mixed up"
+    assert len(evaluator.score_population(source.some([1]), "test")[1].scores) == 1, "splits are not mixed up"
     assert source.loaded[-1] == 1
 
 
 def test_positions_without_a_key_are_all_evaluated():
     source = Rows(5, 5)
-    source.key = lambda particle: None
-    Evaluator(ScriptedEngine(2), utility(PROMPTS)).score_population(source, [0, 1], "dev")
+    some = source.some([0, 1])
+    for one in some.values():
+        one.name = lambda: None
+    Evaluator(ScriptedEngine(2), utility(PROMPTS)).score_population(some, "dev")
     assert source.loaded == [0, 1]
 
 
@@ -207,8 +210,8 @@ def test_one_row_twice_is_evaluated_once():
 
 def test_one_row_in_several_slots_is_evaluated_once_by_all():
     engine, source = ScriptedEngine(3), Rows(8)
-    evaluator = Evaluator(engine, utility(PROMPTS))
-    assert evaluator.score_model(source.row(0), "dev", 2) == expected(source, 0)
+    evaluator = Evaluator(engine, utility(PROMPTS), engines=2)
+    assert evaluator.score_model(source.row(0), "dev") == expected(source, 0)
     assert [entry[:2] for entry in engine.log if entry[0] == "load"] == [("load", 0), ("load", 1)]
     asked = [entry[1:] for entry in engine.log if entry[0] == "submit"]
     assert [slot for slot, _ in asked] == [0, 1] * 4
@@ -235,8 +238,8 @@ def graded(score):
 
 def likeliest_low_first(evaluator, source):
     """An order of the examples, learned from a whole evaluation."""
-    expected = evaluator.expectation("dev")
-    expected.learn({0: evaluator.score_population(source, [0], "dev")[0].scores})
+    expected = evaluator.difficulty_order("dev")
+    expected.learn({0: evaluator.score_population(source.some([0]), "dev")[0].scores})
     return expected.order(0)
 
 
@@ -247,7 +250,7 @@ def stopped(score, personal_best, global_worst=0.0, at_once=1):
     evaluator = Evaluator(engine, scripted)
     limits = DecisionBounds(personal_best, global_worst, 0.0, 1.0, likeliest_low_first(evaluator, Rows(1)))
     engine.log.clear()
-    tally = evaluator.score_population(Rows(2), [0], "dev", limits={0: limits})[0]
+    tally = evaluator.score_population(Rows(2).some([0]), "dev", limits={0: limits})[0]
     return tally, engine, evaluator
 
 
@@ -330,12 +333,12 @@ def test_a_partial_evaluation_is_completed_later(monkeypatch):
     engine, source = ScriptedEngine(1, 1, answer=answer), Rows(1, 2)
     evaluator = Evaluator(engine, scripted)
     limits = DecisionBounds(27 / 40, 0.0, 0.0, 1.0, likeliest_low_first(evaluator, source))
-    assert evaluator.score_population(source, [1], "dev", limits={1: limits})[1].scores.count(None) == 27
+    assert evaluator.score_population(source.some([1]), "dev", limits={1: limits})[1].scores.count(None) == 27
     before = evaluator.spent.prompts
-    assert evaluator.score_population(source, [1], "dev")[1].bounds == (25 / 40, 25 / 40)
+    assert evaluator.score_population(source.some([1]), "dev")[1].bounds == (25 / 40, 25 / 40)
     assert (evaluator.spent.prompts - before, evaluator.spent.reused) == (27, 13)
     loads = len(source.loaded)
-    assert evaluator.score_population(source, [1], "dev", limits={1: limits})[1].complete
+    assert evaluator.score_population(source.some([1]), "dev", limits={1: limits})[1].complete
     assert len(source.loaded) == loads, "what is known decides without a load"
 
 

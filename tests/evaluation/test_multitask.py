@@ -17,11 +17,11 @@ from typer.testing import CliRunner
 
 from modelswarms_fast.cli.main import app
 from modelswarms_fast.errors import InputError
+from modelswarms_fast.evaluation.holdout import hold_back
 from modelswarms_fast.evaluation.objectives import Answer, Ask, Utility, load_utility
 from modelswarms_fast.evaluation.objectives.data import Wanted
 from modelswarms_fast.evaluation.objectives.multitask import combined, gradient, join, load
 from modelswarms_fast.records.run_folder import read_history
-from modelswarms_fast.runs.confirm import hold_back
 from modelswarms_fast.runs.search import search
 
 

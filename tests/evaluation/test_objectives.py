@@ -123,7 +123,7 @@ def test_abstain_by_an_engine(tmp_path):
 
     utility = load_utility("abstain", path)
     evaluator = Evaluator(ScriptedEngine(1, answer=answer), utility)
-    scores = evaluator.score_population(Rows(1), [0], "dev")[0].scores
+    scores = evaluator.score_population(Rows(1).some([0]), "dev")[0].scores
     assert scores == [1.0, -1.0, 0.0, 0.0]
     assert utility.utility_of("dev", scores) == 0.0
 

@@ -46,7 +46,7 @@ def several(**fields):
 def test_several_asks_an_example(slots, at_once):
     source, engine = Rows(3, 1, 4), ScriptedEngine(slots, at_once)
     evaluator = Evaluator(engine, several())
-    found = evaluator.score_population(source, range(3), "dev")
+    found = evaluator.score_population(source.some(range(3)), "dev")
     for particle, tally in found.items():
         name = held(source, particle)
         assert tally.scores == [number(name, one) + number(name, one * 2) - number(name, one, "xy") for one in PROMPTS]
@@ -97,7 +97,7 @@ def test_a_text_is_cut_before_its_first_stop():
     engine = ScriptedEngine(answer=lambda held, prompt: " one\nQ: two. three")
     stops = [("\nQ",), (".", "\n"), ("four",), ("", "t"), (" one",)]
     asks = {"dev": [(Ask("a", 5, None, stop),) for stop in stops], "test": [(Ask("a", 5),)]}
-    answers = Evaluator(engine, utility(["a"] * 5, asks=asks)).answers(Rows(1).row(0), "dev")
+    answers = Evaluator(engine, utility(["a"] * 5, asks=asks)).generate(Rows(1).row(0), "dev")
     texts = [given[0].text for given in answers]
     assert texts == [" one", " one", " one\nQ: two. three", " one\nQ: ", ""]
 
@@ -122,7 +122,7 @@ def reflected(name, prompt):
 def test_follow_ups_are_asked_in_the_same_batch(slots, batch):
     source, engine = Rows(3, 1, 4), ScriptedEngine(slots, 2)
     evaluator = Evaluator(engine, utility(PROMPTS, follow_up=reflect, batch=batch))
-    found = evaluator.score_population(source, range(3), "dev")
+    found = evaluator.score_population(source.some(range(3)), "dev")
     for particle, tally in found.items():
         name = held(source, particle)
         assert tally.scores == [reflected(name, prompt) for prompt in PROMPTS]
@@ -147,7 +147,7 @@ def test_a_follow_up_of_a_decided_particle_is_dropped(monkeypatch):
     scripted = utility(prompts, follow_up=follow_up, score_range=(0.0, 1.0))
     evaluator = Evaluator(engine, scripted)
     source = Rows(1, 2)
-    tally = evaluator.score_population(source, [0, 1], "dev", limits={0: DecisionBounds(0.45, 0.0, 0.0, 1.0)})
+    tally = evaluator.score_population(source.some([0, 1]), "dev", limits={0: DecisionBounds(0.45, 0.0, 0.0, 1.0)})
     first = tally[0]
     assert not first.complete
     assert first.scores[0] is None, "its follow-up was under way"
@@ -170,7 +170,7 @@ def test_a_follow_up_that_does_not_fit_is_refused_at_the_door_or_named():
 
     evaluator = Evaluator(engine, utility(["a", "abc"], follow_up=longer))
     with pytest.raises(InputError, match=r"The follow-up of dev example \d has \d+ tokens"):
-        evaluator.score_population(Rows(1), [0], "dev")
+        evaluator.score_population(Rows(1).some([0]), "dev")
     assert not engine.running
 
 
@@ -198,7 +198,7 @@ def test_scores_are_made_in_batches(batch, slots):
 
     source, engine = Rows(*range(5)), ScriptedEngine(slots, 3)
     evaluator = Evaluator(engine, utility(PROMPTS, batch=batch, score_examples=score_examples))
-    found = evaluator.score_population(source, range(5), "dev")
+    found = evaluator.score_population(source.some(range(5)), "dev")
     for particle, tally in found.items():
         assert tally.scores == [number(held(source, particle), prompt) for prompt in PROMPTS]
     assert sum(sizes) == 5 * len(PROMPTS)
@@ -219,7 +219,7 @@ def test_with_limits_and_batches_the_same_is_decided(monkeypatch):
                 particle: sum(number(held(source, particle), one) < 0.5 for one in prompts) for particle in range(6)
             }
             limits = {particle: DecisionBounds(15 / 30, 2 / 30, 0.0, 1.0) for particle in range(6)}
-            found = evaluator.score_population(source, range(6), "dev", limits=limits)
+            found = evaluator.score_population(source.some(range(6)), "dev", limits=limits)
             for particle, tally in found.items():
                 lower, upper = tally.bounds
                 assert lower <= whole[particle] / 30 <= upper
@@ -233,7 +233,7 @@ def test_with_limits_and_batches_the_same_is_decided(monkeypatch):
 def test_the_last_few_examples_are_asked_for_with_the_others(floor, personal_best, asked):
     """As many as could be needed and at least the floor; all if no more than half of that would be left."""
     tally = PartialScores(20, lambda scores: sum(scores) / 20, DecisionBounds(personal_best, 0.0, 0.0, 1.0))
-    running = evaluator_module._Running(0, None, tally, deque(range(20)))
+    running = evaluator_module._Running(0, None, None, tally, deque(range(20)))
     assert list(running.next_examples(floor)) == list(range(asked))
 
 
@@ -279,7 +279,7 @@ def test_the_utility_of_rows_is_the_reduction():
     scripted = utility(prompts, reduce=smallest, standard_error=lambda split, scores: 7.0, score_range=(0.0, 1.0))
     engine, source = ScriptedEngine(1), Rows(1, 2)
     evaluator = Evaluator(engine, scripted)
-    for particle, tally in evaluator.score_population(source, [0, 1], "dev").items():
+    for particle, tally in evaluator.score_population(source.some([0, 1]), "dev").items():
         scores = [number(held(source, particle), prompt) for prompt in prompts]
         assert tally.bounds == (smallest("dev", scores),) * 2
     assert scripted.error_of("dev", [0.0]) == 7.0

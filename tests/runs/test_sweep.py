@@ -265,7 +265,7 @@ def test_a_study_of_other_arguments_is_refused(tiny, tmp_path):
 def test_a_folder_that_another_process_fills_is_refused(tiny, tmp_path):
     settings = sizes(tiny) | {"searches": 1, "out": tmp_path / "sweep"}
     sweep.sweep(**settings)
-    with run_folder.alone(tmp_path / "sweep"), pytest.raises(InputError, match="another process is at work in"):
+    with run_folder.locked(tmp_path / "sweep"), pytest.raises(InputError, match="another process is at work in"):
         sweep.sweep(**settings)
     sweep.sweep(**settings)
 

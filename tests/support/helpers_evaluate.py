@@ -8,6 +8,7 @@ import torch
 
 from modelswarms_fast.engines.protocol import Completion
 from modelswarms_fast.evaluation.objectives import Ask, Utility
+from modelswarms_fast.weights.population import Position
 
 
 def number(*parts):
@@ -21,7 +22,7 @@ class ScriptedEngine:
 
     def __init__(self, slots=1, at_once=4, seed=0, answer=lambda held, prompt: str(number(held, prompt))):
         self.slots, self.device, self.dtype, self.max_model_len = slots, torch.device("cpu"), torch.float32, 1000
-        self.watch = None
+        self.watch, self.serve, self.auto_timings = None, "merged", {}
         self.log, self.running, self.held, self.used = [], {}, {}, set()
         self.tokenized = 0
         self._at_once, self._random, self._answer = at_once, random.Random(seed), answer
@@ -75,23 +76,34 @@ class ScriptedEngine:
 
 
 class Rows:
-    """Rows as positions; equal rows are one position."""
+    """Rows as positions; equal rows are one position. Notes what is loaded, and what is brought near ahead."""
 
     def __init__(self, *values):
         self.values, self.loaded, self.ahead = [torch.tensor([float(value)]) for value in values], [], []
 
-    def key(self, particle):
-        return self.values[particle].numpy().tobytes()
-
     def row(self, particle):
         return self.values[particle]
 
-    def load(self, engine, slot, particle):
-        self.loaded.append(particle)
-        engine.load(slot, self.values[particle])
+    def some(self, particles):
+        return {particle: Row(self, particle) for particle in particles}
 
-    def prefetch(self, particles):
-        self.ahead.append(list(particles))
+
+class Row:
+    def __init__(self, rows, number):
+        self.rows, self.number = rows, number
+
+    def name(self):
+        return self.row().numpy().tobytes()
+
+    def row(self):
+        return self.rows.values[self.number]
+
+    def position(self):
+        self.rows.loaded.append(self.number)
+        return Position(row=self.row())
+
+    def prefetch(self):
+        self.rows.ahead.append(self.number)
 
 
 def utility(prompts, score=lambda example, output: float(output), **fields):

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers_population import move, population_of, promote
+from helpers_population import start as begin
 from helpers_rows import assert_same, held_bytes, random_rows
 
 from modelswarms_fast.config import EngineConfig, SwarmConfig, parse_bytes
@@ -25,7 +27,6 @@ from modelswarms_fast.weights.placement import (
     plan_memory,
     streamed_to_gpu,
 )
-from modelswarms_fast.weights.population import Population
 from modelswarms_fast.weights.row_table import count_rows
 
 P, N, D = 4, 3, 1000
@@ -281,24 +282,25 @@ def test_particles_are_the_same_whatever_the_budgets(device, host, device_rows, 
             torch.zeros(count_rows(P), D, dtype=torch.bfloat16) if placed is None else placed.allocate(D, values.dtype)
         )
         room[:N] = values
-        both.append(Population(Pool(room[:N], room), swarm, EngineConfig(), torch.device("cpu"), placed))
+        both.append(population_of(Pool(room[:N], room), swarm, EngineConfig(state="weights"), placed))
     assert_allocated(made, room, both[1]._cache)
     utility = torch.Generator().manual_seed(1)
     for iteration in range(25):
         if iteration:
             for swarm, particles in zip(swarms, both, strict=True):
-                particles.update(swarm.ask())
+                move(particles, swarm.ask())
         for particle in torch.randperm(P, generator=utility).tolist():
             rows = [particles.row(particle) for particles in both]
-            both[1].prefetch([(particle + 1) % P, (particle + 2) % P])
+            for ahead in (1, 2):
+                both[1].prefetch((particle + ahead) % P)
             assert_same(rows[1], rows[0])
             in_place = rows[1].data_ptr() == both[1]._weights.position(particle).data_ptr()
             assert in_place == (both[1]._weights.table.x[particle] < made.served_in_place)
         scores = torch.rand(P, generator=utility).double().numpy()
         for swarm, particles in zip(swarms, both, strict=True):
-            particles.promote(swarm.tell(scores))
+            promote(particles, swarm.tell(scores))
             if iteration == 0:
-                particles.start(swarm)
+                begin(particles, swarm)
         if made.cache_rows:
             best = both[1]._weights.table.g
             assert both[1]._cache._pinned == ({best} if best >= made.served_in_place else set())

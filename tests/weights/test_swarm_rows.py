@@ -8,6 +8,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from helpers_population import move as apply
+from helpers_population import population_of, promote, start
 from helpers_rows import DTYPES, HALF_TYPES, assert_same, random_rows
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -16,7 +18,6 @@ from modelswarms_fast.config import EngineConfig, SwarmConfig
 from modelswarms_fast.ops import mix_, swarm_update_rows_
 from modelswarms_fast.swarm import Moves, Swarm
 from modelswarms_fast.weights.arena import empty_rows
-from modelswarms_fast.weights.population import Population
 from modelswarms_fast.weights.row_table import RowTable, count_rows
 from modelswarms_fast.weights.rows import SwarmRows
 
@@ -277,14 +278,14 @@ def pool(experts, room=None):
 def search(swarm, particles, steps, before=lambda: None):
     """Move by plans and random utilities; yields the plan once everything of an iteration is done."""
     utility = np.random.default_rng(3)
-    particles.promote(swarm.tell(utility.random(swarm.config.particles)))
-    particles.start(swarm)
+    promote(particles, swarm.tell(utility.random(swarm.config.particles)))
+    start(particles, swarm)
     for _ in range(steps):
-        move = swarm.ask()
+        moves = swarm.ask()
         before()
-        particles.update(move)
-        particles.promote(swarm.tell(utility.random(swarm.config.particles)))
-        yield move
+        apply(particles, moves)
+        promote(particles, swarm.tell(utility.random(swarm.config.particles)))
+        yield moves
 
 
 def test_both_states_hold_the_same_positions_through_a_search():
@@ -293,7 +294,7 @@ def test_both_states_hold_the_same_positions_through_a_search():
     config = SwarmConfig(particles=9, patience=60, restart_patience=0.1, iterations=50, seed=4)
     swarms = [Swarm(config, 6) for _ in range(2)]
     states = [
-        Population(experts, swarm, EngineConfig(state=state), torch.device("cpu"))
+        population_of(experts, swarm, EngineConfig(state=state))
         for swarm, state in zip(swarms, ("weights", "mixture"), strict=True)
     ]
     moves = (search(swarm, particles, 50) for swarm, particles in zip(swarms, states, strict=True))
@@ -318,7 +319,7 @@ def test_the_swarm_moves_into_the_experts_room_only_if_it_fits(state, spare):
     experts, alone = pool(room[:3], room), pool(values.clone())
     swarms = [Swarm(config, 3), Swarm(config, 3)]
     both = [
-        Population(which, swarm, EngineConfig(state=state), torch.device("cpu"))
+        population_of(which, swarm, EngineConfig(state=state))
         for which, swarm in zip((experts, alone), swarms, strict=True)
     ]
     fits = state == "weights" and spare == 0
@@ -341,14 +342,14 @@ def test_particles_move_as_their_settings_say(dtype, randomness, rounding):
     config = SwarmConfig(particles=4, seed=2**34 + 1, randomness=randomness, restart_patience=0.1)
     swarm = Swarm(config, 4)
     experts = pool(random_rows(4, 64, dtype, 0))
-    particles = Population(experts, swarm, EngineConfig(rounding=rounding), torch.device("cpu"))
+    particles = population_of(experts, swarm, EngineConfig(rounding=rounding))
     shard, earlier = particles._weights, []
-    for move in search(swarm, particles, 6, lambda: earlier.append((shard.rows.clone(), copy.copy(shard.table)))):
+    for moves in search(swarm, particles, 6, lambda: earlier.append((shard.rows.clone(), copy.copy(shard.table)))):
         rows, table = earlier.pop()
-        lines = torch.from_numpy(table.update(move.restarts))
+        lines = torch.from_numpy(table.update(moves.restarts))
         swarm_update_rows_(
-            *(rows, lines, table.g, table.w, torch.from_numpy(move.coefficients), move.step_length),
-            **{"rounding": rounding, "randomness": randomness, "seed": 2**34 + 1, "iteration": move.iteration},
+            *(rows, lines, table.g, table.w, torch.from_numpy(moves.coefficients), moves.step_length),
+            **{"rounding": rounding, "randomness": randomness, "seed": 2**34 + 1, "iteration": moves.iteration},
         )
         assert_same(shard.rows, rows)
         assert (particles.global_best_mixture() is None) == (randomness == "coordinate")
@@ -358,7 +359,7 @@ def test_with_coordinates_a_position_leaves_the_span_of_the_experts():
     for randomness, inside in (("particle", True), ("coordinate", False)):
         values = random_rows(3, 64, torch.float32, 0)
         swarm = Swarm(SwarmConfig(particles=3, randomness=randomness), 3)
-        particles = Population(pool(values), swarm, EngineConfig(), torch.device("cpu"))
+        particles = population_of(pool(values), swarm, EngineConfig())
         assert len(list(search(swarm, particles, 3))) == 3
         left = torch.linalg.lstsq(values.double().T, particles.row(1).double()[:, None])
         residual = (values.double().T @ left.solution - particles.row(1).double()[:, None]).norm()
@@ -405,7 +406,7 @@ def test_experts_that_were_brought_to_a_device_are_let_go(state):
     if state == "mixture":
         experts.rows = SimpleNamespace(to=lambda device: values.clone())
     swarm = Swarm(SwarmConfig(particles=4), 3)
-    particles = Population(experts, swarm, EngineConfig(state=state), torch.device("cpu"))
+    particles = population_of(experts, swarm, EngineConfig(state=state))
     if particles._weights is not None:
         assert particles._weights.rows.data_ptr() == particles._experts.data_ptr() != values.data_ptr()
         assert_same(particles._weights.rows[:3], values)

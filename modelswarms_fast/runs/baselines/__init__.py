@@ -80,11 +80,6 @@ def loss(utility: float) -> float:
     return -utility if np.isfinite(utility) else 1e9
 
 
-def best_of(utilities: Floats) -> int:
-    """The number of the highest utility, the first of equals; a NaN is none."""
-    return int(np.where(np.isfinite(utilities), utilities, -np.inf).argmax())
-
-
 def by_dev(experiment: Experiment) -> list[int]:
     """The experts, the best on dev first."""
     order: list[int] = np.argsort([loss(utility) for utility in experiment.initial], kind="stable").tolist()

@@ -21,7 +21,8 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import Normalizer
 
-from modelswarms_fast.runs.baselines import Choice, best_of
+from modelswarms_fast.runs.baselines import Choice
+from modelswarms_fast.swarm import best_of
 from modelswarms_fast.runs.baselines.ensembles import Ensemble
 from modelswarms_fast.errors import InputError
 from modelswarms_fast.runs.experiment import Experiment

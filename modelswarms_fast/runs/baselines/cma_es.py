@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 from cmaes import CMA
 
-from modelswarms_fast.runs.baselines import Choice, best_of, loss, mixture_choice
+from modelswarms_fast.runs.baselines import Choice, loss, mixture_choice
+from modelswarms_fast.swarm import best_of
 from modelswarms_fast.runs.experiment import Experiment
 from modelswarms_fast.swarm import Floats
 

@@ -8,7 +8,8 @@ from functools import partial
 import numpy as np
 import torch
 
-from modelswarms_fast.runs.baselines import Choice, best_of, tensors
+from modelswarms_fast.runs.baselines import Choice, tensors
+from modelswarms_fast.swarm import best_of
 from modelswarms_fast.weights.experts import Experts
 from modelswarms_fast.weights.layout import TensorSpec
 from modelswarms_fast.runs.experiment import Experiment

@@ -2,11 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
-import torch
-
-from modelswarms_fast.engines.protocol import Engine
 from modelswarms_fast.engines.ensemble.engine import EnsembleEngine, Fuse, Member, Route
 from modelswarms_fast.engines.transformers import TransformersEngine
 from modelswarms_fast.evaluation.evaluator import Evaluator
@@ -22,38 +17,19 @@ class Ensemble:
         longest = experiment.engine.max_model_len
         model = TransformersEngine(experiment.base_folder, experiment.experts, dtype=dtype, max_model_len=longest)
         self.engine = EnsembleEngine([Member(model, row) for row in experiment.experts.rows], fuse=fuse)
-        self._session, self._evaluator = experiment, Evaluator(self.engine, experiment.utility)
+        self._experiment, self._evaluator = experiment, Evaluator(self.engine, experiment.utility)
 
     def scores(self, route: Route, split: str) -> Scores:
         """Scores on each example of a split with the coefficients that `route` gives each prompt.
 
         The experiment counts a prompt for each expert that has read it.
         """
-        before, spent = self.engine.passes, self._session.evaluator.spent
-        tally = self._evaluator.score_population(_Routed(route), [0], split)[0]
+        before, spent = self.engine.passes, self._experiment.evaluator.spent
+        self.engine.load_route(0, route)
+        scores = self._evaluator.score_loaded(split)
         spent.prompts += self.engine.passes - before
-        return tally.known
+        return scores
 
     def dev(self, route: Route) -> float:
         """Utility on dev."""
-        return self._session.utility_of("dev", self.scores(route, "dev"))
-
-
-class _Routed:
-    """One position whose coefficients depend on the prompt."""
-
-    def __init__(self, route: Route) -> None:
-        self._route = route
-
-    def key(self, particle: int) -> bytes | None:
-        return None
-
-    def load(self, engine: Engine, slot: int, particle: int) -> None:
-        assert isinstance(engine, EnsembleEngine)
-        engine.load_route(slot, self._route)
-
-    def row(self, particle: int) -> torch.Tensor:
-        raise NotImplementedError("a route is no row")
-
-    def prefetch(self, particles: Sequence[int]) -> None:
-        pass
+        return self._experiment.utility_of("dev", self.scores(route, "dev"))

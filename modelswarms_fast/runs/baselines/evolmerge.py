@@ -9,7 +9,8 @@ import numpy as np
 import torch
 from cmaes import CMA
 
-from modelswarms_fast.runs.baselines import Choice, best_of, loss, named
+from modelswarms_fast.runs.baselines import Choice, loss, named
+from modelswarms_fast.swarm import best_of
 from modelswarms_fast.runs.baselines.dare_ties import merge
 from modelswarms_fast.weights.layout import TensorSpec
 from modelswarms_fast.runs.experiment import Experiment

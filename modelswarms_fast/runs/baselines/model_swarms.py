@@ -22,7 +22,7 @@ def run(experiment: Experiment, budget: int, seed: int, **settings: Any) -> Choi
         raise InputError(f"the budget is {budget} evaluations, less than the {particles} particles; give more.")
     most = {"iterations": min(budget // particles - 1, settings.get("iterations", budget))}
     config = SwarmConfig(**{"seed": seed, "particles": particles} | settings | most)
-    found = experiment.swarm(config)
+    found = experiment.search(config)
 
     def test() -> Scores:
         if found.mixture is not None and experiment.engine_config.state == "mixture":

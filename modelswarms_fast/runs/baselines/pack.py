@@ -11,7 +11,8 @@ from functools import cache
 import numpy as np
 import torch
 
-from modelswarms_fast.runs.baselines import Choice, best_of
+from modelswarms_fast.runs.baselines import Choice
+from modelswarms_fast.swarm import best_of
 from modelswarms_fast.runs.baselines.ensembles import Ensemble
 from modelswarms_fast.engines.ensemble.engine import EnsembleEngine, Route
 from modelswarms_fast.errors import InputError

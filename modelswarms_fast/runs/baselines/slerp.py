@@ -12,7 +12,8 @@ from functools import partial
 import numpy as np
 import torch
 
-from modelswarms_fast.runs.baselines import Choice, best_of, by_dev
+from modelswarms_fast.runs.baselines import Choice, by_dev
+from modelswarms_fast.swarm import best_of
 from modelswarms_fast.weights.layout import Layout
 from modelswarms_fast.runs.experiment import Experiment
 

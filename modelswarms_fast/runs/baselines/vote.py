@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from modelswarms_fast.runs.baselines import Choice, best_of, loss, named
+from modelswarms_fast.runs.baselines import Choice, loss, named
+from modelswarms_fast.swarm import best_of
 from modelswarms_fast.runs.experiment import Experiment
 from modelswarms_fast.evaluation.objectives import Answer, Utility
 

@@ -1,0 +1,56 @@
+"""Scores that are known already: a position is evaluated once on a split."""
+
+from __future__ import annotations
+
+import hashlib
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from modelswarms_fast.evaluation.early_stopping import PartialScores
+
+# Bytes of scores that a search keeps of positions it has been at: 9 for each example, so 9,000 positions of 200
+# examples. Only a position that comes back after so many others is evaluated again.
+KEPT_BYTES = 16 << 20
+
+
+def digest(row: torch.Tensor) -> bytes:
+    """16 bytes that name the exact content of a row [D]: BLAKE2b."""
+    data = row.detach().contiguous().cpu().view(torch.uint8).numpy().data
+    return hashlib.blake2b(data, digest_size=16).digest()
+
+
+class ScoreCache:
+    """Scores by split and exact position, of whole and of partial evaluations; the oldest go when it is full."""
+
+    def __init__(self, room: int = KEPT_BYTES) -> None:
+        """`room` in bytes of scores."""
+        self._room = room
+        self._bytes = 0
+        self._kept: dict[tuple[str, bytes], tuple[npt.NDArray[np.float64], npt.NDArray[np.bool_]]] = {}
+
+    def fill(self, split: str, key: bytes | None, tally: PartialScores) -> int:
+        """Give a tally the scores that are known of its position; how many these are."""
+        if key is None or (kept := self._kept.get((split, key))) is None:
+            return 0
+        values, given = kept
+        for example in np.flatnonzero(given).tolist():
+            tally.scores[example] = float(values[example])
+        return int(given.sum())
+
+    def keep(self, split: str, key: bytes | None, tally: PartialScores) -> None:
+        """Remember the scores of a position, in place of what was known of it."""
+        if key is None:
+            return
+        if old := self._kept.pop((split, key), None):
+            self._bytes -= old[0].nbytes + old[1].nbytes
+        values = np.array(tally.scores, dtype=np.float64)  # None becomes NaN, which a score can be as well
+        given = np.ones(len(values), dtype=bool)
+        if not tally.complete:
+            given[:] = [score is not None for score in tally.scores]
+        self._kept[split, key] = (values, given)
+        self._bytes += values.nbytes + given.nbytes
+        while self._bytes > self._room:
+            values, given = self._kept.pop(next(iter(self._kept)))
+            self._bytes -= values.nbytes + given.nbytes

@@ -1,0 +1,200 @@
+"""The folder of a trial: opened or gone on with, and finished with the winner and a summary."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from modelswarms_fast.errors import InputError
+from modelswarms_fast.evaluation.objectives import named
+from modelswarms_fast.records import run_folder
+from modelswarms_fast.records.run_folder import Journal
+from modelswarms_fast.runs.experiment import Experiment
+from modelswarms_fast.runs.loop import Meter
+from modelswarms_fast.runs.trial import Trial, TrialSpec
+from modelswarms_fast.swarm import Swarm
+from modelswarms_fast.weights.export import export
+
+# What a config.json says beside what decides the numbers of a search. Sums in another order have other last digits.
+_TOLD = {"expert_products", "memory", "objective", "command", "host_memory", "device_memory", "spill", "state_reason"}
+
+
+def open_trial(
+    experiment: Experiment,
+    spec: TrialSpec,
+    folder: Path,
+    inputs: Mapping[str, Any],
+    *,
+    extra: Mapping[str, Any] | None = None,
+    most: int | None = None,
+    metered: bool = False,
+    told: Callable[[dict[str, Any]], None] = lambda line: None,
+) -> Trial:
+    """A trial with this folder: a new one, or that of the same search, cut before its end.
+
+    inputs: what config.json and summary.json say of the search beside its settings. extra: what config.json says
+    beside that, which decides no number. The rest is as in `Trial`.
+
+    Raises:
+        InputError: the folder holds a search with other settings, or cannot be written.
+    """
+    config = dict(inputs) | {"first": spec.first} | asdict(spec.config) | asdict(experiment.engine_config)
+    config = run_folder.plain(config)
+    old, path = [], folder / run_folder.HISTORY
+    if path.exists():
+        known = run_folder.read_json(folder / run_folder.CONFIG) if (folder / run_folder.CONFIG).exists() else config
+        for name in sorted((config.keys() | known.keys()) - _TOLD):
+            if config.get(name) != known.get(name):
+                raise InputError(
+                    f"{folder} holds a search with other settings ({name} differs); choose another folder"
+                )
+        old = run_folder.read_history(path)
+    swarm = Swarm(spec.config, len(experiment.names), spec.first)
+    population = experiment.population(swarm)
+    try:
+        run_folder.make_folder(folder)
+        # Written anew as far as it is whole: a line that a crash cut off must not stand before the next one.
+        run_folder.write_text(path, "".join(run_folder.to_line(line) for line in old))
+        told_too = {"expert_products": experiment.expert_products} | dict(extra or {})
+        run_folder.write_json(folder / run_folder.CONFIG, config | told_too)
+        journal = Journal(path)
+    except BaseException:
+        population.close()
+        raise
+    return Trial(
+        spec.name,
+        experiment.loop(swarm, population),
+        experiment.evaluator,
+        journal,
+        recorded=old,
+        most=most,
+        meter=Meter(experiment.evaluator) if metered else None,
+        told=told,
+    )
+
+
+def close_trial(trial: Trial) -> None:
+    """Let go of its rows and its file."""
+    trial.loop.population.close()
+    assert isinstance(trial.record, Journal)
+    trial.record.close()
+
+
+def finish_trial(experiment: Experiment, trial: Trial, inputs: Mapping[str, Any]) -> dict[str, Any]:
+    """Export the best on dev, then write summary.json; returns its content.
+
+    Raises:
+        InputError: one of them cannot be written.
+    """
+    assert isinstance(trial.record, Journal)
+    folder = trial.record.folder
+    export_winner(experiment, trial, folder, inputs)
+    summary = summary_of(experiment, trial, inputs)
+    run_folder.write_json(folder / run_folder.SUMMARY, summary)
+    return summary
+
+
+def export_winner(
+    experiment: Experiment, trial: Trial, folder: Path, inputs: Mapping[str, Any], particle: int | None = None
+) -> None:
+    """Write the personal best of a particle, or the global best, as the folder's model."""
+    swarm, population = trial.loop.swarm, trial.loop.population
+    if particle is None:
+        row, dev, coefficients = population.global_best(), swarm.global_best, population.global_best_mixture()
+    else:
+        row, dev = population.row(particle, best=True), float(swarm.personal_best[particle])
+        coefficients = population.best_mixture(particle)
+    mixture = None if coefficients is None else dict(zip(experiment.names, coefficients, strict=True))
+    facts = {name: value for name, value in inputs.items() if name in _ON_THE_CARD}
+    settings = asdict(swarm.config) | asdict(experiment.engine_config)
+    provenance = facts | {"utility": inputs.get("task"), "dev": dev, "mixture": mixture, "settings": settings}
+    where = folder / run_folder.GLOBAL_BEST
+    export(where, row, experiment.experts, base=experiment.base_folder, provenance=provenance)
+
+
+_ON_THE_CARD = ("base", "task", "dataset", "data", "scoring", "options", "experts")
+
+
+def summary_of(experiment: Experiment, trial: Trial, inputs: Mapping[str, Any]) -> dict[str, Any]:
+    """What a search has found and what it has cost, for summary.json; of test it says nothing."""
+    config, engine = trial.loop.swarm.config, experiment.engine
+    summary = dict(inputs) | {
+        "name": trial.name,
+        "particles": config.particles,
+        "seed": config.seed,
+        "state": experiment.engine_config.state,
+        "serve": engine.serve,
+        "auto_timings": engine.auto_timings,
+        "engine": experiment.engine_config.engine,
+        "dtype": str(engine.dtype).removeprefix("torch."),
+        "iterations": trial.iterations,
+        "stopped": trial.stopped,
+        **trial.start_and_end(experiment.names),
+        "objective": experiment.utility.report(),
+        "evaluations": trial.evaluations,
+        "wall_seconds": time.perf_counter() - trial.began,
+    }
+    return summary if trial.meter is None else summary | trial.meter.total()
+
+
+def check_out(out: Path, *, overwrite: bool, resume: bool = False) -> None:
+    """Refuse a run folder that cannot be written, or that holds something else than is said; touch nothing.
+
+    Raises InputError.
+    """
+    run_folder.check_name(out)
+    if not resume:
+        run_folder.check_run_folder(out, overwrite)
+    elif overwrite:
+        raise InputError("overwrite and resume contradict each other; give one of them.")
+    elif not (out / run_folder.HISTORY).exists():
+        raise InputError(f"{out} holds no {run_folder.HISTORY}, so there is nothing to resume; leave resume out.")
+    elif (out / run_folder.SUMMARY).exists():
+        raise InputError(f"the run in {out} has ended; there is nothing to resume.")
+
+
+def keep_sources(out: Path, sources: Iterable[str | Path | None]) -> None:
+    """Refuse a run folder in which a model that the run is given would be replaced. Raises InputError."""
+    winner = Path(out, run_folder.GLOBAL_BEST).resolve()
+    for source in sources:
+        if source is not None and Path(source).resolve().is_relative_to(winner):
+            raise InputError(f"{source} would be replaced by the winner of this search; choose another run folder.")
+
+
+def claim_folder(folder: Path, name: str, asked: dict[str, Any]) -> None:
+    """Have the folder say in a file of this name what is asked for. Raises InputError if it says something else."""
+    if (folder / name).exists():
+        if run_folder.read_json(folder / name) != run_folder.plain(asked):
+            raise InputError(f"{folder} holds searches of other arguments ({name}); choose another folder")
+        return
+    run_folder.check_name(folder)
+    run_folder.check_run_folder(folder)
+    run_folder.make_folder(folder)
+    run_folder.write_json(folder / name, asked)
+
+
+def inputs_of(experiment: Experiment, *, base: str, task: str, data: Any, **settings: Any) -> dict[str, Any]:
+    """What all searches of an experiment share, and what their numbers depend on beside the settings."""
+    optional: dict[str, Any] = {
+        "limit_dev": None,
+        "limit_test": None,
+        "max_tokens": None,
+        "scoring": "generate",
+        "options": {},
+        "confirm": 0,
+    }
+    return {
+        "base": base,
+        "task": task,
+        "dataset": experiment.utility.dataset,
+        "data": named(data),
+        "experts": list(experiment.names),
+        "sources": list(experiment.experts.sources),
+        "weights": experiment.expert_digests,
+        **{f"{split}_examples": len(examples) for split, examples in experiment.utility.examples.items()},
+        **experiment.utility.digests(),
+        **{name: default if settings.get(name) is None else settings[name] for name, default in optional.items()},
+    }
