@@ -26,7 +26,8 @@ from modelswarms_fast.evaluation.requests import PendingExample, RequestTracker
 from modelswarms_fast.evaluation.score_cache import ScoreCache
 from modelswarms_fast.evaluation.spent import Spent
 from modelswarms_fast.records.trace import Trace
-from modelswarms_fast.weights.population import Position, name_of_row
+from modelswarms_fast.weights.population import Position
+from modelswarms_fast.weights.row_name import row_name
 
 # Examples under way in an engine, of all its particles together, even where fewer could decide them: a step has a cost
 # of its own, and an example that is dropped has cost its prompt. Measured in docs/log.md, but for GPUs.
@@ -188,7 +189,7 @@ class Evaluator:
     ) -> Generator[tuple[int, PartialScores]]:
         """Scores of candidates as they are complete or, where they have limits, decided, while others are worked on.
 
-        Before each step of the engine arrivals(idle) gives further candidates, by numbers that it has not given before.
+        Before each step of the engine arrivals(idle) gives further candidates, by numbers that no other has that is there.
         If idle, there is nothing else to do: it may wait for some, and if it gives none the stream ends. Closed before
         that, it drops what runs.
         """
@@ -210,7 +211,7 @@ class Evaluator:
 
     def score_model(self, row: torch.Tensor, split: str) -> Scores:
         """Scores of one row [D] on each example of the split, from a slot of each engine at once."""
-        name, scores = name_of_row(row), self.partial_scores(split)
+        name, scores = row_name(row), self.partial_scores(split)
         self.spent.reused += self._cache.fill(split, name, scores)
         if not scores.complete:
             slots = self._load_everywhere(row)

@@ -2,23 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
-
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from modelswarms_fast.evaluation.early_stopping import PartialScores
 
 # Bytes of scores that a search keeps of positions it has been at: 9 for each example, so 9,000 positions of 200
 # examples. Only a position that comes back after so many others is evaluated again.
 KEPT_BYTES = 16 << 20
-
-
-def digest(row: torch.Tensor) -> bytes:
-    """16 bytes that name the exact content of a row [D]: BLAKE2b."""
-    data = row.detach().contiguous().cpu().view(torch.uint8).numpy().data
-    return hashlib.blake2b(data, digest_size=16).digest()
 
 
 class ScoreCache:

@@ -13,7 +13,6 @@ from typing import Any, Literal, Self
 import numpy as np
 import numpy.typing as npt
 import torch
-from rich.console import Console
 
 from modelswarms_fast.config import EngineConfig, SwarmConfig
 from modelswarms_fast.engines.parity_check import make_parity_check
@@ -25,6 +24,7 @@ from modelswarms_fast.evaluation.evaluator import Candidate, Evaluator
 from modelswarms_fast.evaluation.holdout import hold_back
 from modelswarms_fast.evaluation.objectives import Files, Scoring, load_utility
 from modelswarms_fast.evaluation.spent import Spent
+from modelswarms_fast.records.progress import log, phase, say
 from modelswarms_fast.records.trace import Trace
 from modelswarms_fast.runs.loop import SearchLoop
 from modelswarms_fast.runs.scheduler import run_alone
@@ -34,7 +34,8 @@ from modelswarms_fast.weights.arena import empty_rows
 from modelswarms_fast.weights.base_model import resolve_base
 from modelswarms_fast.weights.experts import Experts, inner_products, read_experts
 from modelswarms_fast.weights.placement import Placement, fits, plan_memory
-from modelswarms_fast.weights.population import MadeRow, MixtureOf, Population, mix_row, name_of_row
+from modelswarms_fast.weights.row_name import row_name
+from modelswarms_fast.weights.population import MadeRow, MixtureOf, Population, mix_row
 from modelswarms_fast.weights.row_table import count_rows
 from modelswarms_fast.weights.shared_memory import shared_rows
 
@@ -122,7 +123,8 @@ class Experiment:
         self._swarm, self._searches = dict(swarm or {}), searches
         self.why_state = "as asked for"
         """Why `engine_config.state` is what it is."""
-        self.experts: Experts = read_experts(experts, dtype=self.row_dtype, place=self._place)
+        with phase("reading the experts", show=progress):
+            self.experts: Experts = read_experts(experts, dtype=self.row_dtype, place=self._place)
         self.names = self.experts.names
         if self.engine_config.stop_early and self.utility.score_range is None:
             raise InputError(
@@ -141,15 +143,21 @@ class Experiment:
 
     def __enter__(self) -> Self:
         """Start the engine."""
-        if self._progress and self.placement is not None:
-            Console(stderr=True, soft_wrap=True).print(str(self.placement), highlight=False)
-        self.engine = start_engine(self.base_folder, self.experts, self.engine_config)
+        if self.placement is not None:
+            if self._progress:
+                say(f"{self.placement} (state {self.engine_config.state}: {self.why_state})")
+            log.info("%s", self.placement.details())
+        with phase(f"starting {self.engine_config.engine}", show=self._progress):
+            self.engine = start_engine(self.base_folder, self.experts, self.engine_config)
         try:
             splits, engines = tuple(self.utility.asks), self.engine_config.engines
             self.evaluator = Evaluator(self.engine, self.utility, splits, self._trace, engines)
             if self.engine_config.serve == "auto":
-                self.engine.autotune(self.evaluator.prompts("dev"), self.utility.max_tokens)
-            self.evaluator.parity_check = make_parity_check(self.engine, self.base_folder, self.experts, self.engine_config)
+                with phase("timing the ways to serve", show=self._progress):
+                    self.engine.autotune(self.evaluator.prompts("dev"), self.utility.max_tokens)
+            with phase("preparing the parity check", show=self._progress and self.engine_config.parity_check != "off"):
+                config = self.engine_config
+                self.evaluator.parity_check = make_parity_check(self.engine, self.base_folder, self.experts, config)
             self._calibrate()
         except BaseException:
             self.engine.close()
@@ -190,7 +198,7 @@ class Experiment:
     @cached_property
     def expert_digests(self) -> list[str]:
         """What names the weights of each expert, so that results of others are not taken for theirs."""
-        return [name_of_row(row).hex() for row in self.experts.rows]
+        return [row_name(row).hex() for row in self.experts.rows]
 
     def utility_of(self, split: str, scores: Sequence[float]) -> float:
         """The utility of a particle with these scores on a split."""

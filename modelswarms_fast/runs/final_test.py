@@ -16,7 +16,8 @@ from modelswarms_fast.errors import InputError
 from modelswarms_fast.evaluation.evaluator import Evaluator
 from modelswarms_fast.weights.experts import Experts
 from modelswarms_fast.records.run_folder import ENSEMBLE, TEST_SCORES, write_json
-from modelswarms_fast.weights.population import Population, mix_row, name_of_row
+from modelswarms_fast.weights.row_name import row_name
+from modelswarms_fast.weights.population import Population, mix_row
 from modelswarms_fast.runs.experiment import Experiment
 from modelswarms_fast.swarm import Floats, Swarm
 from modelswarms_fast.evaluation.objectives import Answer, Utility
@@ -80,11 +81,11 @@ def score_groups(evaluator: Evaluator, groups: Mapping[str, Rows]) -> dict[str, 
         found[name] = {"scores": [], "labels": []}
         for make in rows:
             row = make()
-            if (result := known.get(name_of_row(row))) is None:
+            if (result := known.get(row_name(row))) is None:
                 answers = evaluator.generate(row, "test")
                 scores = utility.score("test", range(len(answers)), answers)
                 result = scores, [_label(utility, index, answers[index], scores[index]) for index in range(len(scores))]
-                known[name_of_row(row)] = result
+                known[row_name(row)] = result
             found[name]["scores"].append(result[0])
             found[name]["labels"].append(result[1])
     return found

@@ -7,6 +7,7 @@ particles of the others. A trial by itself does the same without a thread.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import closing
@@ -58,7 +59,7 @@ class Scheduler:
         self._under_way: list[Trial] = []
         self._owners: dict[int, tuple[Trial, int]] = {}
         self._limits: dict[int, DecisionBounds] = {}
-        self._next_number = 0
+        self._numbers = itertools.count()
 
     def run(self) -> None:
         """Run them.
@@ -144,11 +145,11 @@ class Scheduler:
             self._trials.ended(trial)
         numbered = {}
         for particle, candidate in wanted.items():
-            self._owners[self._next_number] = (trial, particle)
+            number = particle if self._pool is None else next(self._numbers)
+            self._owners[number] = (trial, particle)
             if trial.loop.limits is not None:
-                self._limits[self._next_number] = trial.loop.limits[particle]
-            numbered[self._next_number] = candidate
-            self._next_number += 1
+                self._limits[number] = trial.loop.limits[particle]
+            numbered[number] = candidate
         return numbered
 
 

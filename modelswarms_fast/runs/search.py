@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import fields
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,8 @@ from modelswarms_fast.config import EngineConfig, SwarmConfig
 from modelswarms_fast.evaluation.holdout import CONFIRM
 from modelswarms_fast.evaluation.objectives import Files, Scoring
 from modelswarms_fast.records import run_folder
-from modelswarms_fast.records.progress import Progress
+from modelswarms_fast.records.metrics_log import MetricsKind, open_log
+from modelswarms_fast.records.progress import Progress, phase
 from modelswarms_fast.records.report import write_report
 from modelswarms_fast.runs.confirm import confirm as choose
 from modelswarms_fast.runs.experiment import Experiment, check_together
@@ -29,6 +30,7 @@ from modelswarms_fast.runs.trial_folder import (
     keep_sources,
     open_trial,
 )
+from modelswarms_fast.swarm import Swarm
 from modelswarms_fast.weights.experts import read_experts, read_model
 
 
@@ -50,6 +52,7 @@ def search(
     trace: str | Path | None = None,
     confirm: int = 0,
     final_test: bool = False,
+    log: MetricsKind | None = None,
     command: Sequence[str] | None = None,
     **settings: Any,
 ) -> dict[str, Any]:
@@ -75,6 +78,7 @@ def search(
             candidates are scored on them, and the best there is the winner.
         final_test: score every expert, and every particle at its end and at its best, on test too, for the analyses
             of the report; they are in test_scores.json. Nothing is chosen by it.
+        log: "tensorboard" or "wandb": write the numbers of each iteration there, too.
         command: the words of a command that would repeat the run, for the report.
         settings: fields of SwarmConfig and EngineConfig; `particles` defaults to the number of experts.
 
@@ -106,6 +110,7 @@ def search(
         experts, **where, out=out, swarm=swarm_settings, searches=None, **data_settings, **shown, **engine_settings
     )
     spec = TrialSpec("search", SwarmConfig(**({"particles": len(experiment.names)} | swarm_settings)))
+    Swarm(spec.config, len(experiment.names))  # refuses fewer particles than experts
     keep_sources(out, (*experiment.experts.sources, experiment.base_folder))
     inputs = inputs_of(experiment, **where, **data_settings)
     with ExitStack() as stack:
@@ -117,10 +122,17 @@ def search(
         stack.enter_context(run_folder.locked(out))
         extra = memory | {"objective": experiment.utility.report(), "command": command}
         evaluator = experiment.evaluator
+        metrics = None
+        if log is not None:
+            run_folder.make_folder(out)
+            metrics = open_log(log, out, run_folder.plain(inputs | asdict(spec.config)))
+            stack.callback(metrics.close)
         with Progress(progress, spec.config.iterations, spec.config.particles) as bar:
 
             def told(line: dict[str, Any]) -> None:
                 bar.iteration(line["iteration"], line["global_best"]["utility"], evaluator.spent.prompts)
+                if metrics is not None:
+                    metrics.append(line)
 
             trial = open_trial(experiment, spec, out, inputs, extra=extra, metered=True, told=told)
             stack.callback(close_trial, trial)
@@ -139,14 +151,16 @@ def search(
         if confirm:
             _confirm(experiment, trial, inputs, summary, out)
         testing = time.perf_counter()
-        _test(experiment, trial, summary, out, confirm=bool(confirm))
+        with phase("scoring the winner on test", show=progress):
+            _test(experiment, trial, summary, out, confirm=bool(confirm))
         if final_test:
             every = read_experts(list(experiment.experts.sources), dtype=experiment.row_dtype)
             write_test_scores(evaluator, every, trial.loop.swarm, trial.loop.population, out)
         now = time.perf_counter()
         summary["seconds"] |= {"test": now - testing, "total": now - started}
         run_folder.write_json(out / run_folder.SUMMARY, summary)
-        write_report(out)
+        with phase("writing the report", show=progress):
+            write_report(out)
         experiment.check_base()
         return summary
 

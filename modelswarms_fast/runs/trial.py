@@ -78,6 +78,7 @@ class Trial:
 
         `experts`: their scores on dev, if they are known. Else they are scored as any particle.
         """
+        self._evaluator.trace.now = {"iteration": 0}
         if self._recorded:
             return self._advance(self._from_record(), stop)
         known = {} if experts is None else {p: experts[e] for p, e in enumerate(self.loop.swarm.first)}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -17,6 +16,7 @@ from modelswarms_fast.weights.arena import empty_rows
 from modelswarms_fast.weights.experts import Experts
 from modelswarms_fast.weights.placement import Placement
 from modelswarms_fast.weights.row_cache import RowCache
+from modelswarms_fast.weights.row_name import row_name
 from modelswarms_fast.weights.row_table import count_rows
 from modelswarms_fast.weights.rows import SwarmRows
 
@@ -30,12 +30,6 @@ class Position(NamedTuple):
     """[D] weights."""
     mixture: torch.Tensor | None = None
     """[n] coefficients of the experts that the engine was started with."""
-
-
-def name_of_row(row: torch.Tensor) -> bytes:
-    """16 bytes that name the exact content of a row [D]."""
-    data = row.detach().contiguous().cpu().view(torch.uint8).numpy().data
-    return hashlib.blake2b(data, digest_size=16).digest()
 
 
 def mix_row(experts: Experts, mixture: torch.Tensor) -> torch.Tensor:
@@ -58,7 +52,7 @@ class MadeRow:
 
     def name(self) -> bytes | None:
         """Names the row."""
-        return name_of_row(self.row())
+        return row_name(self.row())
 
     def position(self) -> Position:
         """The row."""
@@ -242,7 +236,7 @@ class Population:
         if self._weights is not None:
             row = self._weights.personal_best(particle) if best else self._weights.position(particle)
             if row.device.type == "cpu":
-                return name_of_row(row)
+                return row_name(row)
         return None if self._mixtures is None else self._mixture(particle, best).numpy().tobytes()
 
     def position(self, particle: int, best: bool = False) -> Position:

@@ -3,6 +3,7 @@
 import gc
 import logging
 import signal
+from functools import partial
 from pathlib import Path
 
 import helpers_group
@@ -21,6 +22,7 @@ from modelswarms_fast.runs import experiment
 from modelswarms_fast.runs.search import search
 from modelswarms_fast.weights.base_model import resolve_base
 from modelswarms_fast.weights.experts import read_experts
+from modelswarms_fast.weights.population import MadeRow
 from modelswarms_fast.weights.shared_memory import shared_rows
 
 pytestmark = [pytest.mark.vllm, pytest.mark.slow]
@@ -127,22 +129,6 @@ def test_two_engines_serve_as_one_of_them_chooses(find):
     assert together["end"] == alone["end"]
 
 
-class Rows:
-    """Population for an evaluator that are these rows."""
-
-    def __init__(self, rows):
-        self.row = rows.__getitem__
-
-    def key(self, particle):
-        return None
-
-    def load(self, engine, slot, particle):
-        engine.load(slot, self.row(particle))
-
-    def prefetch(self, particles):
-        pass
-
-
 def test_two_vllm_engines_score_as_one(tmp_path):
     """Two processes of one thread each, against one such process: the same particles, the same scores."""
     base = resolve_base(BASE)
@@ -151,7 +137,9 @@ def test_two_vllm_engines_score_as_one(tmp_path):
     config = EngineConfig(engines=2, max_model_len=512, parity_check="off")
     group = start_engine(base, experts, config)
     try:
-        tallies = Evaluator(group, utility).score_population(Rows(experts.rows), range(4), "dev")
+        tallies = Evaluator(group, utility).score_population(
+            {number: MadeRow(partial(experts.rows.__getitem__, number)) for number in range(4)}, "dev"
+        )
         together = {particle: tally.known for particle, tally in tallies.items()}
         probe = Request(0, list(group.tokenizer("Which is larger?")["input_ids"]))
         group.load(0, experts.rows[0])

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from modelswarms_fast.runs.baselines import METHODS, Choice, best_of, load_method
+from modelswarms_fast.swarm import best_of
+from modelswarms_fast.runs.baselines import METHODS, Choice, load_method
 from modelswarms_fast.runs.baselines.cma_es import affine
 from modelswarms_fast.runs.baselines.evolmerge import layer_of
 from modelswarms_fast.runs.baselines.random_search import draw

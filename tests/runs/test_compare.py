@@ -12,7 +12,7 @@ from helpers_search import arguments_of
 
 from modelswarms_fast.runs import baselines
 from modelswarms_fast.cli import main
-from modelswarms_fast.runs import compare
+from modelswarms_fast.runs import compare as module
 from modelswarms_fast.weights import population
 from modelswarms_fast.runs import experiment
 from modelswarms_fast.runs.baselines import METHODS
@@ -70,15 +70,6 @@ def test_model_swarms_is_the_search(compared, tiny, tmp_path):
     assert content["methods"]["best_expert"]["test"] == alone["start"]["test"]
 
 
-def test_rows_without_a_name_are_not_counted_twice(tiny, tmp_path, monkeypatch):
-    """The experts are then evaluated again within the search, and no more is added."""
-    for module in (particles, experiment):
-        monkeypatch.setattr(module, "LARGEST_NAMED", 0)
-    content = compare(**arguments_of(tiny, out=tmp_path / "out", budget=BUDGET, methods=["model_swarms"]))
-    found = content["methods"]["model_swarms"]
-    assert found["prompts"] == found["evaluations"] * 12 == BUDGET * 12
-
-
 def test_both_states_find_the_same(tiny, tmp_path):
     found = [
         compare(**arguments_of(tiny, out=tmp_path / state, budget=7, methods=["cma_es", "lorahub"], state=state))
@@ -118,7 +109,7 @@ def test_a_run_that_was_cut_goes_on(tiny, tmp_path, monkeypatch):
 
         return noted
 
-    monkeypatch.setattr(comparison, "load_method", loading)
+    monkeypatch.setattr(module, "load_method", loading)
     with pytest.raises(KeyboardInterrupt):
         compare(**arguments)
     file = tmp_path / "out" / "baselines.json"
@@ -129,7 +120,7 @@ def test_a_run_that_was_cut_goes_on(tiny, tmp_path, monkeypatch):
     assert content["methods"]["best_expert"] == first["best_expert"]
     assert list(content["against_model_swarms"]) == ["best_expert", "uniform_soup"]
 
-    monkeypatch.setattr(compare.Experiment, "__enter__", lambda self: pytest.fail("an engine is started for nothing"))
+    monkeypatch.setattr(module.Experiment, "__enter__", lambda self: pytest.fail("an engine is started for nothing"))
     assert compare(**arguments) == content
 
 
@@ -182,7 +173,7 @@ def test_a_file_that_holds_nothing_is_not_taken_for_results(tiny, tmp_path):
 
 
 def test_what_cannot_be_used_is_refused_before_an_engine_starts(tiny, tmp_path, monkeypatch):
-    monkeypatch.setattr(compare.Experiment, "__enter__", lambda self: pytest.fail("an engine was started"))
+    monkeypatch.setattr(module.Experiment, "__enter__", lambda self: pytest.fail("an engine was started"))
     arguments = arguments_of(tiny, out=tmp_path / "out", budget=6)
     with pytest.raises(InputError, match="no method 'swarms'"):
         compare(**arguments | {"methods": ["swarms"]})

@@ -31,7 +31,7 @@ def test_searches_in_a_session_are_those_alone(experiment, tiny, tmp_path):
     experts = experiment.experts.rows.clone()
     for seed, particles in ((5, 5), (6, 3)):
         config = SwarmConfig(particles=particles, iterations=3, seed=seed)
-        found = experiment.swarm(config)
+        found = experiment.search(config)
         out = tmp_path / str(seed)
         alone = search(**tiny | {"seed": seed}, out=out, particles=particles, state=state)
         assert found.dev == alone["end"]["dev"]
@@ -48,7 +48,7 @@ def test_searches_in_a_session_are_those_alone(experiment, tiny, tmp_path):
 def test_the_experts_are_evaluated_once(experiment):
     initial = experiment.initial
     spent = experiment.evaluator.spent.copy()
-    found = experiment.swarm(SwarmConfig(particles=3, iterations=0))
+    found = experiment.search(SwarmConfig(particles=3, iterations=0))
     assert found.utilities.tolist() == initial.tolist()
     assert experiment.evaluator.spent.evaluations == spent.evaluations
     assert found.spent.reused == 3 * 12
@@ -98,9 +98,9 @@ def test_a_session_refuses_what_search_refuses(tiny):
 def test_contradictions_with_the_engine_are_refused(experiment):
     if experiment.engine_config.state == "mixture":
         with pytest.raises(InputError, match="coordinate"):
-            experiment.swarm(SwarmConfig(particles=3, randomness="coordinate"))
+            experiment.search(SwarmConfig(particles=3, randomness="coordinate"))
     else:
-        found = experiment.swarm(SwarmConfig(particles=3, iterations=2, randomness="coordinate"))
+        found = experiment.search(SwarmConfig(particles=3, iterations=2, randomness="coordinate"))
         assert found.mixture is None
 
 

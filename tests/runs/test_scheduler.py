@@ -11,14 +11,16 @@ import numpy as np
 import pytest
 import torch
 from helpers_evaluate import ScriptedEngine, number, utility
+from helpers_population import population_of
 
-from modelswarms_fast.runs import scheduler
-from modelswarms_fast.runs import trial
+from modelswarms_fast.evaluation import evaluator
+from modelswarms_fast.runs import trial_folder, trial_queue
 from modelswarms_fast.config import EngineConfig, SwarmConfig
-from modelswarms_fast.runs.confirm import CANDIDATES, confirm, hold_back
+from modelswarms_fast.evaluation.holdout import hold_back
+from modelswarms_fast.runs.confirm import CANDIDATES, confirm
 from modelswarms_fast.errors import InputError
 from modelswarms_fast.evaluation.evaluator import Evaluator
-from modelswarms_fast.runs.scheduler import run_searches
+from modelswarms_fast.runs.trial_queue import run_searches
 from modelswarms_fast.runs.loop import SearchLoop
 from modelswarms_fast.records.run_folder import Journal, read_history
 from modelswarms_fast.weights.population import Population
@@ -44,23 +46,28 @@ class Fake:
         self.utility = utility(PROMPTS, score_range=(0.0, 1.0))
         self.evaluator = Evaluator(self.engine, self.utility)
         rows = torch.zeros(3, 1)
-        self.experts = SimpleNamespace(names=("a", "b", "c"), rows=rows, room=rows, layout=None)
+        self.names = ("a", "b", "c")
+        self.experts = SimpleNamespace(names=self.names, rows=rows, room=rows, layout=None)
         self.base_folder = None
         self.expert_products = [[1.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, 1.0]]
 
-    def particles(self, swarm):
-        return Population(self.experts, swarm, self.engine_config, torch.device("cpu"))
+    def population(self, swarm):
+        return population_of(self.experts, swarm, self.engine_config)
+
+    def loop(self, swarm, population):
+        order = self.evaluator.difficulty_order("dev") if self.engine_config.stop_early else None
+        return SearchLoop(swarm, population, self.utility, order)
 
     @property
     def initial_scores(self):
-        swarm = Swarm(SwarmConfig(particles=3), 3)
-        found = self.evaluator.score_population(self.particles(swarm), range(3), "dev")
+        population = self.population(Swarm(SwarmConfig(particles=3), 3))
+        found = self.evaluator.score_population(population.candidates(range(3)), "dev")
         return [found[index].known for index in range(3)]
 
 
 @pytest.fixture(autouse=True)
 def no_export(monkeypatch):
-    monkeypatch.setattr(trial, "export", lambda *arguments, **more: None)
+    monkeypatch.setattr(trial_folder, "export", lambda *arguments, **more: None)
     monkeypatch.setattr(Population, "global_best", lambda self: None)
 
 
@@ -119,11 +126,20 @@ def test_early_stopping_learns_from_the_particles_of_the_own_search(tmp_path, mo
 def test_particles_of_two_searches_share_a_batch(tmp_path, monkeypatch):
     of_slot, together, waited = {}, set(), [False] + [True] * 3000
     experiment = Fake()
-    load, step = scheduler._Shared.load, experiment.engine.step
+    initial = experiment.initial_scores
+    monkeypatch.setattr(Fake, "initial_scores", initial)
+    load, step = evaluator.load, experiment.engine.step
+    served = {}
+    position = Population.position
 
-    def noted(shared, engine, slot, number):
-        of_slot[slot] = shared.of[number][0].planned.name
-        load(shared, engine, slot, number)
+    def given(population, particle, best=False):
+        found = position(population, particle, best)
+        served[id(found)] = population
+        return found
+
+    def noted(engine, slot, found):
+        of_slot[slot] = id(served[id(found)])
+        load(engine, slot, found)
 
     def stepped():
         running = experiment.engine.running.values()
@@ -133,7 +149,8 @@ def test_particles_of_two_searches_share_a_batch(tmp_path, monkeypatch):
             return []
         return step()
 
-    monkeypatch.setattr(scheduler._Shared, "load", noted)
+    monkeypatch.setattr(Population, "position", given)
+    monkeypatch.setattr(evaluator, "load", noted)
     experiment.engine.step = stepped
     ran(tmp_path, experiment, at_once=2)
     assert max(map(len, together)) == 2
@@ -230,7 +247,7 @@ def test_a_budget_for_nothing_is_refused(tmp_path):
 
 def test_after_its_minutes_nothing_begins_and_what_runs_stops(tmp_path, monkeypatch):
     clock = [0.0]
-    monkeypatch.setattr(scheduler.time, "perf_counter", lambda: clock[0])
+    monkeypatch.setattr(trial_queue.time, "perf_counter", lambda: clock[0])
     append = Journal.append
 
     def later(journal, line):
@@ -304,7 +321,7 @@ def test_the_last_candidates_are_chosen_by_what_was_kept_back():
     swarm = SimpleNamespace(personal_best=np.array([0.2, 0.5, -np.inf, 0.9, 0.9, 0.4, 0.3]), global_best_particle=4)
     known = {4: 0.5, 3: 0.7, 1: 0.7, 5: np.nan, 6: 0.1}
 
-    def rows(source, particles, split):
+    def score(particles, split):
         assert split == "confirm"
         assert list(particles) == [4, 3, 1, 5, 6]  # not 0: there are CANDIDATES
         tallies = {one: PartialScores(1, lambda scores: scores[0]) for one in particles}
@@ -312,7 +329,7 @@ def test_the_last_candidates_are_chosen_by_what_was_kept_back():
             tally.scores = [known[one]]
         return tallies
 
-    evaluator = SimpleNamespace(rows=rows, utility=SimpleNamespace(utility_of=lambda split, scores: scores[0]))
-    found = confirm(evaluator, swarm, None)
+    judged = SimpleNamespace(score_population=score, utility=SimpleNamespace(utility_of=lambda split, scores: scores[0]))
+    found = confirm(judged, swarm, SimpleNamespace(candidates=lambda some, best: dict.fromkeys(some)))
     assert (found.particle, found.dev, found.confirm) == (3, 0.9, 0.7)  # of equals the better on dev
     assert len(found.candidates) == CANDIDATES

@@ -45,6 +45,7 @@ def test_run_folder_is_complete(run):
     arguments, out, summary = run
     assert sorted(path.name for path in out.iterdir()) == [
         "analysis.json",
+        "answers.json",
         "config.json",
         "global_best",
         "history.jsonl",
@@ -172,8 +173,8 @@ def held(monkeypatch):
         return found[-1]
 
     class Kept(Population):
-        def __init__(self, *arguments):
-            super().__init__(*arguments)
+        def __init__(self, *arguments, **more):
+            super().__init__(*arguments, **more)
             found.append(self)
 
     monkeypatch.setattr(experiment, "read_experts", reading)
@@ -215,7 +216,7 @@ def test_randomness_of_every_coordinate(tiny, tmp_path):
     lines = history_of(tmp_path / "run")
     assert [line["global_best_mixture"] for line in lines] == [None] * 4
     assert json.loads((tmp_path / "run" / "config.json").read_text())["randomness"] == "coordinate"
-    assert "so the global best is no mixture of the experts." in (tmp_path / "run" / "report.html").read_text()
+    assert "Every weight drew its own coefficients, so the winner is no mixture." in (tmp_path / "run" / "report.html").read_text()
 
     assert lines[-1]["global_best"]["utility"] > lines[0]["global_best"]["utility"], "the winner has moved"
     winner = read_experts([tmp_path / "run" / "global_best"], minimum=1).rows[0].double()
@@ -417,7 +418,7 @@ def test_a_budget_changes_where_rows_lie_and_not_a_bit(tiny, tmp_path, state, pa
 
 
 def test_a_failing_search_leaves_no_file_of_rows_and_no_thread(tiny, tmp_path, monkeypatch):
-    monkeypatch.setattr(Population, "update", lambda self, plan: 1 / 0)
+    monkeypatch.setattr(Population, "update", lambda self, *moves: 1 / 0)
     spill, threads = tmp_path / "spill", threading.active_count()
     spill.mkdir()
     with pytest.raises(ZeroDivisionError):
@@ -438,7 +439,7 @@ def test_a_failing_search_leaves_no_file_of_rows_and_no_thread(tiny, tmp_path, m
         ({"rounding": "stochastic", "row_dtype": "bfloat16", "state": "mixture"}, "state='mixture' rounds nothing"),
         ({"rounding": "up"}, "rounding is 'up'; choose one of 'nearest', 'stochastic'"),
         ({"randomness": "row"}, "randomness is 'row'; choose one of 'particle', 'unit', 'coordinate'"),
-        ({"particles": 1 << 40}, "bytes in all, do not fit into memory: give fewer experts or particles"),
+        ({"particles": 1 << 40}, "particles is 1099511627776; give at most 1000000"),
         ({"task": "sorting"}, "multiple_choice"),
         ({"data": "nowhere.json"}, "nowhere.json"),
         ({"experts": "nowhere"}, "nowhere"),

@@ -49,7 +49,7 @@ def test_early_stopping_keeps_the_search(wide, tmp_path):
     weights = [tmp_path / name / "global_best" / "adapter_model.safetensors" for name in ("whole", "early")]
     assert weights[0].read_bytes() == weights[1].read_bytes()
     assert json.loads((tmp_path / "early" / "config.json").read_text())["stop_early"] is True
-    assert f"{early['skipped_examples']:,} left out" in (tmp_path / "early" / "report.html").read_text()
+    assert f"{early['skipped_examples']:,} prompts left out" in (tmp_path / "early" / "report.html").read_text()
 
 
 def test_early_stopping_without_a_range_is_refused(tiny, tmp_path):
@@ -87,12 +87,6 @@ def test_a_swarm_that_stands_still_is_evaluated_once(tiny, tmp_path, loads):
         assert (summary["evaluations"], summary["prompts"]) == (3, 36)
         assert summary["reused_scores"] == 3 * 36
     assert len(loads) == 2 * (3 + 1)
-
-
-def test_a_large_row_is_not_named(tiny, tmp_path, monkeypatch):
-    monkeypatch.setattr("modelswarms_fast.weights.population.LARGEST_NAMED", 100)
-    summary = search(**tiny | {"step_length": 0.0, "minimum_step_length": 0.0, "iterations": 1}, out=tmp_path / "run")
-    assert (summary["evaluations"], summary["reused_scores"]) == (6, 0)
 
 
 def events_of(path):
@@ -171,6 +165,6 @@ def test_an_engine_that_worked_before_the_second_one_counts_for_its_own_seconds(
 
 def test_the_loop_hands_the_next_particles_ahead(tiny, tmp_path, monkeypatch):
     ahead = []
-    monkeypatch.setattr(Population, "prefetch", lambda self, particles: ahead.append(list(particles)))
+    monkeypatch.setattr(Population, "prefetch", lambda self, particle, best: ahead.append(particle))
     search(**tiny | {"iterations": 1}, out=tmp_path / "run")
-    assert ahead == [[1], [2], []] * 2
+    assert ahead == [1, 2] * 2

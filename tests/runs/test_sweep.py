@@ -23,7 +23,7 @@ from modelswarms_fast.weights.experts import inner_products, read_experts, read_
 from modelswarms_fast.runs.final_test import evaluate_run
 from modelswarms_fast.records.run_folder import Journal, read_json
 from modelswarms_fast.runs.search import search
-from modelswarms_fast.runs.trial import Search
+from modelswarms_fast.runs.trial import Trial
 from modelswarms_fast.runs.study import study, variants_of
 
 tiny = helpers_search.tiny
@@ -67,7 +67,7 @@ def test_confirm_examples_are_never_seen_by_the_search(tiny, tmp_path, monkeypat
 
 def test_the_winner_is_the_candidate_that_confirm_prefers(tiny, tmp_path, monkeypatch):
     """Whatever is best on dev, the exported model is the particle's that was chosen."""
-    from modelswarms_fast.runs import search
+    from modelswarms_fast.runs import search as module
 
     kept = {}
 
@@ -77,8 +77,8 @@ def test_the_winner_is_the_candidate_that_confirm_prefers(tiny, tmp_path, monkey
         kept["row"] = particles.row(one["particle"], best=True).clone()
         return type(found)(one["particle"], one["dev"], one["confirm"], found.candidates)
 
-    choose = search.choose
-    monkeypatch.setattr(loop, "choose", last)
+    choose = module.choose
+    monkeypatch.setattr(module, "choose", last)
     out = tmp_path / "run"
     summary = search(**tiny | RIGHT, out=out, confirm=4)
     particle = summary["candidates"][-1]["particle"]
@@ -127,7 +127,7 @@ def test_kept_files_of_an_earlier_run_do_not_outlive_it(tiny, tmp_path):
 def test_a_sweep_that_was_cut_ends_as_one_that_was_not(tiny, tmp_path, monkeypatch, state):
     settings = sizes(tiny) | {"state": state, "searches": 3}
     uncut = sweep.sweep(**settings, out=tmp_path / "uncut")
-    advance, left = Search.advance, [4]
+    advance, left = Trial.advance, [4]
 
     def cut(search, *arguments):
         left[0] -= 1
@@ -136,7 +136,7 @@ def test_a_sweep_that_was_cut_ends_as_one_that_was_not(tiny, tmp_path, monkeypat
         return advance(search, *arguments)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Search, "advance", cut)
+        patch.setattr(Trial, "advance", cut)
         with pytest.raises(KeyboardInterrupt):
             sweep.sweep(**settings, out=tmp_path / "cut")
     assert sweep.sweep(**settings, out=tmp_path / "cut") == uncut
