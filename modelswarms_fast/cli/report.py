@@ -16,13 +16,6 @@ def report_command(
     plots: Annotated[Path | None, typer.Option(help="Folder for the plots as SVG files.")] = None,
 ) -> None:
     """Write report.html of RUN again, with all analyses that its files allow."""
-    from modelswarms_fast.records.report import write_plots, write_report
+    from modelswarms_fast.runs.report import report as write
 
-    if evaluate:
-        from modelswarms_fast.runs.final_test import evaluate_run
-
-        evaluate_run(run)
-    written = [write_report(run)]
-    if plots is not None:
-        written += write_plots(run, plots)
-    print("\n".join(map(str, written)))
+    print("\n".join(map(str, write(run, evaluate=evaluate, plots=plots))))

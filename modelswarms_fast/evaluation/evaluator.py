@@ -189,7 +189,7 @@ class Evaluator:
     ) -> Generator[tuple[int, PartialScores]]:
         """Scores of candidates as they are complete or, where they have limits, decided, while others are worked on.
 
-        Before each step of the engine arrivals(idle) gives further candidates, by numbers that no other has that is there.
+        Before each step of the engine arrivals(idle) gives further candidates, by numbers that none under way has.
         If idle, there is nothing else to do: it may wait for some, and if it gives none the stream ends. Closed before
         that, it drops what runs.
         """
