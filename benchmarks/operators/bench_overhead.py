@@ -76,9 +76,11 @@ def test_shard_update(measure: Measure) -> None:
     swarm = Swarm(SwarmConfig(particles=PARTICLES), PARTICLES)
     experts, rows = (random_rows(count, 16, torch.bfloat16) for count in (PARTICLES, count_rows(PARTICLES)))
     shard = SwarmRows(experts, swarm.initial_positions(), rows)
-    shard.promote(swarm.tell(np.arange(PARTICLES, dtype=np.float64)))
-    plan = swarm.ask()
-    call_overhead(measure, "SwarmRows.update", lambda: shard.update(plan))
+    told = swarm.tell(np.arange(PARTICLES, dtype=np.float64))
+    shard.promote(told.improved, told.global_best, told.global_worst)
+    moves = swarm.ask()
+    arguments = moves.restarts, moves.coefficients, moves.step_length, moves.iteration
+    call_overhead(measure, "SwarmRows.update", lambda: shard.update(*arguments))
 
 
 def test_driver(measure: Measure, tmp_path: Path) -> None:

@@ -27,7 +27,7 @@ from benchmarks.operators.torch_baselines import Tensors
 from modelswarms_fast.config import EngineConfig, SwarmConfig
 from modelswarms_fast.engines.protocol import Engine
 from modelswarms_fast.ops import swarm_update_, swarm_update_rows_
-from modelswarms_fast.swarm import BestUpdate, Swarm
+from modelswarms_fast.swarm import Swarm
 from modelswarms_fast.weights.arena import empty_rows
 from modelswarms_fast.weights.experts import Experts
 from modelswarms_fast.weights.layout import Layout
@@ -37,7 +37,6 @@ from modelswarms_fast.weights.rows import SwarmRows
 
 PARTICLES, LARGE, LARGE_QUICK = 10, 8_000_000, 2_000_000
 NOBODY, EVERYBODY = np.zeros(PARTICLES, dtype=np.bool_), np.ones(PARTICLES, dtype=np.bool_)
-TOLD = BestUpdate(improved=EVERYBODY, global_best=0, global_worst=1)
 
 
 def tables() -> dict[str, Tensor]:
@@ -104,11 +103,11 @@ def test_promote(measure: Measure) -> None:
     size = LARGE_QUICK if measure.quick else LARGE
     experts = random_rows(PARTICLES, size, torch.bfloat16)
     shard = SwarmRows(experts, np.eye(PARTICLES), empty_rows(count_rows(PARTICLES), size, torch.bfloat16))
-    shard.promote(TOLD)
+    shard.promote(EVERYBODY, 0, 1)
     rows, bests = random_rows(2 * PARTICLES + 4, size, torch.bfloat16).view(2, PARTICLES + 2, size).unbind()
     measure.row(
         f"SwarmRows.promote, P={PARTICLES} D={size:,}",
-        lambda: shard.promote(TOLD),
+        lambda: shard.promote(EVERYBODY, 0, 1),
         baselines={"copied rows": lambda: bests.copy_(rows)},
         calls=100,
         dtype="bfloat16",

@@ -1,5 +1,9 @@
 """What the benchmarks of the operators count and compare with, without timing anything."""
 
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -67,3 +71,13 @@ def test_pyswarms_without_anything_to_go_to():
     expected = velocity * swarm.coefficients[0, 0]
     torch.testing.assert_close(swarm.velocity, expected)
     torch.testing.assert_close(swarm.position, start + expected)
+
+
+@pytest.mark.slow
+def test_benchmarks_that_call_inside_the_package_still_run():
+    """What they call is no public name, and they are run by hand alone."""
+    root = Path(__file__).parents[2]
+    files = [str(root / "benchmarks" / "operators" / f"bench_{name}.py") for name in ("overhead", "rows")]
+    command = [sys.executable, "-m", "pytest", *files, "-k", "overhead or promote", "--quick", "--benchmark-disable"]
+    ended = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
+    assert ended.returncode == 0, ended.stdout[-3000:]
