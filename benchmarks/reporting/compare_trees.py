@@ -28,13 +28,13 @@ from benchmarks.reporting.tables import seconds_text
 
 SCRIPT = Path(__file__).with_name("tree_measurements.py")
 KINDS = {
-    "operators": {"update bfloat16": 15, "update float32": 15, "mix bfloat16": 15, "mix float32": 15},
+    "operators": {"update bfloat16": 9, "update float32": 9, "mix bfloat16": 9, "mix float32": 9},
     "merged": {"load, merged": 9, "iteration, merged": 3},
     "slots": {"load, slots": 9, "iteration, slots": 3},
 }
 """What is measured, and in how many rounds, by the process that measures it."""
 PAUSE_SECONDS = 0.2  # the threads of the other process go on spinning for a while
-FULL, QUICK = {"size": 5_000_000, "dev": 24}, {"size": 20_000, "dev": 1}
+FULL, QUICK = {"size": 5_000_000, "dev": 20}, {"size": 20_000, "dev": 1}
 
 
 class Tree:
