@@ -21,7 +21,7 @@ def evaluate_command(
     **given: Any,
 ) -> None:
     """Score one model on a split and print the result as JSON."""
-    from modelswarms_fast.records.run_folder import plain
+    from modelswarms_fast.records.run_folder import to_json_types
     from modelswarms_fast.runs.evaluate import evaluate
 
-    print(json.dumps(plain(evaluate(model, split=split, **given)), indent=2))
+    print(json.dumps(to_json_types(evaluate(model, split=split, **given)), indent=2))

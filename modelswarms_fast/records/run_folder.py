@@ -233,24 +233,24 @@ def _to_json(content: Any, indent: int | None = None) -> str:
         return json.dumps(content, default=_other_type, allow_nan=False, ensure_ascii=False, indent=indent)
     except (TypeError, ValueError):
         # Some number is not finite, or a key is no string. Looking for them first would take longer than writing.
-        return json.dumps(plain(content), allow_nan=False, ensure_ascii=False, indent=indent)
+        return json.dumps(to_json_types(content), allow_nan=False, ensure_ascii=False, indent=indent)
 
 
 def _other_type(value: Any) -> Any:
     """What json.dumps writes in place of a value that it does not know."""
-    return value.tolist() if isinstance(value, (np.ndarray, np.generic)) else plain(value)
+    return value.tolist() if isinstance(value, (np.ndarray, np.generic)) else to_json_types(value)
 
 
-def plain(value: Any) -> Any:
+def to_json_types(value: Any) -> Any:
     """`value` in JSON's own types, as it will be read again; None for what is not finite."""
     if isinstance(value, (np.ndarray, np.generic)):
         value = value.tolist()
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, Mapping):
-        return {str(key): plain(item) for key, item in value.items()}
+        return {str(key): to_json_types(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [plain(item) for item in value]
+        return [to_json_types(item) for item in value]
     return str(value) if isinstance(value, Path) else value
 
 

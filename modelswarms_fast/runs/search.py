@@ -125,7 +125,7 @@ def search(
         metrics = None
         if log is not None:
             run_folder.make_folder(out)
-            metrics = open_log(log, out, run_folder.plain(inputs | asdict(spec.config)))
+            metrics = open_log(log, out, run_folder.to_json_types(inputs | asdict(spec.config)))
             stack.callback(metrics.close)
         with Progress(progress, spec.config.iterations, spec.config.particles) as bar:
 

@@ -11,7 +11,7 @@ from modelswarms_fast.config import SwarmConfig
 from modelswarms_fast.errors import InputError
 from modelswarms_fast.evaluation.early_stopping import PartialScores
 from modelswarms_fast.evaluation.evaluator import Evaluator
-from modelswarms_fast.records.run_folder import plain
+from modelswarms_fast.records.run_folder import to_json_types
 from modelswarms_fast.runs.loop import Meter, SearchLoop
 from modelswarms_fast.swarm import best_of
 from modelswarms_fast.weights.population import Particle
@@ -159,7 +159,7 @@ class Trial:
 
     def _keep(self, line: dict[str, Any]) -> None:
         if self._recorded:
-            old, new = self._recorded.pop(0), plain(line)
+            old, new = self._recorded.pop(0), to_json_types(line)
             if {name: old.get(name) for name in new} != new:
                 raise InputError(
                     f"the history of {self.name} does not repeat, since something that it was made with has changed; "

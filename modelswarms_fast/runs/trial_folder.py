@@ -42,7 +42,7 @@ def open_trial(
         InputError: the folder holds a search with other settings, or cannot be written.
     """
     config = dict(inputs) | {"first": spec.first} | asdict(spec.config) | asdict(experiment.engine_config)
-    config = run_folder.plain(config)
+    config = run_folder.to_json_types(config)
     old, path = [], folder / run_folder.HISTORY
     if path.exists():
         known = run_folder.read_json(folder / run_folder.CONFIG) if (folder / run_folder.CONFIG).exists() else config
@@ -167,7 +167,7 @@ def keep_sources(out: Path, sources: Iterable[str | Path | None]) -> None:
 def claim_folder(folder: Path, name: str, asked: dict[str, Any]) -> None:
     """Have the folder say in a file of this name what is asked for. Raises InputError if it says something else."""
     if (folder / name).exists():
-        if run_folder.read_json(folder / name) != run_folder.plain(asked):
+        if run_folder.read_json(folder / name) != run_folder.to_json_types(asked):
             raise InputError(f"{folder} holds searches of other arguments ({name}); choose another folder")
         return
     run_folder.check_name(folder)
