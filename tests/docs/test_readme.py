@@ -216,6 +216,17 @@ def test_the_page_about_engines_names_every_member():
     assert members <= set(re.findall(r"`(\w+)", text))
 
 
+def test_the_eight_steps_name_functions_of_these_files():
+    text = (ROOT / "docs/explanation/architecture.md").read_text()
+    rows = re.findall(r"^\| (`\w+`(?:, `\w+`)*) \| (`[\w/]+\.py`(?:, `[\w/]+\.py`)*) \|$", text, re.MULTILINE)
+    assert len(rows) > 20
+    for functions, files in rows:
+        for file in re.findall(r"`(\S+)`", files):
+            code = (ROOT / "modelswarms_fast" / file).read_text()
+            for name in re.findall(r"`(\w+)`", functions):
+                assert re.search(rf"\b(?:def|class) {name}\b", code), f"{file} has no {name}"
+
+
 def test_json_of_pages_is_json():
     for page in PAGES:
         for block in blocks(page.read_text(), "json"):
