@@ -50,7 +50,7 @@ $(foreach kind,address thread,$(eval $(call sanitized,$(kind))))
 
 # The site, in build/site: fetches nothing, and fails for a link or a page that is not there.
 docs: .venv/docs
-	$(BIN)/mkdocs build --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 bench: .venv/dev
 	$(BIN)/python -m pytest benchmarks --benchmark-only
