@@ -127,7 +127,9 @@ def settings() -> str:
         WRITTEN,
         "Each setting is a keyword in Python, an option of the command line with dashes in place of underscores",
         "(`step_length` is `--step-length`), and a key of a `--config` file.\n",
-        "A value that is out of range, or contradicts another, is refused with one sentence before anything is read.",
+        "A value that is out of range, or contradicts another, is refused with one sentence before anything is read.\n",
+        "A `--config` file is YAML, or the `config.json` of a run. The command line overrides it:\n",
+        "    base: smollm2-135m-instruct\n    task: exact_match\n    data: my_task.json\n    iterations: 10",
     ]
     tree = ast.parse(Path(config.__file__).read_text())
     for node in tree.body:
