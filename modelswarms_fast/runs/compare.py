@@ -52,7 +52,7 @@ def compare(
         experts, base, task, data, progress: as in `search`.
         out: the folder of baselines.json, which is written anew after each method.
         budget: evaluations on dev that a method may take, those of the experts among them.
-        methods: names, see docs/baselines.md; None: all, data_merge only with `train`.
+        methods: names, see docs/reference/baselines.md; None: all, data_merge only with `train`.
         seed: of all that is drawn.
         swarm: fields of SwarmConfig for Model Swarms, where the defaults are not wanted.
         settings: the other arguments of `Experiment`, fields of EngineConfig among them.

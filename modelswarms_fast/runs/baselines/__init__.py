@@ -25,7 +25,7 @@ from modelswarms_fast.evaluation.early_stopping import Scores
 from modelswarms_fast.runs.experiment import Experiment
 from modelswarms_fast.swarm import Floats
 
-# In the order of docs/baselines.md.
+# In the order of docs/reference/baselines.md.
 METHODS = (
     "model_swarms",
     "best_expert",
