@@ -16,12 +16,12 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from modelswarms_fast.runs.baselines import METHODS, Run, load_method
 from modelswarms_fast.config import SwarmConfig
 from modelswarms_fast.errors import InputError
-from modelswarms_fast.records.run_folder import locked, read_json, write_json
-from modelswarms_fast.runs.experiment import Experiment
 from modelswarms_fast.evaluation.objectives import Files, named
+from modelswarms_fast.records.run_folder import locked, read_json, write_json
+from modelswarms_fast.runs.baselines import METHODS, Run, load_method
+from modelswarms_fast.runs.experiment import Experiment
 
 RESULTS = "baselines.json"
 RESAMPLES = 10_000
@@ -83,7 +83,8 @@ def compare(
     )
     if budget < len(experiment.experts.names):
         raise InputError(
-            f"the budget is {budget} evaluations, less than the {len(experiment.experts.names)} experts take; give more."
+            f"the budget is {budget} evaluations, less than the {len(experiment.experts.names)} experts take; "
+            "give more."
         )
     asked = {
         "base": base,
@@ -193,7 +194,7 @@ def _measure(experiment: Experiment, run: Callable[[], Any]) -> dict[str, Any]:
 def against_model_swarms(
     experiment: Experiment, methods: dict[str, dict[str, Any]], seed: int, known: Mapping[str, dict[str, Any]]
 ) -> dict[str, dict[str, Any]]:
-    """Each method's test scores against those of Model Swarms, as far as they are not known; nothing before that has run."""
+    """Each method's test scores against those of Model Swarms, if not known yet; nothing before that has run."""
     if SWARM not in methods:
         return {}
     # Of several tasks each keeps its number of examples.

@@ -6,13 +6,13 @@ from collections.abc import Mapping
 from contextlib import closing
 from typing import Any
 
-from modelswarms_fast.weights.base_model import resolve_base
 from modelswarms_fast.config import EngineConfig
 from modelswarms_fast.engines.start import start_engine
 from modelswarms_fast.errors import InputError
 from modelswarms_fast.evaluation.evaluator import Evaluator
-from modelswarms_fast.weights.experts import read_experts
 from modelswarms_fast.evaluation.objectives import SPLITS, Files, Scoring, load_utility
+from modelswarms_fast.weights.base_model import resolve_base
+from modelswarms_fast.weights.experts import read_experts
 
 
 def evaluate(

@@ -34,8 +34,8 @@ from modelswarms_fast.weights.arena import empty_rows
 from modelswarms_fast.weights.base_model import resolve_base
 from modelswarms_fast.weights.experts import Experts, inner_products, read_experts
 from modelswarms_fast.weights.placement import Placement, fits, plan_memory
-from modelswarms_fast.weights.row_name import row_name
 from modelswarms_fast.weights.population import MadeRow, MixtureOf, Population, mix_row
+from modelswarms_fast.weights.row_name import row_name
 from modelswarms_fast.weights.row_table import count_rows
 from modelswarms_fast.weights.shared_memory import shared_rows
 
@@ -304,9 +304,7 @@ class Experiment:
             mixture = population.global_best_mixture()
         best, spent = swarm.global_best, self.evaluator.spent.since(before)
         assert trial.stopped is not None
-        return SearchResult(
-            row, mixture, swarm.global_best_particle, best, loop.initial, trial.stopped, history, spent
-        )
+        return SearchResult(row, mixture, swarm.global_best_particle, best, loop.initial, trial.stopped, history, spent)
 
     def check_base(self) -> None:
         """Serve the base model again, and prove that nothing of what was served is left in it.

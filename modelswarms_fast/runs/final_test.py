@@ -10,22 +10,24 @@ from typing import Any
 
 import torch
 
-from modelswarms_fast.records.analysis import RunFolder, read_run
 from modelswarms_fast.config import EngineConfig
 from modelswarms_fast.errors import InputError
 from modelswarms_fast.evaluation.evaluator import Evaluator
-from modelswarms_fast.weights.experts import Experts
+from modelswarms_fast.evaluation.objectives import Answer, Utility
+from modelswarms_fast.records.analysis import RunFolder, read_run
 from modelswarms_fast.records.run_folder import ENSEMBLE, TEST_SCORES, write_json
-from modelswarms_fast.weights.row_name import row_name
-from modelswarms_fast.weights.population import Population, mix_row
 from modelswarms_fast.runs.experiment import Experiment
 from modelswarms_fast.swarm import Floats, Swarm
-from modelswarms_fast.evaluation.objectives import Answer, Utility
+from modelswarms_fast.weights.experts import Experts
+from modelswarms_fast.weights.population import Population, mix_row
+from modelswarms_fast.weights.row_name import row_name
 
 Rows = Sequence[Callable[[], torch.Tensor]]
 
 
-def write_test_scores(evaluator: Evaluator, experts: Experts, swarm: Swarm, population: Population, folder: Path) -> None:
+def write_test_scores(
+    evaluator: Evaluator, experts: Experts, swarm: Swarm, population: Population, folder: Path
+) -> None:
     """Write test_scores.json of a search that has ended.
 
     The particles' own rows are tested, to the bit; those of a move that was not evaluated any more are left out.

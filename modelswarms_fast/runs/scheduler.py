@@ -51,8 +51,8 @@ class Scheduler:
         progress: Progress | None = None,
         alone: bool = False,
     ) -> None:
-        """`experts`: their scores on dev, shared by all trials. `alone`: there is never more than one trial at once, and
-        it moves in this thread."""
+        """`experts`: their scores on dev, shared by all trials. `alone`: there is never more than one trial at once,
+        and it moves in this thread."""
         self._evaluator, self._trials, self._experts, self._progress = evaluator, trials, experts, progress
         self._pool = None if alone else ThreadPoolExecutor(1, "moves")
         self._jobs: list[Future[tuple[Trial, dict[int, Particle]]]] = []

@@ -10,19 +10,18 @@ from typing import Any
 
 import numpy as np
 
-from modelswarms_fast.records import run_folder
-from modelswarms_fast.records.analysis import studies
-from modelswarms_fast.records.analysis import weak_to_strong
-from modelswarms_fast.records.style import svg
 from modelswarms_fast.config import SwarmConfig
 from modelswarms_fast.errors import InputError
-from modelswarms_fast.weights.experts import read_model
-from modelswarms_fast.runs.trial_queue import SEARCHES, run_searches
+from modelswarms_fast.evaluation.objectives import Files
+from modelswarms_fast.records import run_folder
+from modelswarms_fast.records.analysis import studies, weak_to_strong
+from modelswarms_fast.records.style import svg
+from modelswarms_fast.runs.experiment import Experiment, check_together
 from modelswarms_fast.runs.trial import TrialSpec
 from modelswarms_fast.runs.trial_folder import claim_folder, inputs_of
-from modelswarms_fast.runs.experiment import Experiment, check_together
+from modelswarms_fast.runs.trial_queue import SEARCHES, run_searches
 from modelswarms_fast.swarm import Floats, best_of
-from modelswarms_fast.evaluation.objectives import Files
+from modelswarms_fast.weights.experts import read_model
 
 STUDY = "study.json"
 PLOT = "study.svg"

@@ -11,16 +11,16 @@ from typing import Any
 
 import numpy as np
 
-from modelswarms_fast.records import run_folder
 from modelswarms_fast.config import SwarmConfig
 from modelswarms_fast.errors import InputError
-from modelswarms_fast.runs.trial_queue import SEARCHES, run_searches
-from modelswarms_fast.swarm import best_of
-from modelswarms_fast.runs.trial import TrialSpec
-from modelswarms_fast.runs.trial_folder import claim_folder, inputs_of
+from modelswarms_fast.evaluation.objectives import Files
+from modelswarms_fast.records import run_folder
 from modelswarms_fast.runs.experiment import Experiment, check_together
 from modelswarms_fast.runs.study import winners_on_test
-from modelswarms_fast.evaluation.objectives import Files
+from modelswarms_fast.runs.trial import TrialSpec
+from modelswarms_fast.runs.trial_folder import claim_folder, inputs_of
+from modelswarms_fast.runs.trial_queue import SEARCHES, run_searches
+from modelswarms_fast.swarm import best_of
 
 SWEEP = "sweep.json"
 ASKED = "sweep_config.json"

@@ -16,27 +16,27 @@ from typing import Any
 import numpy as np
 import torch
 
-from modelswarms_fast.weights.base_model import PACKAGED, resolve_base
 from modelswarms_fast.config import DType, EngineConfig, SwarmConfig
-from modelswarms_fast.engines.start import start_here
 from modelswarms_fast.engines.ensemble.decoding import without_adapters
 from modelswarms_fast.engines.ensemble.engine import EnsembleEngine, Member, clipped
+from modelswarms_fast.engines.start import start_here
 from modelswarms_fast.engines.transformers import TransformersEngine
 from modelswarms_fast.errors import InputError
 from modelswarms_fast.evaluation.evaluator import Evaluator
-from modelswarms_fast.weights.experts import Experts, expert_folders, read_experts
+from modelswarms_fast.evaluation.objectives import Files, Scoring, load_utility, named
+from modelswarms_fast.records import run_folder
+from modelswarms_fast.records.progress import Progress
+from modelswarms_fast.records.report import write_report
+from modelswarms_fast.records.run_folder import ENSEMBLE, Journal
 from modelswarms_fast.runs.loop import Meter, SearchLoop
 from modelswarms_fast.runs.scheduler import run_alone
 from modelswarms_fast.runs.trial import Trial
 from modelswarms_fast.runs.trial_folder import check_out, keep_sources
-from modelswarms_fast.records import run_folder
-from modelswarms_fast.records.run_folder import ENSEMBLE, Journal
+from modelswarms_fast.swarm import Swarm
+from modelswarms_fast.weights.base_model import PACKAGED, resolve_base
+from modelswarms_fast.weights.experts import Experts, expert_folders, read_experts
 from modelswarms_fast.weights.layout import Layout
 from modelswarms_fast.weights.population import Population
-from modelswarms_fast.records.progress import Progress
-from modelswarms_fast.records.report import write_report
-from modelswarms_fast.swarm import Swarm
-from modelswarms_fast.evaluation.objectives import Files, Scoring, load_utility, named
 
 
 def token_swarm(

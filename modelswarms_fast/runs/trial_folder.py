@@ -48,9 +48,7 @@ def open_trial(
         known = run_folder.read_json(folder / run_folder.CONFIG) if (folder / run_folder.CONFIG).exists() else config
         for name in sorted((config.keys() | known.keys()) - _TOLD):
             if config.get(name) != known.get(name):
-                raise InputError(
-                    f"{folder} holds a search with other settings ({name} differs); choose another folder"
-                )
+                raise InputError(f"{folder} holds a search with other settings ({name} differs); choose another folder")
         old = run_folder.read_history(path)
     swarm = Swarm(spec.config, len(experiment.names), spec.first)
     population = experiment.population(swarm)

@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 import torch
 
-from modelswarms_fast.swarm import best_of
+from modelswarms_fast.errors import InputError
 from modelswarms_fast.runs.baselines import METHODS, Choice, load_method
 from modelswarms_fast.runs.baselines.cma_es import affine
 from modelswarms_fast.runs.baselines.evolmerge import layer_of
 from modelswarms_fast.runs.baselines.random_search import draw
 from modelswarms_fast.runs.baselines.slerp import fold
-from modelswarms_fast.errors import InputError
+from modelswarms_fast.swarm import best_of
 from modelswarms_fast.weights.layout import Layout, TensorSpec
 
 # Nevergrad's, of budgets that are too small for the optimiser that it takes, and of what NumPy will refuse one day.
@@ -27,7 +27,7 @@ WITHOUT_SWARM = [name for name in METHODS if name not in {"model_swarms", *OF_OU
 
 
 class Quadratic:
-    """An experiment without an engine: a score for each of three examples, the higher the nearer a row is to a target."""
+    """An experiment without an engine: three scores, the higher the nearer a row is to a target."""
 
     def __init__(self, target=(0.4, 0.5, 0.3, -0.2), nan_at=None):
         tensors = {f"model.layers.{index}.w": torch.empty(16, 2) for index in range(4)}

@@ -7,17 +7,15 @@ import helpers_models
 import helpers_search
 import numpy as np
 import pytest
-from rich.console import Console
 from helpers_search import arguments_of
+from rich.console import Console
 
-from modelswarms_fast.runs import baselines
 from modelswarms_fast.cli import main
+from modelswarms_fast.errors import InputError
+from modelswarms_fast.runs import baselines
 from modelswarms_fast.runs import compare as module
-from modelswarms_fast.weights import population
-from modelswarms_fast.runs import experiment
 from modelswarms_fast.runs.baselines import METHODS
 from modelswarms_fast.runs.compare import compare, paired, table_of
-from modelswarms_fast.errors import InputError
 from modelswarms_fast.runs.search import search
 
 tiny = helpers_search.tiny

@@ -11,10 +11,10 @@ from helpers_search import arguments_of
 
 from modelswarms_fast.config import SwarmConfig
 from modelswarms_fast.errors import InputError
-from modelswarms_fast.weights.experts import read_experts
-from modelswarms_fast.runs.search import search
-from modelswarms_fast.runs.experiment import Experiment
 from modelswarms_fast.evaluation.objectives.utility import mean
+from modelswarms_fast.runs.experiment import Experiment
+from modelswarms_fast.runs.search import search
+from modelswarms_fast.weights.experts import read_experts
 
 tiny = helpers_search.tiny
 

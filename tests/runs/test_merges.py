@@ -7,13 +7,10 @@ import pytest
 import torch
 from helpers_models import make_base
 
-from modelswarms_fast.runs.baselines import dare_ties
-from modelswarms_fast.runs.baselines import lorahub
-from modelswarms_fast.runs.baselines import model_stock
-from modelswarms_fast.runs.baselines import slerp
+from modelswarms_fast.ops import mix_
+from modelswarms_fast.runs.baselines import dare_ties, lorahub, model_stock, slerp
 from modelswarms_fast.weights.experts import read_experts
 from modelswarms_fast.weights.layout import Layout
-from modelswarms_fast.ops import mix_
 
 NAMES = ("a", "b", "c")
 

@@ -7,23 +7,19 @@ import helpers_search
 import numpy as np
 import pytest
 import torch
-from helpers_search import NAMES, write_training
+from helpers_search import NAMES, arguments_of, write_training
 from peft import PeftModel
 from safetensors.torch import load_file
-from helpers_search import arguments_of
 from transformers import AutoModelForCausalLM
 
-from modelswarms_fast.runs.baselines import cbtm
-from modelswarms_fast.runs.baselines import data_merge
-from modelswarms_fast.runs.baselines import pack
-from modelswarms_fast.runs.baselines import vote
-from modelswarms_fast.runs.baselines.ensembles import Ensemble
 from modelswarms_fast.errors import InputError
-from modelswarms_fast.runs.final_test import _label
-from modelswarms_fast.runs.experiment import Experiment
-from modelswarms_fast.runs.training_data import read_training_data
 from modelswarms_fast.evaluation.objectives import Answer, Ask, Utility, load_utility
 from modelswarms_fast.evaluation.objectives.multitask import join
+from modelswarms_fast.runs.baselines import cbtm, data_merge, pack, vote
+from modelswarms_fast.runs.baselines.ensembles import Ensemble
+from modelswarms_fast.runs.experiment import Experiment
+from modelswarms_fast.runs.final_test import _label
+from modelswarms_fast.runs.training_data import read_training_data
 
 tiny = helpers_search.tiny
 

@@ -13,20 +13,20 @@ import torch
 from helpers_evaluate import ScriptedEngine, number, utility
 from helpers_population import population_of
 
-from modelswarms_fast.evaluation import evaluator
-from modelswarms_fast.runs import trial_folder, trial_queue
 from modelswarms_fast.config import EngineConfig, SwarmConfig
-from modelswarms_fast.evaluation.holdout import hold_back
-from modelswarms_fast.runs.confirm import CANDIDATES, confirm
 from modelswarms_fast.errors import InputError
-from modelswarms_fast.evaluation.evaluator import Evaluator
-from modelswarms_fast.runs.trial_queue import run_searches
-from modelswarms_fast.runs.loop import SearchLoop
-from modelswarms_fast.records.run_folder import Journal, read_history
-from modelswarms_fast.weights.population import Population
-from modelswarms_fast.runs.trial import TrialSpec
+from modelswarms_fast.evaluation import evaluator
 from modelswarms_fast.evaluation.early_stopping import PartialScores
+from modelswarms_fast.evaluation.evaluator import Evaluator
+from modelswarms_fast.evaluation.holdout import hold_back
+from modelswarms_fast.records.run_folder import Journal, read_history
+from modelswarms_fast.runs import trial_folder, trial_queue
+from modelswarms_fast.runs.confirm import CANDIDATES, confirm
+from modelswarms_fast.runs.loop import SearchLoop
+from modelswarms_fast.runs.trial import TrialSpec
+from modelswarms_fast.runs.trial_queue import run_searches
 from modelswarms_fast.swarm import Swarm
+from modelswarms_fast.weights.population import Population
 
 PROMPTS = [f"question {index}" for index in range(9)]
 
@@ -77,7 +77,9 @@ def planned(count=4, **more):
 
 
 def ran(folder, experiment=None, searches=None, **more):
-    found = run_searches(experiment or Fake(), searches or planned(), folder, inputs={"experts": ["a", "b", "c"]}, **more)
+    found = run_searches(
+        experiment or Fake(), searches or planned(), folder, inputs={"experts": ["a", "b", "c"]}, **more
+    )
     return [{name: value for name, value in one.items() if name != "wall_seconds"} for one in found]
 
 
@@ -329,7 +331,9 @@ def test_the_last_candidates_are_chosen_by_what_was_kept_back():
             tally.scores = [known[one]]
         return tallies
 
-    judged = SimpleNamespace(score_population=score, utility=SimpleNamespace(utility_of=lambda split, scores: scores[0]))
+    judged = SimpleNamespace(
+        score_population=score, utility=SimpleNamespace(utility_of=lambda split, scores: scores[0])
+    )
     found = confirm(judged, swarm, SimpleNamespace(candidates=lambda some, best: dict.fromkeys(some)))
     assert (found.particle, found.dev, found.confirm) == (3, 0.9, 0.7)  # of equals the better on dev
     assert len(found.candidates) == CANDIDATES

@@ -14,18 +14,16 @@ import torch
 from helpers_models import make_adapter, make_base
 
 import modelswarms_fast
-from modelswarms_fast.cli import main
 from modelswarms_fast.cli.search import run_search
-from modelswarms_fast.runs import evaluate
-from modelswarms_fast.runs import experiment
 from modelswarms_fast.engines.transformers import TransformersEngine
 from modelswarms_fast.errors import InputError
-from modelswarms_fast.weights.experts import read_experts
+from modelswarms_fast.evaluation.objectives.utility import mean_error
 from modelswarms_fast.records.run_folder import read_history
+from modelswarms_fast.runs import evaluate, experiment
 from modelswarms_fast.runs.search import search
+from modelswarms_fast.weights.experts import read_experts
 from modelswarms_fast.weights.population import Population
 from modelswarms_fast.weights.row_table import count_rows
-from modelswarms_fast.evaluation.objectives.utility import mean_error
 
 tiny = helpers_search.tiny
 
@@ -216,7 +214,10 @@ def test_randomness_of_every_coordinate(tiny, tmp_path):
     lines = history_of(tmp_path / "run")
     assert [line["global_best_mixture"] for line in lines] == [None] * 4
     assert json.loads((tmp_path / "run" / "config.json").read_text())["randomness"] == "coordinate"
-    assert "Every weight drew its own coefficients, so the winner is no mixture." in (tmp_path / "run" / "report.html").read_text()
+    assert (
+        "Every weight drew its own coefficients, so the winner is no mixture."
+        in (tmp_path / "run" / "report.html").read_text()
+    )
 
     assert lines[-1]["global_best"]["utility"] > lines[0]["global_best"]["utility"], "the winner has moved"
     winner = read_experts([tmp_path / "run" / "global_best"], minimum=1).rows[0].double()

@@ -11,9 +11,9 @@ from helpers_search import write_data
 from modelswarms_fast.engines.transformers import TransformersEngine
 from modelswarms_fast.errors import InputError
 from modelswarms_fast.records.run_folder import read_history
+from modelswarms_fast.records.trace import Trace
 from modelswarms_fast.runs.search import search
 from modelswarms_fast.weights.population import Population
-from modelswarms_fast.records.trace import Trace
 
 tiny = helpers_search.tiny
 

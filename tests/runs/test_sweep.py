@@ -13,18 +13,18 @@ from transformers import AutoTokenizer
 from typer.testing import CliRunner
 
 from modelswarms_fast.cli import main
-from modelswarms_fast.records import run_folder
-from modelswarms_fast.runs import sweep
-from modelswarms_fast.records.analysis import read_run
-from modelswarms_fast.config import EngineConfig, SwarmConfig
+from modelswarms_fast.config import SwarmConfig
 from modelswarms_fast.engines.transformers import TransformersEngine
 from modelswarms_fast.errors import InputError
-from modelswarms_fast.weights.experts import inner_products, read_experts, read_model
-from modelswarms_fast.runs.final_test import evaluate_run
+from modelswarms_fast.records import run_folder
+from modelswarms_fast.records.analysis import read_run
 from modelswarms_fast.records.run_folder import Journal, read_json
+from modelswarms_fast.runs import sweep
+from modelswarms_fast.runs.final_test import evaluate_run
 from modelswarms_fast.runs.search import search
-from modelswarms_fast.runs.trial import Trial
 from modelswarms_fast.runs.study import study, variants_of
+from modelswarms_fast.runs.trial import Trial
+from modelswarms_fast.weights.experts import inner_products, read_experts, read_model
 
 tiny = helpers_search.tiny
 RIGHT = {"task": "helpers_search:rich", "parity_check": "off"}

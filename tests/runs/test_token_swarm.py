@@ -5,15 +5,15 @@ import shutil
 
 import pytest
 import torch
+from helpers_ensemble import LETTERS, gpt2, llama
 from helpers_models import make_adapter
 from helpers_search import told
-from helpers_ensemble import LETTERS, gpt2, llama
 from typer.testing import CliRunner
 
 from modelswarms_fast.cli import main
 from modelswarms_fast.errors import InputError
-from modelswarms_fast.runs.final_test import evaluate_run
 from modelswarms_fast.records.run_folder import read_json
+from modelswarms_fast.runs.final_test import evaluate_run
 from modelswarms_fast.runs.token_swarm import token_swarm, unit_experts
 
 SMALL = {"iterations": 4, "particles": 6, "seed": 3, "max_model_len": 64}

@@ -19,11 +19,11 @@ import numpy as np
 import torch
 
 from modelswarms_fast.errors import InputError
-from modelswarms_fast.weights.experts import Experts
-from modelswarms_fast.weights.layout import TensorSpec
 from modelswarms_fast.evaluation.early_stopping import Scores
 from modelswarms_fast.runs.experiment import Experiment
 from modelswarms_fast.swarm import Floats
+from modelswarms_fast.weights.experts import Experts
+from modelswarms_fast.weights.layout import TensorSpec
 
 # In the order of docs/reference/baselines.md.
 METHODS = (
@@ -92,7 +92,13 @@ def named(experiment: Experiment, values: Sequence[float] | Floats) -> dict[str,
 
 
 def mixture_choice(
-    experiment: Experiment, mixture: Floats, dev: float, evaluations: int, *, looks_at_experts: bool = True, **recipe: Any
+    experiment: Experiment,
+    mixture: Floats,
+    dev: float,
+    evaluations: int,
+    *,
+    looks_at_experts: bool = True,
+    **recipe: Any,
 ) -> Choice:
     """The choice of a mixture [n] of the experts."""
     return Choice(

@@ -21,13 +21,12 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import Normalizer
 
-from modelswarms_fast.runs.baselines import Choice
-from modelswarms_fast.swarm import best_of
-from modelswarms_fast.runs.baselines.ensembles import Ensemble
 from modelswarms_fast.errors import InputError
+from modelswarms_fast.runs.baselines import Choice
+from modelswarms_fast.runs.baselines.ensembles import Ensemble
 from modelswarms_fast.runs.experiment import Experiment
-from modelswarms_fast.swarm import Floats
 from modelswarms_fast.runs.training_data import read_training_data
+from modelswarms_fast.swarm import Floats, best_of
 
 TEMPERATURE = 0.1  # of the squared distances, as in the paper
 DIMENSIONS = 100  # that tf-idf is reduced to, as in the paper

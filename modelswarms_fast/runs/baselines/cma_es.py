@@ -6,9 +6,8 @@ import numpy as np
 from cmaes import CMA
 
 from modelswarms_fast.runs.baselines import Choice, loss, mixture_choice
-from modelswarms_fast.swarm import best_of
 from modelswarms_fast.runs.experiment import Experiment
-from modelswarms_fast.swarm import Floats
+from modelswarms_fast.swarm import Floats, best_of
 
 SPREAD = 0.3
 """Standard deviation of the first steps from the mean of all experts; an expert itself is at a distance of nearly 1."""

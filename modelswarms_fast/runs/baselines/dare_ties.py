@@ -9,11 +9,10 @@ import numpy as np
 import torch
 
 from modelswarms_fast.runs.baselines import Choice, tensors
-from modelswarms_fast.swarm import best_of
+from modelswarms_fast.runs.experiment import Experiment
+from modelswarms_fast.swarm import Floats, best_of
 from modelswarms_fast.weights.experts import Experts
 from modelswarms_fast.weights.layout import TensorSpec
-from modelswarms_fast.runs.experiment import Experiment
-from modelswarms_fast.swarm import Floats
 
 GRID = [(density, scale) for scale in (1.0, 0.5) for density in (0.9, 0.7, 0.5, 0.3, 0.1)]
 

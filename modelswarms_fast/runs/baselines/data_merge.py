@@ -11,11 +11,11 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from modelswarms_fast.runs.baselines import Choice
 from modelswarms_fast.errors import InputError
-from modelswarms_fast.weights.experts import Experts, export, read_model
+from modelswarms_fast.runs.baselines import Choice
 from modelswarms_fast.runs.experiment import Experiment
 from modelswarms_fast.runs.training_data import Pairs, read_training_data
+from modelswarms_fast.weights.experts import Experts, export, read_model
 
 STEPS = 10  # for each expert: less than most experts have had, for a CPU has to be done with it
 BATCH = 8
@@ -25,7 +25,7 @@ LONGEST_COMPLETION = 64
 
 
 def run(experiment: Experiment, budget: int, seed: int, steps: int | None = None) -> Choice:
-    """Train for `steps` batches, STEPS for each expert without it; one evaluation. See `modelswarms_fast.runs.baselines`.
+    """Train for `steps` batches, STEPS for each expert without it; one evaluation.
 
     The adapter is in the folder data_merge beside the results; what is scored is read back from there.
     """

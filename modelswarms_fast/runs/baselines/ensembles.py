@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from modelswarms_fast.engines.ensemble.engine import EnsembleEngine, Fuse, Member, Route
 from modelswarms_fast.engines.transformers import TransformersEngine
-from modelswarms_fast.evaluation.evaluator import Evaluator
 from modelswarms_fast.evaluation.early_stopping import Scores
+from modelswarms_fast.evaluation.evaluator import Evaluator
 from modelswarms_fast.runs.experiment import Experiment
 
 
 class Ensemble:
-    """The experts of an experiment as an ensemble, beside the experiment's engine: a second base model is loaded for it."""
+    """The experts of an experiment as an ensemble, with a base model of its own beside the experiment's engine."""
 
     def __init__(self, experiment: Experiment, fuse: Fuse) -> None:
         dtype = str(experiment.engine.dtype).removeprefix("torch.")

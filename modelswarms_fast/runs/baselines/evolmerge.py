@@ -10,11 +10,10 @@ import torch
 from cmaes import CMA
 
 from modelswarms_fast.runs.baselines import Choice, loss, named
-from modelswarms_fast.swarm import best_of
 from modelswarms_fast.runs.baselines.dare_ties import merge
-from modelswarms_fast.weights.layout import TensorSpec
 from modelswarms_fast.runs.experiment import Experiment
-from modelswarms_fast.swarm import Floats
+from modelswarms_fast.swarm import Floats, best_of
+from modelswarms_fast.weights.layout import TensorSpec
 
 LEAST_DENSITY = 0.1
 SPREAD = 0.2

@@ -13,9 +13,9 @@ with warnings.catch_warnings():
     import nevergrad
 
 from modelswarms_fast.runs.baselines import Choice, loss, mixture_choice, named, tensors
-from modelswarms_fast.weights.experts import Experts
 from modelswarms_fast.runs.experiment import Experiment
 from modelswarms_fast.swarm import Floats
+from modelswarms_fast.weights.experts import Experts
 
 RANGE = 1.5
 PENALTY = 0.05

@@ -7,12 +7,12 @@ import itertools
 import torch
 
 from modelswarms_fast.runs.baselines import Choice, tensors
-from modelswarms_fast.weights.experts import Experts
 from modelswarms_fast.runs.experiment import Experiment
+from modelswarms_fast.weights.experts import Experts
 
 
 def run(experiment: Experiment, budget: int, seed: int) -> Choice:
-    """One merge. For LoRA the base is zero, and A and B are tensors of their own. See `modelswarms_fast.runs.baselines`."""
+    """One merge. For LoRA the base is zero, and A and B are tensors of their own."""
     row, ratios = merge(experiment.experts, experiment.base_row())
     scores = experiment.score_rows([lambda: row], "dev")[0]
     middle = sorted(ratios)

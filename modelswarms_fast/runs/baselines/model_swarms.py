@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from modelswarms_fast.runs.baselines import Choice, named
 from modelswarms_fast.config import SwarmConfig
 from modelswarms_fast.errors import InputError
 from modelswarms_fast.evaluation.early_stopping import Scores
+from modelswarms_fast.runs.baselines import Choice, named
 from modelswarms_fast.runs.experiment import Experiment
 
 

@@ -11,13 +11,12 @@ from functools import cache
 import numpy as np
 import torch
 
-from modelswarms_fast.runs.baselines import Choice
-from modelswarms_fast.swarm import best_of
-from modelswarms_fast.runs.baselines.ensembles import Ensemble
 from modelswarms_fast.engines.ensemble.engine import EnsembleEngine, Route
 from modelswarms_fast.errors import InputError
+from modelswarms_fast.runs.baselines import Choice
+from modelswarms_fast.runs.baselines.ensembles import Ensemble
 from modelswarms_fast.runs.experiment import Experiment
-from modelswarms_fast.swarm import Floats
+from modelswarms_fast.swarm import Floats, best_of
 
 Rule = Callable[[Sequence[torch.Tensor], torch.Tensor], Floats]
 """Logits [T, K] of each expert and the tokens [T] that came → coefficients [n]."""

@@ -5,10 +5,9 @@ from __future__ import annotations
 import numpy as np
 
 from modelswarms_fast.runs.baselines import Choice, mixture_choice
-from modelswarms_fast.swarm import best_of
 from modelswarms_fast.runs.baselines.cma_es import SPREAD, affine
 from modelswarms_fast.runs.experiment import Experiment
-from modelswarms_fast.swarm import Floats
+from modelswarms_fast.swarm import Floats, best_of
 
 
 def run(experiment: Experiment, budget: int, seed: int) -> Choice:

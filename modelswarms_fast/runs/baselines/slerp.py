@@ -13,9 +13,9 @@ import numpy as np
 import torch
 
 from modelswarms_fast.runs.baselines import Choice, by_dev
+from modelswarms_fast.runs.experiment import Experiment
 from modelswarms_fast.swarm import best_of
 from modelswarms_fast.weights.layout import Layout
-from modelswarms_fast.runs.experiment import Experiment
 
 PARALLEL = 0.9995
 """Cosine from which on two tensors are interpolated linearly."""

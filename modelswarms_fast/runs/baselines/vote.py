@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from modelswarms_fast.runs.baselines import Choice, loss, named
-from modelswarms_fast.swarm import best_of
-from modelswarms_fast.runs.experiment import Experiment
 from modelswarms_fast.evaluation.objectives import Answer, Utility
+from modelswarms_fast.runs.baselines import Choice, loss, named
+from modelswarms_fast.runs.experiment import Experiment
+from modelswarms_fast.swarm import best_of
 
 Answers = list[list[Answer]]
 """By example, what one expert answered."""
@@ -29,7 +29,9 @@ def run(experiment: Experiment, budget: int, seed: int) -> Choice:
     order = sorted(range(len(dev)), key=lambda expert: loss(alone[expert]))
     sizes = list(range(min(3, len(order)), len(order) + 1))
     utilities = [
-        experiment.utility_of("dev", _scores(utility, "dev", vote(utility, "dev", [dev[expert] for expert in order[:k]])))
+        experiment.utility_of(
+            "dev", _scores(utility, "dev", vote(utility, "dev", [dev[expert] for expert in order[:k]]))
+        )
         for k in sizes
     ]
     best = best_of(np.array(utilities))
