@@ -115,7 +115,7 @@ class Supervisor:
 
     def _give_up(self, why: str) -> None:
         """From here on it is a process that has ended."""
-        self._why_killed = why
+        self._why_killed = self._why_killed or why  # the first reason
         self._kill()
 
     def _kill(self) -> None:
