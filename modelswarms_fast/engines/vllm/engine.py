@@ -6,6 +6,7 @@ import gc
 import math
 import time
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -226,7 +227,8 @@ class VllmEngine:
             return
         core = self.llm.llm_engine.engine_core
         self.llm = self._worker = self._mode = self._experts = None
-        core.shutdown()
+        with suppress(Exception):  # an engine that has failed is closed as well, and its own error is the one to say
+            core.shutdown()
         del core
         gc.unfreeze()  # vLLM hides from the garbage collector what it starts with
         gc.collect()
