@@ -1,4 +1,4 @@
-// The Python module modelswarms_fast._C. Pointers come in as integers, checked by modelswarms_fast/ops.py.
+// The Python module modelswarms_fast.ops._C. Pointers come in as integers, checked in Python.
 #include <omp.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>

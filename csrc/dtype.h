@@ -1,4 +1,4 @@
-// Storage types of a row. The codes are shared with modelswarms_fast/ops.py and kernels/launchers.h.
+// Storage types of a row. The codes are shared with modelswarms_fast/ops and kernels/launchers.h.
 #pragma once
 
 #include <cstdint>

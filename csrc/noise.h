@@ -1,5 +1,5 @@
 // Random numbers inside the swarm update: Philox4x32-10 (Salmon, Moraes, Dror, Shaw, SC 2011) of column,
-// particle, iteration and seed, the same numbers as modelswarms_fast/reference.py draws. Included after
+// particle, iteration and seed, the same numbers as modelswarms_fast/ops/reference.py draws. Included after
 // lanes.h, once for every SIMD level, in that level's namespace.
 //
 // A Wide holds one counter a 64-bit lane. Only the low half of a lane counts; the upper one holds what a
@@ -107,7 +107,7 @@ inline Two<Word> rounding_noise(const Stream& stream, std::int64_t column) {
 }
 
 // The 16 stored bits of a float32 (its bits, and 16 bits of noise), in the upper half for bfloat16 and the
-// lower half for float16. See round_stochastically in modelswarms_fast/reference.py.
+// lower half for float16. See round_stochastically in modelswarms_fast/ops/reference.py.
 inline Word up_or_down(BFloat16, Word u, Word noise) {
   const Word nan = (u & 0x7fffffff) > 0x7f800000 ? (u & 0) + 0xffffffff : (u & 0);
   return ((u + noise) & ~nan) | ((u | 0x400000) & nan);

@@ -1,6 +1,6 @@
 // Random numbers that are a function of a counter, and what the update makes of them: Philox4x32-10 (Salmon,
 // Moraes, Dror, Shaw, "Parallel random numbers: as easy as 1, 2, 3", SC 2011). The definition, word for word,
-// is modelswarms_fast/reference.py.
+// is modelswarms_fast/ops/reference.py.
 #pragma once
 
 #include <cuda_bf16.h>
