@@ -12,7 +12,16 @@ import pytest
 
 from modelswarms_fast.errors import InputError
 from modelswarms_fast.records import run_folder
-from modelswarms_fast.records.run_folder import Journal, open_run, read_history, read_json, write_json
+from modelswarms_fast.records.run_folder import (
+    Journal,
+    check_run_folder,
+    clear_run,
+    locked,
+    make_folder,
+    read_history,
+    read_json,
+    write_json,
+)
 
 FULL = Path("/dev/full")
 needs_full = pytest.mark.skipif(not FULL.exists(), reason="needs /dev/full, a device without room")
@@ -128,61 +137,69 @@ def test_missing_and_damaged_files_are_named(tmp_path: Path) -> None:
         read_json(tmp_path / "cut.json", "correct it")
 
 
-# Opening a run
+# The folder of a run
 
 
-def test_open_run_makes_the_folder(tmp_path: Path) -> None:
-    with open_run(tmp_path / "a" / "b", {"seed": 3}) as writer:
-        assert writer.folder == tmp_path / "a" / "b"
-        assert names(writer.folder) == {"config.json", "history.jsonl"}
-        assert read_json(writer.folder / "config.json") == {"seed": 3}
-        assert read_history(writer.path) == []
-
-
-def test_open_run_takes_an_empty_folder_and_refuses_another(tmp_path: Path) -> None:
-    open_run(tmp_path, {"seed": 1}).close()
-    with pytest.raises(InputError, match="is not empty") as caught:
-        open_run(tmp_path, {"seed": 2})
-    assert str(tmp_path) in str(caught.value)
-    assert read_json(tmp_path / "config.json") == {"seed": 1}
-
-
-def test_overwrite_removes_what_a_run_writes_and_nothing_else(tmp_path: Path) -> None:
-    with open_run(tmp_path, {"seed": 1}) as writer:
+def a_run(folder: Path) -> Path:
+    write_json(folder / "config.json", {"seed": 1})
+    with Journal(folder / "history.jsonl") as writer:
         writer.append({"iteration": 0})
-    (tmp_path / "global_best").mkdir()
-    for name in ("summary.json", "report.html", "global_best/model.safetensors", "notes.txt"):
+    return folder
+
+
+def test_a_folder_that_is_new_or_empty_is_taken_and_another_refused(tmp_path: Path) -> None:
+    check_run_folder(tmp_path / "a" / "b")
+    assert names(tmp_path) == set()
+    make_folder(tmp_path / "a" / "b")
+    check_run_folder(tmp_path / "a" / "b")
+    a_run(tmp_path / "a" / "b")
+    with pytest.raises(InputError, match="is not empty") as caught:
+        check_run_folder(tmp_path / "a" / "b")
+    assert str(tmp_path / "a" / "b") in str(caught.value)
+    check_run_folder(tmp_path / "a" / "b", overwrite=True)
+    assert names(tmp_path / "a" / "b") == {"config.json", "history.jsonl"}
+
+
+def test_what_a_run_writes_is_removed_and_nothing_else(tmp_path: Path) -> None:
+    (a_run(tmp_path) / "global_best").mkdir()
+    for name in ("summary.json", "report.html", "answers.json", "global_best/model.safetensors", "notes.txt"):
         (tmp_path / name).write_text("old")
     (tmp_path / "data").mkdir()
-    open_run(tmp_path, {"seed": 2}, overwrite=True).close()
-    assert names(tmp_path) == {"config.json", "history.jsonl", "notes.txt", "data"}
-    assert read_json(tmp_path / "config.json") == {"seed": 2}
-    assert read_history(tmp_path / "history.jsonl") == []
+    clear_run(tmp_path)
+    assert names(tmp_path) == {"notes.txt", "data"}
 
 
-def test_overwrite_does_not_follow_a_link(tmp_path: Path) -> None:
+def test_a_link_is_removed_and_not_what_it_points_to(tmp_path: Path) -> None:
     (tmp_path / "kept").mkdir()
     (tmp_path / "kept" / "file").write_text("x")
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "global_best").symlink_to(tmp_path / "kept")
-    open_run(tmp_path / "run", {}, overwrite=True).close()
+    clear_run(tmp_path / "run")
     assert names(tmp_path / "kept") == {"file"}
-    assert names(tmp_path / "run") == {"config.json", "history.jsonl"}
+    assert names(tmp_path / "run") == set()
 
 
-def test_overwrite_leaves_the_folder_of_a_model_alone(tmp_path: Path) -> None:
+def test_the_folder_of_a_model_is_refused(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"model_type": "llama"}')
     with pytest.raises(InputError, match="no run wrote it"):
-        open_run(tmp_path, {}, overwrite=True)
-    assert read_json(tmp_path / "config.json") == {"model_type": "llama"}
+        check_run_folder(tmp_path, overwrite=True)
 
 
 def test_a_file_in_the_place_of_the_folder_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
     for folder in (tmp_path / "file", tmp_path / "file" / "run"):
         with pytest.raises(InputError, match="cannot write") as caught:
-            open_run(folder, {})
+            make_folder(folder)
         assert str(folder) in str(caught.value)
+
+
+def test_two_processes_do_not_fill_one_folder(tmp_path: Path) -> None:
+    with (
+        locked(tmp_path / "run"),
+        pytest.raises(InputError, match="another process is at work"),
+        locked(tmp_path / "run"),
+    ):
+        pytest.fail("the folder was given twice")
 
 
 # Disks that refuse
@@ -194,7 +211,7 @@ def test_read_only_folder_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
     monkeypatch.setattr(Path, "open", refuse)  # the superuser may write to any real folder
     with pytest.raises(InputError, match=r"cannot write .*history\.jsonl: Permission denied"):
-        open_run(tmp_path, {})
+        Journal(tmp_path / "history.jsonl")
 
 
 @needs_full
