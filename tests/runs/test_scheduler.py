@@ -242,6 +242,17 @@ def test_a_budget_is_kept_over_a_cut(tmp_path):
     assert ran(tmp_path / "cut", budget=61) == expected
 
 
+@pytest.mark.parametrize("cut", [False, True])
+def test_a_search_that_its_budget_ended_goes_on_with_a_larger_one(tmp_path, cut):
+    expected = ran(tmp_path / "enough", budget=100)
+    first = ran(tmp_path / "little", budget=40)
+    assert first[-1]["stopped"] == "budget"
+    if cut:
+        (tmp_path / "little" / "searches" / first[-1]["name"] / "summary.json").unlink()
+    assert ran(tmp_path / "little", budget=100) == expected
+    assert histories(tmp_path / "little") == histories(tmp_path / "enough")
+
+
 def test_a_budget_for_nothing_is_refused(tmp_path):
     with pytest.raises(InputError, match="the budget is 9 evaluations"):
         ran(tmp_path, budget=9)
