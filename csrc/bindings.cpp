@@ -79,9 +79,9 @@ bool swarm_update_rows(py::handle rows, py::handle table, Int global_best, Int g
 }
 
 void mix_cpu(Address out, Int out_stride, Address experts, Int experts_stride, Address mixture, Int particles,
-             Int count, Int size, int dtype, Int parts, Int part_stride) {
+             Int count, Int size, int dtype) {
   mix({at(out), out_stride, at(experts), experts_stride, at(mixture), particles, count, size,
-       static_cast<DType>(dtype), parts, part_stride});
+       static_cast<DType>(dtype)});
 }
 
 void swiglu_cpu(Address out, Address in, Int rows, Int width, int dtype) {

@@ -22,9 +22,8 @@ void mix(const Mix& given) {
   Mix args = given;
   MS_CHECK(args.particles >= 0 && args.count >= 0 && args.size >= 0,
            "particles, count and size must not be negative");
-  MS_CHECK(args.parts >= 1 && args.size % args.parts == 0, "parts must divide the size");
   const std::int64_t row = itemsize(args.dtype);
-  args.stream = args.parts == 1 && worth_streaming(args.particles * args.size * row) &&
+  args.stream = worth_streaming(args.particles * args.size * row) &&
                 aligned(args.out, args.particles > 1 ? args.out_stride * row : 0);
   const MixColumns columns = MS_PICK(mix_columns_of)(args);
   MS_CHECK(columns != nullptr, "unknown dtype code");

@@ -11,7 +11,7 @@ namespace modelswarms {
 
 // Pointers to the first element of a row; strides in elements; the last dimension is contiguous.
 struct Mix {
-  void* out;  // [particles, parts, size / parts], written
+  void* out;  // [particles, size], written
   std::int64_t out_stride;
   const void* experts;  // [count, size]
   std::int64_t experts_stride;
@@ -20,8 +20,6 @@ struct Mix {
   std::int64_t count;
   std::int64_t size;
   DType dtype;
-  std::int64_t parts;  // 1 for plain rows; more where an engine's tensor leaves gaps
-  std::int64_t part_stride;
   bool stream = false;  // the result goes past the caches; decided by mix
 };
 

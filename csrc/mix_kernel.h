@@ -79,47 +79,16 @@ inline std::int64_t columns_at_once(const Mix& args) {
 
 template <class S, bool kStream>
 void mix_columns(const Mix& args, std::int64_t begin, std::int64_t end) {
-  const std::int64_t length = args.size / args.parts, block = columns_at_once<S>(args);
+  const std::int64_t block = columns_at_once<S>(args);
   for (std::int64_t stop; begin < end; begin = stop) {
-    const std::int64_t part = begin / length;
-    stop = std::min({end, (part + 1) * length, begin + block});
-    mix_block<S, kStream>(args, begin, stop,
-                          static_cast<S*>(args.out) + part * args.part_stride + begin % length);
+    stop = std::min(end, begin + block);
+    mix_block<S, kStream>(args, begin, stop, static_cast<S*>(args.out) + begin);
   }
   if constexpr (kStream) end_streaming();
 }
 
-// Parts of fewer columns than are worth a call, such as the rows of a LoRA's B: mixed beside each other
-// first, then put where they belong.
-template <class S>
-void mix_short_parts(const Mix& args, std::int64_t begin, std::int64_t end) {
-  constexpr std::int64_t kParticles = 5, kColumns = 512;
-  alignas(64) S mixed[kParticles * kColumns];
-  const std::int64_t length = args.size / args.parts;
-  Mix some = args;
-  some.out_stride = kColumns;
-  for (std::int64_t stop; begin < end; begin = stop) {
-    stop = std::min({end, begin + kColumns, begin + columns_at_once<S>(args)});
-    for (std::int64_t i = 0; i < args.particles; i += kParticles) {
-      some.particles = std::min(kParticles, args.particles - i);
-      some.mixture = static_cast<const typename Lanes<S>::Scalar*>(args.mixture) + i * args.count;
-      mix_block<S, false>(some, begin, stop, mixed);
-      for (std::int64_t r = 0; r < some.particles; ++r) {
-        S* out = static_cast<S*>(args.out) + (i + r) * args.out_stride;
-        for (std::int64_t d = begin, next; d < stop; d = next) {
-          next = std::min(stop, (d / length + 1) * length);
-          std::memcpy(out + d / length * args.part_stride + d % length, mixed + r * kColumns + d - begin,
-                      static_cast<std::size_t>(next - d) * sizeof(S));
-        }
-      }
-    }
-  }
-}
-
 template <class S>
 MixColumns mix_columns_as(const Mix& args) {
-  constexpr std::int64_t kShort = 256;
-  if (args.parts > 1 && args.size / args.parts < kShort) return mix_short_parts<S>;
   return args.stream ? mix_columns<S, true> : mix_columns<S, false>;
 }
 

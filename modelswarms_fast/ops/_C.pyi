@@ -114,8 +114,6 @@ def mix(
     count: int,
     size: int,
     dtype: int,
-    parts: int,
-    part_stride: int,
 ) -> None: ...
 def swarm_update_cuda(
     position: int,

@@ -250,7 +250,7 @@ def mix_(out: Tensor, experts: Tensor, mixture: Tensor, *, backend: str = "auto"
     addresses = (out.data_ptr(), out.stride(0), experts.data_ptr(), experts.stride(0), mixture.data_ptr())
     arguments = (*addresses, particles, count, size, validation.DTYPE_CODES[out.dtype])
     if chosen == "cpp":
-        _C.mix(*arguments, 1, 0)
+        _C.mix(*arguments)
     else:
         launch(_C.mix_cuda, arguments, out)
 

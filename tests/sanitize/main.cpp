@@ -116,7 +116,7 @@ void mixes() {
         const void* mixture = dtype == DType::float64 ? static_cast<const void*>(wide.data()) : narrow.data();
         same_at_every_level("mix of " + std::to_string(size), [&] {
           Bytes out(static_cast<std::size_t>(particles * size * itemsize(dtype)));
-          mix({out.as<void>(), size, experts.as<void>(), size, mixture, particles, n, size, dtype, 1, 0});
+          mix({out.as<void>(), size, experts.as<void>(), size, mixture, particles, n, size, dtype});
           return out;
         });
       }
@@ -134,7 +134,7 @@ void merges_of_mixtures() {
     const void* mixture = dtype == DType::float64 ? static_cast<const void*>(wide) : narrow;
     same_at_every_level("merge of a mixture", [&] {
       Bytes row(static_cast<std::size_t>(size * item));
-      mix({row.as<void>(), size, experts.as<void>(), size, mixture, 1, n, size, dtype, 1, 0});
+      mix({row.as<void>(), size, experts.as<void>(), size, mixture, 1, n, size, dtype});
       const auto live = [&](const auto& load) {
         Bytes weights(static_cast<std::size_t>((rows * pitch - (pitch - columns)) * item));
         std::memset(weights.data.get(), 0, weights.size);
