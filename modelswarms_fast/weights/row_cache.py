@@ -47,7 +47,7 @@ class RowCache:
         self._lock = threading.Lock()
         self._entries: dict[int, _Entry] = {}  # by row; the least recently used first
         self._pinned: frozenset[int] = frozenset()
-        self._lane = CopyStream(self._device)
+        self._copies = CopyStream(self._device)
 
     def get(self, row: int) -> Tensor:
         """[D] a row on the fast tier, the caller's until `release`; loaded if it is not there.
@@ -101,7 +101,7 @@ class RowCache:
                         return
                     entry = _Entry(self._arena.acquire())
                     try:
-                        entry.ready = self._lane.start(partial(self._copy, entry.place, row))
+                        entry.ready = self._copies.start(partial(self._copy, entry.place, row))
                     except BaseException:  # the cache is closed
                         self._arena.release(entry.place)
                         raise
@@ -121,12 +121,12 @@ class RowCache:
 
     def close(self) -> None:
         """Drop what has not begun to load, and end the thread."""
-        self._lane.close()
+        self._copies.close()
 
     def _copy(self, place: int, row: int) -> None:
         self._fast[place].copy_(self._slow[row], non_blocking=True)
 
-    # The lock is held in all below; the lane's thread never takes it.
+    # The lock is held in all below; the thread that copies never takes it.
 
     def _admit(self, row: int) -> _Entry:
         if not self._make_room(frozenset()):

@@ -1,4 +1,4 @@
-"""Plans: where an engine keeps the tensors of a row, compiled once, so that a load is one call and one pass.
+"""Writes a row into the tensors of an engine: where these lie is worked out once, so a load is one call and one pass.
 
 On a CPU the extension does it, on all threads and without Python for each tensor, and on a GPU in one launch of a
 kernel (kernels/plan.cu). Elsewhere torch does the same.
@@ -167,7 +167,7 @@ class LoraMerger:
 
 
 class Table:
-    """A plan as its kernel on a GPU reads it: the parts, and for each block which of them and where it begins."""
+    """The parts as the kernel on a GPU reads them, and for each block which part it does and where it begins."""
 
     def __init__(self, parts: Sequence[Sequence[int]], tiles: Sequence[tuple[int, int]], place: Tensor) -> None:
         self.parts = torch.tensor(parts, dtype=torch.int64, device=place.device)
@@ -179,7 +179,7 @@ class Table:
         return row.data_ptr(), self.parts.data_ptr(), self.tiles.data_ptr(), len(self.tiles), self._dtype
 
     def launch(self, kernel: Callable[..., None], row: Tensor) -> None:
-        """Run the plan on a row of its device, on the current stream."""
+        """Run the kernel on a row of its device, on the current stream."""
         launch(kernel, self.arguments(row), row)
 
 

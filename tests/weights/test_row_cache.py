@@ -186,7 +186,7 @@ def test_a_row_is_there_when_the_stream_that_asked_gets_to_it(order, monkeypatch
     with monkeypatch.context() as patch:
         streams.stand_in(patch)
         cache = RowCache(rows, 3)
-        cache._lane = CopyStream(torch.device("cuda"))
+        cache._copies = CopyStream(torch.device("cuda"))
         copy, draw = cache._copy, random.Random(0)
         cache._copy = lambda place, row: streams.active.queue.append(("run", lambda: copy(place, row)))
 

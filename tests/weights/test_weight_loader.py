@@ -1,4 +1,4 @@
-"""Plans against torch: every tensor where it belongs, nothing beside it, the same bits whoever computes."""
+"""Loads against torch: every tensor where it belongs, nothing beside it, the same bits whoever computes."""
 
 from __future__ import annotations
 
