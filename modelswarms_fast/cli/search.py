@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
-from modelswarms_fast.cli.options import Experts, Inputs, Out, settings
+from modelswarms_fast.cli.options import Experts, Inputs, Out, command_of, settings
 from modelswarms_fast.cli.summary import show
 from modelswarms_fast.config import EngineConfig, SwarmConfig
 
@@ -17,6 +17,10 @@ def search_command(
     experts: Experts,
     out: Out,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier run in --out.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the search in --out that was cut.")] = False,
+    log: Annotated[
+        Literal["tensorboard", "wandb"] | None, typer.Option(help="Write the numbers of each iteration for this tool.")
+    ] = None,
     trace: Annotated[Path | None, typer.Option(help="File for a Chrome trace of the run.")] = None,
     confirm: Annotated[
         int, typer.Option(help="Dev examples to keep back, on which the winner is chosen among the last candidates.")
@@ -27,12 +31,15 @@ def search_command(
     **given: Any,
 ) -> None:
     """Search for a better model among the mixtures of EXPERTS, and export the best one found."""
-    arguments = {"experts": experts, "out": out, "overwrite": overwrite, "trace": trace}
-    run_search(arguments | {"confirm": confirm, "final_test": final_test} | given)
+    own = {"overwrite": overwrite, "resume": resume, "log": log, "trace": trace, "confirm": confirm}
+    own |= {"final_test": final_test}
+    # What was not given stays out, so that the command that repeats the run is short.
+    run_search({"experts": experts, "out": out} | {name: value for name, value in own.items() if value} | given)
 
 
 def run_search(arguments: dict[str, Any]) -> None:
-    """Run a search with a progress bar, and show its end."""
+    """Run a search, show what is being done, and show its end."""
     from modelswarms_fast.runs.search import search
 
-    show(search(**arguments, progress=True), arguments["out"], "global_best")
+    again = command_of("search", {name: value for name, value in arguments.items() if name != "resume"})
+    show(search(**arguments, command=again, progress=True), arguments["out"], "global_best")

@@ -112,9 +112,24 @@ def test_the_config_of_a_run_repeats_it(tiny, arguments, tmp_path, monkeypatch):
     configs = [read_json(folder / "config.json") for folder in (first, again)]
     assert configs[1].pop("seed") == 5
     configs[0].pop("seed")
-    for config in configs:
-        config.pop("command", None)
+    program, *words = configs[0].pop("command")
+    assert program == "modelswarms-fast"
+    configs[1].pop("command")
     assert configs[0] == configs[1]
+    words[words.index(str(first))] = str(tmp_path / "third")
+    assert run(monkeypatch, *words) == 0
+    third = read_json(tmp_path / "third" / "config.json")
+    assert configs[0] == {name: value for name, value in third.items() if name not in ("command", "seed")}
+
+
+def test_a_log_of_the_iterations(tiny, arguments, tmp_path, monkeypatch):
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    more = ["--iterations", 2, "--log", "tensorboard", "--out", tmp_path / "run"]
+    assert run(monkeypatch, "search", tiny["experts"], *arguments, *more) == 0
+    reader = EventAccumulator(str(tmp_path / "run" / "tensorboard")).Reload()
+    assert [event.step for event in reader.Tensors("utility/best")] == [0, 1, 2]
 
 
 def test_rounding_reaches_the_search(tiny, arguments, tmp_path, monkeypatch):
