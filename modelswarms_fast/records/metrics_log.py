@@ -9,11 +9,9 @@ from pathlib import Path
 from typing import Any, Literal, Protocol, get_args
 
 from modelswarms_fast.errors import InputError
+from modelswarms_fast.records.run_folder import TENSORBOARD
 
 MetricsKind = Literal["tensorboard", "wandb"]
-
-TENSORBOARD = "tensorboard"
-"""The folder of TensorBoard's files in a run folder."""
 
 PROJECT = "modelswarms-fast"
 """The project of all runs in Weights & Biases."""

@@ -35,6 +35,7 @@ HISTORY = "history.jsonl"
 SUMMARY = "summary.json"
 REPORT = "report.html"
 GLOBAL_BEST = "global_best"
+TENSORBOARD = "tensorboard"
 ANALYSIS = "analysis.json"
 TEST_SCORES = "test_scores.json"
 ANSWERS = "answers.json"
@@ -118,10 +119,10 @@ def clear_run(folder: str | os.PathLike[str]) -> None:
     """Remove what a run writes and leave all else alone. Raises InputError.
 
     That is `config.json`, `history.jsonl`, `summary.json`, `report.html`, `analysis.json`, `test_scores.json`,
-    `answers.json` and `global_best/`.
+    `answers.json`, `tensorboard/` and `global_best/`.
     """
     # The history goes last, so that a folder that is cleared in part is still known as one of a run.
-    for name in (CONFIG, SUMMARY, REPORT, ANALYSIS, TEST_SCORES, ANSWERS, GLOBAL_BEST, HISTORY):
+    for name in (CONFIG, SUMMARY, REPORT, ANALYSIS, TEST_SCORES, ANSWERS, TENSORBOARD, GLOBAL_BEST, HISTORY):
         _remove(Path(folder) / name)
 
 

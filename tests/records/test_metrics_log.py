@@ -8,6 +8,7 @@ import pytest
 
 from modelswarms_fast.errors import InputError
 from modelswarms_fast.records.metrics_log import metrics_of, open_log
+from modelswarms_fast.records.run_folder import clear_run
 
 
 def line(iteration, utilities, best, prompts=30, seconds=2.0, idle=0.25):
@@ -47,6 +48,8 @@ def test_tensorboards_own_reader_finds_them(tmp_path):
         assert [event.step for event in events] == [0, 1]
         assert [float(make_ndarray(event.tensor_proto)) for event in events] == values
     log.close()
+    clear_run(tmp_path)  # a run that replaces this one shows none of its numbers
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_run_of_weights_and_biases(tmp_path, monkeypatch):
