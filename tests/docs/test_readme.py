@@ -146,6 +146,7 @@ def ran(place):
     return {shlex.split(line)[1] for line in lines}
 
 
+@pytest.mark.slow
 def test_every_command_of_the_readme_runs(ran, place):
     assert {"search", "evaluate", "report", "compare"} <= ran
     assert (place / "runs/mine/global_best/adapter_model.safetensors").exists()
@@ -155,6 +156,7 @@ def test_every_command_of_the_readme_runs(ran, place):
     assert set(results) == {"model_swarms", "best_expert", "uniform_soup"}
 
 
+@pytest.mark.slow
 def test_every_program_of_the_readme_runs(place, capsys):
     programs = blocks(README.read_text(), "python")
     assert len(programs) == 2
@@ -239,6 +241,7 @@ def test_python_of_pages_parses():
             ast.parse(textwrap.dedent(block))
 
 
+@pytest.mark.slow
 def test_the_page_of_the_run_folder_names_what_a_search_writes(ran, place):
     folder, text = place / "runs/mine", (ROOT / "docs/reference/run-folder.md").read_text()
     sections = dict(re.findall(r"^## (\S+)\n(.*?)(?=^## |\Z)", text, re.MULTILINE | re.DOTALL))
