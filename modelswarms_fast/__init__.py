@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from modelswarms_fast.swarm import Swarm
     from modelswarms_fast.weights.streaming import stream_update_rows_
 
-__version__ = "0.2.0"
+__version__ = "0.1.0"
 
 _HOME = {
     "EngineConfig": "config",

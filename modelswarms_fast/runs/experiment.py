@@ -121,8 +121,10 @@ class Experiment:
         self.out = Path(out)
         self._progress, self._trace = progress, Trace(trace)
         self._swarm, self._searches = dict(swarm or {}), searches
+        self._started = False
         self.why_state = "as asked for"
         """Why `engine_config.state` is what it is."""
+        self.base_folder = resolve_base(base)
         with phase("reading the experts", show=progress):
             self.experts: Experts = read_experts(experts, dtype=self.row_dtype, place=self._place)
         self.names = self.experts.names
@@ -136,7 +138,6 @@ class Experiment:
                 "rounding is 'stochastic' but the rows are float32, which loses no step; use rounding='nearest' or "
                 "row_dtype='bfloat16'."
             )
-        self.base_folder = resolve_base(base)
         self._initial: list[Scores] | None = None
         self.initial_spent = Spent()
         """What `initial_scores` have cost."""
@@ -158,6 +159,7 @@ class Experiment:
             with phase("preparing the parity check", show=self._progress and self.engine_config.parity_check != "off"):
                 config = self.engine_config
                 self.evaluator.parity_check = make_parity_check(self.engine, self.base_folder, self.experts, config)
+            self._started = True
             self._calibrate()
         except BaseException:
             self.engine.close()
@@ -323,7 +325,17 @@ class Experiment:
         demand["device"] = torch.device("cuda" if here else "cpu")
         if self.engine_config.engine == "vllm":
             demand["gpu_memory_utilization"] = gpu_share(self.engine_config)
+        demand["engine_bytes"] = self._engine_bytes() if demand["device"].type == "cpu" else 0
         return demand
+
+    def _engine_bytes(self) -> int:
+        """What engines and the parity check have yet to take of the host's memory for the base model's weights."""
+        if self._started:
+            return 0
+        config = self.engine_config
+        weights = sum(path.stat().st_size for path in self.base_folder.glob("*.safetensors"))
+        copies = config.engines * (2 if config.serve in ("merged", "auto") else 1)  # merged keeps what it writes over
+        return weights * (copies + (config.parity_check != "off" and config.engine != "transformers"))
 
     def _placement(self, particles: int, experts: int, size: int, dtype: torch.dtype) -> Placement:
         return plan_memory(self.engine_config, **self._demand(particles, experts, size, dtype), out=self.out)
@@ -346,8 +358,9 @@ class Experiment:
         state, self.why_state = choose_state(config, self._swarm.get("randomness", SwarmConfig.randomness))
         if state is None:
             others = count_rows(particles) * ((self._searches or 1) - 1) + (n if self._searches else 0)
-            taken = others * size * dtype.itemsize
-            fits_in = fits(config, **self._demand(particles, n, size, dtype), engine_bytes=taken)
+            demand = self._demand(particles, n, size, dtype)
+            demand["engine_bytes"] += others * size * dtype.itemsize
+            fits_in = fits(config, **demand)
             state = "weights" if fits_in else "mixture"
             self.why_state = f"the rows of {particles} particles {'fit' if fits_in else 'do not fit'} the memory budget"
         self.engine_config = replace(config, state=state)
