@@ -26,7 +26,6 @@ from __future__ import annotations
 
 import functools
 import gc
-import json
 import shutil
 import statistics
 import subprocess
@@ -47,6 +46,7 @@ from benchmarks.engine.engines import PARTICLES, SERVES, config, engine, experts
 from benchmarks.engine.iterations import (
     Iteration,
     fresh_experts,
+    fresh_population,
     fresh_swarm,
     initial_passes,
     iterate,
@@ -56,10 +56,11 @@ from benchmarks.measure import CORES, Measure
 from modelswarms_fast.engines.protocol import Completion, Request
 from modelswarms_fast.evaluation.evaluator import Evaluator
 from modelswarms_fast.records.progress import Progress
-from modelswarms_fast.records.run_folder import open_run
-from modelswarms_fast.runs.loop import run_iterations
+from modelswarms_fast.records.run_folder import Journal, read_history
+from modelswarms_fast.runs.loop import Meter, SearchLoop
+from modelswarms_fast.runs.scheduler import run_alone
+from modelswarms_fast.runs.trial import Trial
 from modelswarms_fast.weights.base_model import PACKAGED, resolve_base
-from modelswarms_fast.weights.population import Population
 from modelswarms_fast.weights.row_table import count_rows
 
 pytest.importorskip("vllm")
@@ -210,15 +211,22 @@ def test_driver(measure: Measure) -> None:
 
     def run() -> None:
         swarm = fresh_swarm(DRIVEN, iterations, patience=iterations + 1)  # all moves score alike, none is the last
-        rows = Population(fresh_experts(0), swarm, config("merged", state="mixture"), torch.device("cpu"))
+        rows = fresh_population(fresh_experts(0), swarm, config("merged", state="mixture"), torch.device("cpu"))
         engines.append(FakeEngine(DRIVEN))
-        evaluator = Evaluator(engines[-1], utility_of_benchmark(4), splits=("dev",))  # type: ignore[arg-type]
+        utility = utility_of_benchmark(4)
+        evaluator = Evaluator(engines[-1], utility, splits=("dev",))  # type: ignore[arg-type]
         with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder, "history.jsonl")
             start = time.perf_counter()
-            with open_run(Path(folder, "run"), {}) as journal, Progress(False, iterations, DRIVEN) as bar:
-                run_iterations(swarm, rows, evaluator, journal, bar)
+            with Journal(path) as journal, Progress(False, iterations, DRIVEN) as bar:
+
+                def told(line: dict[str, Any]) -> None:
+                    bar.iteration(line["iteration"], line["global_best"]["utility"], evaluator.spent.prompts)
+
+                loop = SearchLoop(swarm, rows, utility)
+                run_alone(Trial("driver", loop, evaluator, journal, meter=Meter(evaluator), told=told), evaluator, bar)
             wall.append(time.perf_counter() - start)
-            lines = [json.loads(line) for line in Path(folder, "run", "history.jsonl").read_text().splitlines()]
+            lines = read_history(path)
         for line in lines:
             for phase, seconds in line["seconds"].items():
                 phases[phase] = phases.get(phase, 0.0) + seconds / len(lines) / ROUNDS

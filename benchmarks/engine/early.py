@@ -58,11 +58,11 @@ def stopped_early(server: Any, serve: str, utility: Utility, moves: int) -> dict
     least = least_share(full[1:])
     base = BaseModel(llm_beside(serve), list(waves_of(full[1:], passes[particles:])))
     early = search_moves(
-        server, serve, utility, moves, stop_early=True, known=full[0].scores, base=base, pace=1 / max(least, 0.1)
+        server, serve, utility, moves, stop_early=True, known=full[0].line, base=base, pace=1 / max(least, 0.1)
     )
-    seconds = sum(one.seconds for one in early[1:])
-    prompts, evaluated = (sum(one.prompts for one in ran[1:]) for ran in (full, early))
-    same = [a.decisions == b.decisions for a, b in zip(full[1:], early[1:], strict=True)]
+    seconds = sum(one.seconds for one in early)
+    prompts, evaluated = (sum(one.prompts for one in ran) for ran in (full[1:], early))
+    same = [a.decisions == b.decisions for a, b in zip(full[1:], early, strict=True)]
     bests = [max(limits.personal_best for limits in one.limits.values()) for one in full[1:]]
     means = [sum(limits.personal_best for limits in one.limits.values()) / particles for one in full[1:]]
     rate = base.prompts / base.seconds
@@ -71,11 +71,11 @@ def stopped_early(server: Any, serve: str, utility: Utility, moves: int) -> dict
         "baselines": {"base model": {"seconds": prompts / rate, "ratio": prompts / rate / seconds}},
         "prompts/s": prompts / seconds,
         "share_of_base": prompts / seconds / rate,
-        "idle_share": 1 - sum(one.busy for one in early[1:]) / seconds,
+        "idle_share": 1 - sum(one.busy for one in early) / seconds,
         "evaluated_prompts": evaluated,
         "evaluated_share": evaluated / prompts,
         "least_share": least,
-        "tokens": sum(one.tokens for one in early[1:]),
+        "tokens": sum(one.tokens for one in early),
         "base_tokens": base.tokens,
         "full_seconds": sum(one.seconds for one in full[1:]),
         "same_moves": sum(itertools.takewhile(bool, same)),
@@ -88,7 +88,7 @@ def stopped_early(server: Any, serve: str, utility: Utility, moves: int) -> dict
                 "full_seconds": a.seconds,
                 "seconds": b.seconds,
             }
-            for a, b in zip(full[1:], early[1:], strict=True)
+            for a, b in zip(full[1:], early, strict=True)
         ],
-        "phases": {name: sum(one.phases.get(name, 0.0) for one in early[1:]) for name in early[-1].phases},
+        "phases": {name: sum(one.phases.get(name, 0.0) for one in early) for name in early[-1].phases},
     }

@@ -1,7 +1,7 @@
 """In a fresh process: an engine up to its first evaluated prompt, and what memory an iteration takes at its peak.
 
     python -m benchmarks.engine.fresh ours|plain start|iteration
-    python -m benchmarks.engine.fresh search FOLDER STATE HOST_MEMORY|none [CANARY]
+    python -m benchmarks.engine.fresh search FOLDER STATE HOST_MEMORY|none [PARITY_CHECK]
 
 `plain` is vLLM alone, in this process as ours is (with worker processes it starts more slowly), with the settings that
 its CPU build needs. `start` ends with the first prompt; `iteration` goes on with one particle after the other, or with

@@ -1,14 +1,14 @@
-"""SearchLoop of a search on an engine that runs: the loop of `search` itself, without its start and its tests."""
+"""Iterations of a search on an engine that runs: the loop of `search` itself, without its start and its tests."""
 
 from __future__ import annotations
 
 import functools
-import json
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -16,15 +16,17 @@ import torch
 
 from benchmarks.engine.base_model import BaseModel, Pass, beside
 from benchmarks.engine.engines import EXAMPLES, PARTICLES, config, engine, write_data
-from modelswarms_fast.config import SwarmConfig
-from modelswarms_fast.evaluation.early_stopping import DecisionBounds, PartialScores
+from modelswarms_fast.config import EngineConfig, SwarmConfig
+from modelswarms_fast.evaluation.early_stopping import DecisionBounds
 from modelswarms_fast.evaluation.evaluator import Evaluator
 from modelswarms_fast.evaluation.objectives import Utility, load_utility
-from modelswarms_fast.records.run_folder import open_run
-from modelswarms_fast.runs.loop import limits_of, run_iterations
+from modelswarms_fast.records.run_folder import Journal, read_history
+from modelswarms_fast.runs.loop import Meter, SearchLoop, limits_of
+from modelswarms_fast.runs.scheduler import run_alone
+from modelswarms_fast.runs.trial import Trial
 from modelswarms_fast.swarm import Swarm
 from modelswarms_fast.weights.arena import empty_rows
-from modelswarms_fast.weights.experts import read_experts
+from modelswarms_fast.weights.experts import Experts, read_experts
 from modelswarms_fast.weights.population import Population
 from modelswarms_fast.weights.row_table import count_rows
 
@@ -42,11 +44,20 @@ class Iteration:
     busy: float
     prompts: int
     tokens: int
-    decisions: dict[str, Any]
-    scores: dict[int, list[float | None]]
-    """By particle; None where an example was left out."""
+    line: dict[str, Any]
+    """What the record says of it."""
     limits: dict[int, DecisionBounds]
     """What each utility was compared with; none of them where the particles start."""
+
+    @property
+    def decisions(self) -> dict[str, Any]:
+        """What was decided."""
+        return {name: self.line[name] for name in DECISIONS}
+
+    @property
+    def scores(self) -> dict[int, list[float | None]]:
+        """By particle; None where an example was left out."""
+        return {particle: scores for particle, scores in enumerate(self.line["scores"]) if scores is not None}
 
     @property
     def idle_share(self) -> float:
@@ -54,43 +65,17 @@ class Iteration:
         return 1 - self.busy / self.seconds
 
 
-class NotingEvaluator(Evaluator):
-    """Keeps all scores and limits. Those of the initial particles may be known."""
+class NotingLoop(SearchLoop):
+    """Notes what the utilities of each iteration are compared with, also where no evaluation stops early."""
 
-    known: Mapping[int, Sequence[float | None]] | None = None
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self.compared: list[dict[int, DecisionBounds]] = [{}]
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self.rounds: list[dict[int, PartialScores]] = []
-
-    def score_population(self, *args: Any, **kwargs: Any) -> dict[int, PartialScores]:
-        """What is known, once; then what the engine says."""
-        if not self.rounds and self.known is not None:
-            utility = functools.partial(self.utility.utility_of, "dev")
-            tallies = {particle: PartialScores(len(scores), utility) for particle, scores in self.known.items()}
-            for particle, tally in tallies.items():
-                tally.scores = list(self.known[particle])
-        else:
-            tallies = super().score_population(*args, **kwargs)
-        self.rounds.append(tallies)
-        return tallies
-
-
-class Bar:
-    """In the place of the bar of a search: notes how long the base model has worked by the end of each iteration."""
-
-    asked = False
-
-    def __init__(self, base: BaseModel | None) -> None:
-        self._base = base
-        self.others = [0.0]
-
-    def particle(self, prompts: int) -> None:
-        """Nothing to do."""
-
-    def iteration(self, *numbers: float) -> None:
-        """One has ended."""
-        self.others.append(0.0 if self._base is None else self._base.seconds)
+    def move(self) -> None:
+        """Note it, and move the particles."""
+        self.compared.append(limits_of(self.swarm, self._utility))
+        super().move()
 
 
 @functools.cache
@@ -148,7 +133,7 @@ def initial_passes(particles: int, prompts: int) -> Sequence[Pass]:
     return passes
 
 
-def fresh_experts(particles: int) -> Any:
+def fresh_experts(particles: int) -> Experts:
     """The example experts with the room of a swarm (0: none), which a search moves in."""
 
     def place(count: int, size: int, dtype: torch.dtype) -> torch.Tensor:
@@ -163,6 +148,12 @@ def fresh_swarm(particles: int, iterations: int, **settings: Any) -> Swarm:
     return Swarm(SwarmConfig(particles=particles, iterations=iterations, seed=SEED, **settings), count)
 
 
+def fresh_population(pool: Experts, swarm: Swarm, chosen: EngineConfig, device: torch.device) -> Population:
+    """The particles of a swarm where they begin."""
+    draws: dict[str, Any] = {"randomness": swarm.config.randomness, "seed": swarm.config.seed}
+    return Population(pool, swarm.initial_positions(), chosen, device, **draws)
+
+
 def iterate(
     server: Any,
     serve: str,
@@ -173,12 +164,11 @@ def iterate(
     base: BaseModel | None = None,
 ) -> Iteration:
     """One iteration of the loop on a running engine: the particles are evaluated where they start, and moved once."""
-    swarm, rows, ran = _loop(server, serve, utility_of_benchmark(prompts, skill), particles, 0, base=base)
-    plan, one = swarm.ask(), ran[-1]
+    loop, ran = _loop(server, serve, utility_of_benchmark(prompts, skill), particles, 0, base=base)
     start = time.perf_counter()
-    rows.update(plan)
-    seconds = time.perf_counter() - start
-    return Iteration(**(vars(one) | {"seconds": one.seconds + seconds, "phases": one.phases | {"update": seconds}}))
+    loop.move()
+    seconds, one = time.perf_counter() - start, ran[-1]
+    return replace(one, seconds=one.seconds + seconds, phases=one.phases | {"update": seconds})
 
 
 def search_moves(
@@ -189,13 +179,17 @@ def search_moves(
     *,
     particles: int = PARTICLES,
     stop_early: bool = False,
-    known: Mapping[int, Sequence[float | None]] | None = None,
+    known: Mapping[str, Any] | None = None,
     base: BaseModel | None = None,
     pace: float = 1.0,
 ) -> list[Iteration]:
-    """The evaluation of the initial particles (or what is known of it), and the iterations of so many moves."""
-    settings = {"stop_early": stop_early, "known": known, "base": base, "pace": pace}
-    return _loop(server, serve, utility, particles, moves, **settings)[-1]
+    """The evaluation of the initial particles, and the iterations of so many moves.
+
+    `known`: the line that another search of this swarm recorded of the initial particles. It is told instead of
+    evaluating them, and is not among what is returned.
+    """
+    ran = _loop(server, serve, utility, particles, moves, stop_early=stop_early, known=known, base=base, pace=pace)
+    return ran[-1]
 
 
 def _loop(
@@ -206,44 +200,42 @@ def _loop(
     moves: int,
     *,
     stop_early: bool = False,
-    known: Mapping[int, Sequence[float | None]] | None = None,
+    known: Mapping[str, Any] | None = None,
     base: BaseModel | None = None,
     pace: float = 1.0,
-) -> tuple[Swarm, Population, list[Iteration]]:
+) -> tuple[SearchLoop, list[Iteration]]:
     chosen = config(serve, stop_early=stop_early)
     swarm = fresh_swarm(particles, moves)
-    rows = Population(fresh_experts(particles if chosen.state == "weights" else 0), swarm, chosen, server.device)
-    evaluator, bar = NotingEvaluator(server, utility, splits=("dev",)), Bar(base)
-    evaluator.known = known
-    limits: list[dict[int, DecisionBounds]] = []
-    ask = swarm.ask
+    rows = fresh_population(fresh_experts(particles if chosen.state == "weights" else 0), swarm, chosen, server.device)
+    evaluator = Evaluator(server, utility, splits=("dev",))
+    loop = NotingLoop(swarm, rows, utility, evaluator.difficulty_order("dev") if stop_early else None)
+    others = [0.0]  # seconds that the base model has worked by the end of each iteration
 
-    def planned() -> Any:
-        limits.append(limits_of(swarm, utility))
-        return ask()
+    def told(line: Mapping[str, Any]) -> None:
+        others.append(0.0 if base is None else base.seconds)
 
-    swarm.ask = planned  # type: ignore[method-assign]
     with tempfile.TemporaryDirectory() as folder:
-        with open_run(Path(folder, "run"), {}) as journal, beside(server, base, pace):
-            run_iterations(swarm, rows, evaluator, journal, bar, stop_early=stop_early)  # type: ignore[arg-type]
-        lines = [json.loads(line) for line in Path(folder, "run", "history.jsonl").read_text().splitlines()]
-    server.watch, swarm.ask = None, ask  # type: ignore[method-assign]
+        path = Path(folder, "history.jsonl")
+        with Journal(path) as journal, beside(server, base, pace):
+            recorded = [] if known is None else [dict(known)]
+            trial = Trial("search", loop, evaluator, journal, recorded=recorded, meter=Meter(evaluator), told=told)
+            run_alone(trial, evaluator)
+        lines = read_history(path)
+    server.watch = None
     ran = []
-    for index, line in enumerate(lines):
-        other = bar.others[index + 1] - bar.others[index]
+    for line, (before, after) in zip(lines, pairwise(others), strict=True):
         phases = dict(line["seconds"])
         total = phases.pop("total")
-        phases["generate"] -= other
+        phases["generate"] -= after - before
         ran.append(
             Iteration(
-                seconds=total - other,
+                seconds=total - (after - before),
                 phases=phases,
                 busy=(1 - line["engine_idle_share"]) * total,
                 prompts=line["prompts"],
                 tokens=line["tokens"],
-                decisions={name: line[name] for name in DECISIONS},
-                scores={particle: tally.scores for particle, tally in evaluator.rounds[index].items()},
-                limits=limits[index - 1] if index else {},
+                line=line,
+                limits=loop.compared[line["iteration"]],
             )
         )
-    return swarm, rows, ran
+    return loop, ran

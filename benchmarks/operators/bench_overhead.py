@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from statistics import fmean
 from unittest.mock import create_autospec
@@ -15,13 +16,17 @@ from benchmarks.operators.bench_mix import make_mixture
 from benchmarks.operators.bench_update import make_swarm
 from modelswarms_fast.config import EngineConfig, SwarmConfig
 from modelswarms_fast.evaluation.early_stopping import PartialScores
-from modelswarms_fast.evaluation.evaluator import Evaluator, Spent
+from modelswarms_fast.evaluation.evaluator import Evaluator
+from modelswarms_fast.evaluation.objectives import Utility
+from modelswarms_fast.evaluation.spent import Spent
 from modelswarms_fast.ops import _C, mix_, swarm_update_, swarm_update_rows_
 from modelswarms_fast.ops.validation import DTYPE_CODES
 from modelswarms_fast.records.progress import Progress
 from modelswarms_fast.records.run_folder import Journal
 from modelswarms_fast.records.trace import Trace
-from modelswarms_fast.runs.loop import run_iterations
+from modelswarms_fast.runs.loop import Meter, SearchLoop
+from modelswarms_fast.runs.scheduler import run_alone
+from modelswarms_fast.runs.trial import Trial
 from modelswarms_fast.swarm import Swarm
 from modelswarms_fast.weights.experts import Experts
 from modelswarms_fast.weights.layout import Layout
@@ -30,6 +35,7 @@ from modelswarms_fast.weights.row_table import RowTable, count_rows
 from modelswarms_fast.weights.rows import SwarmRows
 
 PARTICLES, CALLS = 4, 1000
+Arrivals = Callable[[bool], Mapping[int, object]]
 
 
 @pytest.mark.parametrize("size", [16, 100_000])
@@ -84,7 +90,7 @@ def test_shard_update(measure: Measure) -> None:
 
 
 def test_driver(measure: Measure, tmp_path: Path) -> None:
-    """The loop of a search without its evaluations: plan, mixtures, tell, promote, and the journal with its fsync."""
+    """The loop of a search without its evaluations: ask, update, tell, promote, and the journal with its fsync."""
     particles, experts, iterations = 100, 10, 20
     rows = random_rows(experts, 16, torch.bfloat16)
     layout = Layout.of({"weight": torch.empty(16, dtype=torch.bfloat16, device="meta")})
@@ -92,20 +98,24 @@ def test_driver(measure: Measure, tmp_path: Path) -> None:
     pool = Experts("full", names, layout, rows, rows, (), {}, names)
     random = np.random.default_rng(0)
 
-    def rows_of(source: object, which: list[int], *rest: object) -> dict[int, PartialScores]:
-        tallies = {particle: PartialScores(1, fmean) for particle in which}
-        for tally in tallies.values():
-            tally.scores[0] = float(random.random())
-        return tallies
+    def stream(split: str, arrivals: Arrivals, limits: object) -> Iterator[tuple[int, PartialScores]]:
+        while arrived := arrivals(True):
+            for number in arrived:
+                scores = PartialScores(1, fmean)
+                scores.scores[0] = float(random.random())
+                yield number, scores
 
-    evaluator = create_autospec(Evaluator, instance=True, spent=Spent(), trace=Trace(), utility=None)
-    evaluator.score_population = rows_of
+    evaluator = create_autospec(Evaluator, instance=True, spent=Spent(), trace=Trace())
+    utility = create_autospec(Utility, instance=True)
+    evaluator.stream = stream
     bar = create_autospec(Progress, instance=True, asked=False)
 
     def search() -> None:
         swarm = Swarm(SwarmConfig(particles=particles, iterations=iterations - 1, patience=iterations), experts)
-        held = Population(pool, swarm, EngineConfig(state="mixture"), torch.device("cpu"))
-        run_iterations(swarm, held, evaluator, journal, bar)
+        positions = swarm.initial_positions()
+        held = Population(pool, positions, EngineConfig(state="mixture"), torch.device("cpu"))
+        loop = SearchLoop(swarm, held, utility)
+        run_alone(Trial("driver", loop, evaluator, journal, meter=Meter(evaluator)), evaluator, bar)
 
     with Journal(tmp_path / "history.jsonl") as journal:
         info = measure.row(

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from types import SimpleNamespace
-from typing import cast
 
 import numpy as np
 import pytest
@@ -25,7 +23,6 @@ from benchmarks.measure import (
 )
 from benchmarks.operators.torch_baselines import Tensors
 from modelswarms_fast.config import EngineConfig, SwarmConfig
-from modelswarms_fast.engines.protocol import Engine
 from modelswarms_fast.ops import swarm_update_, swarm_update_rows_
 from modelswarms_fast.swarm import Swarm
 from modelswarms_fast.weights.arena import empty_rows
@@ -131,26 +128,27 @@ def make_experts(count: int, size: int, room: int) -> Experts:
 def test_memory(measure: Measure, state: str) -> None:
     """What experts and swarm take together, through a few iterations with promotions, restarts and loads.
 
-    The engine does nothing: what it takes to apply a row or a mixture is its own.
+    No engine: what it takes to apply a row or a mixture is its own.
     """
     size, particles = LARGE_QUICK if measure.quick else LARGE, 2 * PARTICLES
     rows = count_rows(particles) if state == "weights" else PARTICLES
-    idle = SimpleNamespace(load=lambda slot, row: None, load_mixture=lambda slot, mixture: None)
-    engine = cast(Engine, idle)
 
     def live() -> None:
         swarm = Swarm(SwarmConfig(particles=particles, patience=1, restart_patience=1), PARTICLES)
         experts = make_experts(PARTICLES, size, rows)
-        held = Population(experts, swarm, EngineConfig(state=state), torch.device("cpu"))
+        positions = swarm.initial_positions()
+        held = Population(experts, positions, EngineConfig(state=state), torch.device("cpu"))
         utilities = np.linspace(0, 1, particles)
         for iteration in range(3):
-            held.promote(swarm.tell(utilities))
+            told = swarm.tell(utilities)
+            held.promote(told.improved, told.global_best, told.global_worst)
             if iteration == 0:
-                held.start(swarm)
-            held.update(swarm.ask())
+                held.start(swarm.initial_velocities(positions))
+            moves = swarm.ask()
+            held.update(moves.restarts, moves.coefficients, moves.step_length, moves.iteration)
             utilities = utilities[::-1] + 0.3 * iteration
         for particle in range(particles):
-            held.load(engine, 0, particle)
+            held.position(particle)
 
     live()
     taken = added_bytes(live)

@@ -118,7 +118,8 @@ def test_budget(measure: Measure, tmp_path: Path, fit: int) -> None:
     row = row_stride(size, torch.bfloat16) * torch.bfloat16.itemsize
 
     def planned(rows: int | None) -> Placement:
-        config = EngineConfig(host_memory=None if rows is None else f"{rows * row} bytes", spill=str(tmp_path))
+        budget = None if rows is None else f"{rows * row} bytes"
+        config = EngineConfig(state="weights", host_memory=budget, spill=str(tmp_path))
         shape = {"particles": PARTICLES, "experts": PARTICLES, "size": size, "dtype": torch.bfloat16}
         return plan_memory(config, **shape, device=CPU, out=tmp_path)
 
@@ -133,7 +134,7 @@ def test_budget(measure: Measure, tmp_path: Path, fit: int) -> None:
         calls = {}
         for name, one in plans.items():
             phases[name] = []
-            calls[name] = SearchLoop(one, size, phases[name])
+            calls[name] = Iterations(one, size, phases[name])
             stack.callback(calls[name].particles.close)
         names = [name for name in plans if name != "ours"]
         measure.row(
@@ -157,7 +158,7 @@ def test_budget(measure: Measure, tmp_path: Path, fit: int) -> None:
     measure.benchmark.extra_info.update({"phases": medians.pop("ours"), "phases_of_baselines": medians})
 
 
-class SearchLoop:
+class Iterations:
     """Of a swarm where a plan puts its rows: a call is one iteration without an engine, and notes its phases."""
 
     def __init__(self, plan: Placement, size: int, phases: list[dict[str, float]]) -> None:
@@ -166,27 +167,35 @@ class SearchLoop:
         room[:PARTICLES].copy_(random_rows(PARTICLES, size, torch.bfloat16))
         self.swarm = Swarm(SwarmConfig(particles=PARTICLES, iterations=10**6, patience=10**6), PARTICLES)
         found = replace(experts, rows=room[:PARTICLES], room=room)
-        self.particles = Population(found, self.swarm, EngineConfig(), CPU, plan)
+        positions = self.swarm.initial_positions()
+        self.particles = Population(found, positions, EngineConfig(state="weights"), CPU, placement=plan)
         self.phases, self.draw = phases, np.random.default_rng(0)
         self.slot = random_rows(1, size, torch.bfloat16)[0]
-        self.particles.promote(self.swarm.tell(self.draw.random(PARTICLES)))
-        self.particles.start(self.swarm)
+        self.promote()
+        self.particles.start(self.swarm.initial_velocities(positions))
+
+    def promote(self) -> None:
+        """By utilities at random."""
+        told = self.swarm.tell(self.draw.random(PARTICLES))
+        self.particles.promote(told.improved, told.global_best, told.global_worst)
 
     def __call__(self) -> None:
         """The next one."""
         times = [time.perf_counter()]
-        self.particles.update(self.swarm.ask())
+        moves = self.swarm.ask()
+        self.particles.update(moves.restarts, moves.coefficients, moves.step_length, moves.iteration)
         times.append(time.perf_counter())
         for particle in range(PARTICLES):
             row = self.particles.row(particle)
-            self.particles.prefetch([particle + 1] if particle + 1 < PARTICLES else [])
+            if particle + 1 < PARTICLES:
+                self.particles.prefetch(particle + 1)
             self.slot.copy_(row)  # the engine's part
         times.append(time.perf_counter())
         evict()
         times.append(time.perf_counter())
         spans = [end - start for start, end in pairwise(times)]
         self.phases.append(dict(zip(("update", "load", "write back"), spans, strict=True)))
-        self.particles.promote(self.swarm.tell(self.draw.random(PARTICLES)))
+        self.promote()
 
 
 @pytest.mark.gpu

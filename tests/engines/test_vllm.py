@@ -16,7 +16,6 @@ from modelswarms_fast.engines.protocol import Request, complete
 from modelswarms_fast.engines.start import start_engine
 from modelswarms_fast.engines.transformers import TransformersEngine
 from modelswarms_fast.errors import EngineError, InputError
-from modelswarms_fast.evaluation.early_stopping import digest
 from modelswarms_fast.records.run_folder import read_history
 from modelswarms_fast.runs.evaluate import evaluate
 from modelswarms_fast.runs.search import search
@@ -25,6 +24,7 @@ from modelswarms_fast.weights.arena import empty_rows
 from modelswarms_fast.weights.base_model import resolve_base
 from modelswarms_fast.weights.experts import export, read_experts
 from modelswarms_fast.weights.layout import Layout, TensorSpec
+from modelswarms_fast.weights.row_name import row_name
 from modelswarms_fast.weights.weight_loader import CopyTarget, WeightCopier
 
 pytest.importorskip("vllm")
@@ -104,7 +104,7 @@ def texts(engine, prompts, slot=0):
 
 def oracle_texts(oracle, prompts, row):
     """What it says is kept: it is slow, and asked for the same in many tests."""
-    said, key = vars(oracle).setdefault("said", {}), (digest(row), str(prompts))
+    said, key = vars(oracle).setdefault("said", {}), (row_name(row), str(prompts))
     if key not in said:
         oracle.load(0, row)
         said[key] = texts(oracle, prompts)
@@ -538,7 +538,7 @@ def test_ways_of_serving_that_contradict_the_rest_are_refused(base):
         with pytest.raises(InputError, match="no LoRA experts"):
             start_engine(base, None, EngineConfig(serve=serve, state="mixture"))
     with pytest.raises(InputError, match="use state='mixture'"):
-        EngineConfig(serve="mixture")
+        EngineConfig(serve="mixture", state="weights")
     for serve in ("mixture", "auto"):
         with pytest.raises(InputError, match=f"serve is '{serve}' but the transformers engine"):
             EngineConfig(serve=serve, state="mixture", engine="transformers")

@@ -2,7 +2,6 @@
 
 import hashlib
 import random
-from types import SimpleNamespace
 
 import torch
 
@@ -117,6 +116,3 @@ def utility(prompts, score=lambda example, output: float(output), **fields):
 
     given = {"asks": asks, "score_examples": score_examples} | fields
     return Utility("scripted", "scripted", examples, **given)
-
-
-QUIET = SimpleNamespace(particle=lambda prompts: None, iteration=lambda *numbers: None, asked=False)
