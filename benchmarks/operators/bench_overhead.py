@@ -77,16 +77,16 @@ def test_mix(measure: Measure) -> None:
     call_overhead(measure, "mix_", lambda: mix_(out, experts, mixture))
 
 
-def test_shard_update(measure: Measure) -> None:
+def test_swarm_rows_update(measure: Measure) -> None:
     """What one iteration of a search calls, row numbers included."""
     swarm = Swarm(SwarmConfig(particles=PARTICLES), PARTICLES)
     experts, rows = (random_rows(count, 16, torch.bfloat16) for count in (PARTICLES, count_rows(PARTICLES)))
-    shard = SwarmRows(experts, swarm.initial_positions(), rows)
+    held = SwarmRows(experts, swarm.initial_positions(), rows)
     told = swarm.tell(np.arange(PARTICLES, dtype=np.float64))
-    shard.promote(told.improved, told.global_best, told.global_worst)
+    held.promote(told.improved, told.global_best, told.global_worst)
     moves = swarm.ask()
     arguments = moves.restarts, moves.coefficients, moves.step_length, moves.iteration
-    call_overhead(measure, "SwarmRows.update", lambda: shard.update(*arguments))
+    call_overhead(measure, "SwarmRows.update", lambda: held.update(*arguments))
 
 
 def test_driver(measure: Measure, tmp_path: Path) -> None:

@@ -99,12 +99,12 @@ def test_promote(measure: Measure) -> None:
     """All particles, the global best and the global worst: numbers change, no row is copied."""
     size = LARGE_QUICK if measure.quick else LARGE
     experts = random_rows(PARTICLES, size, torch.bfloat16)
-    shard = SwarmRows(experts, np.eye(PARTICLES), empty_rows(count_rows(PARTICLES), size, torch.bfloat16))
-    shard.promote(EVERYBODY, 0, 1)
+    held = SwarmRows(experts, np.eye(PARTICLES), empty_rows(count_rows(PARTICLES), size, torch.bfloat16))
+    held.promote(EVERYBODY, 0, 1)
     rows, bests = random_rows(2 * PARTICLES + 4, size, torch.bfloat16).view(2, PARTICLES + 2, size).unbind()
     measure.row(
         f"SwarmRows.promote, P={PARTICLES} D={size:,}",
-        lambda: shard.promote(EVERYBODY, 0, 1),
+        lambda: held.promote(EVERYBODY, 0, 1),
         baselines={"copied rows": lambda: bests.copy_(rows)},
         calls=100,
         dtype="bfloat16",

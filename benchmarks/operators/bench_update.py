@@ -43,7 +43,7 @@ DTYPES = (torch.bfloat16, torch.float32)
 
 
 def make_swarm(particles: int, size: int, dtype: torch.dtype, device: torch.device = CPU) -> Tensors:
-    """Random rows that lie as those of a shard."""
+    """Random rows that lie as those of a swarm."""
     rows = random_rows(3 * particles + 2, size, dtype, device)
     position, velocity, personal_best = rows[: 3 * particles].view(3, particles, size).unbind()
     return Tensors(position, velocity, personal_best, rows[-2], rows[-1], shares(particles).to(device))

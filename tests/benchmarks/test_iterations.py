@@ -83,10 +83,10 @@ def test_the_least_that_an_exact_order_can_ask(scores, best, worst, least):
     assert early.least_examples(scores, limits) == least
 
     def decides(shown):
-        tally = PartialScores(len(scores), statistics.fmean, limits)
+        scored = PartialScores(len(scores), statistics.fmean, limits)
         for example in shown:
-            tally.scores[example] = scores[example]
-        return tally.decided
+            scored.scores[example] = scores[example]
+        return scored.decided
 
     numbers = range(len(scores))
     assert least == min(

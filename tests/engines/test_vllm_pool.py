@@ -137,10 +137,10 @@ def test_two_vllm_engines_score_as_one(tmp_path):
     config = EngineConfig(engines=2, max_model_len=512, parity_check="off")
     group = start_engine(base, experts, config)
     try:
-        tallies = Evaluator(group, utility).score_population(
+        all_scored = Evaluator(group, utility).score_population(
             {number: MadeRow(partial(experts.rows.__getitem__, number)) for number in range(4)}, "dev"
         )
-        together = {particle: tally.known for particle, tally in tallies.items()}
+        together = {particle: scored.known for particle, scored in all_scored.items()}
         probe = Request(0, list(group.tokenizer("Which is larger?")["input_ids"]))
         group.load(0, experts.rows[0])
         group.load(1, experts.rows[0])

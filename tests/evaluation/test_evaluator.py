@@ -32,7 +32,7 @@ def test_scores_do_not_depend_on_slots_or_steps(slots, at_once):
     engine = ScriptedEngine(slots, at_once)
     evaluator = Evaluator(engine, utility(PROMPTS))
     found = evaluator.score_population(source.some([4, 0, 2, 3]), "dev")
-    assert {particle: tally.scores for particle, tally in found.items()} == {
+    assert {particle: scored.scores for particle, scored in found.items()} == {
         particle: expected(source, particle) for particle in (4, 0, 2, 3)
     }
     assert source.loaded == [4, 0, 2, 3]
@@ -122,7 +122,7 @@ def test_the_error_of_an_engine_that_died_is_the_one_that_is_seen():
 
 
 @pytest.mark.parametrize(("every", "checks"), [(False, 1), (True, 4)])
-def test_the_canary_sees_an_engine_that_does_nothing_else(every, checks, monkeypatch):
+def test_the_parity_check_sees_an_engine_that_does_nothing_else(every, checks, monkeypatch):
     engine, seen = ScriptedEngine(3), []
     evaluator = Evaluator(engine, utility(PROMPTS))
 
@@ -138,7 +138,7 @@ def test_the_canary_sees_an_engine_that_does_nothing_else(every, checks, monkeyp
     assert len(found) == 4
 
 
-def test_the_canary_checks_the_first_load_of_each_engine_while_others_work(monkeypatch):
+def test_the_parity_check_is_made_on_the_first_load_of_each_engine_while_others_work(monkeypatch):
     engine, seen = ScriptedEngine(6), []
     evaluator = Evaluator(engine, utility(PROMPTS))
 
@@ -152,7 +152,7 @@ def test_the_canary_checks_the_first_load_of_each_engine_while_others_work(monke
 
 
 @pytest.mark.parametrize(("off", "right"), [([0.8, 0.0, 0.0, 0.1], True), ([0.3, 0.3, 0.3, 0.3], False)])
-def test_the_canary_judges_by_all_its_prompts(off, right):
+def test_the_parity_check_judges_by_all_its_prompts(off, right):
     """One of them may be far off in bfloat16 although the weights are right."""
 
     def tokens(text):
@@ -179,7 +179,7 @@ def test_equal_positions_are_evaluated_once(slots):
     evaluator = Evaluator(engine, utility(PROMPTS))
     found = evaluator.score_population(source.some(range(5)), "dev")
     assert sorted(source.loaded) == [0, 1, 4]
-    assert {particle: tally.scores for particle, tally in found.items()} == {
+    assert {particle: scored.scores for particle, scored in found.items()} == {
         particle: expected(source, particle) for particle in range(5)
     }
     assert (evaluator.spent.evaluations, evaluator.spent.reused) == (3, 16)
@@ -244,22 +244,22 @@ def likeliest_low_first(evaluator, source):
 
 
 def stopped(score, personal_best, global_worst=0.0, at_once=1):
-    """A particle that is evaluated whole and then, elsewhere, with limits: its tally, the engine, the evaluator."""
+    """A particle that is evaluated whole and then, elsewhere, with limits: its scores, the engine, the evaluator."""
     _, scripted, answer = graded(score)
     engine = ScriptedEngine(1, at_once, answer=answer)
     evaluator = Evaluator(engine, scripted)
     limits = DecisionBounds(personal_best, global_worst, 0.0, 1.0, likeliest_low_first(evaluator, Rows(1)))
     engine.log.clear()
-    tally = evaluator.score_population(Rows(2).some([0]), "dev", limits={0: limits})[0]
-    return tally, engine, evaluator
+    scored = evaluator.score_population(Rows(2).some([0]), "dev", limits={0: limits})[0]
+    return scored, engine, evaluator
 
 
 def test_a_particle_that_cannot_win_stops():
     """25 of 40 right and a best of 28: thirteen wrong answers, asked for first, leave 27 at most."""
-    tally, engine, evaluator = stopped(lambda index: float(index < 25), 27 / 40)
-    assert tally.known.count(0.0) == 13
-    right = tally.known.count(1.0)
-    assert tally.bounds == (right / 40, 27 / 40)
+    scored, engine, evaluator = stopped(lambda index: float(index < 25), 27 / 40)
+    assert scored.known.count(0.0) == 13
+    right = scored.known.count(1.0)
+    assert scored.bounds == (right / 40, 27 / 40)
     assert right + evaluator.spent.skipped == 27
     assert not engine.running
     submitted = [prompt for kind, *rest in engine.log if kind == "submit" for prompt in rest[1:]]
@@ -268,42 +268,42 @@ def test_a_particle_that_cannot_win_stops():
 
 def test_no_more_is_asked_for_than_could_be_needed(monkeypatch):
     monkeypatch.setattr("modelswarms_fast.evaluation.evaluator.FLOOR", 1)
-    tally, engine, _ = stopped(lambda index: float(index < 25), 27 / 40)
+    scored, engine, _ = stopped(lambda index: float(index < 25), 27 / 40)
     assert sum(entry[0] == "submit" for entry in engine.log) == 13
     assert not any(entry[0] == "drop" for entry in engine.log)
-    assert len(tally.known) == 13
+    assert len(scored.known) == 13
 
 
 def test_as_many_are_worth_asking_for_as_it_takes_at_the_rate_so_far():
     """A few at a time would keep batches small to the end of a particle that is a new best."""
-    tally = PartialScores(40, mean_of, DecisionBounds(10 / 40, 0.0, 0.0, 1.0))
-    assert tally.need == (30, 0)
-    tally.scores[:4] = [0.0, 0.0, 1.0, 0.0]
-    assert tally.need == (math.ceil(27 * 5 / 4), 0)
-    tally.scores[:4] = [1.0] * 4
-    assert tally.need == (36, 0), "no more than there are"
-    tally.scores[:4] = [0.25] * 4
-    assert tally.need == (math.ceil(27 * 5 / 4), 0), "four of them are three low ones"
+    scored = PartialScores(40, mean_of, DecisionBounds(10 / 40, 0.0, 0.0, 1.0))
+    assert scored.need == (30, 0)
+    scored.scores[:4] = [0.0, 0.0, 1.0, 0.0]
+    assert scored.need == (math.ceil(27 * 5 / 4), 0)
+    scored.scores[:4] = [1.0] * 4
+    assert scored.need == (36, 0), "no more than there are"
+    scored.scores[:4] = [0.25] * 4
+    assert scored.need == (math.ceil(27 * 5 / 4), 0), "four of them are three low ones"
 
 
 def test_right_answers_come_next_where_the_worst_is_near(monkeypatch):
     """It cannot win after thirteen wrong answers; ten right ones show that it is not the worst."""
     monkeypatch.setattr("modelswarms_fast.evaluation.evaluator.FLOOR", 1)
-    tally, _, _ = stopped(lambda index: float(index < 25), 27 / 40, 10 / 40)
-    assert sorted(tally.known) == [0.0] * 13 + [1.0] * 10
+    scored, _, _ = stopped(lambda index: float(index < 25), 27 / 40, 10 / 40)
+    assert sorted(scored.known) == [0.0] * 13 + [1.0] * 10
 
 
 @pytest.mark.parametrize(("best", "worst"), [(24 / 40, 0.0), (26 / 40, 26 / 40), (-math.inf, 0.0)])
 def test_a_particle_that_changes_something_is_evaluated_whole(best, worst):
-    tally, _, evaluator = stopped(lambda index: float(index < 25), best, worst)
-    assert tally.complete
-    assert tally.bounds == (25 / 40, 25 / 40)
+    scored, _, evaluator = stopped(lambda index: float(index < 25), best, worst)
+    assert scored.complete
+    assert scored.bounds == (25 / 40, 25 / 40)
     assert evaluator.spent.skipped == 0
 
 
 def test_a_tie_with_the_best_or_the_worst_decides():
-    tally, _, _ = stopped(lambda index: float(index < 25), 25 / 40, 25 / 40)
-    assert tally.decided
+    scored, _, _ = stopped(lambda index: float(index < 25), 25 / 40, 25 / 40)
+    assert scored.decided
     limits = DecisionBounds(0.5, 0.5, 0.0, 1.0)
     half = PartialScores(2, mean_of, limits)
     half.scores = [1.0, 0.0]
@@ -314,15 +314,15 @@ def test_a_tie_with_the_best_or_the_worst_decides():
 
 def test_a_nan_stops_at_once(monkeypatch):
     monkeypatch.setattr("modelswarms_fast.evaluation.evaluator.FLOOR", 1)
-    tally, _, evaluator = stopped(lambda index: math.nan if index == 39 else 1.0, 39 / 40)
-    assert len(tally.known) == 1, "the example that was NaN before is asked for first"
-    assert all(math.isnan(bound) for bound in tally.bounds)
+    scored, _, evaluator = stopped(lambda index: math.nan if index == 39 else 1.0, 39 / 40)
+    assert len(scored.known) == 1, "the example that was NaN before is asked for first"
+    assert all(math.isnan(bound) for bound in scored.bounds)
     assert evaluator.spent.skipped == 39
 
 
 def test_a_particle_that_can_only_be_second_is_not_loaded():
-    tally, engine, evaluator = stopped(lambda index: 1.0, 1.0)
-    assert tally.bounds == (0.0, 1.0)
+    scored, engine, evaluator = stopped(lambda index: 1.0, 1.0)
+    assert scored.bounds == (0.0, 1.0)
     assert not engine.log
     assert evaluator.spent.skipped == 40
 
@@ -343,20 +343,20 @@ def test_a_partial_evaluation_is_completed_later(monkeypatch):
 
 
 def test_bounds_hold_the_utility_whatever_is_missing():
-    tally = PartialScores(3, mean_of, DecisionBounds(0.0, 0.0, -1.0, 3.0))
-    tally.scores = [None, 0.25, None]
-    assert tally.bounds == ((0.25 - 2) / 3, (0.25 + 6) / 3)
-    tally.scores = [math.nan, 0.25, None]
-    assert all(math.isnan(bound) for bound in tally.bounds)
+    scored = PartialScores(3, mean_of, DecisionBounds(0.0, 0.0, -1.0, 3.0))
+    scored.scores = [None, 0.25, None]
+    assert scored.bounds == ((0.25 - 2) / 3, (0.25 + 6) / 3)
+    scored.scores = [math.nan, 0.25, None]
+    assert all(math.isnan(bound) for bound in scored.bounds)
 
 
 # The cache
 
 
 def filled(values):
-    tally = PartialScores(len(values), mean_of)
-    tally.scores = list(values)
-    return tally
+    scored = PartialScores(len(values), mean_of)
+    scored.scores = list(values)
+    return scored
 
 
 def test_the_cache_forgets_the_oldest():

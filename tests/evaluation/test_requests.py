@@ -47,9 +47,9 @@ def test_several_asks_an_example(slots, at_once):
     source, engine = Rows(3, 1, 4), ScriptedEngine(slots, at_once)
     evaluator = Evaluator(engine, several())
     found = evaluator.score_population(source.some(range(3)), "dev")
-    for particle, tally in found.items():
+    for particle, scored in found.items():
         name = held(source, particle)
-        assert tally.scores == [number(name, one) + number(name, one * 2) - number(name, one, "xy") for one in PROMPTS]
+        assert scored.scores == [number(name, one) + number(name, one * 2) - number(name, one, "xy") for one in PROMPTS]
     assert (evaluator.spent.prompts, evaluator.spent.evaluations) == (3 * 4 * len(PROMPTS), 3)
     assert evaluator.spent.tokens == 3 * len(PROMPTS) * (3 + 2 + 3 + 2)
     longest = [entry[2] for entry in engine.log if entry[0] == "submit"][:4]
@@ -123,9 +123,9 @@ def test_follow_ups_are_asked_in_the_same_batch(slots, batch):
     source, engine = Rows(3, 1, 4), ScriptedEngine(slots, 2)
     evaluator = Evaluator(engine, utility(PROMPTS, follow_up=reflect, batch=batch))
     found = evaluator.score_population(source.some(range(3)), "dev")
-    for particle, tally in found.items():
+    for particle, scored in found.items():
         name = held(source, particle)
-        assert tally.scores == [reflected(name, prompt) for prompt in PROMPTS]
+        assert scored.scores == [reflected(name, prompt) for prompt in PROMPTS]
     follow_ups = [entry for entry in engine.log if entry[0] == "submit" and "?" in entry[2]]
     firsts = [number(held(source, particle), prompt) for particle in range(3) for prompt in PROMPTS]
     assert len(follow_ups) == sum(first >= 0.3 for first in firsts) > 3
@@ -147,13 +147,13 @@ def test_a_follow_up_of_a_decided_particle_is_dropped(monkeypatch):
     scripted = utility(prompts, follow_up=follow_up, score_range=(0.0, 1.0))
     evaluator = Evaluator(engine, scripted)
     source = Rows(1, 2)
-    tally = evaluator.score_population(source.some([0, 1]), "dev", limits={0: DecisionBounds(0.45, 0.0, 0.0, 1.0)})
-    first = tally[0]
+    scored = evaluator.score_population(source.some([0, 1]), "dev", limits={0: DecisionBounds(0.45, 0.0, 0.0, 1.0)})
+    first = scored[0]
     assert not first.complete
     assert first.scores[0] is None, "its follow-up was under way"
     submitted = [entry[2] for entry in engine.log if entry[0] == "submit"]
     assert any(entry[0] == "drop" for entry in engine.log)
-    assert tally[1].scores == [0.9] + [0.0] * 7, "the next particle is asked everything, its follow-up too"
+    assert scored[1].scores == [0.9] + [0.0] * 7, "the next particle is asked everything, its follow-up too"
     assert submitted.count("00?") == 2
     assert not engine.running
     assert evaluator._tracker.idle
@@ -199,8 +199,8 @@ def test_scores_are_made_in_batches(batch, slots):
     source, engine = Rows(*range(5)), ScriptedEngine(slots, 3)
     evaluator = Evaluator(engine, utility(PROMPTS, batch=batch, score_examples=score_examples))
     found = evaluator.score_population(source.some(range(5)), "dev")
-    for particle, tally in found.items():
-        assert tally.scores == [number(held(source, particle), prompt) for prompt in PROMPTS]
+    for particle, scored in found.items():
+        assert scored.scores == [number(held(source, particle), prompt) for prompt in PROMPTS]
     assert sum(sizes) == 5 * len(PROMPTS)
     assert max(sizes) <= batch
     if batch == 4:
@@ -220,10 +220,10 @@ def test_with_limits_and_batches_the_same_is_decided(monkeypatch):
             }
             limits = {particle: DecisionBounds(15 / 30, 2 / 30, 0.0, 1.0) for particle in range(6)}
             found = evaluator.score_population(source.some(range(6)), "dev", limits=limits)
-            for particle, tally in found.items():
-                lower, upper = tally.bounds
+            for particle, scored in found.items():
+                lower, upper = scored.bounds
                 assert lower <= whole[particle] / 30 <= upper
-                assert tally.complete == (whole[particle] > 15) or (tally.complete and upper <= 15 / 30)
+                assert scored.complete == (whole[particle] > 15) or (scored.complete and upper <= 15 / 30)
             assert not engine.running
 
 
@@ -232,8 +232,8 @@ def test_with_limits_and_batches_the_same_is_decided(monkeypatch):
 )
 def test_the_last_few_examples_are_asked_for_with_the_others(floor, personal_best, asked):
     """As many as could be needed and at least the floor; all if no more than half of that would be left."""
-    tally = PartialScores(20, lambda scores: sum(scores) / 20, DecisionBounds(personal_best, 0.0, 0.0, 1.0))
-    running = evaluator_module._Running(0, None, None, tally, deque(range(20)))
+    scored = PartialScores(20, lambda scores: sum(scores) / 20, DecisionBounds(personal_best, 0.0, 0.0, 1.0))
+    running = evaluator_module._Running(0, None, None, scored, deque(range(20)))
     assert list(running.next_examples(floor)) == list(range(asked))
 
 
@@ -245,26 +245,26 @@ def smallest(split, scores):
 
 
 def test_bounds_of_any_utility_fill_in_what_is_missing():
-    tally = PartialScores(5, lambda scores: smallest("dev", scores), DecisionBounds(0.9, 0.1, 0.0, 1.0))
-    assert tally.bounds == (0.0, 2.0)
-    tally.scores = [0.5, None, None, None, 0.25]
-    assert tally.bounds == (0.25, 1.5)
-    assert not tally.decided
-    tally.scores = [0.5, 0.25, None, 0.5, 0.25]
-    assert tally.bounds == (0.5, 0.75)
-    tally.scores = [0.5, 0.25, None, 0.5, None]
-    assert not tally.decided
-    tally.limits = DecisionBounds(1.25, 0.5, 0.0, 1.0)
-    assert tally.decided
-    assert tally.need == (0, 0)
+    scored = PartialScores(5, lambda scores: smallest("dev", scores), DecisionBounds(0.9, 0.1, 0.0, 1.0))
+    assert scored.bounds == (0.0, 2.0)
+    scored.scores = [0.5, None, None, None, 0.25]
+    assert scored.bounds == (0.25, 1.5)
+    assert not scored.decided
+    scored.scores = [0.5, 0.25, None, 0.5, 0.25]
+    assert scored.bounds == (0.5, 0.75)
+    scored.scores = [0.5, 0.25, None, 0.5, None]
+    assert not scored.decided
+    scored.limits = DecisionBounds(1.25, 0.5, 0.0, 1.0)
+    assert scored.decided
+    assert scored.need == (0, 0)
 
 
 def test_a_utility_that_no_score_can_raise_needs_an_estimate_too():
-    tally = PartialScores(4, lambda scores: min(scores), DecisionBounds(-1.0, 0.0, 0.0, 1.0))
-    tally.scores = [0.0, None, None, None]
-    assert tally.bounds == (0.0, 0.0)
-    assert not tally.decided
-    assert tally.need == (3, 0)
+    scored = PartialScores(4, lambda scores: min(scores), DecisionBounds(-1.0, 0.0, 0.0, 1.0))
+    scored.scores = [0.0, None, None, None]
+    assert scored.bounds == (0.0, 0.0)
+    assert not scored.decided
+    assert scored.need == (3, 0)
 
 
 def test_a_nan_makes_any_utility_nan():
@@ -279,9 +279,9 @@ def test_the_utility_of_rows_is_the_reduction():
     scripted = utility(prompts, reduce=smallest, standard_error=lambda split, scores: 7.0, score_range=(0.0, 1.0))
     engine, source = ScriptedEngine(1), Rows(1, 2)
     evaluator = Evaluator(engine, scripted)
-    for particle, tally in evaluator.score_population(source.some([0, 1]), "dev").items():
+    for particle, scored in evaluator.score_population(source.some([0, 1]), "dev").items():
         scores = [number(held(source, particle), prompt) for prompt in prompts]
-        assert tally.bounds == (smallest("dev", scores),) * 2
+        assert scored.bounds == (smallest("dev", scores),) * 2
     assert scripted.error_of("dev", [0.0]) == 7.0
 
 

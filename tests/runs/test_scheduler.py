@@ -105,11 +105,11 @@ def test_early_stopping_learns_from_the_particles_of_the_own_search(tmp_path, mo
     lasts, checked = defaultdict(dict), []
     tell, move = SearchLoop.tell, SearchLoop.move
 
-    def told(steps, tallies):
-        for particle, tally in tallies.items():
-            known = {example: score for example, score in enumerate(tally.scores) if score is not None}
+    def told(steps, all_scored):
+        for particle, scored in all_scored.items():
+            known = {example: score for example, score in enumerate(scored.scores) if score is not None}
             lasts[steps][particle] = lasts[steps].get(particle, {}) | known
-        return tell(steps, tallies)
+        return tell(steps, all_scored)
 
     def moved(steps):
         move(steps)
@@ -277,7 +277,7 @@ def test_what_goes_wrong_in_a_move_ends_all_and_drops_what_runs(tmp_path, monkey
     experiment, tell, failing = Fake(slots=2), SearchLoop.tell, threading.Event()
     step = experiment.engine.step
 
-    def fails(steps, tallies):
+    def fails(steps, all_scored):
         if steps.swarm.iteration == 1 and steps.swarm.config.seed == 2:
             failing.set()  # from now on no request ends
             for _ in range(5000):
@@ -285,7 +285,7 @@ def test_what_goes_wrong_in_a_move_ends_all_and_drops_what_runs(tmp_path, monkey
                     break
                 time.sleep(0.001)
             raise OSError("no room")
-        return tell(steps, tallies)
+        return tell(steps, all_scored)
 
     monkeypatch.setattr(SearchLoop, "tell", fails)
     experiment.engine.step = lambda: [] if failing.is_set() else step()
@@ -337,10 +337,10 @@ def test_the_last_candidates_are_chosen_by_what_was_kept_back():
     def score(particles, split):
         assert split == "confirm"
         assert list(particles) == [4, 3, 1, 5, 6]  # not 0: there are CANDIDATES
-        tallies = {one: PartialScores(1, lambda scores: scores[0]) for one in particles}
-        for one, tally in tallies.items():
-            tally.scores = [known[one]]
-        return tallies
+        all_scored = {one: PartialScores(1, lambda scores: scores[0]) for one in particles}
+        for one, scored in all_scored.items():
+            scored.scores = [known[one]]
+        return all_scored
 
     judged = SimpleNamespace(
         score_population=score, utility=SimpleNamespace(utility_of=lambda split, scores: scores[0])
