@@ -60,7 +60,7 @@ class PartialScores:
 
     @property
     def bounds(self) -> tuple[float, float]:
-        """Lowest and highest utility that is possible; both are the utility of a complete tally, and NaN of a NaN.
+        """Lowest and highest utility that is possible: the utility itself once all scores are known, NaN if one is NaN.
 
         A missing score that would be NaN is not counted with: the utility would be NaN and change nothing either.
         """

@@ -21,25 +21,25 @@ class ScoreCache:
         self._bytes = 0
         self._kept: dict[tuple[str, bytes], tuple[npt.NDArray[np.float64], npt.NDArray[np.bool_]]] = {}
 
-    def fill(self, split: str, key: bytes | None, tally: PartialScores) -> int:
-        """Give a tally the scores that are known of its position; how many these are."""
+    def fill(self, split: str, key: bytes | None, known: PartialScores) -> int:
+        """Fill in the scores that are known of a position; how many these are."""
         if key is None or (kept := self._kept.get((split, key))) is None:
             return 0
         values, given = kept
         for example in np.flatnonzero(given).tolist():
-            tally.scores[example] = float(values[example])
+            known.scores[example] = float(values[example])
         return int(given.sum())
 
-    def keep(self, split: str, key: bytes | None, tally: PartialScores) -> None:
+    def keep(self, split: str, key: bytes | None, known: PartialScores) -> None:
         """Remember the scores of a position, in place of what was known of it."""
         if key is None:
             return
         if old := self._kept.pop((split, key), None):
             self._bytes -= old[0].nbytes + old[1].nbytes
-        values = np.array(tally.scores, dtype=np.float64)  # None becomes NaN, which a score can be as well
+        values = np.array(known.scores, dtype=np.float64)  # None becomes NaN, which a score can be as well
         given = np.ones(len(values), dtype=bool)
-        if not tally.complete:
-            given[:] = [score is not None for score in tally.scores]
+        if not known.complete:
+            given[:] = [score is not None for score in known.scores]
         self._kept[split, key] = (values, given)
         self._bytes += values.nbytes + given.nbytes
         while self._bytes > self._room:

@@ -26,7 +26,7 @@ class Spent:
     """What evaluation has cost so far."""
 
     evaluations: int = 0
-    """Population that were served."""
+    """Particles that were served."""
     prompts: int = 0
     """Completed."""
     tokens: int = 0

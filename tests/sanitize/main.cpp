@@ -63,9 +63,20 @@ Bytes some_rows(Int count, DType dtype, unsigned seed) {
   return rows;
 }
 
+void one_thread_each() {
+#ifdef THREADS
+  omp_set_num_threads(THREADS);
+#endif
+}
+
 void start_threads(int count, const std::function<void(int)>& work) {
   std::vector<std::thread> threads;
-  for (int i = 0; i < count; ++i) threads.emplace_back(work, i);
+  for (int i = 0; i < count; ++i) {
+    threads.emplace_back([&work, i] {
+      one_thread_each();  // a new thread does not have the setting of the one that starts it
+      work(i);
+    });
+  }
   for (std::thread& thread : threads) thread.join();
 }
 
@@ -345,9 +356,7 @@ void names() {
 }  // namespace
 
 int main() {
-#ifdef THREADS
-  omp_set_num_threads(THREADS);
-#endif
+  one_thread_each();
   arenas();
   updates();
   mixes();
