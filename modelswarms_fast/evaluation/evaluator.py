@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
@@ -32,6 +33,9 @@ from modelswarms_fast.weights.row_name import row_name
 # Examples under way in an engine, of all its particles together, even where fewer could decide them: a step has a cost
 # of its own, and an example that is dropped has cost its prompt. Measured in docs/log.md, but for GPUs.
 FLOOR = 48
+
+# Candidates whose rows are brought near while others are served. A cache of rows has few places more.
+AHEAD = 4
 
 
 class Candidate(Protocol):
@@ -299,7 +303,7 @@ class Evaluator:
                     check.after_load(slot, one.candidate.row())
                 self.spent.evaluations += 1
                 self._submit(slot, work)
-                for _, candidate in zip(range(self.engine.slots), work.queue.values(), strict=False):
+                for candidate in itertools.islice(work.queue.values(), min(self.engine.slots, AHEAD)):
                     candidate.prefetch()
         return known
 
