@@ -18,7 +18,7 @@ def make(n_experts=3, utilities=None, **settings):
     return swarm
 
 
-@pytest.mark.parametrize("policy", ["swarm", "rows"])
+@pytest.mark.parametrize("policy", ["swarm", "weights.row_table", "records.analysis.registry"])
 def test_policy_does_not_import_torch(policy):
     code = f"import sys, modelswarms_fast.{policy}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

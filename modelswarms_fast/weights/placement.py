@@ -227,7 +227,7 @@ def plan_memory(
     host = _host_budget(config, free, 0 if gpu else engine_bytes)
     row = row_stride(size, dtype) * dtype.itemsize
     demand = Demand(config.state != "mixture", particles, experts, row)
-    near: Tier = "pinned" if _C.has_cuda else "host"
+    near = host_tier_of_gpu()
     if gpu:
         taken = int(gpu_memory_utilization * free.device_total) + engine_bytes
         budget = _device_budget(config, free, taken)
@@ -256,6 +256,11 @@ def plan_memory(
         file_rows=file_rows,
         folder=_folder(config.spill, out),
     )
+
+
+def host_tier_of_gpu() -> Tier:
+    """Where rows lie in the host's memory that a GPU copies: page-locked, if the extension can do that."""
+    return "pinned" if _C.has_cuda else "host"
 
 
 def fits(

@@ -181,7 +181,8 @@ def test_triton_takes_unaligned_rows_one_number_at_a_time(variant: Variant, dtyp
 
 def test_triton_interpreter_equals_the_reference() -> None:
     """In a process of its own, because Triton reads the switch when it is imported."""
-    environment = os.environ | {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
+    folders = [*sys.path, str(ROOT / "tests" / "support")]
+    environment = os.environ | {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(folders)}
     done = subprocess.run([sys.executable, __file__], env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout == "94 cases\n"

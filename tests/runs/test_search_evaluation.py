@@ -49,7 +49,7 @@ def test_early_stopping_keeps_the_search(wide, tmp_path):
     weights = [tmp_path / name / "global_best" / "adapter_model.safetensors" for name in ("whole", "early")]
     assert weights[0].read_bytes() == weights[1].read_bytes()
     assert json.loads((tmp_path / "early" / "config.json").read_text())["stop_early"] is True
-    assert f"{early['skipped_examples']:,} prompts left out" in (tmp_path / "early" / "report.html").read_text()
+    assert f"{early['skipped_examples']:,} left out" in (tmp_path / "early" / "report.html").read_text()
 
 
 def test_early_stopping_without_a_range_is_refused(tiny, tmp_path):

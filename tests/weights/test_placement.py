@@ -272,6 +272,7 @@ def budgets():
 def test_particles_are_the_same_whatever_the_budgets(device, host, device_rows, start, tmp_path, monkeypatch):
     """Any wave fetched ahead, any order of use; restarts, bests and blends as ever. The CPU stands for the GPU."""
     monkeypatch.setattr(streaming, "BLOCK_BYTES", 64)  # else the buffers are larger than so few rows
+    monkeypatch.setattr(placement, "host_tier_of_gpu", lambda: "host")  # nothing is page-locked without a driver
     values = random_rows(N, D, torch.bfloat16, 0)
     config = SwarmConfig(particles=P, seed=3, restart_patience=0.1, start_velocity=start, patience=40)
     on_device = None if device_rows is None else f"{device_rows * ROW + SWARM * 3 * 64} bytes"
