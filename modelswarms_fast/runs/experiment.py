@@ -18,6 +18,7 @@ from modelswarms_fast.config import EngineConfig, SwarmConfig
 from modelswarms_fast.engines.parity_check import make_parity_check
 from modelswarms_fast.engines.protocol import Engine
 from modelswarms_fast.engines.start import start_engine
+from modelswarms_fast.engines.vllm.arguments import GPU_SHARE
 from modelswarms_fast.errors import InputError
 from modelswarms_fast.evaluation.early_stopping import Scores
 from modelswarms_fast.evaluation.evaluator import Candidate, Evaluator
@@ -39,8 +40,7 @@ from modelswarms_fast.weights.row_name import row_name
 from modelswarms_fast.weights.row_table import count_rows
 from modelswarms_fast.weights.shared_memory import shared_rows
 
-# Of a GPU's memory, what vLLM takes: rows and the untouched base weights want the rest.
-GPU_SHARE = 0.75
+ENGINES = {"vllm": "vLLM", "transformers": "transformers"}
 
 
 @dataclass(frozen=True)
@@ -148,7 +148,7 @@ class Experiment:
             if self._progress:
                 say(f"{self.placement} (state {self.engine_config.state}: {self.why_state})")
             log.info("%s", self.placement.details())
-        with phase(f"starting {self.engine_config.engine}", show=self._progress):
+        with phase(f"starting {ENGINES[self.engine_config.engine]}", show=self._progress):
             self.engine = start_engine(self.base_folder, self.experts, self.engine_config)
         try:
             splits, engines = tuple(self.utility.asks), self.engine_config.engines
@@ -368,7 +368,7 @@ class Experiment:
 
 def gpu_share(config: EngineConfig) -> float:
     """The share of a GPU's memory that vLLM takes."""
-    return float(str(getattr(config, "engine_options", {}).get("gpu_memory_utilization", GPU_SHARE)))
+    return float(str(config.engine_options.get("gpu_memory_utilization", GPU_SHARE)))
 
 
 def choose_state(config: EngineConfig, randomness: str) -> tuple[Literal["weights", "mixture"] | None, str]:

@@ -57,7 +57,8 @@ GPU = {"enforce_eager": False, "gpu_memory_utilization": 0.75}
 def test_arguments(settings, modes, on_cpu, expected):
     common = {
         "model": "base", "dtype": "bfloat16", "max_model_len": 99, "enable_prefix_caching": True,
-        "disable_log_stats": True, "trust_remote_code": False, "seed": 0, "worker_extension_cls": WORKER,
+        "disable_log_stats": True, "trust_remote_code": False, "use_tqdm_on_load": False,
+        "seed": 0, "worker_extension_cls": WORKER,
     }  # fmt: skip
     found = vllm_arguments(
         Path("base"), MODULES, modes, EngineConfig(**settings), dtype="bfloat16", max_model_len=99, on_cpu=on_cpu

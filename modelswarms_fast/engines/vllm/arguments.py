@@ -10,6 +10,8 @@ from modelswarms_fast.config import EngineConfig, Serve
 from modelswarms_fast.errors import InputError
 from modelswarms_fast.weights.adapters import LoraModule
 
+# Of a GPU's memory, what vLLM takes: rows and the untouched base weights want the rest.
+GPU_SHARE = 0.75
 CPU_KV_CACHE_BYTES = 1 << 30
 LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # the ranks that vLLM's slots can have
 WORKER = "modelswarms_fast.engines.vllm.worker.SwarmWorker"
@@ -81,6 +83,7 @@ def vllm_arguments(
         "enable_prefix_caching": True,
         "disable_log_stats": True,
         "trust_remote_code": False,
+        "use_tqdm_on_load": False,
         "seed": 0,
         "worker_extension_cls": WORKER if ranks == 1 else RANK_WORKER,
     }
@@ -91,8 +94,8 @@ def vllm_arguments(
     if not any(name in config.engine_options for name in _CACHE_SIZES):
         if on_cpu:  # vLLM's own estimate reads NUMA files that small machines lack
             arguments["kv_cache_memory_bytes"] = CPU_KV_CACHE_BYTES // ranks
-        else:  # rows and the untouched base weights want the rest
-            arguments["gpu_memory_utilization"] = 0.75
+        else:
+            arguments["gpu_memory_utilization"] = GPU_SHARE
     if ranks > 1:
         arguments |= {"tensor_parallel_size": ranks, "distributed_executor_backend": "mp"}
     if "slots" in modes:
