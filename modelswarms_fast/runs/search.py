@@ -142,12 +142,9 @@ def search(
                 run_alone(trial, evaluator, bar)
             finally:
                 evaluator.trace.write()
-        summary = finish_trial(experiment, trial, inputs) | memory
-        assert trial.meter is not None
-        summary |= {"evaluations": trial.meter.total()["evaluations"]}
-        summary["seconds"] = {"setup": setup_seconds} | summary["seconds"]
+        summary = finish_trial(experiment, trial, inputs | memory)
         # From here on the winner is on the disk, and each step adds to what is there.
-        run_folder.write_json(out / run_folder.SUMMARY, summary)
+        summary["seconds"] = {"setup": setup_seconds} | summary["seconds"]
         if confirm:
             _confirm(experiment, trial, inputs, summary, out)
         testing = time.perf_counter()

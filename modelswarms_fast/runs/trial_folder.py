@@ -20,6 +20,8 @@ from modelswarms_fast.weights.export import export
 
 # What a config.json says beside what decides the numbers of a search. Sums in another order have other last digits.
 _TOLD = {"expert_products", "memory", "objective", "command", "host_memory", "device_memory", "spill", "state_reason"}
+# What the winner's model card says beside the settings.
+_ON_THE_CARD = ("base", "task", "dataset", "data", "scoring", "options", "experts")
 
 
 def open_trial(
@@ -111,9 +113,6 @@ def export_winner(
     provenance = facts | {"utility": inputs.get("task"), "dev": dev, "mixture": mixture, "settings": settings}
     where = folder / run_folder.GLOBAL_BEST
     export(where, row, experiment.experts, base=experiment.base_folder, provenance=provenance)
-
-
-_ON_THE_CARD = ("base", "task", "dataset", "data", "scoring", "options", "experts")
 
 
 def summary_of(experiment: Experiment, trial: Trial, inputs: Mapping[str, Any]) -> dict[str, Any]:
