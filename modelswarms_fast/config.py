@@ -5,11 +5,14 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from numbers import Integral
-from typing import Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from modelswarms_fast.errors import InputError
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 Randomness = Literal["particle", "unit", "coordinate"]
 StartVelocity = Literal["random", "zero", "best"]
@@ -23,6 +26,12 @@ CheckedLoads = Literal["off", "first", "all"]
 
 LARGEST = 1_000_000
 """Bound of weights, step lengths and the number of particles: far above any use, far below an overflow."""
+
+
+def fields_of(kind: type[DataclassInstance], settings: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Of these settings the fields of a dataclass, and the rest."""
+    names = {one.name for one in fields(kind)}
+    return {k: v for k, v in settings.items() if k in names}, {k: v for k, v in settings.items() if k not in names}
 
 
 def _check(condition: bool, sentence: str) -> None:
@@ -54,6 +63,32 @@ def parse_bytes(name: str, amount: str | None) -> float:
     if count == math.inf:  # of several hundred digits, if it is a number at all
         raise InputError(f"{name} is {amount!r}; give a number and a unit, such as '8GB' or '512MiB'.")
     return math.floor(count)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskConfig:
+    """How an objective reads its examples and asks for answers.
+
+    Raises:
+        InputError: a setting is out of range; the message names it.
+    """
+
+    limit_dev: int | None = None
+    """Use only the first N examples of dev."""
+    limit_test: int | None = None
+    """Use only the first N examples of test."""
+    max_tokens: int | None = None
+    """Most new tokens of an answer; by default the task's own limit."""
+    scoring: Scoring = "generate"
+    """Generate answers, or compare the likelihoods of given ones, where the task can."""
+    options: Mapping[str, str] = field(default_factory=dict)
+    """Setting of the objective as KEY=VALUE; given once for each."""
+
+    def __post_init__(self) -> None:
+        for name in ("limit_dev", "limit_test", "max_tokens"):
+            value = getattr(self, name)
+            _check(value is None or value >= 1, f"{name} is {value}; give at least 1.")
+        _check_choice("scoring", self.scoring, Scoring)
 
 
 @dataclass(frozen=True, kw_only=True)

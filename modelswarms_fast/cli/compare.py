@@ -9,10 +9,10 @@ import typer
 
 from modelswarms_fast.cli.options import Experts, Inputs, Out, settings, split_settings
 from modelswarms_fast.cli.summary import line, wide_console
-from modelswarms_fast.config import EngineConfig, SwarmConfig
+from modelswarms_fast.config import EngineConfig, SwarmConfig, TaskConfig
 
 
-@settings(Inputs, SwarmConfig, EngineConfig, particles=None)
+@settings(Inputs, TaskConfig, SwarmConfig, EngineConfig, particles=None)
 def compare_command(
     experts: Experts,
     out: Out,

@@ -11,7 +11,7 @@ from typing import Any
 import typer
 import yaml
 
-from modelswarms_fast.config import EngineConfig, SwarmConfig
+from modelswarms_fast.config import EngineConfig, SwarmConfig, TaskConfig
 from modelswarms_fast.errors import InputError
 
 RECORDED = {
@@ -20,8 +20,8 @@ RECORDED = {
 }  # fmt: skip
 """What a run's config.json holds beside its settings."""
 
-SETTINGS = {field.name for kind in (SwarmConfig, EngineConfig) for field in fields(kind)} | {
-    "base", "task", "data", "limit_dev", "limit_test", "max_tokens", "scoring", "options", "confirm"
+SETTINGS = {field.name for kind in (TaskConfig, SwarmConfig, EngineConfig) for field in fields(kind)} | {
+    "base", "task", "data", "confirm"
 }  # fmt: skip
 """What a file may hold for other commands."""
 

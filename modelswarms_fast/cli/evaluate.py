@@ -8,13 +8,13 @@ from typing import Annotated, Any, Literal
 import typer
 
 from modelswarms_fast.cli.options import Inputs, settings
-from modelswarms_fast.config import EngineConfig
+from modelswarms_fast.config import EngineConfig, TaskConfig
 
 # Of the engine's settings, those that matter to one model.
 ENGINE = ("engine", "engines", "tensor_parallel", "dtype", "max_model_len", "max_num_seqs", "engine_options")
 
 
-@settings(Inputs, EngineConfig, only=ENGINE)
+@settings(Inputs, TaskConfig, EngineConfig, only=ENGINE)
 def evaluate_command(
     model: Annotated[str, typer.Argument(help="An adapter folder, a full checkpoint, or the base itself.")],
     split: Annotated[Literal["dev", "test"], typer.Option(help="Examples to score it on.")] = "test",

@@ -15,7 +15,7 @@ import json
 import logging
 import textwrap
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
@@ -24,7 +24,7 @@ from rich.markup import escape
 from typer.models import OptionInfo
 
 from modelswarms_fast.cli.config_file import read_config, words
-from modelswarms_fast.config import Scoring, SwarmConfig
+from modelswarms_fast.config import SwarmConfig, fields_of
 from modelswarms_fast.errors import InputError
 from modelswarms_fast.records.progress import log, say
 
@@ -63,16 +63,6 @@ class Inputs:
     """Objective: a name of the documentation's list, or a Python function as module:function."""
     data: list[Path] | None = None
     """JSON file with the lists dev and test; given several times for multitask, YAML for lm_eval."""
-    limit_dev: int | None = None
-    """Use only the first N examples of dev."""
-    limit_test: int | None = None
-    """Use only the first N examples of test."""
-    max_tokens: int | None = None
-    """Most new tokens of an answer; by default the task's own limit."""
-    scoring: Scoring = "generate"
-    """Generate answers, or compare the likelihoods of given ones, where the task can."""
-    options: Mapping[str, str] = field(default_factory=dict)
-    """Setting of the objective as KEY=VALUE; given once for each."""
 
 
 Experts = Annotated[list[str], typer.Argument(help="A folder that holds the experts' folders, or several experts.")]
@@ -256,5 +246,4 @@ def _everywhere(
 
 def split_settings(given: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     """The fields of SwarmConfig, and the rest."""
-    names = {one.name for one in dataclasses.fields(SwarmConfig)}
-    return {k: v for k, v in given.items() if k in names}, {k: v for k, v in given.items() if k not in names}
+    return fields_of(SwarmConfig, given)

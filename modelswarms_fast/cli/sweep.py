@@ -9,11 +9,11 @@ from rich.table import Table
 
 from modelswarms_fast.cli.options import AtOnce, Experts, Inputs, Out, settings, split_settings
 from modelswarms_fast.cli.summary import line, wide_console
-from modelswarms_fast.config import EngineConfig, SwarmConfig
+from modelswarms_fast.config import EngineConfig, SwarmConfig, TaskConfig
 from modelswarms_fast.records.progress import say
 
 
-@settings(Inputs, SwarmConfig, EngineConfig, particles=None)
+@settings(Inputs, TaskConfig, SwarmConfig, EngineConfig, particles=None)
 def sweep_command(
     experts: Experts,
     out: Out,

@@ -8,10 +8,10 @@ import typer
 
 from modelswarms_fast.cli.options import Inputs, Out, settings
 from modelswarms_fast.cli.summary import show
-from modelswarms_fast.config import EngineConfig, SwarmConfig
+from modelswarms_fast.config import EngineConfig, SwarmConfig, TaskConfig
 
 
-@settings(Inputs, SwarmConfig, EngineConfig, only=("dtype", "max_model_len"), particles=None, base=None)
+@settings(Inputs, TaskConfig, SwarmConfig, EngineConfig, only=("dtype", "max_model_len"), particles=None, base=None)
 def token_swarm_command(
     experts: Annotated[list[str], typer.Argument(help="Full checkpoints of any architectures, or LoRA adapters.")],
     out: Out,

@@ -98,9 +98,7 @@ def compare(
         "budget": budget,
         "seed": seed,
         "swarm": swarm,
-        "scoring": settings.get("scoring", "generate"),
-        "options": dict(settings.get("options") or {}),
-        "max_tokens": settings.get("max_tokens"),
+        **asdict(experiment.task_config),
         "train": None if experiment.train is None else str(experiment.train),
         "engine": asdict(experiment.engine_config),
     }

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from contextlib import closing
 from typing import Any
 
-from modelswarms_fast.config import EngineConfig
+from modelswarms_fast.config import EngineConfig, TaskConfig, fields_of
 from modelswarms_fast.engines.start import start_engine
 from modelswarms_fast.errors import InputError
 from modelswarms_fast.evaluation.evaluator import Evaluator
-from modelswarms_fast.evaluation.objectives import SPLITS, Files, Scoring, load_utility
+from modelswarms_fast.evaluation.objectives import SPLITS, Files, load_utility
 from modelswarms_fast.weights.base_model import resolve_base
 from modelswarms_fast.weights.experts import read_experts
 
@@ -22,17 +21,12 @@ def evaluate(
     task: str,
     data: Files = None,
     split: str = "test",
-    limit_dev: int | None = None,
-    limit_test: int | None = None,
-    max_tokens: int | None = None,
-    scoring: Scoring = "generate",
-    options: Mapping[str, str] | None = None,
     **settings: Any,
 ) -> dict[str, Any]:
     """Score one model on a split.
 
     `model` is an adapter folder, a full checkpoint, or the same string as `base` for the base model. `settings` are
-    fields of EngineConfig; the rest is as in `search`. Several engines share the examples.
+    fields of TaskConfig and EngineConfig; the rest is as in `search`. Several engines share the examples.
 
     Returns:
         model, base, task, dataset, split, examples, score, standard_error (of the mean), prompts_per_second.
@@ -43,9 +37,9 @@ def evaluate(
     if split not in SPLITS:
         raise InputError(f"split is {split!r}; choose dev or test.")
     one: dict[str, Any] = {"slots": 1, "parity_check": "off"}
-    config = EngineConfig(**one | settings)
-    limits: dict[str, Any] = {"limit_dev": limit_dev, "limit_test": limit_test, "max_tokens": max_tokens}
-    utility = load_utility(task, data, **limits, scoring=scoring, options=options)
+    of_task, of_engine = fields_of(TaskConfig, settings)
+    config = EngineConfig(**one | of_engine)
+    utility = load_utility(task, data, **of_task)
     base_folder = resolve_base(base)
     loaded = None if model == base else read_experts([model], minimum=1)
     with closing(start_engine(base_folder, loaded, config)) as served:

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from modelswarms_fast.config import EngineConfig, SwarmConfig
+from modelswarms_fast.config import EngineConfig, SwarmConfig, TaskConfig, fields_of
 from modelswarms_fast.engines.parity_check import make_parity_check
 from modelswarms_fast.engines.protocol import Engine
 from modelswarms_fast.engines.start import start_engine
@@ -23,7 +23,7 @@ from modelswarms_fast.errors import InputError
 from modelswarms_fast.evaluation.early_stopping import Scores
 from modelswarms_fast.evaluation.evaluator import Candidate, Evaluator
 from modelswarms_fast.evaluation.holdout import hold_back
-from modelswarms_fast.evaluation.objectives import Files, Scoring, load_utility
+from modelswarms_fast.evaluation.objectives import Files, load_utility
 from modelswarms_fast.evaluation.spent import Spent
 from modelswarms_fast.records.progress import log, phase, say
 from modelswarms_fast.records.trace import Trace
@@ -80,11 +80,6 @@ class Experiment:
         task: str,
         data: Files = None,
         out: str | Path = ".",
-        limit_dev: int | None = None,
-        limit_test: int | None = None,
-        max_tokens: int | None = None,
-        scoring: Scoring = "generate",
-        options: Mapping[str, str] | None = None,
         progress: bool = False,
         trace: str | Path | None = None,
         train: str | Path | None = None,
@@ -104,16 +99,16 @@ class Experiment:
                 search, which begins in the experts' own rows: no more memory than it needs, and the experts are gone
                 after it.
             confirm: dev examples that are kept back, as the split "confirm".
-            settings: fields of EngineConfig.
+            settings: fields of TaskConfig and EngineConfig.
 
         Raises:
             InputError: something given cannot be used; the message names it and the remedy.
             TypeError: a setting does not exist.
         """
-        self.engine_config = EngineConfig(**settings)
-        self.base, self.train = base, train
-        limits: dict[str, Any] = {"limit_dev": limit_dev, "limit_test": limit_test, "max_tokens": max_tokens}
-        self.utility = load_utility(task, data, **limits, scoring=scoring, options=options)
+        of_task, of_engine = fields_of(TaskConfig, settings)
+        self.task_config, self.engine_config = TaskConfig(**of_task), EngineConfig(**of_engine)
+        self.base, self.train, self.confirm = base, train, confirm
+        self.utility = load_utility(task, data, **of_task)
         if confirm:
             self.utility = hold_back(self.utility, confirm)
         self.placement: Placement | None = None

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from modelswarms_fast.config import EngineConfig
+from modelswarms_fast.config import EngineConfig, TaskConfig
 from modelswarms_fast.errors import InputError
 from modelswarms_fast.evaluation.evaluator import Evaluator
 from modelswarms_fast.evaluation.objectives import Answer, Utility
@@ -57,8 +57,7 @@ def evaluate_run(folder: str | Path) -> None:
     if run.config.get("engine", ENSEMBLE) == ENSEMBLE:  # older token swarms name no engine
         raise InputError(f"{folder} is a token swarm, whose mixtures are of no weights; leave --evaluate out.")
     groups = _mixtures(run)
-    names = {"limit_dev", "limit_test", "max_tokens", "scoring", "options", "confirm"}
-    asked = {name: value for name, value in run.config.items() if name in names and value is not None}
+    asked = {name: run.config[name] for name in (*TaskConfig.__dataclass_fields__, "confirm") if name in run.config}
     settings = {name: run.config[name] for name in EngineConfig.__dataclass_fields__ if name in run.config}
     settings |= {"stop_early": False, "parity_check": "off"}
     where = {name: run.config[name] for name in ("base", "task", "data")}

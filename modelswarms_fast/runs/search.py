@@ -5,13 +5,13 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, fields
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from modelswarms_fast.config import EngineConfig, SwarmConfig
+from modelswarms_fast.config import EngineConfig, SwarmConfig, TaskConfig, fields_of
 from modelswarms_fast.evaluation.holdout import CONFIRM
-from modelswarms_fast.evaluation.objectives import Files, Scoring
+from modelswarms_fast.evaluation.objectives import Files
 from modelswarms_fast.records import run_folder
 from modelswarms_fast.records.metrics_log import MetricsKind, open_log
 from modelswarms_fast.records.progress import Progress, phase
@@ -41,11 +41,6 @@ def search(
     task: str,
     data: Files = None,
     out: str | Path,
-    limit_dev: int | None = None,
-    limit_test: int | None = None,
-    max_tokens: int | None = None,
-    scoring: Scoring = "generate",
-    options: Mapping[str, str] | None = None,
     overwrite: bool = False,
     resume: bool = False,
     progress: bool = False,
@@ -65,10 +60,6 @@ def search(
         data: JSON file with the lists `dev` and `test`, several for multitask, or what the objective takes instead.
             Only `dev` steers the search.
         out: the run folder to write: config.json, history.jsonl, summary.json, global_best/, answers.json, report.html.
-        limit_dev, limit_test: use only the first so many examples of a split.
-        max_tokens: new tokens an example may take, instead of the task's own limit.
-        scoring: "loglikelihood" compares likelihoods where the task can, instead of generating.
-        options: what only one objective has, by name.
         overwrite: replace an earlier run in `out`.
         resume: go on with a search of the same settings in `out` that was cut before its end.
         progress: show on standard error what is being done.
@@ -80,7 +71,7 @@ def search(
             of the report; they are in test_scores.json. Nothing is chosen by it.
         log: "tensorboard" or "wandb": write the numbers of each iteration there, too.
         command: the words of a command that would repeat the run, for the report.
-        settings: fields of SwarmConfig and EngineConfig; `particles` defaults to the number of experts.
+        settings: fields of TaskConfig, SwarmConfig and EngineConfig; `particles` defaults to the number of experts.
 
     Returns:
         The content of summary.json. `end.test` is the score of global_best/, read back from the disk.
@@ -90,29 +81,18 @@ def search(
         TypeError: a setting does not exist.
     """
     started, out = time.perf_counter(), Path(out)
-    engine_names = {field.name for field in fields(EngineConfig)}
-    engine_settings = {name: value for name, value in settings.items() if name in engine_names}
-    swarm_settings = {name: value for name, value in settings.items() if name not in engine_names}
+    of_task, others = fields_of(TaskConfig, settings)
+    of_engine, of_swarm = fields_of(EngineConfig, others)
     # What can be refused is refused before anything is read, and that before an engine starts or a file is touched.
-    check_together(SwarmConfig(**({"particles": 2} | swarm_settings)), EngineConfig(**engine_settings))
+    check_together(SwarmConfig(**({"particles": 2} | of_swarm)), EngineConfig(**of_engine))
     check_out(out, overwrite=overwrite, resume=resume)
-    data_settings: dict[str, Any] = {
-        "limit_dev": limit_dev,
-        "limit_test": limit_test,
-        "max_tokens": max_tokens,
-        "scoring": scoring,
-        "options": options,
-        "confirm": confirm,
-    }
-    where: dict[str, Any] = {"base": base, "task": task, "data": data}
     shown: dict[str, Any] = {"progress": progress, "trace": trace}
-    experiment = Experiment(
-        experts, **where, out=out, swarm=swarm_settings, searches=None, **data_settings, **shown, **engine_settings
-    )
-    spec = TrialSpec("search", SwarmConfig(**({"particles": len(experiment.names)} | swarm_settings)))
+    given: dict[str, Any] = {"base": base, "task": task, "data": data, "confirm": confirm}
+    experiment = Experiment(experts, out=out, swarm=of_swarm, searches=None, **given, **shown, **of_task, **of_engine)
+    spec = TrialSpec("search", SwarmConfig(**({"particles": len(experiment.names)} | of_swarm)))
     Swarm(spec.config, len(experiment.names))  # refuses fewer particles than experts
     keep_sources(out, (*experiment.experts.sources, experiment.base_folder))
-    inputs = inputs_of(experiment, **where, **data_settings)
+    inputs = inputs_of(experiment, task, data)
     with ExitStack() as stack:
         stack.enter_context(experiment)
         assert experiment.placement is not None

@@ -72,7 +72,7 @@ def study(
     names = list(experiment.experts.names)
     config = SwarmConfig(**({"particles": len(names)} | (swarm or {})))
     check_together(config, experiment.engine_config)
-    inputs = inputs_of(experiment, base=base, task=task, data=data, **settings)
+    inputs = inputs_of(experiment, task, data)
     claim_folder(
         folder, ASKED, inputs | {"kind": kind, "swarm": asdict(config), "engine": asdict(experiment.engine_config)}
     )

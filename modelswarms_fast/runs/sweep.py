@@ -83,7 +83,7 @@ def sweep(
     names = list(experiment.experts.names)
     first = SwarmConfig(**({"particles": len(names)} | shared))
     check_together(first, experiment.engine_config)
-    inputs = inputs_of(experiment, base=base, task=task, data=data, **settings)
+    inputs = inputs_of(experiment, task, data)
     asked = inputs | {"ranges": chosen, "swarm": asdict(first), "engine": asdict(experiment.engine_config)}
     claim_folder(folder, ASKED, asked)
     specs = [

@@ -7,7 +7,7 @@ particles start. They move by the rules of any search, and a position is served 
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack, closing
 from dataclasses import asdict
 from pathlib import Path
@@ -16,14 +16,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from modelswarms_fast.config import DType, EngineConfig, SwarmConfig
+from modelswarms_fast.config import DType, EngineConfig, SwarmConfig, TaskConfig, fields_of
 from modelswarms_fast.engines.ensemble.decoding import without_adapters
 from modelswarms_fast.engines.ensemble.engine import EnsembleEngine, Member, clipped
 from modelswarms_fast.engines.start import start_here
 from modelswarms_fast.engines.transformers import TransformersEngine
 from modelswarms_fast.errors import InputError
 from modelswarms_fast.evaluation.evaluator import Evaluator
-from modelswarms_fast.evaluation.objectives import Files, Scoring, load_utility, named
+from modelswarms_fast.evaluation.objectives import Files, load_utility, named
 from modelswarms_fast.records import run_folder
 from modelswarms_fast.records.progress import Progress
 from modelswarms_fast.records.report import write_report
@@ -46,11 +46,6 @@ def token_swarm(
     data: Files = None,
     out: str | Path,
     base: str | None = None,
-    limit_dev: int | None = None,
-    limit_test: int | None = None,
-    max_tokens: int | None = None,
-    scoring: Scoring = "generate",
-    options: Mapping[str, str] | None = None,
     dtype: DType = "auto",
     max_model_len: int = EngineConfig.max_model_len,
     overwrite: bool = False,
@@ -66,7 +61,7 @@ def token_swarm(
         dtype: that the models compute in; "auto": each its own.
         out: the run folder to write: config.json, history.jsonl, summary.json, report.html, and
             global_best/mixture.json with the winner's coefficients.
-        settings: fields of SwarmConfig; `particles` defaults to twice the number of experts, at least 6.
+        settings: fields of TaskConfig and SwarmConfig; `particles` defaults to twice the number of experts, at least 6.
         others: as in `search`.
 
     Returns:
@@ -80,12 +75,12 @@ def token_swarm(
     started = time.perf_counter()
     sources = _sources(experts)
     names = _names(sources)
-    config = SwarmConfig(**({"particles": max(2 * len(sources), 6)} | settings))
+    of_task, of_swarm = fields_of(TaskConfig, settings)
+    config = SwarmConfig(**({"particles": max(2 * len(sources), 6)} | of_swarm))
     if config.randomness == "coordinate":
         raise InputError("randomness is 'coordinate', but a position has one coordinate an expert; use 'particle'.")
     swarm = Swarm(config, len(sources))
-    limits = {"limit_dev": limit_dev, "limit_test": limit_test, "max_tokens": max_tokens}
-    utility = load_utility(task, data, **limits, scoring=scoring, options=options)
+    utility = load_utility(task, data, **of_task)
     engine_config = EngineConfig(
         engine="transformers", state="mixture", dtype=dtype, max_model_len=max_model_len, parity_check="off"
     )
@@ -100,8 +95,6 @@ def token_swarm(
         "task": task,
         "dataset": utility.dataset,
         "data": named(data),
-        "scoring": scoring,
-        "options": dict(options or {}),
         "experts": names,
         "architectures": [type(without_adapters(member.engine.model)).__name__ for member in members],
         "sources": [str(source) for source in sources],
@@ -114,7 +107,7 @@ def token_swarm(
         if overwrite:
             run_folder.clear_run(out)
         stack.enter_context(run_folder.locked(out))
-        run_folder.write_json(out / run_folder.CONFIG, inputs | limits | chosen)
+        run_folder.write_json(out / run_folder.CONFIG, inputs | asdict(TaskConfig(**of_task)) | chosen)
         journal = stack.enter_context(Journal(out / run_folder.HISTORY))
         setup_seconds = time.perf_counter() - started
         with Progress(progress, config.iterations, config.particles) as bar:

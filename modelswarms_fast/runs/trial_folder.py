@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from modelswarms_fast.errors import InputError
-from modelswarms_fast.evaluation.objectives import named
+from modelswarms_fast.evaluation.objectives import Files, named
 from modelswarms_fast.records import run_folder
 from modelswarms_fast.records.run_folder import Journal
 from modelswarms_fast.runs.experiment import Experiment
@@ -173,18 +173,10 @@ def claim_folder(folder: Path, name: str, asked: dict[str, Any]) -> None:
     run_folder.write_json(folder / name, asked)
 
 
-def inputs_of(experiment: Experiment, *, base: str, task: str, data: Any, **settings: Any) -> dict[str, Any]:
+def inputs_of(experiment: Experiment, task: str, data: Files) -> dict[str, Any]:
     """What all searches of an experiment share, and what their numbers depend on beside the settings."""
-    optional: dict[str, Any] = {
-        "limit_dev": None,
-        "limit_test": None,
-        "max_tokens": None,
-        "scoring": "generate",
-        "options": {},
-        "confirm": 0,
-    }
     return {
-        "base": base,
+        "base": experiment.base,
         "task": task,
         "dataset": experiment.utility.dataset,
         "data": named(data),
@@ -193,5 +185,6 @@ def inputs_of(experiment: Experiment, *, base: str, task: str, data: Any, **sett
         "weights": experiment.expert_digests,
         **{f"{split}_examples": len(examples) for split, examples in experiment.utility.examples.items()},
         **experiment.utility.digests(),
-        **{name: default if settings.get(name) is None else settings[name] for name, default in optional.items()},
+        **asdict(experiment.task_config),
+        "confirm": experiment.confirm,
     }

@@ -24,11 +24,11 @@ from modelswarms_fast.cli.options import (
     settings,
     value_of,
 )
-from modelswarms_fast.config import EngineConfig, SwarmConfig
+from modelswarms_fast.config import EngineConfig, SwarmConfig, TaskConfig
 from modelswarms_fast.errors import InputError
 
 SEARCHES = ("search", "sweep", "study", "compare")
-ALL = {one.name for kind in (SwarmConfig, EngineConfig, Inputs) for one in dataclasses.fields(kind)}
+ALL = {one.name for kind in (TaskConfig, SwarmConfig, EngineConfig, Inputs) for one in dataclasses.fields(kind)}
 MUST = ["--base", "b", "--task", "t", "--out", "o"]
 
 
@@ -42,7 +42,7 @@ def taken(*arguments, command="search"):
     app.callback()(lambda: None)
 
     @app.command(command)
-    @settings(Inputs, SwarmConfig, EngineConfig, particles=None)
+    @settings(Inputs, TaskConfig, SwarmConfig, EngineConfig, particles=None)
     def noted(experts: Experts, budget: Annotated[int, typer.Option(help="Evaluations.")] = 3, **given):
         seen.update(experts=experts, budget=budget, **given)
 
@@ -53,7 +53,7 @@ def taken(*arguments, command="search"):
     return seen
 
 
-@pytest.mark.parametrize("kind", [Inputs, SwarmConfig, EngineConfig])
+@pytest.mark.parametrize("kind", [Inputs, TaskConfig, SwarmConfig, EngineConfig])
 def test_each_setting_says_in_one_sentence_what_it_is(kind):
     for field in dataclasses.fields(kind):
         sentence = first_sentence(docstrings_of(kind)[field.name])
