@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 Randomness = Literal["particle", "unit", "coordinate"]
 StartVelocity = Literal["random", "zero", "best"]
 State = Literal["auto", "weights", "mixture"]
+Combine = Literal["factors", "delta"]
 Serve = Literal["merged", "slots", "mixture", "auto"]
 Scoring = Literal["generate", "loglikelihood"]
 EngineName = Literal["vllm", "transformers"]
@@ -231,6 +232,15 @@ class EngineConfig:
     `weights`: all numbers of its adapter or checkpoint, moved in place by the fused update.
     `mixture`: one number an expert, which takes the least memory.
     `auto`: weights where the rows fit the memory budget, else mixture."""
+    combine: Combine = "factors"
+    """What of LoRA experts is mixed: their factors A and B, each by itself, or their update matrices (delta).
+
+    `factors`: (Σ aᵢ Bᵢ)(Σ aⱼ Aⱼ), as published: the rank of one expert, and cross terms between them.
+    `delta`: Σ aⱼ Bⱼ Aⱼ: no cross terms, and the rank of all experts together; state="mixture", and not with slots."""
+    export_rank: int | None = None
+    """Rank to which the winner of combine="delta" is cut by SVD when it is exported; by default nothing is cut.
+
+    At least 1. The error is in summary.json and in the README.md of global_best/, and what is tested is the cut one."""
     dtype: DType = "auto"
     """Number type of the base model in the engine.
 
@@ -277,6 +287,7 @@ class EngineConfig:
         _check_choice("engine", self.engine, EngineName)
         _check_choice("serve", self.serve, Serve)
         _check_choice("state", self.state, State)
+        _check_choice("combine", self.combine, Combine)
         _check_choice("dtype", self.dtype, DType)
         _check_choice("row_dtype", self.row_dtype, DType)
         _check_choice("rounding", self.rounding, Rounding)
@@ -293,6 +304,7 @@ class EngineConfig:
             self.rounding == "nearest" or self.state != "mixture",
             "rounding is 'stochastic' but state='mixture' rounds nothing to half types; use state='weights'.",
         )
+        self._check_combine()
         for name in ("host_memory", "device_memory"):
             parse_bytes(name, getattr(self, name))
         _check(self.max_model_len >= 16, f"max_model_len is {self.max_model_len}; give 16 or more.")
@@ -317,6 +329,30 @@ class EngineConfig:
             "serve is 'mixture' but state='weights' has rows to serve, not mixtures; use state='mixture' or "
             "serve='merged'.",
         )
+
+    def _check_combine(self) -> None:
+        delta = self.combine == "delta"
+        _check(
+            not delta or self.state != "weights",
+            "combine is 'delta' but state='weights' moves A and B each by itself; use state='mixture'.",
+        )
+        _check(
+            not delta or self.rounding == "nearest",
+            "rounding is 'stochastic' but combine='delta' moves no weights to round; use combine='factors'.",
+        )
+        _check(
+            not delta or self.serve != "slots",
+            "serve is 'slots' but combine='delta' needs the rank of all experts together, which slots do not have; use "
+            "serve='merged' or serve='mixture'.",
+        )
+        if self.export_rank is not None:
+            _check_integers(self, "export_rank")
+            _check(self.export_rank >= 1, f"export_rank is {self.export_rank}; give 1 or more.")
+            _check(
+                delta,
+                f"export_rank is {self.export_rank} but combine='factors' exports the experts' own rank; use "
+                "combine='delta'.",
+            )
 
     @property
     def own_processes(self) -> bool:

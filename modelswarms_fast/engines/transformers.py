@@ -14,9 +14,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 from modelswarms_fast.config import Serve
 from modelswarms_fast.engines.protocol import Completion, Request, Watch, working
 from modelswarms_fast.errors import InputError
-from modelswarms_fast.ops import mix_
 from modelswarms_fast.weights.base_model import loading
 from modelswarms_fast.weights.experts import Experts
+from modelswarms_fast.weights.mixing import mix_row, row_form
 
 BATCH = 16
 LOGITS = 4096  # tokens of a forward pass that looks at continuations: each has a logit for every word there is
@@ -66,7 +66,9 @@ class TransformersEngine:
             raise InputError(f"{base} has no tensor {missing[0]}, which its model needs; give a complete checkpoint.")
         adapter = experts is not None and experts.kind == "lora"
         if experts is not None and adapter:
-            fields = {key: value for key, value in experts.config.items() if key in LoraConfig.__dataclass_fields__}
+            fields = {
+                key: value for key, value in row_form(experts).config.items() if key in LoraConfig.__dataclass_fields__
+            }
             fields |= {"inference_mode": True, "base_model_name_or_path": str(base)}
             model = get_peft_model(model, LoraConfig(**fields), autocast_adapter_dtype=False)
         self.model: Any = model.to(self.device).eval()
@@ -74,7 +76,7 @@ class TransformersEngine:
         self._loaded = False
         self._live: dict[str, torch.Tensor] = {}
         if experts is not None:
-            self._layout, self._experts = experts.layout, experts.rows
+            self._layout, self._experts = row_form(experts).layout, experts
             self._live = self._find_parameters(adapter=adapter)
         self._base = [] if adapter else [live.clone() for live in self._live.values()]
         self.restore()
@@ -122,9 +124,7 @@ class TransformersEngine:
 
     def load_mixture(self, slot: int, mixture: torch.Tensor) -> None:
         """Serve the mixture [n] of the experts; their rows must be those that the engine started with."""
-        row = self._experts.new_empty((1, self._experts.shape[1]))
-        mix_(row, self._experts, mixture[None].to(row.device, torch.float32))
-        self.load(slot, row[0])
+        self.load(slot, mix_row(self._experts, mixture))
 
     @torch.no_grad()
     def restore(self) -> None:

@@ -34,8 +34,9 @@ from modelswarms_fast.swarm import Floats, Swarm
 from modelswarms_fast.weights.arena import empty_rows
 from modelswarms_fast.weights.base_model import resolve_base
 from modelswarms_fast.weights.experts import Experts, inner_products, read_experts
+from modelswarms_fast.weights.mixing import mix_row, products_of_updates
 from modelswarms_fast.weights.placement import Placement, fits, plan_memory
-from modelswarms_fast.weights.population import MadeRow, MixtureOf, Population, mix_row
+from modelswarms_fast.weights.population import MadeRow, MixtureOf, Population
 from modelswarms_fast.weights.row_name import row_name
 from modelswarms_fast.weights.row_table import count_rows
 from modelswarms_fast.weights.shared_memory import shared_rows
@@ -121,7 +122,13 @@ class Experiment:
         """Why `engine_config.state` is what it is."""
         self.base_folder = resolve_base(base)
         with phase("reading the experts", show=progress):
-            self.experts: Experts = read_experts(experts, dtype=self.row_dtype, place=self._place)
+            found = read_experts(experts, dtype=self.row_dtype, place=self._place)
+        self.experts: Experts = replace(found, combine=self.engine_config.combine)
+        if found.kind == "full" and self.engine_config.combine == "delta":
+            raise InputError(
+                "combine is 'delta' but full checkpoints have no factors: their mixture is the same in both spaces; "
+                "leave combine out."
+            )
         self.names = self.experts.names
         if self.engine_config.stop_early and self.utility.score_range is None:
             raise InputError(
@@ -190,6 +197,8 @@ class Experiment:
     @cached_property
     def expert_products(self) -> list[list[float]] | None:
         """[n, n] inner products of the experts, by which distances of mixtures are exact."""
+        if self.experts.combine == "delta":
+            return products_of_updates(self.experts)
         return inner_products(self.experts.rows)
 
     @cached_property
@@ -243,7 +252,8 @@ class Experiment:
     def _calibrate(self) -> None:
         """Have a utility that wants it fix what it measures with, on what the experts answer to dev."""
         if self.utility.calibrate is not None:
-            answers = [one for row in self.experts.rows for one in self.evaluator.generate(row, "dev")]
+            rows = map(self.expert_row, range(len(self.names)))
+            answers = [one for row in rows for one in self.evaluator.generate(row, "dev")]
             self.utility.calibrate(self.utility.examples["dev"] * len(self.experts.names), answers)
 
     def _utilities(self, scores: Sequence[Scores]) -> Floats:
@@ -256,6 +266,10 @@ class Experiment:
     def mix(self, mixture: torch.Tensor) -> torch.Tensor:
         """The row [D] of a mixture [n] of the experts, on the CPU; an expert itself is not copied."""
         return mix_row(self.experts, mixture)
+
+    def expert_row(self, expert: int) -> torch.Tensor:
+        """The row [D] that serves an expert."""
+        return self.mix(torch.eye(len(self.names))[expert])
 
     def population(self, swarm: Swarm) -> Population:
         """The rows of a search; in those of the experts if the experiment is for one search."""
@@ -370,6 +384,8 @@ def choose_state(config: EngineConfig, randomness: str) -> tuple[Literal["weight
     """The state that the settings need, and why; None where either will do."""
     if config.serve == "mixture":
         return "mixture", "serve is 'mixture'"
+    if config.combine == "delta":
+        return "mixture", "combine is 'delta'"
     if randomness == "coordinate":
         return "weights", "randomness is 'coordinate'"
     if config.rounding == "stochastic":
@@ -382,4 +398,8 @@ def check_together(config: SwarmConfig, engine_config: EngineConfig) -> None:
     if config.randomness == "coordinate" and engine_config.state == "mixture":
         raise InputError(
             "randomness is 'coordinate' but state='mixture' has no coordinates of weights; use state='weights'."
+        )
+    if config.randomness == "coordinate" and engine_config.combine == "delta":
+        raise InputError(
+            "randomness is 'coordinate' but combine='delta' has no coordinates of weights; use combine='factors'."
         )

@@ -19,7 +19,8 @@ from modelswarms_fast.records.run_folder import ENSEMBLE, TEST_SCORES, write_jso
 from modelswarms_fast.runs.experiment import Experiment
 from modelswarms_fast.swarm import Floats, Swarm
 from modelswarms_fast.weights.experts import Experts
-from modelswarms_fast.weights.population import Population, mix_row
+from modelswarms_fast.weights.mixing import mix_row
+from modelswarms_fast.weights.population import Population
 from modelswarms_fast.weights.row_name import row_name
 
 Rows = Sequence[Callable[[], torch.Tensor]]
@@ -35,7 +36,7 @@ def write_test_scores(
     initial = swarm.initial_positions()
     everyone = range(len(initial))
     rows: dict[str, Rows] = {
-        "experts": [partial(experts.rows.__getitem__, index) for index in range(len(experts.names))],
+        "experts": [partial(mix_row, experts, one) for one in torch.eye(len(experts.names))],
         "start": [partial(mix_row, experts, torch.from_numpy(one)) for one in initial],
         "best": [partial(population.row, one, True) for one in everyone],
     }
@@ -68,7 +69,7 @@ def evaluate_run(folder: str | Path) -> None:
             name: [partial(mix, torch.from_numpy(one)) for one in mixtures] for name, mixtures in groups.items()
         }
         first = run.config.get("first") or range(len(experiment.experts.names))
-        rows["experts"] = [partial(experiment.experts.rows.__getitem__, expert) for expert in first]
+        rows["experts"] = [partial(experiment.expert_row, expert) for expert in first]
         exact = experiment.engine_config.state == "mixture"
         found = score_groups(experiment.evaluator, rows)
     write_json(Path(folder) / TEST_SCORES, {"exact": exact, "groups": found})

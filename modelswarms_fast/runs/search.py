@@ -131,7 +131,9 @@ def search(
         with phase("scoring the winner on test", show=progress):
             _test(experiment, trial, summary, out, confirm=bool(confirm))
         if final_test:
-            every = read_experts(list(experiment.experts.sources), dtype=experiment.row_dtype)
+            every = experiment.experts
+            if experiment.engine_config.state != "mixture":
+                every = read_experts(list(every.sources), dtype=experiment.row_dtype)
             write_test_scores(evaluator, every, trial.loop.swarm, trial.loop.population, out)
         now = time.perf_counter()
         summary["seconds"] |= {"test": now - testing, "total": now - started}
@@ -149,7 +151,7 @@ def _confirm(
     swarm, population = trial.loop.swarm, trial.loop.population
     found = choose(experiment.evaluator, swarm, population)
     if found.particle != swarm.global_best_particle:
-        export_winner(experiment, trial, out, inputs, found.particle)
+        summary |= export_winner(experiment, trial, out, inputs, found.particle)
         coefficients = population.best_mixture(found.particle)
         if coefficients is not None:
             summary["mixture"] = dict(zip(experiment.names, coefficients, strict=True))
@@ -161,9 +163,12 @@ def _confirm(
 def _test(experiment: Experiment, trial: Trial, summary: dict[str, Any], out: Path, *, confirm: bool) -> None:
     """Score the best expert and the winner, read back from the disk, on test, and note where they differ."""
     start, utility = summary["start"], experiment.utility
-    source = experiment.experts.sources[trial.loop.swarm.first[start["particle"]]]
-    # Its row in memory now belongs to a particle.
-    expert = read_experts([source], dtype=experiment.row_dtype, minimum=1).rows[0]
+    number = trial.loop.swarm.first[start["particle"]]
+    if experiment.engine_config.state == "mixture":
+        expert = experiment.expert_row(number)
+    else:  # its row in memory now belongs to a particle
+        source = experiment.experts.sources[number]
+        expert = read_experts([source], dtype=experiment.row_dtype, minimum=1).rows[0]
     winner = read_model(out / run_folder.GLOBAL_BEST, experiment.experts)
     if confirm:
         scores = experiment.evaluator.score_model(expert, CONFIRM)

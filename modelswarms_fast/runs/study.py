@@ -92,7 +92,7 @@ def study(
         )
         tests = winners_on_test(experiment, [folder / SEARCHES / one["name"] for one in records])
         expert = best_of(experiment.initial)
-        expert_scores = experiment.score_rows([partial(experiment.experts.rows.__getitem__, expert)], "test")[0]
+        expert_scores = experiment.score_rows([partial(experiment.expert_row, expert)], "test")[0]
         experiment.check_base()
     results: dict[str, list[dict[str, Any]]] = {name: [] for name in variants}
     for record, scores in zip(records, tests, strict=True):

@@ -124,7 +124,7 @@ def sweep(
         best = folder / SEARCHES / table[0]["name"]
         expert = best_of(experiment.initial)
         tests = winners_on_test(experiment, [best])
-        tests += experiment.score_rows([partial(experiment.experts.rows.__getitem__, expert)], "test")
+        tests += experiment.score_rows([partial(experiment.expert_row, expert)], "test")
         experiment.check_base()
     test, error = experiment.utility.utility_of, experiment.utility.error_of
     content = {

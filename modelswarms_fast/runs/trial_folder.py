@@ -17,6 +17,7 @@ from modelswarms_fast.runs.loop import Meter
 from modelswarms_fast.runs.trial import Trial, TrialSpec
 from modelswarms_fast.swarm import Swarm
 from modelswarms_fast.weights.export import export
+from modelswarms_fast.weights.mixing import row_form, truncate
 
 # What a config.json says beside what decides the numbers of a search. Sums in another order have other last digits.
 _TOLD = {"expert_products", "memory", "objective", "command", "host_memory", "device_memory", "spill", "state_reason"}
@@ -91,16 +92,19 @@ def finish_trial(experiment: Experiment, trial: Trial, inputs: Mapping[str, Any]
     """
     assert isinstance(trial.record, Journal)
     folder = trial.record.folder
-    export_winner(experiment, trial, folder, inputs)
-    summary = summary_of(experiment, trial, inputs)
+    exported = export_winner(experiment, trial, folder, inputs)
+    summary = summary_of(experiment, trial, inputs) | exported
     run_folder.write_json(folder / run_folder.SUMMARY, summary)
     return summary
 
 
 def export_winner(
     experiment: Experiment, trial: Trial, folder: Path, inputs: Mapping[str, Any], particle: int | None = None
-) -> None:
-    """Write the personal best of a particle, or the global best, as the folder's model."""
+) -> dict[str, Any]:
+    """Write the personal best of a particle, or the global best, as the folder's model.
+
+    Returns what summary.json says of it: with export_rank that rank, and the error of the cut.
+    """
     swarm, population = trial.loop.swarm, trial.loop.population
     if particle is None:
         row, dev, coefficients = population.global_best(), swarm.global_best, population.global_best_mixture()
@@ -111,8 +115,13 @@ def export_winner(
     facts = {name: value for name, value in inputs.items() if name in _ON_THE_CARD}
     settings = asdict(swarm.config) | asdict(experiment.engine_config)
     provenance = facts | {"utility": inputs.get("task"), "dev": dev, "mixture": mixture, "settings": settings}
+    form, cut = row_form(experiment.experts), {}
+    if (rank := experiment.engine_config.export_rank) is not None:
+        form, row, error = truncate(form, row, rank)
+        cut = {"export_rank": rank, "export_error": error}
     where = folder / run_folder.GLOBAL_BEST
-    export(where, row, experiment.experts, base=experiment.base_folder, provenance=provenance)
+    export(where, row, form, base=experiment.base_folder, provenance=provenance | cut)
+    return cut
 
 
 def summary_of(experiment: Experiment, trial: Trial, inputs: Mapping[str, Any]) -> dict[str, Any]:
@@ -123,6 +132,7 @@ def summary_of(experiment: Experiment, trial: Trial, inputs: Mapping[str, Any]) 
         "particles": config.particles,
         "seed": config.seed,
         "state": experiment.engine_config.state,
+        "combine": experiment.engine_config.combine,
         "serve": engine.serve,
         "auto_timings": engine.auto_timings,
         "engine": experiment.engine_config.engine,

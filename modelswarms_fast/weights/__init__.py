@@ -2,6 +2,7 @@
 
 `experts` reads a pool of adapters or checkpoints (`adapters`, `checkpoint`, `layout`), `export` writes a row as a
 folder. `base_model` finds the base model, `gguf` converts the packaged one, and `hub` downloads what is not here.
+`mixing` makes the row of a mixture.
 `population` holds the rows of all particles; `rows` and `row_table` move and promote them; `row_name` names what a row
 holds. `placement` says where rows lie and `free_memory` how much room there is; `arena`, `shared_memory`, `streaming`
 and `row_cache` are the memory they lie in. `weight_loader` writes a row into the tensors of an engine.

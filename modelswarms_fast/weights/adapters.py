@@ -35,6 +35,8 @@ class LoraModule:
     b: str
     rank: int
     scaling: float
+    ranks: tuple[int, ...] = ()
+    """Of each expert of a pool, in their order; 0 for one that lacks the module. Empty outside of a pool."""
 
 
 def lora_modules(

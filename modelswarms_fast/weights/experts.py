@@ -17,6 +17,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from modelswarms_fast.config import Combine
 from modelswarms_fast.errors import InputError
 from modelswarms_fast.weights.adapters import LoraModule
 from modelswarms_fast.weights.arena import empty_rows
@@ -24,6 +25,7 @@ from modelswarms_fast.weights.checkpoint import DTYPES, EXPECTED, Checkpoint, sc
 from modelswarms_fast.weights.export import export
 from modelswarms_fast.weights.hub import HUB_ID, download
 from modelswarms_fast.weights.layout import Layout
+from modelswarms_fast.weights.mixing import embed
 
 __all__ = [
     "Experts", "LoraModule", "expert_folders", "export", "inner_products", "read_experts", "read_model"
@@ -63,6 +65,8 @@ class Experts:
     modules: tuple[LoraModule, ...]
     config: dict[str, Any]
     sources: tuple[str, ...]
+    combine: Combine = "factors"
+    """What a mixture of them is, as in `EngineConfig`."""
 
 
 def read_experts(
@@ -115,7 +119,12 @@ def inner_products(rows: Tensor) -> list[list[float]] | None:
 
 
 def read_model(folder: str | Path, experts: Experts) -> Tensor:
-    """One exported model as a row [D], checked against the experts as one of them is. Raises InputError."""
+    """One exported model as a row [D], checked against the experts as one of them is. Raises InputError.
+
+    With `combine="delta"` it may have any rank up to that of all experts together.
+    """
+    if experts.combine == "delta":
+        return embed(read_experts([folder], dtype=experts.layout.dtype, minimum=1), experts)
     with _system_errors():
         model = scan(Path(folder))
     config_file = Path(experts.sources[0]) / ("config.json" if experts.kind == "full" else "adapter_config.json")

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import torch
 
-from modelswarms_fast.config import EngineConfig, parse_bytes
+from modelswarms_fast.config import Combine, EngineConfig, parse_bytes
 from modelswarms_fast.errors import InputError
 from modelswarms_fast.ops.extension import _C
 from modelswarms_fast.weights.arena import Tier, empty_rows, row_stride
@@ -119,6 +119,7 @@ class Demand:
     experts: int
     row: int
     """Bytes from one row to the next."""
+    combine: Combine = "factors"
 
     @property
     def rows(self) -> int:
@@ -133,7 +134,12 @@ class Demand:
     @property
     def resident(self) -> int:
         """Bytes of all rows on one tier, with the row that a mixture is written into."""
-        return (self.rows + (not self.weights)) * self.row
+        return (self.rows + self.mixed) * self.row
+
+    @property
+    def mixed(self) -> int:
+        """Rows in whose memory a mixture is written: with `delta` its rank is that of all experts together."""
+        return 0 if self.weights else self.experts if self.combine == "delta" else 1
 
 
 @dataclass(frozen=True)
@@ -154,7 +160,7 @@ def on_cpu(demand: Demand, budget: int) -> Tiers | int:
     if demand.resident <= budget:
         near, cache, other = demand.rows, 0, demand.resident - demand.rows * demand.row
     elif not demand.weights:  # an expert in the file is mixed from there
-        near, cache, other = fit - 1, 0, demand.row
+        near, cache, other = fit - demand.mixed, 0, demand.mixed * demand.row
     elif fit >= demand.positions:
         near, cache, other = fit, 0, 0
     else:
@@ -226,7 +232,7 @@ def plan_memory(
     free = free or free_memory(device)
     host = _host_budget(config, free, 0 if gpu else engine_bytes)
     row = row_stride(size, dtype) * dtype.itemsize
-    demand = Demand(config.state != "mixture", particles, experts, row)
+    demand = Demand(config.state != "mixture", particles, experts, row, config.combine)
     near = host_tier_of_gpu()
     if gpu:
         taken = int(gpu_memory_utilization * free.device_total) + engine_bytes

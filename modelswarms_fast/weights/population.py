@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -11,9 +11,9 @@ import numpy.typing as npt
 import torch
 
 from modelswarms_fast.config import EngineConfig, Randomness
-from modelswarms_fast.ops import mix_
 from modelswarms_fast.weights.arena import empty_rows
 from modelswarms_fast.weights.experts import Experts
+from modelswarms_fast.weights.mixing import mix_row
 from modelswarms_fast.weights.placement import Placement
 from modelswarms_fast.weights.row_cache import RowCache
 from modelswarms_fast.weights.row_name import row_name
@@ -30,16 +30,6 @@ class Position(NamedTuple):
     """[D] weights."""
     mixture: torch.Tensor | None = None
     """[n] coefficients of the experts that the engine was started with."""
-
-
-def mix_row(experts: Experts, mixture: torch.Tensor) -> torch.Tensor:
-    """The row [D] of a mixture [n] of the experts, on the CPU; an expert itself is not copied."""
-    ones = torch.nonzero(mixture).flatten().tolist()
-    if len(ones) == 1 and mixture[ones[0]] == 1:
-        return experts.rows[ones[0]]  # bit by bit, so that it has the name it has in a search
-    row = torch.empty((1, experts.layout.size), dtype=experts.layout.dtype)
-    mix_(row, experts.rows, mixture[None])
-    return row[0]
 
 
 class MadeRow:
@@ -174,6 +164,7 @@ class Population:
             self._weights = SwarmRows(self._experts, positions, rows, device=device)
         else:
             self._experts = experts.rows if cached else experts.rows.to(device)
+            self._mixed = replace(experts, rows=self._experts, room=self._experts)
         self._mixtures_served = mixtures_served
         self._cache: RowCache | None = None
         self._served: torch.Tensor | None = None  # what the cache has given us last
@@ -296,6 +287,4 @@ class Population:
         return self._mixtures.global_best
 
     def _mix(self, mixture: torch.Tensor) -> torch.Tensor:
-        row = torch.empty_like(self._experts[:1])
-        mix_(row, self._experts, mixture[None].to(row.device, torch.float32))
-        return row[0]
+        return mix_row(self._mixed, mixture)

@@ -1,5 +1,7 @@
 """Mixtures served token by token, on modules of our own: equal to adding each particle's B A to the weights."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -11,6 +13,7 @@ from modelswarms_fast.errors import InputError
 from modelswarms_fast.weights.adapters import LoraModule
 from modelswarms_fast.weights.experts import Experts
 from modelswarms_fast.weights.layout import Layout
+from modelswarms_fast.weights.mixing import mix_row
 
 INPUTS, SIZES, COUNT = 24, {"q": 40, "k": 8, "v": 8, "o": 24}, 5
 MODULES = (
@@ -146,3 +149,90 @@ def test_modules_that_the_model_lacks_or_has_otherwise_are_refused():
         MixtureServer(experts, {name: place for name, place in places.items() if name != "v"}, *where)
     with pytest.raises(InputError, match=r"o has shape \[24, 24\] by the experts but \[24, 32\]"):
         MixtureServer(experts, places | {"o": places["o"]._replace(inputs=32)}, *where)
+
+
+def make_delta(dtype=torch.float32):
+    """The same, of update matrices; in q and v the experts have ranks of their own."""
+    model, experts, _ = make(dtype)
+    own = {"q": (4, 1, 0, 4, 2), "v": (3, 3, 1, 2, 3), "o": (4,) * COUNT}
+    modules = tuple(replace(module, ranks=own[module.name]) for module in experts.modules)
+    for row, ranks in zip(experts.rows, zip(*own.values(), strict=True), strict=True):
+        views = experts.layout.views(row)
+        for module, rank in zip(modules, ranks, strict=True):
+            views[module.a][rank:] = 0
+            views[module.b][:, rank:] = 0
+    experts = replace(experts, modules=modules, combine="delta")
+    return model, experts, MixtureServer(experts, model.places(), torch.device("cpu"), dtype)
+
+
+def expected_update(model, experts, x, coefficients):
+    """Base outputs, and the sum of what the experts add to them, each with its coefficient, in float64."""
+    outputs = expected(model, experts, x, None)
+    for share, row in zip(coefficients.tolist(), experts.rows, strict=True):
+        alone = expected(model, experts, x, row)
+        for name, y in model(x).items():
+            outputs[name] += share * (alone[name] - y.double())
+    return outputs
+
+
+@pytest.mark.parametrize("compiled", [True, False])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 2e-2)])
+def test_each_token_gets_its_own_sum_of_updates(dtype, tolerance, compiled, monkeypatch):
+    """Coefficients of any sign and sum, the base model, a row that no mixture here gives, and padding, in one step."""
+    if not compiled:
+        monkeypatch.setattr(low_rank, "_C", None)
+    model, experts, server = make_delta(dtype)
+    mixtures = {slot: torch.randn(COUNT) * 2 for slot in (0, 7, 2, 900)} | {-1: torch.zeros(COUNT)}
+    slots, tokens = [7, -1, 0, 900, 2, 7], np.array([3, 2, 1, 4, 2, 1])
+    x = torch.randn(tokens.sum() + 3, INPUTS).to(dtype)
+    base, right, start = model(x), [], 0
+    for slot, count in [*zip(slots, tokens, strict=True), (-1, 3)]:
+        right.append(expected_update(model, experts, x[start : start + count], mixtures[slot]))
+        start += count
+    for slot in (0, 7, 2):
+        server.load_mixture(slot, mixtures[slot])
+    server.load(900, mix_row(experts, mixtures[900]))
+    server.switch(on=True)
+    server.begin(slots, tokens)
+    assert all((part.groups is not None) == compiled for part in server._step)
+    served = model(x)
+    for name in ("qkv", "o"):
+        wanted = torch.cat([part[name] for part in right])
+        assert (served[name].double() - wanted).abs().max() <= tolerance * wanted.abs().max()
+        assert torch.equal(served[name][-3:], base[name][-3:]), "padding is left alone"
+        assert torch.equal(served[name][3:5], base[name][3:5]), "and so is the base model"
+    server.begin([7, 7], np.array([2, 1]))
+    assert server._step[1] is None, "the row is entered only in steps that have tokens of it"
+    server.begin([900, -1], np.array([2, 1]))
+    assert server._step[0] is None
+
+
+@pytest.mark.parametrize("compiled", [True, False])
+def test_parts_of_the_inputs_are_added_up_before_the_coefficients(compiled, monkeypatch):
+    """As on ranks of a tensor-parallel engine: each has half of A's columns, and what they see is summed."""
+    if not compiled:
+        monkeypatch.setattr(low_rank, "_C", None)
+    model, experts, _ = make_delta()
+    x, half, mixture = torch.randn(6, INPUTS), INPUTS // 2, torch.randn(COUNT)
+    seen: list[torch.Tensor] = []
+
+    class Part(torch.nn.Module):
+        def forward(self, x):
+            return torch.zeros(len(x), SIZES["o"])
+
+    only = replace(experts, modules=tuple(module for module in experts.modules if module.name == "o"))
+
+    def keep(low):
+        seen.append(low.clone())
+        return torch.zeros_like(low)
+
+    for column, add_up in ((0, keep), (half, lambda low: low + seen[0])):
+        part = Part()
+        place = OutputSlice(part, 0, SIZES["o"], half, (SIZES["o"], INPUTS), (0, column), add_up)
+        server = MixtureServer(only, {"o": place}, torch.device("cpu"), torch.float32)
+        server.load_mixture(0, mixture)
+        server.switch(on=True)
+        server.begin([0], np.array([6]))
+        found = part(x[:, column : column + half].contiguous())
+    right = expected_update(model, experts, x, mixture)["o"] - model(x)["o"].double()
+    torch.testing.assert_close(found.double(), right, rtol=1e-4, atol=1e-4)

@@ -21,6 +21,7 @@ from modelswarms_fast.engines.protocol import Completion, Request, Watch
 from modelswarms_fast.errors import InputError
 from modelswarms_fast.weights.base_model import loading
 from modelswarms_fast.weights.experts import Experts
+from modelswarms_fast.weights.mixing import row_form
 from modelswarms_fast.weights.shared_memory import place_of, shared_rows
 
 
@@ -70,10 +71,11 @@ class EnginePool:
         descriptors: tuple[int, ...] = ()
         room = (0, 0, 0, 0)
         if experts is not None:
-            self._layout = experts.layout
+            self._layout = row_form(experts).layout
             # An engine serves as many rows as it has LoRA slots, otherwise one.
-            copies = count * config.slots if config.serve in ("slots", "auto") else count
-            self._copies = shared_rows(copies, experts.layout.size, experts.layout.dtype)
+            several = config.serve in ("slots", "auto") and experts.combine == "factors"
+            copies = count * config.slots if several else count
+            self._copies = shared_rows(copies, self._layout.size, self._layout.dtype)
             self._room = experts.room
             if place_of(self._room) is None:  # such as rows in a file
                 self._room = self._copies[:1]  # stands for experts of which nothing is mixed

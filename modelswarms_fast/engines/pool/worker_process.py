@@ -26,6 +26,7 @@ from modelswarms_fast.engines.protocol import Engine, Request
 from modelswarms_fast.engines.start import start_here
 from modelswarms_fast.errors import EngineError, InputError
 from modelswarms_fast.weights.experts import Experts
+from modelswarms_fast.weights.mixing import row_form
 from modelswarms_fast.weights.shared_memory import attach
 
 BEAT = 1.0  # seconds after which a step is told of even if no request has ended in it
@@ -51,7 +52,7 @@ class Served:
         self._memory = {descriptor: attach(descriptor) for descriptor in start.descriptors}
         experts = start.experts
         if experts is not None:
-            self._layout = experts.layout
+            self._layout = row_form(experts).layout
             descriptor, offset, count, stride = start.room
             memory = self._memory[descriptor][offset:].view(experts.layout.dtype)
             room = memory.as_strided((count, experts.layout.size), (stride, 1))

@@ -43,6 +43,8 @@ def open_modes(config: EngineConfig, modules: Sequence[LoraModule]) -> tuple[Ser
         return (config.serve,)
     if not modules:
         return ("merged",)
+    if config.combine == "delta":
+        return ("merged", "mixture")
     return ("merged", "slots", "mixture") if config.state == "mixture" else ("merged", "slots")
 
 

@@ -9,6 +9,7 @@ import torch
 from modelswarms_fast.engines.vllm.weight_map import WeightMap
 from modelswarms_fast.errors import InputError
 from modelswarms_fast.weights.experts import Experts
+from modelswarms_fast.weights.mixing import ProductRow, row_form
 from modelswarms_fast.weights.weight_loader import CopyTarget, LoraMerger, MergeTarget, WeightCopier
 
 
@@ -24,6 +25,7 @@ class LiveWeights:
     ) -> None:
         """`live` is overwritten with `base` to restore the base model."""
         self._loader, self._live, self._base, self._experts = loader, list(live), list(base), experts
+        self._product = ProductRow(experts) if experts.combine == "delta" else None
 
     def load(self, slot: int, row: torch.Tensor) -> None:
         """Serve a row [D]."""
@@ -31,7 +33,10 @@ class LiveWeights:
 
     def load_mixture(self, slot: int, mixture: torch.Tensor) -> None:
         """Serve a mixture [n] of the experts."""
-        self._loader.load_mixture(self._experts.rows, mixture)
+        if self._product is not None:
+            self._loader.load(self._product.mixed(mixture))
+        else:
+            self._loader.load_mixture(self._experts.rows, mixture)
 
     def restore(self) -> None:
         """Put the base model's own weights back, bit for bit."""
@@ -43,9 +48,10 @@ class LiveWeights:
 
 def merged_lora(weights: WeightMap, experts: Experts) -> LiveWeights:
     """W = W0 + scaling · B A for each adapted layer. Raises InputError for experts that do not fit the model."""
-    specs = {spec.name: spec for spec in experts.layout.specs}
+    rows = row_form(experts)
+    specs = {spec.name: spec for spec in rows.layout.specs}
     targets = []
-    for module in experts.modules:
+    for module in rows.modules:
         a, b = specs[module.a], specs[module.b]
         weight = weights.resolve(f"{module.name}.weight", (b.shape[0], a.shape[1]))
         if (other := weights.tied(weight)) is not None:

@@ -1,7 +1,8 @@
 """Serves mixtures of LoRA experts without making their weights: each token has its particle's coefficients.
 
-The experts lie beside the base model as one adapter. A particle with the coefficients a adds
-scaling · (Σ aᵢ Bᵢ)(Σ aⱼ Aⱼ) x: A and B are mixed each by itself, as they are when a particle's weights are made.
+The experts lie beside the base model. With combine="factors" a particle with the coefficients a adds
+scaling · (Σ aᵢ Bᵢ)(Σ aⱼ Aⱼ) x: A and B are mixed each by itself, as they are when a particle's weights are made. With
+"delta" it adds scaling · Σ aⱼ Bⱼ Aⱼ x (update_mixture.py).
 
 On a CPU each layer mixes A and B in every step for the particles that the step has tokens of (low_rank.py). On a GPU
 the sums are taken in another order, with two products for all tokens at once: with h = x Aᵀ for the A of all experts,
@@ -17,6 +18,7 @@ import numpy as np
 import torch
 
 from modelswarms_fast.engines.vllm.low_rank import LowRank, LowRankPart, TokenGroups, group_tokens
+from modelswarms_fast.engines.vllm.update_mixture import UpdateMixer
 from modelswarms_fast.errors import InputError
 from modelswarms_fast.weights.experts import Experts, LoraModule
 from modelswarms_fast.weights.weight_loader import CopyTarget, WeightCopier
@@ -41,8 +43,7 @@ class OutputSlice(NamedTuple):
 class MixtureServer:
     """Adds its particle's mixture to every token of a step.
 
-    Beside the n experts there is room for one row that is not a mixture of them: the block n of each module. A slot
-    whose coefficients are all in that block serves the row.
+    Beside the n experts there is room for one row that is not a mixture of them: the last column of the coefficients.
 
     Raises InputError for modules that the model does not compute as linear layers, or of another shape there.
     """
@@ -50,7 +51,6 @@ class MixtureServer:
     def __init__(
         self, experts: Experts, slices: Mapping[str, OutputSlice], device: torch.device, dtype: torch.dtype
     ) -> None:
-        count = len(experts.rows)
         specs = {spec.name: spec for spec in experts.layout.specs}
         adapted: dict[torch.nn.Module, list[tuple[LoraModule, OutputSlice]]] = {}
         for module in experts.modules:
@@ -65,28 +65,14 @@ class MixtureServer:
                     "use the base they share."
                 )
             adapted.setdefault(output.module, []).append((module, output))
-        targets: list[list[CopyTarget]] = [[] for _ in range(count + 1)]
-        self._linears = []
-        for live, parts in adapted.items():
-            linear = _MixedLinear(parts, count + 1, device, dtype)
-            self._linears.append((live, linear))
-            for index, (module, output) in enumerate(parts):
-                row, column = output.part
-                for block in range(count + 1):
-                    a, b = linear.a[block, index, : module.rank], linear.b[index][:, block, : module.rank]
-                    targets[block].append(CopyTarget(specs[module.a], a, start=(0, column)))
-                    targets[block].append(CopyTarget(specs[module.b], b, start=(row, 0)))
-        copiers = [WeightCopier(own) for own in targets]
-        for copier, row in zip(copiers, experts.rows, strict=False):
-            copier.load(row)
-        self._count, self._row_copier = count, copiers[count]
+        mixer = UpdateMixer if experts.combine == "delta" else FactorMixer
+        self._mixer: UpdateMixer | FactorMixer = mixer(experts, adapted, device, dtype)
+        self._count = len(experts.names)
         self._row_slot: int | None = None
-        self._coefficients = torch.zeros((1, count + 1))
+        self._coefficients = torch.zeros((1, self._count + 1))
         """[slots + 1, n + 1]; the first for tokens without a particle."""
-        self._step: torch.Tensor | TokenGroups | None = None
+        self._step: Any = None
         self._handles: list[Any] = []
-        self._device = device
-        self._grouped = all(linear.compiled is not None for _, linear in self._linears)
 
     def switch(self, on: bool) -> None:
         """Add to what the model computes, or leave it alone."""
@@ -94,7 +80,7 @@ class MixtureServer:
             handle.remove()
         self._handles = []
         if on:
-            for live, linear in self._linears:
+            for live, linear in self._mixer.linears:
                 self._handles.append(live.register_forward_hook(self._hook(linear)))
 
     def load_mixture(self, slot: int, mixture: torch.Tensor) -> None:
@@ -113,7 +99,7 @@ class MixtureServer:
                 "load a mixture there, or restore() first"
             )
         self._row_slot = slot
-        self._row_copier.load(row)
+        self._mixer.load_row(row)
         self._reserve(slot)
         self._coefficients[slot + 1] = 0.0
         self._coefficients[slot + 1, self._count] = 1.0
@@ -129,16 +115,7 @@ class MixtureServer:
             self._step = None
             return
         of_token = torch.from_numpy(np.repeat(np.asarray(slots), tokens))
-        if self._grouped:
-            self._step = group_tokens(of_token, self._blocks)
-            return
-        width = self._count + (self._row_slot in slots)
-        self._step = self._coefficients[:, :width].index_select(0, of_token + 1).to(self._device)
-
-    def _blocks(self, slot: int) -> tuple[int, list[float]]:
-        if slot == self._row_slot:
-            return self._count, [1.0]
-        return 0, self._coefficients[slot + 1, : self._count].tolist()
+        self._step = self._mixer.step(of_token, self._coefficients, self._row_slot)
 
     def _reserve(self, slot: int) -> None:
         missing = slot + 2 - len(self._coefficients)
@@ -146,12 +123,58 @@ class MixtureServer:
             more = torch.zeros((max(missing, len(self._coefficients)), self._count + 1))
             self._coefficients = torch.cat((self._coefficients, more))
 
-    def _hook(self, linear: _MixedLinear) -> Any:
+    def _hook(self, linear: Any) -> Any:
         def add(module: torch.nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
             if self._step is not None:
                 linear.add(inputs[0], output[0] if isinstance(output, tuple) else output, self._step)
 
         return add
+
+
+class FactorMixer:
+    """The experts as blocks of which A and B are mixed each by itself, and one block for a row that is no mixture."""
+
+    def __init__(
+        self,
+        experts: Experts,
+        adapted: Mapping[torch.nn.Module, Sequence[tuple[LoraModule, OutputSlice]]],
+        device: torch.device,
+        dtype: torch.dtype,
+    ) -> None:
+        """`adapted`: of each module of the model, the layers that are fused in it."""
+        count, specs = len(experts.rows), {spec.name: spec for spec in experts.layout.specs}
+        targets: list[list[CopyTarget]] = [[] for _ in range(count + 1)]
+        self.linears: list[tuple[torch.nn.Module, _MixedLinear]] = []
+        for live, parts in adapted.items():
+            linear = _MixedLinear(parts, count + 1, device, dtype)
+            self.linears.append((live, linear))
+            for index, (module, output) in enumerate(parts):
+                row, column = output.part
+                for block in range(count + 1):
+                    a, b = linear.a[block, index, : module.rank], linear.b[index][:, block, : module.rank]
+                    targets[block].append(CopyTarget(specs[module.a], a, start=(0, column)))
+                    targets[block].append(CopyTarget(specs[module.b], b, start=(row, 0)))
+        copiers = [WeightCopier(own) for own in targets]
+        for copier, one in zip(copiers, experts.rows, strict=False):
+            copier.load(one)
+        self._count, self.load_row = count, copiers[count].load
+        self._device = device
+        self._grouped = all(linear.compiled is not None for _, linear in self.linears)
+
+    def step(
+        self, of_token: torch.Tensor, coefficients: torch.Tensor, row_slot: int | None
+    ) -> torch.Tensor | TokenGroups | None:
+        """What a step needs: of_token [tokens] slots, negative for the base model; coefficients [slots + 1, n + 1]."""
+        if self._grouped:
+
+            def blocks(slot: int) -> tuple[int, list[float]]:
+                if slot == row_slot:
+                    return self._count, [1.0]
+                return 0, coefficients[slot + 1, : self._count].tolist()
+
+            return group_tokens(of_token, blocks)
+        width = self._count + bool((of_token == row_slot).any() if row_slot is not None else False)
+        return coefficients[:, :width].index_select(0, of_token + 1).to(self._device)
 
 
 class _MixedLinear:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from modelswarms_fast.engines.ensemble.engine import EnsembleEngine, Fuse, Member, Route
 from modelswarms_fast.engines.transformers import TransformersEngine
 from modelswarms_fast.evaluation.early_stopping import Scores
@@ -15,8 +17,9 @@ class Ensemble:
     def __init__(self, experiment: Experiment, fuse: Fuse) -> None:
         dtype = str(experiment.engine.dtype).removeprefix("torch.")
         longest = experiment.engine.max_model_len
-        model = TransformersEngine(experiment.base_folder, experiment.experts, dtype=dtype, max_model_len=longest)
-        self.engine = EnsembleEngine([Member(model, row) for row in experiment.experts.rows], fuse=fuse)
+        experts = replace(experiment.experts, combine="factors")  # each serves alone, in the rank that it has
+        model = TransformersEngine(experiment.base_folder, experts, dtype=dtype, max_model_len=longest)
+        self.engine = EnsembleEngine([Member(model, row) for row in experts.rows], fuse=fuse)
         self._experiment, self._evaluator = experiment, Evaluator(self.engine, experiment.utility)
 
     def scores(self, route: Route, split: str) -> Scores:

@@ -75,7 +75,7 @@ def meaning(utility: Utility, example: dict[str, Any], answers: Sequence[Answer]
 
 
 def _ask(experiment: Experiment, split: str, experts: Sequence[int]) -> list[Answers]:
-    return [experiment.evaluator.generate(experiment.experts.rows[expert], split) for expert in experts]
+    return [experiment.evaluator.generate(experiment.expert_row(expert), split) for expert in experts]
 
 
 def _scores(utility: Utility, split: str, answers: Answers) -> list[float]:
