@@ -20,7 +20,7 @@ from modelswarms_fast.config import SwarmConfig
 from modelswarms_fast.errors import InputError
 from modelswarms_fast.evaluation.objectives import Files, named
 from modelswarms_fast.records.run_folder import locked, read_json, write_json
-from modelswarms_fast.runs.baselines import METHODS, Run, load_method
+from modelswarms_fast.runs.baselines import METHODS, OF_FACTORS, Run, load_method
 from modelswarms_fast.runs.experiment import Experiment
 
 RESULTS = "baselines.json"
@@ -52,7 +52,8 @@ def compare(
         experts, base, task, data, progress: as in `search`.
         out: the folder of baselines.json, which is written anew after each method.
         budget: evaluations on dev that a method may take, those of the experts among them.
-        methods: names, see docs/reference/baselines.md; None: all, data_merge only with `train`.
+        methods: names, see docs/reference/baselines.md; None: all, data_merge only with `train`, and with
+            combine="delta" none that makes rows of factors.
         seed: of all that is drawn.
         swarm: fields of SwarmConfig for Model Swarms, where the defaults are not wanted.
         settings: the other arguments of `Experiment`, fields of EngineConfig among them.
@@ -71,8 +72,14 @@ def compare(
         raise InputError(f"swarm has no setting {sorted(unknown)[0]!r}; give fields of SwarmConfig.")
     SwarmConfig(particles=2, seed=seed)
     SwarmConfig(**({"particles": 2} | swarm))
+    delta = settings.get("combine") == "delta"
     if methods is None:
         methods = [name for name in METHODS if name != "data_merge" or settings.get("train") is not None]
+        methods = [name for name in methods if not (delta and name in OF_FACTORS)]
+    if delta and (unable := [name for name in methods if name in OF_FACTORS]):
+        raise InputError(
+            f"{unable[0]} makes factors of factors, which combine='delta' has none of; use combine='factors'."
+        )
     if "data_merge" in methods and settings.get("train") is None:
         raise InputError("data_merge needs what the experts were trained on; give it with --train, or leave it out.")
     runs: dict[str, Run] = {name: load_method(name) for name in methods}  # a name that is none is refused at once

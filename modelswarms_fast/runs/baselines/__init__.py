@@ -44,6 +44,9 @@ METHODS = (
     "data_merge",
 )
 
+# Those that make rows of mixed or trained factors, which combine="delta" has none of.
+OF_FACTORS = {"slerp", "dare_ties", "model_stock", "evolmerge", "data_merge"}
+
 
 @dataclass(frozen=True)
 class Choice:
