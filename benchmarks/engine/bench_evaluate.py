@@ -60,7 +60,8 @@ from modelswarms_fast.records.run_folder import Journal, read_history
 from modelswarms_fast.runs.loop import Meter, SearchLoop
 from modelswarms_fast.runs.scheduler import run_alone
 from modelswarms_fast.runs.trial import Trial
-from modelswarms_fast.weights.base_model import PACKAGED, resolve_base
+from modelswarms_fast.weights.base_model import resolve_base
+from modelswarms_fast.weights.packaged import SMOLLM2
 from modelswarms_fast.weights.row_table import count_rows
 
 pytest.importorskip("vllm")
@@ -265,7 +266,7 @@ def plain_iteration() -> list[int]:
 @pytest.fixture(scope="module")
 def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """Ten whole checkpoints, 2.7 GB: the base model with every weight moved a little, by another number each."""
-    folder, base = tmp_path_factory.mktemp("checkpoints"), resolve_base(PACKAGED)
+    folder, base = tmp_path_factory.mktemp("checkpoints"), resolve_base(SMOLLM2)
     weights = load_file(base / "model.safetensors")
     for number in range(PARTICLES):
         to = folder / f"expert-{number}"

@@ -48,7 +48,8 @@ from benchmarks.measure import CORES, Measure
 from benchmarks.published.published import published_iteration
 from modelswarms_fast import search
 from modelswarms_fast.engines.start import start_engine
-from modelswarms_fast.weights.base_model import PACKAGED, resolve_base
+from modelswarms_fast.weights.base_model import resolve_base
+from modelswarms_fast.weights.packaged import SMOLLM2
 
 pytest.importorskip("vllm")
 
@@ -58,7 +59,7 @@ def published(clone: Path, prompts: int, particle: int, dtype: str) -> dict[str,
     folders = [EXAMPLES / "experts" / name for name in experts().names]
     with tempfile.TemporaryDirectory() as folder:
         data = write_data(Path(folder, "data.json"), prompts)
-        return published_iteration(clone, folders, resolve_base(PACKAGED), data, measured=[particle], dtype=dtype)
+        return published_iteration(clone, folders, resolve_base(SMOLLM2), data, measured=[particle], dtype=dtype)
 
 
 @pytest.mark.parametrize("engines", [1, 2])
@@ -74,7 +75,7 @@ def test_published(measure: Measure, model_swarm: Path, engines: int) -> None:
     read = sum(map(len, server.tokenizer(utility_of_benchmark(prompts).prompts["dev"])["input_ids"]))
     products: list[float] = []
     if engines > 1:
-        server = start_engine(resolve_base(PACKAGED), experts(), config("merged", engines=engines))
+        server = start_engine(resolve_base(SMOLLM2), experts(), config("merged", engines=engines))
 
     def run(dtype: str) -> None:
         found = theirs.setdefault(dtype or "float16", [])
@@ -172,7 +173,7 @@ def measure_search(measure: Measure, tmp_path: Path, row: str, **settings: Any) 
     def run() -> None:
         found["summary"] = search(
             EXAMPLES / "experts",
-            base=PACKAGED,
+            base=SMOLLM2,
             task="exact_match",
             data=DATA,
             out=tmp_path / "run",

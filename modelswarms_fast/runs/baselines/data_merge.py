@@ -74,11 +74,11 @@ def train(base: Path, experts: Experts, pairs: Pairs, *, steps: int, seed: int) 
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         model = get_peft_model(model, LoraConfig(**fields)).to(device).train()  # A and B in float32
-    examples = [_encode(tokenizer, *pair) for pair in pairs]
+    examples = [encode(tokenizer, *pair) for pair in pairs]
     weights = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
     optimizer = torch.optim.AdamW(weights.values(), lr=LEARNING_RATE, weight_decay=0.0)
     losses = []
-    for step, batch in enumerate(_batches(examples, steps, random.Random(seed))):
+    for step, batch in enumerate(batches(examples, steps, random.Random(seed))):
         for group in optimizer.param_groups:
             group["lr"] = LEARNING_RATE * min(1.0, (step + 1) / max(1, steps // 10)) * (1 - step / steps)
         loss = _loss(model, batch, device)
@@ -96,7 +96,7 @@ def train(base: Path, experts: Experts, pairs: Pairs, *, steps: int, seed: int) 
 Example = tuple[list[int], list[int]]
 
 
-def _encode(tokenizer: Any, prompt: str, completion: str) -> Example:
+def encode(tokenizer: Any, prompt: str, completion: str) -> Example:
     """Token ids of a prompt, and of its completion and the end."""
     if not prompt[-1:].isspace() and not completion[0].isspace():
         completion = " " + completion
@@ -105,7 +105,7 @@ def _encode(tokenizer: Any, prompt: str, completion: str) -> Example:
     return list(tokenizer(prompt)["input_ids"])[len(end) - LONGEST :], end
 
 
-def _batches(examples: Sequence[Example], steps: int, rng: random.Random) -> list[list[Example]]:
+def batches(examples: Sequence[Example], steps: int, rng: random.Random) -> list[list[Example]]:
     """Batches of nearly equal lengths in random order, so that little of them is padding."""
     result: list[list[Example]] = []
     while len(result) < steps:
