@@ -58,7 +58,7 @@ class Inputs:
     """What every command reads."""
 
     base: str
-    """Base model of the experts: a local folder, a hub id, or smollm2-135m-instruct."""
+    """Base model of the experts: a local folder, a hub id, smollm2-135m-instruct or gemma-3-270m."""
     task: str
     """Objective: a name of the documentation's list, or a Python function as module:function."""
     data: list[Path] | None = None

@@ -55,7 +55,7 @@ def search(
 
     Args:
         experts: a folder of expert folders, or a list of folders and hub ids.
-        base: the base model: a local folder, a hub id, or "smollm2-135m-instruct".
+        base: the base model: a local folder, a hub id, "smollm2-135m-instruct" or "gemma-3-270m".
         task: an objective by its name, or a Python function as "module:function".
         data: JSON file with the lists `dev` and `test`, several for multitask, or what the objective takes instead.
             Only `dev` steers the search.

@@ -56,8 +56,9 @@ def token_swarm(
     """Search for the best mixture of the experts' next-token distributions.
 
     Args:
-        experts: at least two full checkpoints of any architectures (folders, hub ids, "smollm2-135m-instruct") or LoRA
-            adapters of one base, or a folder that holds such folders. All models stay in memory.
+        experts: at least two full checkpoints of any architectures (folders, hub ids, "smollm2-135m-instruct",
+            "gemma-3-270m") or LoRA adapters of one base, or a folder that holds such folders. All models stay in
+            memory.
         base: of the adapters, if there are any.
         dtype: that the models compute in; "auto": each its own.
         out: the run folder to write: config.json, history.jsonl, summary.json, report.html, and
