@@ -84,8 +84,23 @@ class TaskConfig:
     """Generate answers, or compare the likelihoods of given ones, where the task can."""
     options: Mapping[str, str] = field(default_factory=dict)
     """Setting of the objective as KEY=VALUE; given once for each."""
+    map: Mapping[str, str] = field(default_factory=dict)
+    """Name of a field that the task knows, and the file's name for it, as in question=prompt; given once for each.
+
+    A dot leads into an object: question=doc.text. Several names with commas make a list: choices=opa,opb,opc."""
+    dev_split: str | None = None
+    """The file's name of the examples that steer the search; by default dev, validation or train."""
+    test_split: str | None = None
+    """The file's name of the examples for the end; by default test or validation.
+
+    The same name as dev_split divides that split at random."""
+    split_seed: int = 0
+    """Seed by which a file with one split is divided into dev and test.
+
+    Dev gets 40 % of the examples, at most 200."""
 
     def __post_init__(self) -> None:
+        _check_integers(self, "split_seed")
         for name in ("limit_dev", "limit_test", "max_tokens"):
             value = getattr(self, name)
             _check(value is None or value >= 1, f"{name} is {value}; give at least 1.")

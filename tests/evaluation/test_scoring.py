@@ -210,8 +210,9 @@ GOOD = {"question": "q", "answer": "a"}
     [
         ("{", "is not JSON"),
         (b"\xff\xfe", "is not JSON"),
-        ("[]", "is not a JSON object"),
-        ({"test": [GOOD]}, '"dev" is missing'),
+        ("[]", "holds no examples"),
+        ("3", "is not a JSON object or list"),
+        ({"test": [GOOD]}, '"dev" is missing, and the only other has 1 example'),
         ({"dev": [GOOD]}, '"test" is missing'),
         ({"dev": [GOOD], "test": []}, '"test" is empty'),
         ({"dev": {"a": GOOD}, "test": [GOOD]}, '"dev" is no list'),
@@ -219,8 +220,8 @@ GOOD = {"question": "q", "answer": "a"}
         ({"dev": [GOOD], "test": [GOOD, GOOD, {"question": "q"}]}, 'test example 2 lacks the field "answer"'),
         ({"dev": [{"answer": "a"}], "test": [GOOD]}, 'dev example 0 lacks the field "question"'),
         ({"dev": [{"question": 3, "answer": "a"}], "test": [GOOD]}, '"question" is int, not text'),
-        ({"dev": [{"question": "q", "answer": ["a"]}], "test": [GOOD]}, '"answer" is list, not text or'),
-        ({"dev": [{"question": "q", "answer": True}], "test": [GOOD]}, '"answer" is bool'),
+        ({"dev": [{"question": "q", "answer": {"a": 1}}], "test": [GOOD]}, '"answer" is dict, not text or'),
+        ({"dev": [{"question": "q", "answer": ["a", None]}], "test": [GOOD]}, '"answer", in its list, is NoneType'),
         ({"dev": [{"question": "q", "answer": None}], "test": [GOOD]}, '"answer" is NoneType'),
         ({"dev": [GOOD], "test": [GOOD, GOOD | {"answer": ""}]}, "test example 1 has an empty answer"),
         ({"dev": [GOOD], "test": [GOOD], "dataset": 3}, '"dataset" is not a text'),
@@ -246,7 +247,7 @@ def test_bad_files_are_refused(tmp_path: Path, content: Any, message: str) -> No
 @pytest.mark.parametrize(
     ("choices", "message"),
     [
-        (["x"], "is list, not an object"),
+        ([], "is list, not an object"),
         ({}, "is empty"),
         ({"A": None}, "choice A, is NoneType"),
     ],
@@ -259,8 +260,8 @@ def test_bad_choices_are_refused(tmp_path: Path, choices: Any, message: str) -> 
 
 @pytest.mark.parametrize("task", ["multiple_choice", "abstain"])
 def test_an_answer_that_is_no_choice_is_refused(tmp_path: Path, task: str) -> None:
-    path = write(tmp_path / "x.json", dev=[QUESTION], test=[QUESTION, {**QUESTION, "answer": "Blue"}])
-    with pytest.raises(InputError, match=rf'{path}: test example 1 has the answer "Blue", .* give A, B, C'):
+    path = write(tmp_path / "x.json", dev=[QUESTION], test=[QUESTION, {**QUESTION, "answer": "Plum"}])
+    with pytest.raises(InputError, match=rf'{path}: test example 1 has the answer "Plum", .* give A, B, C'):
         load_utility(task, path)
 
 
@@ -277,8 +278,8 @@ def test_knowledge_crosswords_needs_its_example(tmp_path: Path, more: dict[str, 
 
 
 def test_missing_file_and_folder_are_refused(tmp_path: Path) -> None:
-    for path in (tmp_path / "none.json", tmp_path):
-        with pytest.raises(InputError, match=r"cannot read .*; give a JSON file") as caught:
+    for path, message in ((tmp_path / "none.json", r"cannot read .*; give JSON"), (tmp_path, "holds no data file")):
+        with pytest.raises(InputError, match=message) as caught:
             load_utility("exact_match", path)
         assert str(path) in str(caught.value)
 

@@ -1,17 +1,20 @@
 """Utilities: asks in, answers out, scores. No engine here, and torch only inside functions that score with a model.
 
-Each objective is one file with a function `load(path, content, wanted)`. Generation is greedy, and a score depends on
+Each objective is one file with a function `load(data, wanted)`. Generation is greedy, and a score depends on
 its own example and answers alone, never on what shared a batch with it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from modelswarms_fast.config import TaskConfig
 from modelswarms_fast.errors import InputError
+from modelswarms_fast.evaluation.dataset import SPLITS, Data, read_data, warnings_of
+from modelswarms_fast.evaluation.dataset_files import split_of
 from modelswarms_fast.evaluation.objectives import (
     abstain,
     callables,
@@ -24,12 +27,12 @@ from modelswarms_fast.evaluation.objectives import (
     reward,
     toxicity,
 )
-from modelswarms_fast.evaluation.objectives.data import SPLITS, Files, Wanted, named, paths_of, read_data
+from modelswarms_fast.evaluation.objectives.data import Files, Wanted, named, paths_of
 from modelswarms_fast.evaluation.objectives.utility import Answer, Ask, Utility
 
 __all__ = ["SPLITS", "TASKS", "Answer", "Ask", "Files", "Utility", "load_utility", "named"]
 
-_LOADERS: dict[str, Callable[[Path, dict[str, Any], Wanted], Utility]] = {
+_LOADERS: dict[str, Callable[[Data, Wanted], Utility]] = {
     "multiple_choice": multiple_choice.load,
     "exact_match": exact_match.load,
     "abstain": abstain.load,
@@ -38,6 +41,8 @@ _LOADERS: dict[str, Callable[[Path, dict[str, Any], Wanted], Utility]] = {
     "judge": judge.load,
     "toxicity": toxicity.load,
 }
+_READING = ("map", "dev_split", "test_split", "split_seed")
+"""Settings of how a file is read, which hold for each of several tasks."""
 TASKS = (*_LOADERS, "multitask", "lm_eval:TASK")
 
 
@@ -45,9 +50,10 @@ def load_utility(task: str, data: Files = None, **settings: Any) -> Utility:
     """Read an evaluation file and make the utility of `task` from it.
 
     task: one of TASKS, some with a suffix as in "reward:concise", or a Python function as "module:function". data: a
-    JSON file with the lists `dev` and `test`, or for "multitask" several, or the folder of a published domain; a file's
-    field `dataset` (or else its name without ".json") picks the prompt and the token limit, in any case; for
-    lm_eval:TASK a YAML file or a folder with some, or None for lm-eval's own tasks. settings: fields of TaskConfig.
+    file (JSON, JSONL, CSV, TSV, Parquet), a folder, hf:NAME[:CONFIG], or a file for dev and one for test, as
+    `dataset.read_data` reads them; for "multitask" several, or the folder of a published domain; a file's field
+    `dataset` (or else its name without the suffix) picks the prompt and the token limit, in any case; for lm_eval:TASK
+    a YAML file or a folder with some, or None for lm-eval's own tasks. settings: fields of TaskConfig.
 
     Every example of the file is checked, limits or not. Raises InputError, and TypeError for an unknown setting.
     """
@@ -61,11 +67,18 @@ def load_utility(task: str, data: Files = None, **settings: Any) -> Utility:
     wanted = Wanted(task, limits, config.max_tokens, config.scoring, dict(config.options))
     paths = paths_of(data)
     if kind == "multitask":
-        return multitask.load(paths, wanted, load_utility)
-    if len(paths) > 1:
+        reading = {name: getattr(config, name) for name in _READING}
+        return multitask.load(paths, wanted, partial(load_utility, **reading))
+    parts = [split_of(path) for path in paths]
+    if len(paths) > 1 and (kind == "lm_eval" or None in parts or len(set(parts)) < len(parts)):
         raise InputError(f'task "{task}" takes one evaluation file, not {len(paths)}; use multitask for several')
     if kind == "lm_eval":
+        if given := [name for name in _READING if getattr(config, name) != getattr(TaskConfig(), name)]:
+            raise InputError(f"{given[0]} is given, but {task} reads its own data; leave it out")
         return lm_eval_task.load(paths[0] if paths else None, wanted)
     if not paths:
         raise InputError(f'task "{task}" needs an evaluation file; give --data')
-    return _LOADERS.get(kind, callables.load)(paths[0], read_data(paths[0]), wanted)
+    read = read_data(paths, config)
+    utility = _LOADERS.get(kind, callables.load)(read, wanted)
+    read.warnings += [f"{read.path}: {one}" for one in warnings_of(utility.examples)]
+    return replace(utility, data=(read,))

@@ -9,14 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any
 
-from modelswarms_fast.evaluation.objectives.data import Wanted, dataset_of, read_examples
+from modelswarms_fast.evaluation.dataset import Data
+from modelswarms_fast.evaluation.objectives.choices import read_choices
+from modelswarms_fast.evaluation.objectives.data import Wanted, dataset_of
 from modelswarms_fast.evaluation.objectives.multiple_choice import (
-    FIELDS,
     MAX_TOKENS,
-    check_answer,
+    is_right,
     parse,
     prompt,
     read_icl_prompt,
@@ -26,10 +26,10 @@ from modelswarms_fast.evaluation.objectives.utility import Answer, Ask, Utility
 REFLECTION = "Is the proposed answer true or false? Directly answer with true or false."
 
 
-def load(path: Path, content: dict[str, Any], wanted: Wanted) -> Utility:
+def load(data: Data, wanted: Wanted) -> Utility:
     """The utility of an evaluation file for multiple choice. Raises InputError."""
-    examples, dataset = read_examples(path, content, wanted, FIELDS, check=check_answer), dataset_of(path, content)
-    make_prompt = partial(prompt, dataset=dataset, icl_prompt=read_icl_prompt(path, content, dataset))
+    examples, dataset = read_choices(data, wanted), dataset_of(data)
+    make_prompt = partial(prompt, dataset=dataset, icl_prompt=read_icl_prompt(data, dataset))
     wanted.check_options()
     limit = wanted.max_tokens or MAX_TOKENS
 
@@ -51,7 +51,7 @@ def score(example: dict[str, Any], output: str, reflection: str) -> float:
     """0.0 when the reflection says "false" (case ignored), else 1.0 for a right answer and -1.0 for a wrong one."""
     if "false" in reflection.lower():
         return 0.0
-    return 1.0 if parse(example, output) == str(example["answer"]) else -1.0
+    return 1.0 if is_right(example, parse(example, output)) else -1.0
 
 
 def _score_examples(examples: Sequence[dict[str, Any]], answers: Sequence[Sequence[Answer]]) -> list[float]:

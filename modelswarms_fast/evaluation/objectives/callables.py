@@ -10,15 +10,16 @@ from pathlib import Path
 from typing import Any
 
 from modelswarms_fast.errors import InputError
+from modelswarms_fast.evaluation.dataset import Data
 from modelswarms_fast.evaluation.objectives.data import Wanted, dataset_of, read_examples
 from modelswarms_fast.evaluation.objectives.utility import Answer, Ask, Utility
 
 DEFAULT_MAX_TOKENS = 10
 
 
-def load(path: Path, content: dict[str, Any], wanted: Wanted) -> Utility:
+def load(data: Data, wanted: Wanted) -> Utility:
     """The utility of an evaluation file and the function that `wanted.task` names. Raises InputError."""
-    examples = read_examples(path, content, wanted, {"prompt": (str,)}, instead="question")
+    examples = read_examples(data, wanted, {"prompt": (str,)}, instead="question")
     wanted.check_options()
     function = import_function(wanted.task)
     limit = wanted.max_tokens or max_tokens(function, wanted.task)
@@ -28,7 +29,7 @@ def load(path: Path, content: dict[str, Any], wanted: Wanted) -> Utility:
 
     return Utility(
         wanted.task,
-        dataset_of(path, content),
+        dataset_of(data),
         examples,
         {split: [(Ask(prompt(one), limit),) for one in some] for split, some in examples.items()},
         score_examples,

@@ -1,4 +1,4 @@
-"""What the objectives are given: settings, and a JSON file with the lists `dev` and `test`, checked at the door."""
+"""What the objectives are given: settings, and examples as `dev` and `test`, checked at the door."""
 
 from __future__ import annotations
 
@@ -12,15 +12,20 @@ from typing import Any
 
 from modelswarms_fast.config import Scoring
 from modelswarms_fast.errors import InputError
-from modelswarms_fast.records.run_folder import read_json
+from modelswarms_fast.evaluation.dataset import SPLITS, Data
 
-SPLITS = ("dev", "test")
 Files = str | os.PathLike[str] | Sequence[str | os.PathLike[str]] | None
-"""An evaluation file; several for several tasks; None for a task that brings its own data."""
+"""An evaluation file, a folder or hf:NAME; several for several tasks; None for a task that brings its own data."""
 Fields = Mapping[str, tuple[type, ...]]
 """Name of a field → types that it may have."""
 
-_KIND_NAMES = {str: "text", int: "a whole number", float: "a number", dict: "an object", list: "a list"}
+ANSWER = (str, int, float, bool, list)
+"""Types of an answer, or of several that are right."""
+
+_KIND_NAMES = {
+    str: "text", int: "a whole number", float: "a number", bool: "true or false", dict: "an object", list: "a list"
+}  # fmt: skip
+_ASKED = ("question", "prompt")  # an empty one asks nothing
 
 
 @dataclass(frozen=True)
@@ -90,22 +95,16 @@ def named(data: Files) -> str | list[str] | None:
     return names[0] if len(names) == 1 else names or None
 
 
-def read_data(path: Path) -> dict[str, Any]:
-    """Content of an evaluation file. Raises InputError."""
-    return read_json(path, 'give a JSON file that holds an object with the lists "dev" and "test"')
-
-
-def dataset_of(path: Path, content: dict[str, Any]) -> str:
-    """The file's field `dataset`, or else its name without ".json". Raises InputError."""
-    dataset = content.get("dataset", path.stem.encode(errors="backslashreplace").decode())
+def dataset_of(data: Data) -> str:
+    """The file's field `dataset`, or else its name without the suffix. Raises InputError."""
+    dataset = data.content["dataset"]
     if not isinstance(dataset, str) or not dataset:
-        raise InputError(f'{path}: the field "dataset" is not a text; make it one or leave it out')
+        raise InputError(f'{data.path}: the field "dataset" is not a text; make it one or leave it out')
     return dataset
 
 
 def read_examples(
-    path: Path,
-    content: dict[str, Any],
+    data: Data,
     wanted: Wanted,
     fields: Fields,
     *,
@@ -117,25 +116,19 @@ def read_examples(
     All are checked, wanted or not: InputError for one that lacks a field or has one of another type; the field
     `instead` may stand for a missing one. check: of (example, where it is), what fields alone do not tell.
     """
-    splits = {split: _read_split(path, content, split) for split in SPLITS}
-    for split, examples in splits.items():
-        for index, example in enumerate(examples):
-            where = f"{path}: {split} example {index}"
+    for split in SPLITS:
+        for example, where in zip(data.content[split], data.where[split], strict=True):
             _check_example(example, fields, instead, where)
             if check is not None:
                 check(example, where)
-    _check_texts(
-        {name: value for name, value in content.items() if name not in SPLITS}, f"{path}: beside the examples it"
-    )
-    return {split: examples[: wanted.limits.get(split)] for split, examples in splits.items()}
+    beside = {name: value for name, value in data.content.items() if name not in SPLITS}
+    _check_texts(beside, f"{data.path}: beside the examples it")
+    return limited(data, wanted)
 
 
-def _read_split(path: Path, content: dict[str, Any], split: str) -> list[dict[str, Any]]:
-    examples = content.get(split)
-    if not isinstance(examples, list) or not examples:
-        what = "is empty" if examples == [] else "is no list" if split in content else "is missing"
-        raise InputError(f'{path}: the split "{split}" {what}; give a list of at least one example')
-    return examples
+def limited(data: Data, wanted: Wanted) -> dict[str, list[dict[str, Any]]]:
+    """The examples of each split, as many as are wanted."""
+    return {split: data.content[split][: wanted.limits.get(split)] for split in SPLITS}
 
 
 def _check_example(example: Any, fields: Fields, instead: str | None, where: str) -> None:
@@ -146,8 +139,13 @@ def _check_example(example: Any, fields: Fields, instead: str | None, where: str
             name = str(instead)
         if name not in example:
             other = f' (or "{instead}")' if instead else ""
-            raise InputError(f'{where} lacks the field "{name}"{other}; add it or choose another task')
+            raise InputError(
+                f'{where} lacks the field "{name}"{other}; add it, name it with --map {name}=NAME, or choose another '
+                "task"
+            )
         _check_value(example[name], types, f'{where}: the field "{name}"')
+        if name in _ASKED and not example[name].strip():
+            raise InputError(f'{where}: the field "{name}" is empty; give a text or remove the example')
     _check_texts(example, where)
 
 
@@ -161,11 +159,24 @@ def _check_texts(value: dict[str, Any], where: str) -> None:
 
 
 def _check_value(value: Any, types: tuple[type, ...], where: str) -> None:
-    if not isinstance(value, types) or isinstance(value, bool):
+    if not isinstance(value, types) or (isinstance(value, bool) and bool not in types):
         wanted = " or ".join(_KIND_NAMES[kind] for kind in types)
         raise InputError(f"{where} is {type(value).__name__}, not {wanted}")
+    if isinstance(value, float) and not math.isfinite(value):
+        raise InputError(f"{where} is {value}; give a number")
+    if isinstance(value, list):  # several right answers
+        if not value:
+            raise InputError(f"{where} is an empty list; give at least one answer")
+        for one in value:
+            _check_value(one, tuple(kind for kind in types if kind is not list), f"{where}, in its list,")
     if isinstance(value, dict):  # choices: key -> text
         if not value:
             raise InputError(f"{where} is empty; give at least one choice")
         for key, text in value.items():
             _check_value(text, (str, int, float), f"{where}, choice {key},")
+
+
+def right_answers(example: dict[str, Any]) -> list[Any]:
+    """What is right: the answer, or each of several."""
+    answer = example["answer"]
+    return answer if isinstance(answer, list) else [answer]

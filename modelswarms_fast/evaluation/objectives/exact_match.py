@@ -7,23 +7,30 @@ Token limits and the words kept are those of the Model Swarms paper's published 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from modelswarms_fast.errors import InputError
-from modelswarms_fast.evaluation.objectives.data import Fields, Wanted, dataset_of, read_examples
+from modelswarms_fast.evaluation.dataset import Data
+from modelswarms_fast.evaluation.objectives.data import (
+    ANSWER,
+    Fields,
+    Wanted,
+    dataset_of,
+    read_examples,
+    right_answers,
+)
 from modelswarms_fast.evaluation.objectives.utility import Answer, Ask, Utility
 
-FIELDS: Fields = {"question": (str,), "answer": (str, int, float)}
+FIELDS: Fields = {"question": (str,), "answer": ANSWER}
 
 # A worked solution names many numbers; only its end is searched. The published evaluation keeps fewer words
 # on dev.
 _WORKED_SOLUTIONS = {"gsm8k": {"dev": 5, "test": 10}}
 
 
-def load(path: Path, content: dict[str, Any], wanted: Wanted) -> Utility:
+def load(data: Data, wanted: Wanted) -> Utility:
     """The utility of an evaluation file. Raises InputError."""
-    examples, dataset = read_examples(path, content, wanted, FIELDS, check=_check_answer), dataset_of(path, content)
+    examples, dataset = read_examples(data, wanted, FIELDS, check=_check_answer), dataset_of(data)
     wanted.check_options()
     limit = wanted.max_tokens or max_tokens(dataset)
     kept = last_words(dataset)
@@ -42,7 +49,7 @@ def load(path: Path, content: dict[str, Any], wanted: Wanted) -> Utility:
 
 
 def _check_answer(example: dict[str, Any], where: str) -> None:
-    if not str(example["answer"]).strip():
+    if not all(str(one).strip() for one in right_answers(example)):
         raise InputError(f"{where} has an empty answer, which every output contains; give one")
 
 
@@ -62,14 +69,20 @@ def prompt(example: dict[str, Any]) -> str:
 
 
 def score(example: dict[str, Any], output: str) -> float:
-    """1.0 when `output` contains the example's answer (case matters), else 0.0.
+    """1.0 when `output` contains the example's answer, or one of several, else 0.0.
+
+    Case matters, but not of true and false.
 
     Of an example with the field `_last_words` only so many words of the output are looked at; single spaces separate
     words.
     """
     if "_last_words" in example:
         output = " ".join(output.split(" ")[-example["_last_words"] :])
-    return float(str(example["answer"]) in output)
+    return float(any(_contains(output, one) for one in right_answers(example)))
+
+
+def _contains(output: str, answer: Any) -> bool:
+    return str(answer).lower() in output.lower() if isinstance(answer, bool) else str(answer) in output
 
 
 def _score_examples(examples: Sequence[dict[str, Any]], answers: Sequence[Sequence[Answer]]) -> list[float]:

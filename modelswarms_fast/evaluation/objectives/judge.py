@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from modelswarms_fast.errors import InputError
+from modelswarms_fast.evaluation.dataset import Data
 from modelswarms_fast.evaluation.objectives.callables import prompt
 from modelswarms_fast.evaluation.objectives.data import Wanted, dataset_of, read_examples
 from modelswarms_fast.evaluation.objectives.utility import Answer, Ask, Utility
@@ -39,10 +40,10 @@ _RATING = re.compile(r"rating:[\s*_]*(?>(\d+(?:\.\d+)?))\s*(?:/\s*10(?!\d))?(?!\
 Pair = tuple[str, str]  # prompt, response
 
 
-def load(path: Path, content: dict[str, Any], wanted: Wanted) -> Utility:
+def load(data: Data, wanted: Wanted) -> Utility:
     """The utility of an evaluation file and a judge that has answered once; options: see OPTIONS. Raises InputError."""
     wanted.check_options(*OPTIONS)
-    examples = read_examples(path, content, wanted, {"prompt": (str,)}, instead="question")
+    examples = read_examples(data, wanted, {"prompt": (str,)}, instead="question")
     prices = None
     if "price_in" in wanted.options or "price_out" in wanted.options:
         prices = wanted.number("price_in", 0, least=0), wanted.number("price_out", 0, least=0)
@@ -66,7 +67,7 @@ def load(path: Path, content: dict[str, Any], wanted: Wanted) -> Utility:
 
     return Utility(
         wanted.task,
-        dataset_of(path, content),
+        dataset_of(data),
         examples,
         {split: [(Ask(form(prompt(one)), limit),) for one in some] for split, some in examples.items()},
         score_examples,

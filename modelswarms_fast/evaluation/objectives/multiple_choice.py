@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from modelswarms_fast.errors import InputError
-from modelswarms_fast.evaluation.objectives.data import Fields, Wanted, dataset_of, read_examples
+from modelswarms_fast.evaluation.dataset import Data
+from modelswarms_fast.evaluation.objectives.choices import read_choices
+from modelswarms_fast.evaluation.objectives.data import Wanted, dataset_of, right_answers
 from modelswarms_fast.evaluation.objectives.utility import Answer, Ask, Utility
 
-FIELDS: Fields = {"question": (str,), "choices": (dict,), "answer": (str, int, float)}
 MAX_TOKENS = 10
 NOTHING_FOUND = "Z"
 
@@ -27,10 +27,10 @@ _INSTRUCTIONS = {
 _DEFAULT_INSTRUCTION = "Please choose an option that best answers the question.\n"
 
 
-def load(path: Path, content: dict[str, Any], wanted: Wanted) -> Utility:
+def load(data: Data, wanted: Wanted) -> Utility:
     """The utility of an evaluation file. Raises InputError."""
-    examples, dataset = read_examples(path, content, wanted, FIELDS, check=check_answer), dataset_of(path, content)
-    icl_prompt = read_icl_prompt(path, content, dataset)
+    examples, dataset = read_choices(data, wanted), dataset_of(data)
+    icl_prompt = read_icl_prompt(data, dataset)
     limit = wanted.max_tokens or MAX_TOKENS
     if wanted.scoring == "loglikelihood":
         return _load_likelihoods(wanted, dataset, examples, icl_prompt)
@@ -78,7 +78,7 @@ def _load_likelihoods(
     def score_examples(examples: Sequence[dict[str, Any]], answers: Sequence[Sequence[Answer]]) -> list[float]:
         scores = []
         for example, given in zip(examples, answers, strict=True):
-            right = float(likeliest(example, given) == str(example["answer"]))
+            right = float(is_right(example, likeliest(example, given)))
             scores.append(math.nan if any(math.isnan(answer.log_prob) for answer in given) else right)
         return scores
 
@@ -93,18 +93,11 @@ def _load_likelihoods(
     )
 
 
-def check_answer(example: dict[str, Any], where: str) -> None:
-    """Raise InputError for an answer that is no choice, which no output could be right by."""
-    if str(example["answer"]) not in example["choices"]:
-        keys = ", ".join(example["choices"])
-        raise InputError(f'{where} has the answer "{example["answer"]}", which is no key of its choices; give {keys}')
-
-
-def read_icl_prompt(path: Path, content: dict[str, Any], dataset: str) -> str:
+def read_icl_prompt(data: Data, dataset: str) -> str:
     """The file's `icl_prompt`, where the dataset needs one. Raises InputError."""
-    icl_prompt = content.get("icl_prompt", "")
+    icl_prompt = data.content.get("icl_prompt", "")
     if needs_icl_prompt(dataset) and (not isinstance(icl_prompt, str) or not icl_prompt):
-        raise InputError(f'{path}: {dataset} needs its in-context example as a text in the field "icl_prompt"')
+        raise InputError(f'{data.path}: {dataset} needs its in-context example as a text in the field "icl_prompt"')
     return str(icl_prompt)
 
 
@@ -143,8 +136,13 @@ def parse(example: dict[str, Any], output: str) -> str:
 
 
 def score(example: dict[str, Any], output: str) -> float:
-    """1.0 when the parsed key is the example's answer, else 0.0; `output` has no white space at its ends."""
-    return float(parse(example, output) == str(example["answer"]))
+    """1.0 when the parsed key is right, else 0.0; `output` has no white space at its ends."""
+    return float(is_right(example, parse(example, output)))
+
+
+def is_right(example: dict[str, Any], key: str) -> bool:
+    """Whether the choice with this key is the example's answer, or one of several."""
+    return key in map(str, right_answers(example))
 
 
 def _parsed(example: dict[str, Any], given: Sequence[Answer]) -> str:

@@ -153,6 +153,7 @@ def join(name: str, tasks: Sequence[Utility], weights: Sequence[float], combine:
         tuple(tasks),
         lambda parts: join(name, parts, weights, combine),
         choice if any(task.choice for task in tasks) else None,
+        data=tuple(one for task in tasks for one in task.data),
     )
 
 

@@ -7,27 +7,27 @@ perplexity falls, and at most to 0.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from modelswarms_fast.errors import InputError
+from modelswarms_fast.evaluation.dataset import Data
 from modelswarms_fast.evaluation.objectives.data import Wanted, dataset_of, read_examples
 from modelswarms_fast.evaluation.objectives.utility import Answer, Ask, Utility
 
 
-def load(path: Path, content: dict[str, Any], wanted: Wanted) -> Utility:
+def load(data: Data, wanted: Wanted) -> Utility:
     """The utility of an evaluation file: examples have `text`, or `prompt` and `completion`. Raises InputError.
 
     Prompt and completion are joined as they are. A text alone is looked at after the tokenizer's first token.
     """
-    examples = read_examples(path, content, wanted, {"text": (str,)}, instead="completion")
+    examples = read_examples(data, wanted, {"text": (str,)}, instead="completion")
     wanted.check_options()
     if wanted.max_tokens is not None:
         raise InputError(f'max_tokens is given, but task "{wanted.task}" generates nothing; leave it out')
     asks: dict[str, list[tuple[Ask, ...]]] = {}
     for split, some in examples.items():
-        asks[split] = [(_ask(one, f"{path}: {split} example {index}"),) for index, one in enumerate(some)]
-    return Utility(wanted.task, dataset_of(path, content), examples, asks, _score_examples)
+        asks[split] = [(_ask(one, where),) for one, where in zip(some, data.where[split], strict=False)]
+    return Utility(wanted.task, dataset_of(data), examples, asks, _score_examples)
 
 
 def _ask(example: dict[str, Any], where: str) -> Ask:

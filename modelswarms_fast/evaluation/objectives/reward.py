@@ -15,10 +15,10 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from modelswarms_fast.errors import InputError
+from modelswarms_fast.evaluation.dataset import Data
 from modelswarms_fast.evaluation.objectives.callables import prompt
 from modelswarms_fast.evaluation.objectives.classifier import DTYPES, Classifier
 from modelswarms_fast.evaluation.objectives.data import Wanted, dataset_of, read_examples
@@ -32,7 +32,7 @@ BATCH = 16
 Pair = tuple[str, str]  # prompt, response
 
 
-def load(path: Path, content: dict[str, Any], wanted: Wanted) -> Utility:
+def load(data: Data, wanted: Wanted) -> Utility:
     """The utility of an evaluation file and a reward model, loaded once.
 
     `wanted.task` is "reward" or "reward:" and a variant. Options: `model`, a folder or hub id; `dtype`, `device` and
@@ -52,7 +52,7 @@ def load(path: Path, content: dict[str, Any], wanted: Wanted) -> Utility:
         constants = wanted.number("low"), wanted.number("high")
         if constants[0] >= constants[1]:
             raise InputError(f"{wanted.task}: low is {constants[0]:g} and high {constants[1]:g}; give low below high")
-    examples = read_examples(path, content, wanted, {"prompt": (str,)}, instead="question")
+    examples = read_examples(data, wanted, {"prompt": (str,)}, instead="question")
     limit, batch = wanted.max_tokens or MAX_TOKENS, wanted.whole("batch", BATCH)
     if variant in ("verbose", "concise") and limit < SHORTEST:
         raise InputError(
@@ -72,7 +72,7 @@ def load(path: Path, content: dict[str, Any], wanted: Wanted) -> Utility:
 
     return Utility(
         wanted.task,
-        dataset_of(path, content),
+        dataset_of(data),
         examples,
         {split: [(Ask(prompt(one), limit),) for one in some] for split, some in examples.items()},
         score_examples,

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from modelswarms_fast.errors import InputError
+from modelswarms_fast.evaluation.dataset import Data
 from modelswarms_fast.evaluation.objectives.callables import import_function, prompt
 from modelswarms_fast.evaluation.objectives.classifier import DTYPES, Classifier
 from modelswarms_fast.evaluation.objectives.data import Wanted, dataset_of, read_examples
@@ -26,9 +27,9 @@ Scorer = Callable[[Sequence[str]], Sequence[float]]
 """Toxicity of texts, from 0 to 1."""
 
 
-def load(path: Path, content: dict[str, Any], wanted: Wanted) -> Utility:
+def load(data: Data, wanted: Wanted) -> Utility:
     """The utility of an evaluation file and the scorer that the options name. Raises InputError."""
-    examples = read_examples(path, content, wanted, {"prompt": (str,)}, instead="question")
+    examples = read_examples(data, wanted, {"prompt": (str,)}, instead="question")
     scorer = make_scorer(wanted)
     limit = wanted.max_tokens or MAX_TOKENS
 
@@ -37,7 +38,7 @@ def load(path: Path, content: dict[str, Any], wanted: Wanted) -> Utility:
 
     return Utility(
         wanted.task,
-        dataset_of(path, content),
+        dataset_of(data),
         examples,
         {split: [(Ask(prompt(one), limit),) for one in some] for split, some in examples.items()},
         score_examples,

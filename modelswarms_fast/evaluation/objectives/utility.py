@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from modelswarms_fast.errors import InputError
+from modelswarms_fast.evaluation.dataset import Data
 
 __all__ = ["Answer", "Ask", "Utility", "mean", "mean_error"]
 
@@ -91,6 +92,8 @@ class Utility:
     """Makes this utility of others in their place."""
     choice: Callable[[dict[str, Any], Sequence[Answer]], Hashable] | None = None
     """What the answers to an example name, as its score sees it: votes count that; None where nothing is to choose."""
+    data: tuple[Data, ...] = ()
+    """How the examples were read, a file or folder each; none where a task brings its own."""
 
     @property
     def prompts(self) -> dict[str, list[str]]:
