@@ -15,8 +15,9 @@ from modelswarms_fast.config import EngineConfig, SwarmConfig, TaskConfig
 from modelswarms_fast.errors import InputError
 
 RECORDED = {
-    "architectures", "asks", "command", "confirm_examples", "dataset", "dev_examples", "examples", "expert_products",
-    "experts", "first", "memory", "objective", "sources", "state_reason", "test_examples", "weights",
+    "architectures", "asks", "command", "confirm_examples", "data_read", "data_warnings", "dataset", "dev_examples",
+    "examples", "expert_products", "experts", "first", "memory", "objective", "sources", "state_reason",
+    "test_examples", "weights",
 }  # fmt: skip
 """What a run's config.json holds beside its settings."""
 

@@ -34,7 +34,10 @@ PANELS = ("Input", "Output", "Search", "Swarm", "Engine", "Memory", "Checks", "O
 """Groups of --help, in this order."""
 
 _MEMBERS = {
-    "Input": ("base", "task", "data", "split", "limit_dev", "limit_test", "max_tokens", "scoring", "options", "train"),
+    "Input": (
+        "base", "task", "data", "map", "dev_split", "test_split", "split_seed", "split", "limit_dev", "limit_test",
+        "max_tokens", "scoring", "options", "train",
+    ),
     "Output": ("out", "overwrite", "resume", "log", "trace"),
     "Search": (
         "particles", "iterations", "patience", "seed", "stop_early", "searches", "seeds", "budget", "evaluations",
@@ -46,7 +49,7 @@ _MEMBERS = {
 }  # fmt: skip
 """Their options, in this order. What is in none is a setting of "Swarm" or "Engine"."""
 
-FLAGS = {"options": "--option", "engine_options": "--engine-option", "ranges": "--range"}
+FLAGS = {"options": "--option", "map": "--map", "engine_options": "--engine-option", "ranges": "--range"}
 """Options that are given once for each entry are named in the singular."""
 
 ARGUMENTS = ("kind", "model", "experts")
@@ -61,8 +64,10 @@ class Inputs:
     """Base model of the experts: a local folder, a hub id, smollm2-135m-instruct or gemma-3-270m."""
     task: str
     """Objective: a name of the documentation's list, or a Python function as module:function."""
-    data: list[Path] | None = None
-    """JSON file with the lists dev and test; given several times for multitask, YAML for lm_eval."""
+    data: list[str] | None = None
+    """Examples: JSON, JSONL, CSV, TSV or Parquet, a folder of them, or hf:NAME[:CONFIG]; one a task, YAML for lm_eval.
+
+    Given twice for one task: a file for dev and one for test."""
 
 
 Experts = Annotated[list[str], typer.Argument(help="A folder that holds the experts' folders, or several experts.")]
@@ -101,8 +106,8 @@ def settings(
             for one in derived:
                 if (source := _context.get_parameter_source(one.name)) is not None and source.name != "DEFAULT":
                     arguments[one.name] = values[one.name]
-            if "options" in arguments:
-                arguments["options"] = read_pairs(arguments["options"], FLAGS["options"])
+            for name in {"options", "map"} & arguments.keys():
+                arguments[name] = read_pairs(arguments[name], FLAGS[name])
             if "engine_options" in arguments:
                 texts = read_pairs(arguments["engine_options"], FLAGS["engine_options"])
                 arguments["engine_options"] = {name: value_of(text) for name, text in texts.items()}

@@ -11,6 +11,7 @@ import csv
 import io
 import json
 import math
+import os
 import re
 import string
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -55,7 +56,7 @@ def read_files(paths: Sequence[Path]) -> Found:
     path = paths[0]
     if str(path).startswith(HUB):
         return _read_hub(str(path))
-    return _read_folder(path) if path.is_dir() else _read_file(path)
+    return _read_folder(path) if os.path.isdir(path) else _read_file(path)
 
 
 def split_of(path: Path) -> str | None:
@@ -76,8 +77,9 @@ def _given(splits: Mapping[str, Split]) -> dict[str, Callable[[], Split]]:
 def _read_file(path: Path) -> Found:
     try:
         data = path.read_bytes()
-    except OSError as error:
-        raise InputError(f"cannot read {path}: {error.strerror}; {_REMEDY}, a folder of it, or hf:NAME") from error
+    except (OSError, ValueError) as error:  # a name that no file can have
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise InputError(f"cannot read {path}: {reason}; {_REMEDY}, a folder of it, or hf:NAME") from error
     if path.suffix == ".parquet" or data[:4] == b"PAR1":
         return _read_parquet(path)
     try:

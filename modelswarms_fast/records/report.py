@@ -32,7 +32,12 @@ _PHASES = {
     "test": "sky",
     "other": "faint",
 }
-_LONG_LISTS = ("expert_products", "command")  # of config.json; not shown among the settings
+_LONG_LISTS = (
+    "expert_products",
+    "command",
+    "data_read",
+    "data_warnings",
+)  # of config.json; shown elsewhere or not at all
 
 Section = dict[str, Any]
 
@@ -56,6 +61,7 @@ def write_report(run: str | os.PathLike[str]) -> Path:
         title=f"{facts.get('task', 'Search')} on {facts.get('dataset') or facts.get('data', 'unnamed data')}",
         base=facts.get("base"),
         about=_about(folder),
+        data=[*_lines(facts, "data_read"), *(f"Warning: {one}." for one in _lines(facts, "data_warnings"))],
         scores=scores(folder),
         answers=None if folder.answers is None else what_changed(folder, folder.answers),
         plots=_plots(folder, numbers),
@@ -106,6 +112,11 @@ def _about(run: RunFolder) -> str:
     words += [f"{name} {facts[name]}" for name in ("state", "engine", "serve", "dtype", "seed") if name in facts]
     ended = "not ended, shown as far as it got" if run.summary is None else f"stopped: {facts.get('stopped', UNKNOWN)}"
     return f"{', '.join(words)}; {ended}."
+
+
+def _lines(facts: Mapping[str, Any], name: str) -> list[str]:
+    found = facts.get(name)
+    return [str(one) for one in found] if isinstance(found, list) else []
 
 
 def _plots_of_search(run: RunFolder) -> Iterable[Section]:

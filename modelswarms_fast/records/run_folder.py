@@ -1,6 +1,7 @@
 """The files of a run folder, and how they are read and written.
 
     config.json         what was asked for
+    data.json           the examples, where nothing else says which they are: divided here, or from the Hub
     history.jsonl       a line for each iteration, appended when it has ended
     summary.json        what was found, once the run has ended
     global_best/        the winner, as a model
@@ -19,6 +20,7 @@ import fcntl
 import json
 import math
 import os
+import re
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -39,8 +41,10 @@ TENSORBOARD = "tensorboard"
 ANALYSIS = "analysis.json"
 TEST_SCORES = "test_scores.json"
 ANSWERS = "answers.json"
+DATA = "data.json"
 # The engine that a token swarm's records name: its mixtures are of what experts say, not of their weights.
 ENSEMBLE = "ensemble"
+_NUMBERED = re.compile(r"data_([1-9][0-9]*)\.json")
 _REMEDY = "give the folder of a run, with its files whole"
 
 
@@ -119,11 +123,21 @@ def clear_run(folder: str | os.PathLike[str]) -> None:
     """Remove what a run writes and leave all else alone. Raises InputError.
 
     That is `config.json`, `history.jsonl`, `summary.json`, `report.html`, `analysis.json`, `test_scores.json`,
-    `answers.json`, `tensorboard/` and `global_best/`.
+    `answers.json`, `data.json` or `data_1.json` and so on, `tensorboard/` and `global_best/`.
     """
+    for path in data_files(folder):
+        _remove(path)
     # The history goes last, so that a folder that is cleared in part is still known as one of a run.
     for name in (CONFIG, SUMMARY, REPORT, ANALYSIS, TEST_SCORES, ANSWERS, TENSORBOARD, GLOBAL_BEST, HISTORY):
         _remove(Path(folder) / name)
+
+
+def data_files(folder: str | os.PathLike[str]) -> list[Path]:
+    """The files of examples that a run has written, in the order of its tasks."""
+    paths = Path(folder).glob("data_*.json")
+    numbered = {int(match[1]): path for path in paths if (match := _NUMBERED.fullmatch(path.name))}
+    only = Path(folder) / DATA
+    return [only] if only.is_file() else [numbered[number] for number in sorted(numbered)]
 
 
 @contextmanager

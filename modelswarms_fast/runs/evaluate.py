@@ -29,7 +29,8 @@ def evaluate(
     fields of TaskConfig and EngineConfig; the rest is as in `search`. Several engines share the examples.
 
     Returns:
-        model, base, task, dataset, split, examples, score, standard_error (of the mean), prompts_per_second.
+        model, base, task, dataset, split, examples, score, standard_error (of the mean), prompts_per_second, and
+        data_read and data_warnings, sentences on how the data were understood and what is wrong with them.
 
     Raises:
         InputError: something given cannot be used; the message names it and the remedy.
@@ -54,5 +55,6 @@ def evaluate(
         "examples": len(scores),
         "score": utility.utility_of(split, scores),
         "standard_error": utility.error_of(split, scores),
+        **utility.data_facts(),
         "prompts_per_second": evaluator.spent.prompts / sum(evaluator.spent.seconds.values()),
     }

@@ -23,7 +23,7 @@ from modelswarms_fast.errors import InputError
 from modelswarms_fast.evaluation.early_stopping import Scores
 from modelswarms_fast.evaluation.evaluator import Candidate, Evaluator
 from modelswarms_fast.evaluation.holdout import hold_back
-from modelswarms_fast.evaluation.objectives import Files, load_utility
+from modelswarms_fast.evaluation.objectives import Files, Utility, load_utility
 from modelswarms_fast.evaluation.spent import Spent
 from modelswarms_fast.records.progress import log, phase, say
 from modelswarms_fast.records.trace import Trace
@@ -146,6 +146,8 @@ class Experiment:
 
     def __enter__(self) -> Self:
         """Start the engine."""
+        if self._progress:
+            say_data(self.utility)
         if self.placement is not None:
             if self._progress:
                 say(f"{self.placement} (state {self.engine_config.state}: {self.why_state})")
@@ -373,6 +375,14 @@ class Experiment:
             state = "weights" if fits_in else "mixture"
             self.why_state = f"the rows of {particles} particles {'fit' if fits_in else 'do not fit'} the memory budget"
         self.engine_config = replace(config, state=state)
+
+
+def say_data(utility: Utility) -> None:
+    """Say how the data were understood, and what makes their scores worse measures."""
+    for one in utility.data:
+        say(one.line)
+        for warning in one.warnings:
+            say(f"Warning: {warning}", style="yellow")
 
 
 def gpu_share(config: EngineConfig) -> float:

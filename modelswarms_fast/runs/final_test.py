@@ -13,9 +13,9 @@ import torch
 from modelswarms_fast.config import EngineConfig, TaskConfig
 from modelswarms_fast.errors import InputError
 from modelswarms_fast.evaluation.evaluator import Evaluator
-from modelswarms_fast.evaluation.objectives import Answer, Utility
+from modelswarms_fast.evaluation.objectives import READING, Answer, Utility
 from modelswarms_fast.records.analysis import RunFolder, read_run
-from modelswarms_fast.records.run_folder import ENSEMBLE, TEST_SCORES, write_json
+from modelswarms_fast.records.run_folder import ENSEMBLE, TEST_SCORES, data_files, write_json
 from modelswarms_fast.runs.experiment import Experiment
 from modelswarms_fast.swarm import Floats, Swarm
 from modelswarms_fast.weights.experts import Experts
@@ -62,6 +62,9 @@ def evaluate_run(folder: str | Path) -> None:
     settings = {name: run.config[name] for name in EngineConfig.__dataclass_fields__ if name in run.config}
     settings |= {"stop_early": False, "parity_check": "off"}
     where = {name: run.config[name] for name in ("base", "task", "data")}
+    if written := data_files(folder):  # named and divided as they were
+        where["data"] = written
+        asked = {name: value for name, value in asked.items() if name not in READING}
     experiment = Experiment(run.config["sources"], **where, out=folder, **asked, **settings)
     with experiment:
         mix = partial(mix_row, experiment.experts)
@@ -135,6 +138,8 @@ def compare_on_test(
     def shown(example: int) -> dict[str, Any]:
         content = utility.examples["test"][example]
         expected = content.get("answer")
+        if isinstance(expected, list):
+            expected = " or ".join(map(str, expected))
         texts = [_text(utility, example, answers[example]) for answers in given]
         return {
             "example": example,

@@ -27,6 +27,7 @@ from modelswarms_fast.runs.trial_folder import (
     export_winner,
     finish_trial,
     inputs_of,
+    keep_data,
     keep_sources,
     open_trial,
 )
@@ -57,8 +58,9 @@ def search(
         experts: a folder of expert folders, or a list of folders and hub ids.
         base: the base model: a local folder, a hub id, "smollm2-135m-instruct" or "gemma-3-270m".
         task: an objective by its name, or a Python function as "module:function".
-        data: JSON file with the lists `dev` and `test`, several for multitask, or what the objective takes instead.
-            Only `dev` steers the search.
+        data: a file of examples (JSON, JSONL, CSV, TSV, Parquet), a folder of them, hf:NAME[:CONFIG] or one file for
+            dev and one for test; several for multitask. Only `dev` steers the search. A file with one split is
+            divided, and the examples are in data.json.
         out: the run folder to write: config.json, history.jsonl, summary.json, global_best/, answers.json, report.html.
         overwrite: replace an earlier run in `out`.
         resume: go on with a search of the same settings in `out` that was cut before its end.
@@ -100,6 +102,7 @@ def search(
         if overwrite and not resume:
             run_folder.clear_run(out)
         stack.enter_context(run_folder.locked(out))
+        keep_data(out, experiment.utility)
         extra = memory | {"objective": experiment.utility.report(), "command": command}
         evaluator = experiment.evaluator
         metrics = None

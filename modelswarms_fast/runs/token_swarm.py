@@ -28,10 +28,11 @@ from modelswarms_fast.records import run_folder
 from modelswarms_fast.records.progress import Progress
 from modelswarms_fast.records.report import write_report
 from modelswarms_fast.records.run_folder import ENSEMBLE, Journal
+from modelswarms_fast.runs.experiment import say_data
 from modelswarms_fast.runs.loop import Meter, SearchLoop
 from modelswarms_fast.runs.scheduler import run_alone
 from modelswarms_fast.runs.trial import Trial
-from modelswarms_fast.runs.trial_folder import check_out, keep_sources
+from modelswarms_fast.runs.trial_folder import check_out, keep_data, keep_sources
 from modelswarms_fast.swarm import Swarm
 from modelswarms_fast.weights.base_model import resolve_base
 from modelswarms_fast.weights.experts import Experts, expert_folders, read_experts
@@ -83,6 +84,8 @@ def token_swarm(
         raise InputError("randomness is 'coordinate', but a position has one coordinate an expert; use 'particle'.")
     swarm = Swarm(config, len(sources))
     utility = load_utility(task, data, **of_task)
+    if progress:
+        say_data(utility)
     engine_config = EngineConfig(
         engine="transformers", state="mixture", dtype=dtype, max_model_len=max_model_len, parity_check="off"
     )
@@ -97,6 +100,7 @@ def token_swarm(
         "task": task,
         "dataset": utility.dataset,
         "data": named(data),
+        **utility.data_facts(),
         "experts": names,
         "architectures": [type(without_adapters(member.engine.model)).__name__ for member in members],
         "sources": [str(source) for source in sources],
@@ -109,6 +113,7 @@ def token_swarm(
         if overwrite:
             run_folder.clear_run(out)
         stack.enter_context(run_folder.locked(out))
+        keep_data(out, utility)
         run_folder.write_json(out / run_folder.CONFIG, inputs | asdict(TaskConfig(**of_task)) | chosen)
         journal = stack.enter_context(Journal(out / run_folder.HISTORY))
         setup_seconds = time.perf_counter() - started

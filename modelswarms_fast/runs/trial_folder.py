@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from modelswarms_fast.errors import InputError
-from modelswarms_fast.evaluation.objectives import Files, named
+from modelswarms_fast.evaluation.objectives import Files, Utility, named
 from modelswarms_fast.records import run_folder
 from modelswarms_fast.records.run_folder import Journal
 from modelswarms_fast.runs.experiment import Experiment
@@ -20,7 +20,10 @@ from modelswarms_fast.weights.export import export
 from modelswarms_fast.weights.mixing import row_form, truncate
 
 # What a config.json says beside what decides the numbers of a search. Sums in another order have other last digits.
-_TOLD = {"expert_products", "memory", "objective", "command", "host_memory", "device_memory", "spill", "state_reason"}
+_TOLD = {
+    "expert_products", "memory", "objective", "command", "host_memory", "device_memory", "spill", "state_reason",
+    "data_read", "data_warnings",
+}  # fmt: skip
 # What the winner's model card says beside the settings.
 _ON_THE_CARD = ("base", "task", "dataset", "data", "scoring", "options", "experts")
 
@@ -183,6 +186,19 @@ def claim_folder(folder: Path, name: str, asked: dict[str, Any]) -> None:
     run_folder.write_json(folder / name, asked)
 
 
+def keep_data(folder: Path, utility: Utility) -> None:
+    """Write the examples that were divided here, or are from the Hub, as files that can be given as data again.
+
+    So are those that came from this folder, of which an earlier run was just removed. Raises InputError.
+    """
+    if any(one.kept or Path(one.path).absolute().parent == folder.absolute() for one in utility.data):
+        names = (
+            [run_folder.DATA] if len(utility.data) == 1 else [f"data_{n + 1}.json" for n in range(len(utility.data))]
+        )
+        for name, one in zip(names, utility.data, strict=True):
+            run_folder.write_json(folder / name, one.content)
+
+
 def inputs_of(experiment: Experiment, task: str, data: Files) -> dict[str, Any]:
     """What all searches of an experiment share, and what their numbers depend on beside the settings."""
     return {
@@ -190,6 +206,7 @@ def inputs_of(experiment: Experiment, task: str, data: Files) -> dict[str, Any]:
         "task": task,
         "dataset": experiment.utility.dataset,
         "data": named(data),
+        **experiment.utility.data_facts(),
         "experts": list(experiment.names),
         "sources": list(experiment.experts.sources),
         "weights": experiment.expert_digests,

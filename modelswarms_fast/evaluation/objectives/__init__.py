@@ -30,7 +30,7 @@ from modelswarms_fast.evaluation.objectives import (
 from modelswarms_fast.evaluation.objectives.data import Files, Wanted, named, paths_of
 from modelswarms_fast.evaluation.objectives.utility import Answer, Ask, Utility
 
-__all__ = ["SPLITS", "TASKS", "Answer", "Ask", "Files", "Utility", "load_utility", "named"]
+__all__ = ["READING", "SPLITS", "TASKS", "Answer", "Ask", "Files", "Utility", "load_utility", "named"]
 
 _LOADERS: dict[str, Callable[[Data, Wanted], Utility]] = {
     "multiple_choice": multiple_choice.load,
@@ -41,7 +41,7 @@ _LOADERS: dict[str, Callable[[Data, Wanted], Utility]] = {
     "judge": judge.load,
     "toxicity": toxicity.load,
 }
-_READING = ("map", "dev_split", "test_split", "split_seed")
+READING = ("map", "dev_split", "test_split", "split_seed")
 """Settings of how a file is read, which hold for each of several tasks."""
 TASKS = (*_LOADERS, "multitask", "lm_eval:TASK")
 
@@ -67,13 +67,13 @@ def load_utility(task: str, data: Files = None, **settings: Any) -> Utility:
     wanted = Wanted(task, limits, config.max_tokens, config.scoring, dict(config.options))
     paths = paths_of(data)
     if kind == "multitask":
-        reading = {name: getattr(config, name) for name in _READING}
+        reading = {name: getattr(config, name) for name in READING}
         return multitask.load(paths, wanted, partial(load_utility, **reading))
     parts = [split_of(path) for path in paths]
     if len(paths) > 1 and (kind == "lm_eval" or None in parts or len(set(parts)) < len(parts)):
         raise InputError(f'task "{task}" takes one evaluation file, not {len(paths)}; use multitask for several')
     if kind == "lm_eval":
-        if given := [name for name in _READING if getattr(config, name) != getattr(TaskConfig(), name)]:
+        if given := [name for name in READING if getattr(config, name) != getattr(TaskConfig(), name)]:
             raise InputError(f"{given[0]} is given, but {task} reads its own data; leave it out")
         return lm_eval_task.load(paths[0] if paths else None, wanted)
     if not paths:

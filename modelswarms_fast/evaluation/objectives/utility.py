@@ -106,6 +106,11 @@ class Utility:
         every = (ask for asked in self.asks.values() for asks in asked for ask in asks)
         return max((ask.max_tokens for ask in every if ask.continuation is None), default=1)
 
+    def data_facts(self) -> dict[str, Any]:
+        """What a record of a run says of its data."""
+        read = [one.line for one in self.data]
+        return {"data_read": read, "data_warnings": [warning for one in self.data for warning in one.warnings]}
+
     def digests(self) -> dict[str, str]:
         """Names of the content of `examples` and `asks`, so that results of another file are not taken for these."""
         named = {"examples": self.examples, "asks": self.asks}
