@@ -258,6 +258,16 @@ def test_settings_that_contradict_each_other_are_refused():
         EngineConfig(engine="transformers", serve="slots")
     with pytest.raises(InputError, match="rounding is 'stochastic' but state='mixture'"):
         EngineConfig(rounding="stochastic", state="mixture")
+    for settings, sentence in (
+        ({"state": "weights"}, "combine is 'delta' but state='weights'"),
+        ({"rounding": "stochastic"}, "rounding is 'stochastic' but combine='delta'"),
+        ({"serve": "slots"}, "serve is 'slots' but combine='delta' .* use serve='merged' or serve='mixture'"),
+        ({"export_rank": 0}, "export_rank is 0; give 1 or more"),
+    ):
+        with pytest.raises(InputError, match=sentence):
+            EngineConfig(**{"combine": "delta"} | settings)
+    with pytest.raises(InputError, match="export_rank is 4 but combine='factors'"):
+        EngineConfig(export_rank=4)
     with pytest.raises(InputError, match="rounding is 'up'; choose one of 'nearest', 'stochastic'"):
         EngineConfig(rounding="up")
 

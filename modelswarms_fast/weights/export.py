@@ -32,6 +32,9 @@ _WRITTEN = {
     "generation_config.json", "README.md",
 }  # fmt: skip
 
+# Of the provenance, what the card says in places of their own.
+_SAID_ELSEWHERE = {"mixture", "settings", "experts", "export_rank", "export_error"}
+
 
 def export(folder: str | Path, row: Tensor, experts: Experts, *, base: Path, provenance: Mapping[str, Any]) -> None:
     """Write `row` [D] as a model folder; the same arguments give the same bytes.
@@ -40,7 +43,8 @@ def export(folder: str | Path, row: Tensor, experts: Experts, *, base: Path, pro
     model.safetensors, config.json (the experts', with the row's dtype) and the generation_config.json of
     `base`. Tokenizer files are copied from `base`. Of `provenance` README.md makes three tables: the experts,
     with their coefficients if "mixture" holds them (expert name -> coefficient), the utility (all other
-    entries: task, dataset, dev, test, ...) and "settings" (name -> value).
+    entries: task, dataset, dev, test, ...) and "settings" (name -> value). "export_rank" and "export_error" become a
+    sentence.
 
     An existing `folder` is replaced only if it is an export itself or empty. Raises InputError when the row
     holds NaN or infinity, the folder holds other files, or it cannot be written; nothing is changed then.
@@ -158,13 +162,18 @@ def _readme(experts: Experts, provenance: Mapping[str, Any]) -> str:
         "and the settings of the search.",
         "",
     ]
+    if (error := provenance.get("export_error")) is not None:
+        lines += [
+            f"What the search found was cut to rank {provenance['export_rank']} by SVD. By that the update matrices",
+            f"of all modules together have a relative error of {error:.3g} (Frobenius norm).",
+            "",
+        ]
     mixture = provenance.get("mixture")
     columns: list[Sequence[Any]] = [experts.names, experts.sources]
     if mixture is not None:
         columns.append([mixture[name] for name in experts.names])
     lines += _table("Experts", ("expert", "source", "coefficient")[: len(columns)], zip(*columns, strict=True))
-    # The names and coefficients of the experts are in their own table.
-    utility = {k: v for k, v in provenance.items() if k not in ("mixture", "settings", "experts")}
+    utility = {k: v for k, v in provenance.items() if k not in _SAID_ELSEWHERE}
     for title, values in (("Utility", utility), ("Settings", provenance.get("settings"))):
         if values:
             lines += _table(title, ("name", "value"), values.items())

@@ -63,6 +63,7 @@ def test_amounts_that_are_none_name_the_setting(name, text):
 
 SMALL = Demand(weights=True, particles=P, experts=N, row=10)
 MIXED = Demand(weights=False, particles=P, experts=N, row=10)
+DELTA = Demand(weights=False, particles=P, experts=N, row=10, combine="delta")
 LARGE = Demand(weights=True, particles=P, experts=N, row=100 << 20)
 BUFFERS = SWARM * 3 * 2**20
 
@@ -77,6 +78,8 @@ BUFFERS = SWARM * 3 * 2**20
         (SMALL, 30, {"file": 14}, 3, {"host": 30, "file": 140}),
         (SMALL, 29, None, 30, None),
         (MIXED, 40, {"host": 3}, 0, {"host": 40}),  # the experts and the row of a mixture
+        (DELTA, 60, {"host": 3}, 0, {"host": 60}),  # whose rank is that of all experts with combine="delta"
+        (DELTA, 45, {"host": 1, "file": 2}, 0, {"host": 40, "file": 20}),
         (MIXED, 39, {"host": 2, "file": 1}, 0, {"host": 30, "file": 10}),
         (MIXED, 10, {"file": 3}, 0, {"host": 10, "file": 30}),
         (MIXED, 9, None, 10, None),
