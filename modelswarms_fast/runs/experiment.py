@@ -129,6 +129,9 @@ class Experiment:
                 "combine is 'delta' but full checkpoints have no factors: their mixture is the same in both spaces; "
                 "leave combine out."
             )
+        if progress:
+            for note in self.experts.notes:
+                say(note)
         self.names = self.experts.names
         if self.engine_config.stop_early and self.utility.score_range is None:
             raise InputError(

@@ -170,8 +170,7 @@ def _test(experiment: Experiment, trial: Trial, summary: dict[str, Any], out: Pa
     if experiment.engine_config.state == "mixture":
         expert = experiment.expert_row(number)
     else:  # its row in memory now belongs to a particle
-        source = experiment.experts.sources[number]
-        expert = read_experts([source], dtype=experiment.row_dtype, minimum=1).rows[0]
+        expert = read_model(experiment.experts.sources[number], experiment.experts)
     winner = read_model(out / run_folder.GLOBAL_BEST, experiment.experts)
     if confirm:
         scores = experiment.evaluator.score_model(expert, CONFIRM)

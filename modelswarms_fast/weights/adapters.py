@@ -67,8 +67,8 @@ def lora_modules(
                 f"{weights_file}: tensor {tensors['A']} is of a module that target_modules in"
                 f" {config_file.name} does not name, so PEFT would leave it out: correct target_modules"
             )
-        rank = int(_matching(config.get("rank_pattern"), module, config["r"]))
-        alpha = float(_matching(config.get("alpha_pattern"), module, config["lora_alpha"]))
+        rank = int(matching(config.get("rank_pattern"), module, config["r"]))
+        alpha = float(matching(config.get("alpha_pattern"), module, config["lora_alpha"]))
         for half, axis in (("A", 0), ("B", 1)):
             shape = shapes[tensors[half]]
             if len(shape) != 2 or shape[axis] != rank:
@@ -95,9 +95,6 @@ def _check_config(config: Mapping[str, Any], file: Path) -> None:
             f"{file}: init_lora_weights {start!r} changes the base weights, which is not supported:"
             " convert the adapter to plain LoRA (path_initial_model_for_weight_conversion of PEFT)"
         )
-    base = config.get("base_model_name_or_path")
-    if not isinstance(base, str) or not base.strip("/ "):
-        raise InputError(f"{file} has no base_model_name_or_path: write the base model's id or path there")
     _check_rank(config.get("r"), "r", file)
     _check_alpha(config.get("lora_alpha"), "lora_alpha", file)
     for field, check in (("rank_pattern", _check_rank), ("alpha_pattern", _check_alpha)):
@@ -135,7 +132,7 @@ def _at_the_end(pattern: str) -> str:
     return rf"(.*\.)?({pattern})$"
 
 
-def _matching(patterns: Mapping[str, float] | None, module: str, default: float) -> float:
+def matching(patterns: Mapping[str, float] | None, module: str, default: float) -> float:
     """The value of the first pattern that matches the module's name or its end after a dot, as PEFT does."""
     for pattern, value in (patterns or {}).items():
         if re.match(_at_the_end(pattern), module):

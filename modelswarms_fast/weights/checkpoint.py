@@ -7,7 +7,7 @@ experts fit together is for experts.py.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -49,14 +49,21 @@ class Checkpoint:
     tensors: dict[str, Stored]
     modules: tuple[LoraModule, ...]
 
-    def read(self, layout: Layout, row: Tensor) -> None:
-        """Copy the values into `row` [D], one tensor at a time from the files' pages. Raises InputError."""
+    def read(self, layout: Layout, row: Tensor, factors: Mapping[str, float] | None = None) -> None:
+        """Copy the values into `row` [D], which is zero, one tensor at a time from the files' pages.
+
+        A tensor that is smaller than the row's fills the beginning of each dimension. Those named in `factors` are
+        multiplied by them, and rounded once. Raises InputError.
+        """
         views = layout.views(row)
         for file in sorted({stored.file for stored in self.tensors.values()}):
             with _open(file) as handle:
                 for name, stored in self.tensors.items():
                     if stored.file == file:
-                        views[name].copy_(handle.get_tensor(name))
+                        tensor = handle.get_tensor(name)
+                        if factors and name in factors:
+                            tensor = tensor.double() * factors[name]
+                        views[name][tuple(map(slice, stored.shape))].copy_(tensor)
         bad = layout.first_not_finite(row)
         if bad is not None:
             file = self.tensors[bad].file

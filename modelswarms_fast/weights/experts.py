@@ -1,13 +1,15 @@
-"""Read experts into rows, and check that they can be mixed: same base, tensors, shapes, scaling and dtype.
+"""Read experts into rows, and check that they can be mixed.
 
 An expert is a PEFT LoRA folder (adapter_config.json, adapter_model.safetensors) or a full checkpoint
-(config.json, model.safetensors or its shards). Whatever is wrong raises InputError, which names the first
-file and tensor at fault; names, shapes and dtypes of all experts are compared before the first value is read.
+(config.json, model.safetensors or its shards). Adapters may differ in ranks, scalings, modules and dtypes (union.py);
+full checkpoints have the same tensors. Whatever is wrong raises InputError, which names the first file and tensor at
+fault; names and shapes of all experts are compared before the first value is read.
 """
 
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -26,6 +28,7 @@ from modelswarms_fast.weights.export import export
 from modelswarms_fast.weights.hub import HUB_ID, download
 from modelswarms_fast.weights.layout import Layout
 from modelswarms_fast.weights.mixing import embed
+from modelswarms_fast.weights.union import factors, unite, widest
 
 __all__ = [
     "Experts", "LoraModule", "expert_folders", "export", "inner_products", "read_experts", "read_model"
@@ -35,7 +38,7 @@ __all__ = [
 LARGEST_PRODUCTS = 1 << 30
 
 _ROW_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
-_CAST = "set row_dtype, to which all experts are cast"
+_HUB_CACHE = re.compile(r"models--[^/]*?--([^/]+)/snapshots/")
 _WEIGHTS = ("*.safetensors", "adapter_model.*", "pytorch_model*.bin")
 # Fields that decide what the weights of a full checkpoint mean; compared where both configs have them.
 _ARCHITECTURE = (
@@ -53,8 +56,9 @@ class Experts:
     """n checked experts; `rows` [n, D] holds the files' values unscaled, one row an expert.
 
     `room` is what was allocated: the rows, and behind them as many more as the reader asked for.
-    `config` is the first expert's adapter_config.json (or config.json), `modules` is sorted by name and empty
-    for full checkpoints, `sources` are the folders or hub ids as given.
+    `config` is an adapter_config.json that describes the rows, or the first expert's config.json. `modules` is sorted
+    by name and empty for full checkpoints. `sources` are the folders or hub ids as given. `notes` are sentences about
+    what was understood in a way that the user should know of.
     """
 
     kind: Literal["lora", "full"]
@@ -67,6 +71,7 @@ class Experts:
     sources: tuple[str, ...]
     combine: Combine = "factors"
     """What a mixture of them is, as in `EngineConfig`."""
+    notes: tuple[str, ...] = ()
 
 
 def read_experts(
@@ -78,9 +83,9 @@ def read_experts(
 ) -> Experts:
     """Read a folder of expert folders (sorted by name), or a list of folders and hub ids (in this order).
 
-    `dtype` (float32, float16 or bfloat16) casts every expert; without it all need one dtype, which the rows
-    keep. Fewer than `minimum` experts are refused: a search needs two. `place(n, size, dtype)` allocates n rows or
-    more, n without it: the swarm's own rows can then begin with the experts. Raises InputError.
+    Rows have the dtype `dtype` (float32, float16 or bfloat16), or the widest of the experts. Fewer than `minimum`
+    experts are refused: a search needs two. `place(n, size, dtype)` allocates n rows or more, n without it: the swarm's
+    own rows can then begin with the experts. Raises InputError.
     """
     if dtype is not None and dtype not in _ROW_DTYPES:
         raise InputError(f"rows cannot be {dtype}: choose float32, float16 or bfloat16")
@@ -88,22 +93,31 @@ def read_experts(
         names, folders, sources = _locate(source, minimum)
         experts = [scan(folder) for folder in folders]
     first = experts[0]
-    name, stored = next(iter(first.tensors.items()))
-    row_dtype = dtype or DTYPES[stored.dtype]
-    if row_dtype not in _ROW_DTYPES:
-        raise InputError(f"{stored.file}: tensor {name} is {stored.dtype}: {_CAST}")
-    meta = {name: torch.empty(stored.shape, device="meta") for name, stored in first.tensors.items()}
-    layout = Layout.of(meta, row_dtype)
     for expert in experts:
-        _check_same(expert, first, layout, cast=dtype is not None)
+        _check_kind(expert, first)
+    notes = []
+    if first.kind == "lora":
+        union = unite(experts)
+        modules, shapes, config = union.modules, union.shapes, union.config
+        notes += _base_names(names, experts)
+    else:
+        modules, config = (), first.config
+        shapes = {name: stored.shape for name, stored in first.tensors.items()}
+        for expert in experts:
+            _check_same(expert, first, shapes)
+    row_dtype = dtype
+    if row_dtype is None:
+        row_dtype, note = _widest(experts)
+        notes += note
+    layout = Layout.of({name: torch.empty(shape, device="meta") for name, shape in shapes.items()}, row_dtype)
     try:
         memory = (place or empty_rows)(len(experts), layout.size, row_dtype)
     except (MemoryError, RuntimeError) as error:  # ours and torch's
         raise InputError(f"{str(error).rstrip('.')}: give fewer experts or particles, or host_memory") from error
     rows = memory[: len(experts)].zero_()
     for expert, row in zip(experts, rows, strict=True):
-        expert.read(layout, row)
-    return Experts(first.kind, names, layout, rows, memory, first.modules, first.config, sources)
+        expert.read(layout, row, factors(expert, modules))
+    return Experts(first.kind, names, layout, rows, memory, modules, config, sources, tuple(notes))
 
 
 def inner_products(rows: Tensor) -> list[list[float]] | None:
@@ -118,20 +132,26 @@ def inner_products(rows: Tensor) -> list[list[float]] | None:
     return products
 
 
-def read_model(folder: str | Path, experts: Experts) -> Tensor:
-    """One exported model as a row [D], checked against the experts as one of them is. Raises InputError.
+def read_model(source: str | Path, experts: Experts) -> Tensor:
+    """One model, an expert or an export, as a row [D] of these experts. A Path is a folder, a str may be a hub id.
 
-    With `combine="delta"` it may have any rank up to that of all experts together.
+    With `combine="delta"` it may have any rank up to that of all experts together. Raises InputError if it does not fit
+    them.
     """
     if experts.combine == "delta":
-        return embed(read_experts([folder], dtype=experts.layout.dtype, minimum=1), experts)
+        return embed(read_experts([source], dtype=experts.layout.dtype, minimum=1), experts)
     with _system_errors():
-        model = scan(Path(folder))
+        model = scan(source if isinstance(source, Path) else _local(source))
     config_file = Path(experts.sources[0]) / ("config.json" if experts.kind == "full" else "adapter_config.json")
     first = Checkpoint(experts.kind, config_file, experts.config, {}, experts.modules)
-    _check_same(model, first, experts.layout, cast=False)
+    _check_kind(model, first)
+    shapes = {spec.name: spec.shape for spec in experts.layout.specs}
+    if experts.kind == "lora":
+        _check_part(model, first, shapes)
+    else:
+        _check_same(model, first, shapes)
     row = torch.zeros(experts.layout.size, dtype=experts.layout.dtype)
-    model.read(experts.layout, row)
+    model.read(experts.layout, row, factors(model, experts.modules))
     return row
 
 
@@ -198,20 +218,25 @@ def _local(item: str | Path) -> Path:
     return download(str(item))
 
 
-def _check_same(expert: Checkpoint, first: Checkpoint, layout: Layout, *, cast: bool) -> None:
-    """Raise InputError at the first difference between an expert and the first one, whose layout this is."""
-    file, other = expert.config_file, first.config_file
+def _check_kind(expert: Checkpoint, first: Checkpoint) -> None:
     if expert.kind != first.kind:
         words = {"lora": "a LoRA adapter", "full": "a full checkpoint"}
-        raise InputError(f"{file} is of {words[expert.kind]}, {other} of {words[first.kind]}: give experts of one kind")
-    for field in ("base_model_name_or_path", "revision") if expert.kind == "lora" else _ARCHITECTURE:
-        mine, theirs = _meaning(expert.config, field), _meaning(first.config, field)
-        if mine != theirs and (expert.kind == "lora" or (mine is not None and theirs is not None)):
+        raise InputError(
+            f"{expert.config_file} is of {words[expert.kind]}, {first.config_file} of {words[first.kind]}: give experts"
+            " of one kind"
+        )
+
+
+def _check_same(expert: Checkpoint, first: Checkpoint, shapes: Mapping[str, tuple[int, ...]]) -> None:
+    """Raise InputError at the first difference between a full checkpoint and the first one, whose shapes these are."""
+    other = first.config_file
+    for field in _ARCHITECTURE:
+        mine, theirs = expert.config.get(field), first.config.get(field)
+        if mine != theirs and mine is not None and theirs is not None:
             raise InputError(
-                f"{file}: {field} is {expert.config.get(field)!r}, but {first.config.get(field)!r} in"
-                f" {other}: give experts of the same base model"
+                f"{expert.config_file}: {field} is {mine!r}, but {theirs!r} in {other}: give experts of the same base"
+                " model"
             )
-    shapes = {spec.name: spec.shape for spec in layout.specs}
     for name in sorted(shapes.keys() | expert.tensors.keys()):
         if name not in expert.tensors or name not in shapes:
             weights = next(iter(expert.tensors.values())).file
@@ -221,23 +246,53 @@ def _check_same(expert: Checkpoint, first: Checkpoint, layout: Layout, *, cast: 
         if stored.shape != shapes[name]:
             raise InputError(
                 f"{stored.file}: tensor {name} has shape {list(stored.shape)}, but {list(shapes[name])} in"
-                f" {other.parent}: give experts of the same base model and ranks"
-            )
-        if not cast and DTYPES[stored.dtype] != layout.dtype:
-            raise InputError(
-                f"{stored.file}: tensor {name} is {stored.dtype}, the first expert's are {layout.dtype}: {_CAST}"
-            )
-    for ours, module in zip(expert.modules, first.modules, strict=True):
-        if ours.scaling != module.scaling:
-            raise InputError(
-                f"{file}: {ours.name} is scaled by {ours.scaling:g} (lora_alpha, r, use_rslora), but by"
-                f" {module.scaling:g} in {other}: give experts of one scaling, else {ours.a} cannot be mixed"
+                f" {other.parent}: give experts of the same base model"
             )
 
 
-def _meaning(config: Mapping[str, Any], field: str) -> Any:
-    """What is compared: a local copy of a base is that base, and a revision not given is the main one."""
-    value = config.get(field)
-    if field == "base_model_name_or_path":
-        return str(value).rstrip("/").rsplit("/", 1)[-1].lower()
-    return value or "main" if field == "revision" else value
+def _check_part(model: Checkpoint, first: Checkpoint, shapes: Mapping[str, tuple[int, ...]]) -> None:
+    """Raise InputError for a tensor of an adapter that has no place in rows of these shapes."""
+    for name, stored in model.tensors.items():
+        if name not in shapes:
+            raise InputError(
+                f"{stored.file}: tensor {name} is not in {first.config_file.parent} and the other experts: give a model"
+                " of their modules"
+            )
+        if len(stored.shape) != len(shapes[name]) or any(map(int.__gt__, stored.shape, shapes[name])):
+            raise InputError(
+                f"{stored.file}: tensor {name} has shape {list(stored.shape)}, but {list(shapes[name])} in the rows of"
+                f" {first.config_file.parent} and the other experts: give a model of their base and ranks"
+            )
+
+
+def _widest(experts: Sequence[Checkpoint]) -> tuple[torch.dtype, list[str]]:
+    """The dtype that holds all values, and a note if they have several. Raises InputError for float64."""
+    found: dict[str, Path] = {}
+    for expert in experts:
+        for name, stored in expert.tensors.items():
+            if DTYPES[stored.dtype] not in _ROW_DTYPES:
+                raise InputError(f"{stored.file}: tensor {name} is {stored.dtype}: set row_dtype, to which it is cast")
+            found.setdefault(stored.dtype, stored.file)
+    dtype = widest(DTYPES[word] for word in found)
+    if len(found) == 1:
+        return dtype, []
+    where = ", ".join(f"{word} in {file}" for word, file in found.items())
+    name = str(dtype).removeprefix("torch.")
+    return dtype, [f"The experts are of several dtypes ({where}): all are cast to {name}; row_dtype sets another."]
+
+
+def _base_names(names: Sequence[str], experts: Sequence[Checkpoint]) -> list[str]:
+    """A note if the experts name different base models. It is no error: shapes decide."""
+    meant: dict[str, tuple[str, list[str]]] = {}
+    for name, expert in zip(names, experts, strict=True):
+        given = str(expert.config.get("base_model_name_or_path") or "").rstrip("/ ")
+        revision = expert.config.get("revision") or "main"
+        cached = _HUB_CACHE.search(given)
+        # A local copy of a base is that base.
+        meaning = f"{(cached[1] if cached else given.rsplit('/', 1)[-1]).lower()}@{revision}"
+        shown = (given or "none") + ("" if revision == "main" else f"@{revision}")
+        meant.setdefault(meaning, (shown, []))[1].append(name)
+    if len(meant) == 1:
+        return []
+    listed = "; ".join(f"{shown} ({', '.join(users)})" for shown, users in meant.values())
+    return [f"The experts name different base models: {listed}. Their shapes decide whether they fit."]

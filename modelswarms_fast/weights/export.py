@@ -62,7 +62,7 @@ def export(folder: str | Path, row: Tensor, experts: Experts, *, base: Path, pro
 
     copies = [*TOKENIZER_FILES, "generation_config.json"] if experts.kind == "full" else list(TOKENIZER_FILES)
     copies = [name for name in copies if (base / name).is_file()]
-    texts = {"README.md": _readme(experts, provenance), **_config(experts)}
+    texts = {"README.md": _readme(experts, provenance, base), **_config(experts, base)}
     weights = "adapter_model.safetensors" if experts.kind == "lora" else "model.safetensors"
     need = experts.layout.nbytes + sum((base / name).stat().st_size for name in copies)
 
@@ -129,22 +129,23 @@ def _swap(new: Path, target: Path) -> None:
         _sync(target.parent)
 
 
-def _config(experts: Experts) -> dict[str, str]:
+def _config(experts: Experts, base: Path) -> dict[str, str]:
     """File name -> text of the config; it comes from the experts, which decide the tensors' shapes."""
     if experts.kind == "lora":
         # The order of keys stays: of the patterns that match a module, the first one counts.
         config = {**experts.config, "inference_mode": True}
+        config["base_model_name_or_path"] = config.get("base_model_name_or_path") or str(base)
         return {"adapter_config.json": json.dumps(config, indent=2) + "\n"}
     key = "dtype" if "dtype" in experts.config else "torch_dtype"
     config = {**experts.config, key: str(experts.layout.dtype).removeprefix("torch.")}
     return {"config.json": json.dumps(config, indent=2) + "\n"}
 
 
-def _readme(experts: Experts, provenance: Mapping[str, Any]) -> str:
+def _readme(experts: Experts, provenance: Mapping[str, Any], folder: Path) -> str:
     """A model card: YAML front matter, then tables of experts, utility and settings."""
     lora = experts.kind == "lora"
     # For full checkpoints the experts are what the result was made of.
-    base = experts.config["base_model_name_or_path"] if lora else list(experts.sources)
+    base = experts.config.get("base_model_name_or_path") or str(folder) if lora else list(experts.sources)
     front = [
         "---",
         f"base_model: {json.dumps(base, ensure_ascii=False)}",  # JSON is YAML, so no name needs other quotes

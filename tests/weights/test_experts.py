@@ -71,7 +71,7 @@ def test_rows_hold_what_the_files_say(originals: Path) -> None:
         assert row.count_nonzero() == sum(int(tensor.count_nonzero()) for tensor in content.values())
     assert experts.config["base_model_name_or_path"].endswith("tiny-llama")
     assert len(experts.modules) == 14
-    assert LoraModule("model.layers.0.self_attn.q_proj", Q_A, Q_B, 4, 2.0) in experts.modules
+    assert LoraModule("model.layers.0.self_attn.q_proj", Q_A, Q_B, 4, 2.0, (4, 4)) in experts.modules
     assert [module.name for module in experts.modules] == sorted(module.name for module in experts.modules)
 
 
@@ -117,20 +117,73 @@ def test_other_subfolders_are_left_out(adapters: Path) -> None:
 
 
 def test_local_copies_of_one_base_are_one_base(adapters: Path) -> None:
+    shutil.copytree(adapters / "a", adapters / "c")
     edit_config(adapters / "a", base_model_name_or_path="owner/Tiny-Llama", revision="main")
     edit_config(adapters / "b", base_model_name_or_path="/models/tiny-llama/")
-    assert read_experts(adapters).config["base_model_name_or_path"] == "owner/Tiny-Llama"
+    edit_config(adapters / "c", base_model_name_or_path="/hub/models--owner--tiny-llama/snapshots/0a1b")
+    experts = read_experts(adapters)
+    assert experts.config["base_model_name_or_path"] == "owner/Tiny-Llama"
+    assert experts.notes == ()
 
 
-def test_dtypes_are_cast_only_if_asked(adapters: Path, tiny_base: Path) -> None:
-    shutil.rmtree(adapters / "b")
-    make_adapter(tiny_base, adapters / "b", seed=1, dtype=torch.bfloat16)
-    with pytest.raises(InputError, match=r"b/adapter_model.safetensors: tensor .*down_proj.lora_A.weight is BF16"):
-        read_experts(adapters)
-    experts = read_experts(adapters, dtype=torch.bfloat16)
-    assert experts.rows.dtype == experts.layout.dtype == torch.bfloat16
-    wanted = load_file(adapters / "a" / "adapter_model.safetensors")[Q_A].bfloat16()
-    assert torch.equal(experts.layout.views(experts.rows[0])[Q_A], wanted)
+@pytest.mark.parametrize(
+    ("other", "shown"),
+    [
+        ({"base_model_name_or_path": "unsloth/llama-3-8b-bnb-4bit"}, "unsloth/llama-3-8b-bnb-4bit (b)"),
+        ({"base_model_name_or_path": "meta/llama-3-8b", "revision": "v2"}, "meta/llama-3-8b@v2 (b)"),
+        ({"base_model_name_or_path": ""}, "none (b)"),
+        ({"base_model_name_or_path": None}, "none (b)"),
+        ({"base_model_name_or_path": ...}, "none (b)"),
+    ],
+)
+@pytest.mark.parametrize("turned", [False, True])
+def test_other_names_of_the_base_are_a_note(
+    adapters: Path, originals: Path, other: dict[str, Any], shown: str, turned: bool
+) -> None:
+    edit_config(adapters / "a", base_model_name_or_path="meta/llama-3-8b")
+    edit_config(adapters / "b", **other)
+    experts = read_experts([adapters / name for name in ("ba" if turned else "ab")])
+    (note,) = experts.notes
+    assert shown in note
+    assert "meta/llama-3-8b (a)" in note
+    if not other.get("base_model_name_or_path"):
+        assert experts.config["base_model_name_or_path"] == "meta/llama-3-8b"
+    rows = read_experts([originals / name for name in experts.names]).rows
+    assert torch.equal(experts.rows, rows)
+
+
+F32, F16, BF16 = torch.float32, torch.float16, torch.bfloat16
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "wanted"), [(F32, F16, F32), (BF16, F32, F32), (F16, BF16, F32), (F16, F16, F16)]
+)
+def test_dtypes_are_cast_to_the_widest_or_to_what_is_asked_for(
+    adapters: Path, originals: Path, first: torch.dtype, second: torch.dtype, wanted: torch.dtype
+) -> None:
+    for name, dtype in zip("ab", (first, second), strict=True):
+        file = adapters / name / "adapter_model.safetensors"
+        save_file({key: tensor.to(dtype) for key, tensor in load_file(file).items()}, file)
+    experts = read_experts(adapters)
+    assert experts.rows.dtype == experts.layout.dtype == wanted
+    for name, dtype, row in zip("ab", (first, second), experts.rows, strict=True):
+        value = load_file(originals / name / "adapter_model.safetensors")[Q_A].to(dtype).to(wanted)
+        assert torch.equal(experts.layout.views(row)[Q_A], value)
+    if first == second:
+        assert experts.notes == ()
+    else:
+        assert "several dtypes" in experts.notes[0]
+        assert f"cast to {str(wanted)[6:]}" in experts.notes[0]
+    assert read_experts(adapters, dtype=BF16).rows.dtype == BF16
+    assert read_experts(adapters, dtype=BF16).notes == ()
+
+
+def test_dtypes_may_differ_within_a_file(adapters: Path) -> None:
+    edit_tensors(adapters / "b", **{KEY: torch.full((4, 32), 0.3).half()})
+    experts = read_experts(adapters)
+    assert experts.rows.dtype == F32
+    assert torch.equal(experts.layout.views(experts.rows[1])[Q_A], torch.full((4, 32), 0.3).half().float())
+    assert "F16 in " in experts.notes[0]
     with pytest.raises(InputError, match="int8"):
         read_experts(adapters, dtype=torch.int8)
 
@@ -270,33 +323,15 @@ DAMAGED: dict[str, tuple[Callable[[Path], Any], list[str]]] = {
     "infinity": (_tensors(**{KEY: -NAN.nan_to_num(float("inf"))}), [WEIGHTS, Q_A, "infinity"]),
     "integers": (_tensors(**{KEY: torch.zeros(4, 32, dtype=torch.int8)}), [WEIGHTS, Q_A, "I8"]),
     "no values": (_tensors(**{KEY: torch.zeros(0, 32)}), [WEIGHTS, Q_A, "empty"]),
-    "other dtype": (_tensors(**{KEY: torch.zeros(4, 32).half()}), [WEIGHTS, Q_A, "F16", "float32", "dtype"]),
     "shape": (_tensors(**{KEY: torch.zeros(4, 16)}), [WEIGHTS, Q_A, "[4, 16]", "[4, 32]"]),
     "rank": (_tensors(**{KEY: torch.zeros(3, 32)}), [WEIGHTS, Q_A, "[3, 32]", "rank 4"]),
     "three dimensions": (_tensors(**{KEY: torch.zeros(4, 32, 1)}), [WEIGHTS, Q_A, "[4, 32, 1]", "rank 4"]),
     "A without B": (_tensors(**{KEY: ...}), [WEIGHTS, Q_B, "other half"]),
-    "module missing": (_tensors(**{KEY: ..., Q_B.replace(".", "__"): ...}), [WEIGHTS, Q_A, "missing"]),
-    "module too many": (
-        _tensors(
-            base_model__model__model__layers__2__self_attn__q_proj__lora_A__weight=torch.zeros(4, 32),
-            base_model__model__model__layers__2__self_attn__q_proj__lora_B__weight=torch.zeros(32, 4),
-        ),
-        [WEIGHTS, "layers.2.self_attn.q_proj.lora_A.weight", "is not in"],
-    ),
     "other tensor": (_tensors(lm_head__weight=torch.zeros(4, 4)), [WEIGHTS, "lm_head.weight", "plain LoRA"]),
     "embedding": (
         _tensors(base_model__model__model__embed_tokens__lora_embedding_A=torch.zeros(4, 4)),
         [WEIGHTS, "embed_tokens.lora_embedding_A", "plain LoRA"],
     ),
-    "base": (_config(base_model_name_or_path="owner/other"), [CONFIG, "owner/other", "a/adapter"]),
-    "no base": (_config(base_model_name_or_path=None), [CONFIG, "has no base_model_name_or_path"]),
-    "revision": (_config(revision="v2"), [CONFIG, "revision", "v2", "a/adapter_config.json"]),
-    "alpha": (_config(lora_alpha=16), [CONFIG, "down_proj is scaled by 4", "by 2", "a/adapter"]),
-    "alpha of one module": (
-        _config(alpha_pattern={"layers.0.self_attn.q_proj": 16}),
-        [CONFIG, Q_A, "scaled by 4", "by 2", "a/adapter_config.json"],
-    ),
-    "rslora": (_config(use_rslora=True), [CONFIG, "scaled by 4", "by 2"]),
     "r": (_config(r="4"), [CONFIG, "r is '4'"]),
     "r is 0": (_config(r=0), [CONFIG, "r is 0"]),
     "alpha is NaN": (_config(lora_alpha=float("nan")), [CONFIG, "lora_alpha is nan"]),

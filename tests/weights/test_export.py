@@ -248,17 +248,30 @@ def test_a_model_is_checked_against_the_experts(
     nan = torch.full((4, 32), torch.nan)
     for case, (damage, words) in {
         "values": (lambda folder: edit_tensors(folder, **{key: nan}), ["model.safetensors", Q_A, "NaN"]),
-        "dtype": (
-            lambda folder: edit_tensors(folder, **{key: nan.half()}),
-            ["model.safetensors", Q_A, "F16"],
+        "rank": (
+            lambda folder: (
+                edit_config(folder, r=8, rank_pattern={}),
+                edit_tensors(
+                    folder,
+                    **{
+                        spec.name.replace(".", "__"): torch.zeros(
+                            [8 if size == min(spec.shape) else size for size in spec.shape]
+                        )
+                        for spec in experts.layout.specs
+                    },
+                ),
+            ),
+            ["model.safetensors", "has shape [8, ", "and the other experts"],
         ),
-        "scaling": (
-            lambda folder: edit_config(folder, alpha_pattern={}),
-            ["adapter_config.json", "scaled by"],
-        ),
-        "base": (
-            lambda folder: edit_config(folder, base_model_name_or_path="x/y"),
-            ["adapter_config.json", "x/y"],
+        "module": (
+            lambda folder: edit_tensors(
+                folder,
+                **{
+                    key.replace("__0__", "__7__"): nan,
+                    key.replace("__0__", "__7__").replace("_A", "_B"): nan.T.contiguous(),
+                },
+            ),
+            ["model.safetensors", "layers.7.self_attn.q_proj.lora_A.weight is not in"],
         ),
         "weights": (lambda folder: (folder / "adapter_model.safetensors").unlink(), ["is missing"]),
         "gone": (lambda folder: shutil.rmtree(folder), ["is not a folder"]),
@@ -270,3 +283,13 @@ def test_a_model_is_checked_against_the_experts(
         assert [word for word in [str(folder), *words] if word not in str(caught.value)] == []
     with pytest.raises(InputError, match=r"of a full checkpoint, .*a/adapter_config.json of a LoRA adapter"):
         read_model(tiny_base, experts)
+
+
+def test_a_model_of_another_scaling_and_name_is_read_as_it_means(
+    experts: Experts, row: torch.Tensor, tiny_base: Path, tmp_path: Path
+) -> None:
+    folder = _write(tmp_path / "best", row, experts, tiny_base)
+    edit_config(folder, alpha_pattern={"q_proj": 32, ".*proj": 4}, base_model_name_or_path="x/y")
+    found, wanted = (experts.layout.views(one) for one in (read_model(folder, experts), row))
+    for name, view in found.items():
+        assert torch.equal(view, wanted[name] * (2 if "q_proj.lora_B" in name else 1)), name

@@ -1,0 +1,115 @@
+"""One layout for adapters that differ in ranks, scalings, modules and dtypes: the union of what each of them has.
+
+A module of the union has the largest rank of the pool; an expert of a smaller rank is padded with zeros, and one that
+lacks the module is zero there. So each expert adds the update that it adds alone.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from modelswarms_fast.errors import InputError
+from modelswarms_fast.weights.adapters import LoraModule, matching
+from modelswarms_fast.weights.checkpoint import Checkpoint
+
+
+@dataclass(frozen=True)
+class Union:
+    """What the rows of a pool of adapters hold."""
+
+    modules: tuple[LoraModule, ...]
+    """Sorted by name; `ranks` is in the order of the experts."""
+    shapes: dict[str, tuple[int, ...]]
+    """Of each tensor of a row."""
+    config: dict[str, Any]
+    """An adapter_config.json that describes the rows."""
+
+
+def unite(experts: Sequence[Checkpoint]) -> Union:
+    """The union of these adapters. Raises InputError for modules of different sizes: they are of different bases."""
+    own = [{module.name: module for module in expert.modules} for expert in experts]
+    modules: list[LoraModule] = []
+    shapes: dict[str, tuple[int, ...]] = {}
+    for name in sorted(set[str]().union(*own)):
+        having = [(expert, of[name]) for expert, of in zip(experts, own, strict=True) if name in of]
+        first, module = having[0]
+        for expert, _ in having:
+            for tensor, axis in ((module.a, 1), (module.b, 0)):
+                _check_size(expert, tensor, axis, first)
+        ranks = tuple(of[name].rank if name in of else 0 for of in own)
+        scaling = next((one.scaling for _, one in having if one.scaling), 0.0)
+        modules.append(replace(module, rank=max(ranks), scaling=scaling, ranks=ranks))
+        shapes[module.a] = (max(ranks), first.tensors[module.a].shape[1])
+        shapes[module.b] = (first.tensors[module.b].shape[0], max(ranks))
+    config = dict(experts[0].config)
+    if not config.get("base_model_name_or_path"):
+        config["base_model_name_or_path"] = next(
+            (base for expert in experts if (base := expert.config.get("base_model_name_or_path"))), None
+        )
+    if isinstance(config.get("init_lora_weights"), str):
+        config["init_lora_weights"] = True  # how training began says nothing about a row, and PEFT would begin so again
+    if list(map(_meaning, modules)) != list(map(_meaning, experts[0].modules)):
+        alphas = {module.name: _alpha(module) for module in modules}
+        modules = [replace(module, scaling=alphas[module.name] / module.rank) for module in modules]
+        config |= _fields(modules, alphas)
+        if any(len(of) < len(modules) for of in own):
+            # Full names, as no pattern of one expert has to fit the modules of the others.
+            config |= {"target_modules": [module.name for module in modules]}
+            config |= dict.fromkeys(config.keys() & {"exclude_modules", "layers_to_transform", "layers_pattern"})
+    return Union(tuple(modules), shapes, config)
+
+
+def factors(expert: Checkpoint, modules: Iterable[LoraModule]) -> dict[str, float]:
+    """Tensor name -> what B is multiplied by when it is read: the expert's scaling by that of the rows."""
+    of_rows = {module.name: module.scaling for module in modules}
+    found = {}
+    for module in expert.modules:
+        if of_rows[module.name] != module.scaling:
+            found[module.b] = module.scaling / of_rows[module.name]
+    return found
+
+
+def widest(dtypes: Iterable[torch.dtype]) -> torch.dtype:
+    """The smallest dtype that holds all values of these: float32 where float16 and bfloat16 meet."""
+    some = set(dtypes)
+    return some.pop() if len(some) == 1 else max(some | {torch.float32}, key=lambda dtype: dtype.itemsize)
+
+
+def _meaning(module: LoraModule) -> tuple[str, int, float]:
+    return module.name, module.rank, module.scaling
+
+
+def _check_size(expert: Checkpoint, name: str, axis: int, first: Checkpoint) -> None:
+    stored, wanted = expert.tensors[name], first.tensors[name].shape[axis]
+    if stored.shape[axis] != wanted:
+        raise InputError(
+            f"{stored.file}: tensor {name} has shape {list(stored.shape)}, but {list(first.tensors[name].shape)} in"
+            f" {first.config_file.parent}: give experts of the same base model"
+        )
+
+
+def _alpha(module: LoraModule) -> float:
+    alpha = module.scaling * module.rank
+    return int(alpha) if alpha == int(alpha) else alpha
+
+
+def _fields(modules: Sequence[LoraModule], alphas: dict[str, float]) -> dict[str, Any]:
+    """Rank and alpha of each module, in as few patterns as say it."""
+    rank = max(module.rank for module in modules)
+    alpha = Counter(alphas[module.name] for module in modules).most_common(1)[0][0]
+    # Of the patterns that match a module the first one counts, and a name matches those that end in it.
+    longest = sorted(modules, key=lambda module: (-len(module.name), module.name))
+    for every in (False, True):
+        ranks = {module.name: module.rank for module in longest if every or module.rank != rank}
+        others = {module.name: alphas[module.name] for module in longest if every or alphas[module.name] != alpha}
+        if all(
+            matching(ranks, one.name, rank) == one.rank and matching(others, one.name, alpha) == alphas[one.name]
+            for one in modules
+        ):
+            break
+    return {"r": rank, "lora_alpha": alpha, "rank_pattern": ranks, "alpha_pattern": others, "use_rslora": False}

@@ -1,0 +1,126 @@
+"""The forms in which trainers and hubs leave adapters: each is read as PEFT means it, or refused in one sentence."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import helpers_models
+import pytest
+import torch
+from helpers_models import ALL_LINEAR, make_adapter
+from peft import PeftModel
+from safetensors.torch import load_file
+from transformers import LlamaForCausalLM
+
+from modelswarms_fast.errors import InputError
+from modelswarms_fast.weights.experts import Experts, export, read_experts, read_model
+
+tiny_base = helpers_models.tiny_base
+
+TOKENS = torch.arange(12).reshape(2, 6)
+
+
+def updates(experts: Experts, row: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Module -> scaling · B A in float64."""
+    views = experts.layout.views(row)
+    return {one.name: one.scaling * views[one.b].double() @ views[one.a].double() for one in experts.modules}
+
+
+def same_update(alone: Experts, pool: Experts, index: int, *, exact: bool = True) -> None:
+    """The expert adds in the pool what it adds alone: the same, where it has no module nothing."""
+    wanted, found = updates(alone, alone.rows[0]), updates(pool, pool.rows[index])
+    for name, update in found.items():
+        expected = wanted.get(name, torch.zeros_like(update))
+        if exact:
+            assert torch.equal(update, expected), name
+        else:
+            torch.testing.assert_close(update, expected, rtol=1e-6, atol=1e-8)
+
+
+UNEQUAL: dict[str, list[dict[str, Any]]] = {
+    "ranks": [{"r": 4}, {"r": 8, "lora_alpha": 16}],
+    "alphas": [{"lora_alpha": 8}, {"lora_alpha": 16}, {"lora_alpha": 4}],
+    "ranks and alphas": [{"r": 2, "lora_alpha": 16}, {"r": 8, "lora_alpha": 8}],
+    "modules": [{"target_modules": ["q_proj", "v_proj"]}, {"target_modules": ["v_proj", "up_proj"]}],
+    "modules as an expression": [{"target_modules": r".*\.1\..*_proj"}, {"target_modules": ALL_LINEAR}],
+    "layers": [{"layers_to_transform": [1], "target_modules": ["q_proj"]}, {"target_modules": ["q_proj"]}],
+    "modules and ranks": [{"target_modules": ["q_proj"], "r": 8}, {"r": 2}, {"target_modules": ["down_proj"], "r": 4}],
+    "rank patterns": [{"rank_pattern": {"q_proj": 8}}, {"rank_pattern": {"v_proj": 2, "layers.1.mlp.up_proj": 1}}],
+    "alpha patterns": [{"alpha_pattern": {"q_proj": 32}}, {"alpha_pattern": {"layers.0.mlp.down_proj": 4}}],
+    "rslora": [{"use_rslora": True}, {"lora_alpha": 16}],
+    "no scaling": [{"lora_alpha": 0}, {}],
+}
+
+
+@pytest.fixture(params=UNEQUAL)
+def unequal(request: pytest.FixtureRequest, tiny_base: Path, tmp_path: Path) -> Path:
+    for index, lora in enumerate(UNEQUAL[request.param]):
+        make_adapter(tiny_base, tmp_path / "pool" / f"e{index}", seed=index, **lora)
+    return tmp_path / "pool"
+
+
+def test_an_expert_of_an_unequal_pool_adds_what_it_adds_alone(unequal: Path) -> None:
+    """Bit for bit: the scalings' ratios are powers of two."""
+    pool = read_experts(unequal)
+    for index, name in enumerate(pool.names):
+        alone = read_experts([unequal / name], minimum=1)
+        same_update(alone, pool, index)
+        own = {module.name: module.rank for module in alone.modules}
+        assert {module.name: module.ranks[index] for module in pool.modules if module.ranks[index]} == own
+        assert torch.equal(read_model(unequal / name, pool), pool.rows[index])
+    assert all(module.rank == max(module.ranks) for module in pool.modules)
+
+
+@pytest.mark.filterwarnings("ignore:The following (rank|alpha)_pattern keys did not match")
+def test_peft_loads_the_export_of_an_unequal_pool(unequal: Path, tiny_base: Path, tmp_path: Path) -> None:
+    """With the logits of the expert, and of a mixture what the row says; read back, it is the same row."""
+    pool = read_experts(unequal)
+    mixture = pool.rows.mean(dim=0)
+    for index, row in enumerate([*pool.rows, mixture]):
+        folder = tmp_path / "exports" / str(index)
+        export(folder, row, pool, base=tiny_base, provenance={})
+        loaded = PeftModel.from_pretrained(LlamaForCausalLM.from_pretrained(tiny_base), folder)
+        by_hand = LlamaForCausalLM.from_pretrained(tiny_base)
+        with torch.no_grad():
+            for name, update in updates(pool, row).items():
+                by_hand.get_submodule(name).weight += update.float()
+            torch.testing.assert_close(loaded(TOKENS).logits, by_hand(TOKENS).logits, rtol=1e-5, atol=1e-5)
+            if index < len(pool.names):
+                alone = PeftModel.from_pretrained(LlamaForCausalLM.from_pretrained(tiny_base), unequal / f"e{index}")
+                torch.testing.assert_close(loaded(TOKENS).logits, alone(TOKENS).logits, rtol=1e-5, atol=1e-5)
+        back = read_experts([folder], minimum=1)
+        assert torch.equal(read_model(folder, pool), row)
+        assert torch.equal(back.rows[0], row)
+        assert [(one.name, one.rank, one.scaling) for one in back.modules] == [
+            (one.name, one.rank, one.scaling) for one in pool.modules
+        ]
+
+
+def test_scalings_that_are_no_power_of_two_apart_are_rounded_once(tiny_base: Path, tmp_path: Path) -> None:
+    for index, alpha in enumerate([8, 12]):
+        make_adapter(tiny_base, tmp_path / str(index), seed=index, lora_alpha=alpha)
+    pool = read_experts(tmp_path)
+    same_update(read_experts([tmp_path / "0"], minimum=1), pool, 0)
+    same_update(read_experts([tmp_path / "1"], minimum=1), pool, 1, exact=False)
+    views, module = pool.layout.views(pool.rows[1]), pool.modules[0]
+    stored = load_file(tmp_path / "1" / "adapter_model.safetensors")[module.b]
+    assert torch.equal(views[module.b], (stored.double() * 1.5).float())
+
+
+def test_a_pool_of_equal_scalings_keeps_its_values_and_config(tiny_base: Path, tmp_path: Path) -> None:
+    for index in range(2):
+        make_adapter(tiny_base, tmp_path / str(index), seed=index, r=3, lora_alpha=5, use_rslora=True)
+    pool = read_experts(tmp_path)
+    assert pool.config == json.loads((tmp_path / "0" / "adapter_config.json").read_text())
+    assert {module.scaling for module in pool.modules} == {5 / math.sqrt(3)}
+    for index, row in enumerate(pool.rows):
+        content = load_file(tmp_path / str(index) / "adapter_model.safetensors")
+        assert all(torch.equal(view, content[name]) for name, view in pool.layout.views(row).items())
+
+
+def test_a_scaled_value_that_overflows_is_named(tiny_base: Path, tmp_path: Path) -> None:
+    for index, alpha in enumerate([1, 1 << 20]):
+        make_adapter(tiny_base, tmp_path / str(index), seed=index, lora_alpha=alpha, dtype=torch.float16)
+    with pytest.raises(InputError, match=r"1/adapter_model.safetensors: tensor .*lora_B.weight .* as torch.float16"):
+        read_experts(tmp_path)
