@@ -261,7 +261,7 @@ class EngineConfig:
 
     `auto`: what its config.json says, or float32 on a CPU that is slow in that type."""
     row_dtype: DType = "auto"
-    """Number type of the particles' weights; auto: that of the experts."""
+    """Number type of the particles' weights; auto: that of the experts, or the widest if they have several."""
     rounding: Rounding = "nearest"
     """How moved weights are rounded to bfloat16 or float16.
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers_models import make_adapter, make_base
 from helpers_search import make_tiny, write_tokenizer
 from peft import LoraConfig, get_peft_model
 from transformers import Phi3Config, Phi3ForCausalLM
@@ -85,6 +86,45 @@ def test_a_model_that_is_fused_in_its_checkpoint_is_served_in_every_mode(phi3):
             engine.restore()
             oracle.restore()
             assert difference(engine, oracle, prompt, None) < 1e-4, mode
+    finally:
+        engine.close()
+
+
+def test_experts_of_unequal_ranks_scalings_and_modules_in_every_mode(tmp_path):
+    """Each answers as an oracle that was given it alone; modules that one of them lacks add nothing to its tokens."""
+    base = make_base(tmp_path / "base", shape={"hidden_size": 64, "head_dim": 32, "num_attention_heads": 2})
+    write_tokenizer(base)
+    for seed, lora in enumerate(
+        [
+            {"r": 2, "lora_alpha": 8, "target_modules": ["q_proj", "v_proj", "up_proj"]},
+            {"r": 9, "lora_alpha": 9, "target_modules": ["k_proj", "v_proj", "down_proj"]},
+            {"r": 4, "lora_alpha": 8, "use_rslora": True, "rank_pattern": {"o_proj": 8}},
+        ]
+    ):
+        make_adapter(base, tmp_path / "experts" / str(seed), seed=seed, scale=0.3, **lora)
+    experts = read_experts(tmp_path / "experts")
+    engine = started(base, experts, serve="auto", state="mixture")
+    prompt = [11, 12, 13]
+    try:
+        assert engine._modes == ("merged", "slots", "mixture")
+        for index, row in enumerate(experts.rows):
+            alone = read_experts([tmp_path / "experts" / str(index)], minimum=1)
+            oracle = TransformersEngine(base, alone, dtype="float32")
+            oracle.load(0, alone.rows[0])
+            for mode in engine._modes:
+                engine.set_mode(mode)
+                engine.load(0, row)
+                assert difference(engine, oracle, prompt) < 1e-4, mode
+                engine.load_mixture(0, torch.eye(3)[index])
+                assert difference(engine, oracle, prompt) < 1e-4, mode
+                engine.restore()
+        oracle = TransformersEngine(base, experts, dtype="float32")
+        oracle.load_mixture(0, mixture := torch.tensor([0.5, 0.75, -0.25]))
+        for mode in engine._modes:
+            engine.set_mode(mode)
+            engine.load_mixture(0, mixture)
+            assert difference(engine, oracle, prompt) < 1e-4, mode
+            engine.restore()
     finally:
         engine.close()
 

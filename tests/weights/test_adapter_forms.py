@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +10,13 @@ import helpers_models
 import pytest
 import torch
 from helpers_models import ALL_LINEAR, make_adapter
+from helpers_search import write_tokenizer
 from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import LlamaForCausalLM
 
+from modelswarms_fast.engines.protocol import Request
+from modelswarms_fast.engines.transformers import TransformersEngine
 from modelswarms_fast.errors import InputError
 from modelswarms_fast.weights.experts import Experts, export, read_experts, read_model
 
@@ -70,6 +74,20 @@ def test_an_expert_of_an_unequal_pool_adds_what_it_adds_alone(unequal: Path) -> 
         assert {module.name: module.ranks[index] for module in pool.modules if module.ranks[index]} == own
         assert torch.equal(read_model(unequal / name, pool), pool.rows[index])
     assert all(module.rank == max(module.ranks) for module in pool.modules)
+
+
+def test_the_transformers_engine_serves_an_unequal_pool(unequal: Path, tiny_base: Path, tmp_path: Path) -> None:
+    base = Path(shutil.copytree(tiny_base, tmp_path / "base"))
+    write_tokenizer(base)
+    pool = read_experts(unequal)
+    engine = TransformersEngine(base, pool, dtype="float32")
+    for name, row in zip(pool.names, pool.rows, strict=True):
+        expert = read_experts([unequal / name], minimum=1)
+        alone = TransformersEngine(base, expert, dtype="float32")
+        alone.load(0, expert.rows[0])
+        engine.load(0, row)
+        found, wanted = (one.log_probs(Request(0, [11, 12, 13])) for one in (engine, alone))
+        assert found == pytest.approx(wanted, rel=1e-5)
 
 
 @pytest.mark.filterwarnings("ignore:The following (rank|alpha)_pattern keys did not match")
