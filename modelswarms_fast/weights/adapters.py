@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 import re
 import sys
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,12 @@ class LoraModule:
     ranks: tuple[int, ...] = ()
     """Of each expert of a pool, in their order; 0 for one that lacks the module. Empty outside of a pool."""
 
+    @property
+    def alpha(self) -> int | float:
+        """What lora_alpha has to be for this scaling without use_rslora; whole, where it is but for its last bits."""
+        alpha = self.scaling * self.rank
+        return round(alpha) if abs(alpha - round(alpha)) < 1e-9 * max(1.0, abs(alpha)) else alpha
+
 
 def lora_modules(
     config: Mapping[str, Any], config_file: Path, shapes: Mapping[str, tuple[int, ...]], weights_file: Path
@@ -67,8 +74,8 @@ def lora_modules(
                 f"{weights_file}: tensor {tensors['A']} is of a module that target_modules in"
                 f" {config_file.name} does not name, so PEFT would leave it out: correct target_modules"
             )
-        rank = int(matching(config.get("rank_pattern"), module, config["r"]))
-        alpha = float(matching(config.get("alpha_pattern"), module, config["lora_alpha"]))
+        rank = int(_matching(config.get("rank_pattern"), module, config["r"]))
+        alpha = float(_matching(config.get("alpha_pattern"), module, config["lora_alpha"]))
         for half, axis in (("A", 0), ("B", 1)):
             shape = shapes[tensors[half]]
             if len(shape) != 2 or shape[axis] != rank:
@@ -79,6 +86,27 @@ def lora_modules(
         scaling = alpha / math.sqrt(rank) if config.get("use_rslora") else alpha / rank
         modules.append(LoraModule(module, tensors["A"], tensors["B"], rank, scaling))
     return tuple(modules)
+
+
+def ranks_and_alphas(modules: Sequence[LoraModule]) -> dict[str, Any]:
+    """Fields of adapter_config.json that say rank and scaling of these modules: the most frequent, and patterns."""
+    rank = _most_frequent(module.rank for module in modules)
+    alpha = _most_frequent(module.alpha for module in modules)
+    # Of the patterns that match a module the first one counts, and a name also matches those that end in it.
+    longest = sorted(modules, key=lambda module: (-len(module.name), module.name))
+    for every in (False, True):
+        ranks = {module.name: module.rank for module in longest if every or module.rank != rank}
+        others = {module.name: module.alpha for module in longest if every or module.alpha != alpha}
+        if all(
+            _matching(ranks, one.name, rank) == one.rank and _matching(others, one.name, alpha) == one.alpha
+            for one in modules
+        ):
+            break
+    return {"r": rank, "lora_alpha": alpha, "rank_pattern": ranks, "alpha_pattern": others, "use_rslora": False}
+
+
+def _most_frequent(values: Iterable[Any]) -> Any:
+    return Counter(values).most_common(1)[0][0]
 
 
 def _check_config(config: Mapping[str, Any], file: Path) -> None:
@@ -132,7 +160,7 @@ def _at_the_end(pattern: str) -> str:
     return rf"(.*\.)?({pattern})$"
 
 
-def matching(patterns: Mapping[str, float] | None, module: str, default: float) -> float:
+def _matching(patterns: Mapping[str, float] | None, module: str, default: float) -> float:
     """The value of the first pattern that matches the module's name or its end after a dot, as PEFT does."""
     for pattern, value in (patterns or {}).items():
         if re.match(_at_the_end(pattern), module):

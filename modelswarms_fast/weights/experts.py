@@ -117,7 +117,7 @@ def read_experts(
     rows = memory[: len(experts)].zero_()
     for expert, row in zip(experts, rows, strict=True):
         expert.read(layout, row, factors(expert, modules))
-    return Experts(first.kind, names, layout, rows, memory, modules, config, sources, tuple(notes))
+    return Experts(first.kind, names, layout, rows, memory, modules, config, sources, notes=tuple(notes))
 
 
 def inner_products(rows: Tensor) -> list[list[float]] | None:

@@ -7,18 +7,16 @@ together: their A lie below each other, their B side by side, and a coefficient 
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from itertools import accumulate, pairwise
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from modelswarms_fast.errors import InputError
 from modelswarms_fast.ops import mix_
-from modelswarms_fast.weights.adapters import LoraModule
+from modelswarms_fast.weights.adapters import LoraModule, ranks_and_alphas
 from modelswarms_fast.weights.layout import Layout
 
 if TYPE_CHECKING:
@@ -43,7 +41,7 @@ def of_ranks(experts: Experts, ranks: dict[str, int]) -> Experts:
         tensors[module.b] = torch.empty((shapes[module.b][0], module.rank), device="meta")
     layout = Layout.of(tensors, experts.layout.dtype)
     none = torch.empty((0, layout.size), dtype=layout.dtype)
-    config = experts.config | _ranks_and_alphas(modules)
+    config = experts.config | ranks_and_alphas(modules)
     return replace(experts, layout=layout, modules=modules, config=config, rows=none, room=none, combine="factors")
 
 
@@ -158,28 +156,3 @@ def products_of_updates(experts: Experts) -> list[list[float]]:
         total += module.scaling**2 * both.sum(dim=(1, 3))
     products: list[list[float]] = total.tolist()
     return products
-
-
-def _ranks_and_alphas(modules: Sequence[LoraModule]) -> dict[str, Any]:
-    """Fields of adapter_config.json: the most frequent rank and alpha, and patterns for the modules that differ."""
-    alphas = {module.name: _whole(module.scaling * module.rank) for module in modules}
-    rank = _most_frequent(module.rank for module in modules)
-    alpha = _most_frequent(alphas.values())
-    # The first pattern that matches counts, and a name also matches those that end in it.
-    longest = sorted(modules, key=lambda module: (-len(module.name), module.name))
-    return {
-        "r": rank,
-        "lora_alpha": alpha,
-        "rank_pattern": {module.name: module.rank for module in longest if module.rank != rank},
-        "alpha_pattern": {module.name: alphas[module.name] for module in longest if alphas[module.name] != alpha},
-        "use_rslora": False,
-    }
-
-
-def _most_frequent(values: Iterable[Any]) -> Any:
-    return Counter(values).most_common(1)[0][0]
-
-
-def _whole(value: float) -> int | float:
-    """As an integer, where it is one but for its last bits."""
-    return round(value) if abs(value - round(value)) < 1e-9 * max(1.0, abs(value)) else value

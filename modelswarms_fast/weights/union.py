@@ -6,7 +6,6 @@ lacks the module is zero there. So each expert adds the update that it adds alon
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -14,7 +13,7 @@ from typing import Any
 import torch
 
 from modelswarms_fast.errors import InputError
-from modelswarms_fast.weights.adapters import LoraModule, matching
+from modelswarms_fast.weights.adapters import LoraModule, ranks_and_alphas
 from modelswarms_fast.weights.checkpoint import Checkpoint
 
 
@@ -54,9 +53,8 @@ def unite(experts: Sequence[Checkpoint]) -> Union:
     if isinstance(config.get("init_lora_weights"), str):
         config["init_lora_weights"] = True  # how training began says nothing about a row, and PEFT would begin so again
     if list(map(_meaning, modules)) != list(map(_meaning, experts[0].modules)):
-        alphas = {module.name: _alpha(module) for module in modules}
-        modules = [replace(module, scaling=alphas[module.name] / module.rank) for module in modules]
-        config |= _fields(modules, alphas)
+        config |= ranks_and_alphas(modules)
+        modules = [replace(module, scaling=module.alpha / module.rank) for module in modules]
         if any(len(of) < len(modules) for of in own):
             # Full names, as no pattern of one expert has to fit the modules of the others.
             config |= {"target_modules": [module.name for module in modules]}
@@ -91,25 +89,3 @@ def _check_size(expert: Checkpoint, name: str, axis: int, first: Checkpoint) -> 
             f"{stored.file}: tensor {name} has shape {list(stored.shape)}, but {list(first.tensors[name].shape)} in"
             f" {first.config_file.parent}: give experts of the same base model"
         )
-
-
-def _alpha(module: LoraModule) -> float:
-    alpha = module.scaling * module.rank
-    return int(alpha) if alpha == int(alpha) else alpha
-
-
-def _fields(modules: Sequence[LoraModule], alphas: dict[str, float]) -> dict[str, Any]:
-    """Rank and alpha of each module, in as few patterns as say it."""
-    rank = max(module.rank for module in modules)
-    alpha = Counter(alphas[module.name] for module in modules).most_common(1)[0][0]
-    # Of the patterns that match a module the first one counts, and a name matches those that end in it.
-    longest = sorted(modules, key=lambda module: (-len(module.name), module.name))
-    for every in (False, True):
-        ranks = {module.name: module.rank for module in longest if every or module.rank != rank}
-        others = {module.name: alphas[module.name] for module in longest if every or alphas[module.name] != alpha}
-        if all(
-            matching(ranks, one.name, rank) == one.rank and matching(others, one.name, alpha) == alphas[one.name]
-            for one in modules
-        ):
-            break
-    return {"r": rank, "lora_alpha": alpha, "rank_pattern": ranks, "alpha_pattern": others, "use_rslora": False}
