@@ -17,7 +17,7 @@ from helpers_search import make_tiny
 
 from modelswarms_fast.config import EngineConfig
 from modelswarms_fast.engines.pool.pool import EnginePool
-from modelswarms_fast.engines.pool.worker_process import _portable
+from modelswarms_fast.engines.pool.worker_process import portable
 from modelswarms_fast.engines.protocol import Request, complete
 from modelswarms_fast.engines.start import start_engine
 from modelswarms_fast.engines.transformers import TransformersEngine
@@ -357,6 +357,6 @@ def test_a_descriptor_that_now_names_other_memory_is_refused():
 
 
 def test_what_an_engine_says_in_one_sentence_comes_as_it_is():
-    assert str(_portable(EngineError("One."))) == "One."
-    assert type(_portable(EngineError("One."))) is EngineError
-    assert type(_portable(ValueError("One."))) is RuntimeError
+    assert str(portable(EngineError("One."))) == "One."
+    assert type(portable(EngineError("One."))) is EngineError
+    assert type(portable(ValueError("One."))) is RuntimeError

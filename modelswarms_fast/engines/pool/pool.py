@@ -15,7 +15,7 @@ from transformers import AutoTokenizer
 
 from modelswarms_fast.config import EngineConfig, Serve
 from modelswarms_fast.engines.pool.prompts import MOST, Prompts
-from modelswarms_fast.engines.pool.supervisor import LOOK, Supervisor
+from modelswarms_fast.engines.pool.supervisor import LOOK, Supervisor, engine_process
 from modelswarms_fast.engines.pool.worker_process import Start
 from modelswarms_fast.engines.protocol import Completion, Request, Watch
 from modelswarms_fast.errors import InputError
@@ -91,7 +91,7 @@ class EnginePool:
         self._workers: list[Supervisor] = []
         try:
             for number in range(count):
-                self._workers.append(Supervisor(number, count, start))
+                self._workers.append(engine_process(number, count, start))
             with loading(base):
                 self.tokenizer: Any = AutoTokenizer.from_pretrained(base, trust_remote_code=False)
             while not all(worker.ready for worker in self._workers):
@@ -119,7 +119,7 @@ class EnginePool:
             raise ValueError(f"a row is a [{self._layout.size}] {self._layout.dtype} vector")
         place = place_of(row) if row.stride(0) == 1 else None
         # Only memory that the processes have: rows may come from elsewhere.
-        if place is None or place[0] not in self._workers[0]._start.descriptors:
+        if place is None or place[0] not in self._workers[0].descriptors:
             copy = self._copies[self._check_slot(slot) % len(self._copies)]
             copy.copy_(row)
             place = self._in_shared_memory(copy)

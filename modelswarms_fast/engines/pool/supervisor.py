@@ -1,4 +1,4 @@
-"""The process of one engine of a pool, seen from the pool: how it starts, ends, and is given up."""
+"""A process that answers this one, such as an engine of a pool: how it starts, ends, and is given up."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import struct
 import subprocess
 import sys
 import time
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
@@ -30,9 +31,25 @@ START_LIMIT = 1800.0  # and those that it has to load its model
 class Supervisor:
     """Starts one process, tells it what it has to know, and kills it if it does not answer in time."""
 
-    def __init__(self, number: int, count: int, start: Start) -> None:
-        self.name = f"Engine {number + 1} of {count}"
-        self.number, self._count, self._start = number, count, start
+    def __init__(
+        self,
+        name: str,
+        command: Sequence[str],
+        start: Any,
+        *,
+        number: int = 0,
+        descriptors: Sequence[int] = (),
+        cores: Sequence[int] | None = None,
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
+        """`name` begins its messages. Python is given `command` and the descriptor of a pipe, and in it first `start`.
+
+        `number` tells processes with one purpose apart. The process inherits `descriptors`, may use `cores` (all that
+        this thread may use), and has `environment` beside this process's own.
+        """
+        self.name, self.number, self.descriptors = name, number, tuple(descriptors)
+        self._command, self._start, self._cores = command, start, cores
+        self._environment = dict(environment or {})
         self.restarted = False
         self.begin()
 
@@ -45,17 +62,16 @@ class Supervisor:
         self._why_killed = ""
         self.pipe, theirs = Pipe()
         _limit(self.pipe, STEP_LIMIT)
-        cores = share_cores(sorted(os.sched_getaffinity(0)), self.number, self._count)
-        command = [sys.executable, "-P", *MODULE, str(theirs.fileno())]
+        modules = os.pathsep.join(path or os.getcwd() for path in sys.path)  # those that this process can import
         mine = os.sched_getaffinity(0)
         try:
-            os.sched_setaffinity(0, cores)  # of this thread alone; the process inherits it
+            os.sched_setaffinity(0, self._cores or mine)  # of this thread alone; the process inherits it
             self.process = subprocess.Popen(
-                command,
-                env=_environment(self.number, self._count, len(cores), self._start.config.tensor_parallel),
-                pass_fds=(theirs.fileno(), *self._start.descriptors),
+                [sys.executable, "-P", *self._command, str(theirs.fileno())],
+                env=os.environ | {"PYTHONPATH": modules} | self._environment,
+                pass_fds=(theirs.fileno(), *self.descriptors),
                 stdin=subprocess.DEVNULL,
-                stdout=2,  # whatever an engine prints is not this program's output
+                stdout=2,  # whatever it prints is not this program's output
                 process_group=0,  # out of reach of a terminal's Ctrl-C from its first moment
             )
         finally:
@@ -124,13 +140,23 @@ class Supervisor:
             os.killpg(self.process.pid, signal.SIGKILL)
 
 
+def engine_process(number: int, count: int, start: Start) -> Supervisor:
+    """The process of one of `count` engines, with its share of the cores and of the GPUs."""
+    cores = share_cores(sorted(os.sched_getaffinity(0)), number, count)
+    return Supervisor(
+        f"Engine {number + 1} of {count}",
+        MODULE,
+        start,
+        number=number,
+        descriptors=start.descriptors,
+        cores=cores,
+        environment=_environment(number, count, len(cores), start.config.tensor_parallel),
+    )
+
+
 def _environment(number: int, count: int, cores: int, ranks: int) -> dict[str, str]:
-    """Of an engine's process: its threads, its GPUs, and the modules that this process can import."""
-    threads = max(1, min(cores, asked_threads(0) // count or cores))
-    environment = os.environ | {
-        "OMP_NUM_THREADS": str(threads),
-        "PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path),
-    }
+    """Of an engine's process: its threads and its GPUs."""
+    environment = {"OMP_NUM_THREADS": str(max(1, min(cores, asked_threads(0) // count or cores)))}
     if torch.cuda.is_available():
         visible = os.environ.get("CUDA_VISIBLE_DEVICES")
         devices = visible.split(",") if visible else [str(index) for index in range(torch.cuda.device_count())]

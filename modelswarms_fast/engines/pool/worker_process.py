@@ -132,11 +132,11 @@ class Served:
         self._seen, self._said = [], time.perf_counter()
 
 
-def _listen(pipe: Connection, calls: queue.SimpleQueue[list[tuple[Any, ...]]]) -> None:
-    """Take messages as they come, so that the pool never waits for a step; the end of the pool is our end."""
+def listen(pipe: Connection, messages: queue.SimpleQueue[Any]) -> None:
+    """Take messages as they come, so that the sender never waits for a step; the end of the sender is our end."""
     try:
         while True:
-            calls.put(pipe.recv())
+            messages.put(pipe.recv())
     except (EOFError, OSError):
         os._exit(0)  # whatever the main thread does: nobody will read it
 
@@ -161,7 +161,7 @@ def main(descriptor: int) -> None:
     except (EOFError, OSError):
         return
     calls: queue.SimpleQueue[list[tuple[Any, ...]]] = queue.SimpleQueue()
-    threading.Thread(target=_listen, args=(pipe, calls), daemon=True).start()
+    threading.Thread(target=listen, args=(pipe, calls), daemon=True).start()
     try:
         served = Served(start, pipe)
         engine = served.engine
@@ -170,11 +170,11 @@ def main(descriptor: int) -> None:
     except (BrokenPipeError, ConnectionResetError):
         return
     except Exception as error:
-        pipe.send(("failed", _portable(error)))
+        pipe.send(("failed", portable(error)))
         threading.Event().wait()  # until the pool closes the pipe
 
 
-def _portable(error: Exception) -> Exception:
+def portable(error: Exception) -> Exception:
     """What can be raised on the other side: what is one sentence as it is, the rest with its trace."""
     if type(error) in (InputError, EngineError):
         return error
