@@ -33,7 +33,7 @@ def start_here(base: Path, experts: Experts | None, config: EngineConfig) -> Eng
     """One engine in this process, whatever `config.engines` says. Raises InputError as `start_engine`."""
     file = base / "config.json"
     base_config = json.loads(file.read_text())
-    dtype: str = _dtype_of(base_config, file) if config.dtype == "auto" else config.dtype
+    dtype = dtype_of(base, config)
     longest = base_config.get("max_position_embeddings", config.max_model_len)
     if type(longest) is not int or longest < 1:
         raise InputError(f"{file}: max_position_embeddings is {longest!r}; make it a whole number above 0")
@@ -47,13 +47,18 @@ def start_here(base: Path, experts: Experts | None, config: EngineConfig) -> Eng
     return VllmEngine(base, experts, config, dtype=dtype, max_model_len=longest)
 
 
-def _dtype_of(base_config: dict[str, Any], file: Path) -> str:
-    """The checkpoint's own, for both engines: left to itself, vLLM makes half precision of a float32 checkpoint.
+def dtype_of(base: Path, config: EngineConfig) -> str:
+    """What an engine computes in, by its name in torch.
 
-    float32 on an x86 CPU without AVX-512, where torch computes the half types many times slower: see
+    With "auto" the checkpoint's own, for both engines: left to itself, vLLM makes half precision of a float32
+    checkpoint. float32 on an x86 CPU without AVX-512, where torch computes the half types many times slower: see
     docs/explanation/inside-vllm.md.
     Raises InputError for what torch does not compute in.
     """
+    if config.dtype != "auto":
+        return config.dtype
+    file = base / "config.json"
+    base_config = json.loads(file.read_text())
     own = base_config.get("dtype") or base_config.get("torch_dtype") or "float32"
     if own not in ("float32", "bfloat16", "float16", "float64"):
         raise InputError(f"{file}: dtype is {own!r}; make it float32, bfloat16 or float16")

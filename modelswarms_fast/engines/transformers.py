@@ -41,8 +41,12 @@ class TransformersEngine:
         dtype: str = "auto",
         max_model_len: int = 4096,
         device: torch.device | None = None,
+        keep_base: bool = True,
     ) -> None:
-        """`device` is a GPU where there is one, unless given."""
+        """`device` is a GPU where there is one, unless given.
+
+        Without `keep_base`, full checkpoints cost no copy of the base model, which cannot be restored after a load.
+        """
         self.slots = 1
         self.serve: Serve = "merged"  # one particle at a time
         self.auto_timings: dict[str, float] = {}
@@ -78,8 +82,10 @@ class TransformersEngine:
         if experts is not None:
             self._layout, self._experts = row_form(experts).layout, experts
             self._live = self._find_parameters(adapter=adapter)
-        self._base = [] if adapter else [live.clone() for live in self._live.values()]
-        self.restore()
+        self._lost = not (keep_base or adapter)
+        self._base = [] if adapter or self._lost else [live.clone() for live in self._live.values()]
+        if adapter:
+            self.restore()
 
     def _find_parameters(self, *, adapter: bool) -> dict[str, torch.Tensor]:
         """Tensor name of the layout → live parameter."""
@@ -128,7 +134,9 @@ class TransformersEngine:
 
     @torch.no_grad()
     def restore(self) -> None:
-        """Serve the base model again, from requests with slot None."""
+        """Serve the base model again, from requests with slot None. Raises RuntimeError without `keep_base`."""
+        if self._loaded and self._lost:
+            raise RuntimeError("without keep_base the base model is gone after a load")
         if self._base:
             torch._foreach_copy_(list(self._live.values()), self._base)
         else:

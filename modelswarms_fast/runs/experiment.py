@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -15,7 +15,7 @@ import numpy.typing as npt
 import torch
 
 from modelswarms_fast.config import EngineConfig, SwarmConfig, TaskConfig, fields_of
-from modelswarms_fast.engines.parity_check import make_parity_check
+from modelswarms_fast.engines.parity_check import make_parity_check, start_oracle
 from modelswarms_fast.engines.protocol import Engine
 from modelswarms_fast.engines.start import start_engine
 from modelswarms_fast.engines.vllm.arguments import GPU_SHARE
@@ -155,29 +155,32 @@ class Experiment:
             if self._progress:
                 say(f"{self.placement} (state {self.engine_config.state}: {self.why_state})")
             log.info("%s", self.placement.details())
-        with phase(f"starting {ENGINES[self.engine_config.engine]}", show=self._progress):
-            self.engine = start_engine(self.base_folder, self.experts, self.engine_config)
-        try:
-            splits, engines = tuple(self.utility.asks), self.engine_config.engines
-            self.evaluator = Evaluator(self.engine, self.utility, splits, self._trace, engines)
-            if self.engine_config.serve == "auto":
+        config = self.engine_config
+        with ExitStack() as stack:
+            oracle = start_oracle(self.base_folder, self.experts, config)
+            if oracle is not None:
+                stack.callback(oracle.close)
+            with phase(f"starting {ENGINES[config.engine]}", show=self._progress):
+                self.engine = start_engine(self.base_folder, self.experts, config)
+            stack.callback(lambda: self.engine.close())
+            splits = tuple(self.utility.asks)
+            self.evaluator = Evaluator(self.engine, self.utility, splits, self._trace, config.engines)
+            if config.serve == "auto":
                 with phase("timing the ways to serve", show=self._progress):
                     self.engine.autotune(self.evaluator.prompts("dev"), self.utility.max_tokens)
-            with phase("preparing the parity check", show=self._progress and self.engine_config.parity_check != "off"):
-                config = self.engine_config
-                self.evaluator.parity_check = make_parity_check(self.engine, self.base_folder, self.experts, config)
+            if oracle is not None:
+                with phase("preparing the parity check", show=self._progress):
+                    self.evaluator.parity_check = make_parity_check(self.engine, oracle, self.experts, config)
             self._started = True
             self._calibrate()
-        except BaseException:
-            self.engine.close()
-            raise
+            self._processes = stack.pop_all()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """End the engine."""
-        self.engine.close()
+        """End the engine, and the oracle of its parity check."""
+        self._processes.close()
 
     @property
     def row_dtype(self) -> torch.dtype | None:
@@ -339,17 +342,22 @@ class Experiment:
         demand["device"] = torch.device("cuda" if here else "cpu")
         if self.engine_config.engine == "vllm":
             demand["gpu_memory_utilization"] = gpu_share(self.engine_config)
-        demand["engine_bytes"] = self._engine_bytes() if demand["device"].type == "cpu" else 0
+        row = size * dtype.itemsize
+        demand["engine_bytes"] = self._engine_bytes(row) if demand["device"].type == "cpu" else 0
         return demand
 
-    def _engine_bytes(self) -> int:
-        """What engines and the parity check have yet to take of the host's memory for the base model's weights."""
+    def _engine_bytes(self, row: int) -> int:
+        """What engines and the parity check have yet to take of the host's memory for the base model's weights.
+
+        The parity check takes those of a row as well, of so many bytes.
+        """
         if self._started:
             return 0
         config = self.engine_config
         weights = sum(path.stat().st_size for path in self.base_folder.glob("*.safetensors"))
         copies = config.engines * (2 if config.serve in ("merged", "auto") else 1)  # merged keeps what it writes over
-        return weights * (copies + (config.parity_check != "off" and config.engine != "transformers"))
+        checked = config.parity_check != "off" and config.engine != "transformers"
+        return weights * (copies + checked) + row * checked
 
     def _placement(self, particles: int, experts: int, size: int, dtype: torch.dtype) -> Placement:
         return plan_memory(self.engine_config, **self._demand(particles, experts, size, dtype), out=self.out)

@@ -130,7 +130,7 @@ def test_the_parity_check_sees_an_engine_that_does_nothing_else(every, checks, m
         engine.log_probs(None)
         seen.append(float(row))
 
-    parity_check = ParityCheck(engine, None, every=every)
+    parity_check = ParityCheck(engine, SimpleNamespace(close=lambda: None), every=every)
     monkeypatch.setattr(parity_check, "check", check)
     evaluator.parity_check = parity_check
     found = evaluator.score_population(Rows(*range(4)).some(range(4)), "dev")
@@ -145,7 +145,7 @@ def test_the_parity_check_is_made_on_the_first_load_of_each_engine_while_others_
     def check(slot, row):
         seen.append((slot, sorted({request.slot for request in engine.running.values()})))
 
-    evaluator.parity_check = ParityCheck(engine, None, engines=3, every=False)
+    evaluator.parity_check = ParityCheck(engine, SimpleNamespace(close=lambda: None), engines=3, every=False)
     monkeypatch.setattr(evaluator.parity_check, "check", check)
     assert len(evaluator.score_population(Rows(*range(8)).some(range(8)), "dev")) == 8
     assert seen == [(0, []), (1, [0]), (2, [0, 1])]

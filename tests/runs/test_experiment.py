@@ -112,7 +112,7 @@ def test_an_engine_that_does_not_start_is_closed(tiny, monkeypatch):
     from modelswarms_fast.runs import experiment as module
 
     closed = []
-    monkeypatch.setattr(module, "make_parity_check", lambda *arguments: 1 / 0)
+    monkeypatch.setattr(module, "Evaluator", lambda *arguments: 1 / 0)
     start = module.start_engine
 
     def starting(*arguments):
