@@ -98,6 +98,12 @@ class TaskConfig:
     """Seed by which a file with one split is divided into dev and test.
 
     Dev gets 40 % of the examples, at most 200."""
+    chat: str | None = None
+    """Send prompts in a chat template: the base model's own (base), or that of a .jinja file.
+
+    Each prompt is the user's message, the beginning of the answer follows it, and "thinking" is off."""
+    system: str | None = None
+    """System message before each prompt; needs chat."""
 
     def __post_init__(self) -> None:
         _check_integers(self, "split_seed")
@@ -105,6 +111,11 @@ class TaskConfig:
             value = getattr(self, name)
             _check(value is None or value >= 1, f"{name} is {value}; give at least 1.")
         _check_choice("scoring", self.scoring, Scoring)
+        _check(self.chat != "", "chat is empty; give 'base', or a .jinja file.")
+        _check(
+            self.system is None or self.chat is not None,
+            "system is given without chat, so no message would hold it; give --chat base too.",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

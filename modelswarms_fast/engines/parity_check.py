@@ -54,7 +54,8 @@ class ParityCheck:
     """Compares what an engine serves with the transformers engine given the same row.
 
     What is checked is every load, or the first of each engine: slot i is a slot of engine i mod `engines`. After the
-    last load that is to be checked the oracle is closed; what it said of the base model is kept.
+    last load that is to be checked the oracle is closed; what it said of the base model is kept. Probes are
+    plain texts, with or without a chat template: weights are compared, and any tokens do for that.
     """
 
     def __init__(self, engine: Engine, oracle: Reference, engines: int = 1, every: bool = True) -> None:

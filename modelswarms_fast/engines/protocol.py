@@ -20,6 +20,8 @@ class Request(NamedTuple):
     """Token ids."""
     continuation: list[int] | None = None
     """Token ids: instead of a completion, how likely they are after the prompt."""
+    message: str | None = None
+    """What the prompt says without its chat template, if it has one."""
 
 
 class Completion(NamedTuple):

@@ -162,6 +162,10 @@ class Evaluator:
         """Token ids of all that the examples of a split ask first, continuations included."""
         return self._tracker.prompts(split)
 
+    def sent(self, split: str, example: int) -> str:
+        """The text of an example's first prompt as it is sent, with its chat template if there is one."""
+        return self._tracker.sent(split, example)
+
     def score_population(
         self,
         candidates: Mapping[int, Candidate],

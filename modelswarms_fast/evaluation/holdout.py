@@ -27,7 +27,8 @@ def hold_back(utility: Utility, count: int) -> Utility:
         if count < many:
             raise InputError(f"confirm is {count} but {utility.name} has {many} tasks; give an example a task or more.")
         shares = [(count + many - 1 - number) // many for number in range(many)]
-        return utility.of_parts([hold_back(part, share) for part, share in zip(utility.parts, shares, strict=True)])
+        parts = [hold_back(part, share) for part, share in zip(utility.parts, shares, strict=True)]
+        return replace(utility.of_parts(parts), chat=utility.chat)
     total = len(utility.examples["dev"])
     if not 0 < count < total:
         raise InputError(f"confirm is {count} but there are {total} dev examples; give from 1 to {total - 1}.")

@@ -75,6 +75,11 @@ class RequestTracker:
         """Token ids of all first asks of a split, continuations included."""
         return [one.tokens for asks in self._first[split] for one in asks]
 
+    def sent(self, split: str, example: int) -> str:
+        """The text of an example's first prompt as it is sent, with its chat template if there is one."""
+        ask = self._utility.asks[split][example][0]
+        return self._texts([ask])[0][0]
+
     def submit(self, split: str, example: int, slot: int | None) -> PendingExample:
         """Ask a slot the first asks of an example."""
         first = self._first[split][example]
@@ -124,7 +129,9 @@ class RequestTracker:
     def _submit(self, asked: PendingExample, index: int, encoded: _Encoded) -> None:
         name = next(self._names)
         asked.names[name], self._under_way[name] = (index, encoded), asked
-        self._engine.submit(name, Request(asked.slot, encoded.prompt, encoded.continuation), encoded.ask.max_tokens)
+        message = encoded.ask.prompt if self._in_chat(encoded.ask) else None
+        request = Request(asked.slot, encoded.prompt, encoded.continuation, message)
+        self._engine.submit(name, request, encoded.ask.max_tokens)
 
     # tokens
 
@@ -150,20 +157,47 @@ class RequestTracker:
 
     def _encode(self, asks: Sequence[Ask]) -> list[_Encoded]:
         """As lm-eval does it: a continuation is what its prompt with it has more tokens than the prompt alone; white
-        space at the end of the prompt belongs to it."""
-        pairs = [_split(ask) for ask in asks]
-        prompts = self._tokenize([prompt for prompt, _ in pairs])
-        wholes = iter(self._tokenize([prompt + more for prompt, more in pairs if more is not None]))
+        space at the end of the prompt belongs to it. After a chat template it begins without white space."""
+        pairs, special = self._texts(asks), [not self._in_chat(ask) for ask in asks]
+        prompts = self._tokenize([prompt for prompt, _ in pairs], special)
+        scored = [place for place, (_, more) in enumerate(pairs) if more is not None]
+        texts = [f"{pairs[place][0]}{pairs[place][1]}" for place in scored]
+        wholes = dict(zip(scored, self._tokenize(texts, [special[place] for place in scored]), strict=True))
         encoded = []
-        for ask, (_, more), prompt in zip(asks, pairs, prompts, strict=True):
-            continuation = None if more is None else next(wholes)[len(prompt) :]
+        for place, (ask, prompt) in enumerate(zip(asks, prompts, strict=True)):
+            continuation = wholes[place][len(prompt) :] if place in wholes else None
             if continuation is not None and not prompt:
                 prompt = [self._first_token()]
             encoded.append(_Encoded(ask, prompt, continuation))
         return encoded
 
-    def _tokenize(self, texts: list[str]) -> list[list[int]]:
-        return [list(ids) for ids in self._engine.tokenizer(texts)["input_ids"]] if texts else []
+    def _in_chat(self, ask: Ask) -> bool:
+        """Whether the prompt goes into a chat template: a text without a prompt is nobody's message."""
+        return self._utility.chat is not None and bool(ask.prompt)
+
+    def _texts(self, asks: Sequence[Ask]) -> list[tuple[str, str | None]]:
+        """Prompt and continuation of each ask as they are sent."""
+        messages = list(dict.fromkeys(ask.prompt for ask in asks if self._in_chat(ask)))
+        if self._utility.chat is None or not messages:
+            return [_split(ask) for ask in asks]
+        sent = dict(zip(messages, self._utility.chat.render(self._engine.tokenizer, messages), strict=True))
+        return [
+            (sent[ask.prompt], None if ask.continuation is None else ask.continuation.lstrip())
+            if self._in_chat(ask)
+            else _split(ask)
+            for ask in asks
+        ]
+
+    def _tokenize(self, texts: Sequence[str], special: Sequence[bool]) -> list[list[int]]:
+        """Token ids of each text; `special`: with the tokens that the tokenizer adds to a text."""
+        found: list[list[int]] = [[] for _ in texts]
+        for added in sorted(set(special)):
+            places = [place for place, one in enumerate(special) if one == added]
+            settings = {} if added else {"add_special_tokens": False}
+            ids = self._engine.tokenizer([texts[place] for place in places], **settings)["input_ids"]
+            for place, tokens in zip(places, ids, strict=True):
+                found[place] = list(tokens)
+        return found
 
     def _first_token(self) -> int:
         """What a text begins after that has no prompt."""

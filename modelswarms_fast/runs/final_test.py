@@ -123,7 +123,7 @@ def compare_on_test(
 
     The second is the content of answers.json: `counts` of examples on which the winner scores higher (`gained`), lower
     (`lost`), or both the same (`both` above the lowest score that one of them got, `neither` at it), and of the first
-    two some examples with the prompt, the expected answer where there is one, and both answers.
+    two some examples with the prompt as it is sent, the expected answer where there is one, and both answers.
     """
     utility, same = evaluator.utility, torch.equal(expert, winner)
     given = [evaluator.generate(expert, "test")]
@@ -143,7 +143,7 @@ def compare_on_test(
         texts = [_text(utility, example, answers[example]) for answers in given]
         return {
             "example": example,
-            "prompt": utility.asks["test"][example][0].prompt,
+            "prompt": evaluator.sent("test", example),
             "expected": None if expected is None else str(expected),
             "best_expert": texts[0],
             "winner": texts[1],

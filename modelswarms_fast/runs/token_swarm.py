@@ -93,7 +93,8 @@ def token_swarm(
     check_out(out, overwrite=overwrite)
     keep_sources(out, [*sources, base])
     members = open_members(sources, base, engine_config)
-    engine = EnsembleEngine(members, slots=config.particles)
+    encode = None if utility.chat is None else utility.chat.encode
+    engine = EnsembleEngine(members, slots=config.particles, encode=encode)
     evaluator = Evaluator(engine, utility)
     inputs = {
         "base": base,

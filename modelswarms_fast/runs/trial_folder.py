@@ -24,8 +24,10 @@ _TOLD = {
     "expert_products", "memory", "objective", "command", "host_memory", "device_memory", "spill", "state_reason",
     "data_read", "data_warnings",
 }  # fmt: skip
+_CONTENTS = ("asks", "examples")  # named last: a setting that changes them says more
+_TOLD = {"expert_products", "memory", "objective", "command", "host_memory", "device_memory", "spill", "state_reason"}
 # What the winner's model card says beside the settings.
-_ON_THE_CARD = ("base", "task", "dataset", "data", "scoring", "options", "experts")
+_ON_THE_CARD = ("base", "task", "dataset", "data", "scoring", "options", "chat", "system", "experts")
 
 
 def open_trial(
@@ -52,7 +54,8 @@ def open_trial(
     old, path = [], folder / run_folder.HISTORY
     if path.exists():
         known = run_folder.read_json(folder / run_folder.CONFIG) if (folder / run_folder.CONFIG).exists() else config
-        for name in sorted((config.keys() | known.keys()) - _TOLD):
+        names = sorted((config.keys() | known.keys()) - _TOLD)
+        for name in sorted(names, key=_CONTENTS.__contains__):
             if config.get(name) != known.get(name):
                 raise InputError(f"{folder} holds a search with other settings ({name} differs); choose another folder")
         old = run_folder.read_history(path)
@@ -115,7 +118,7 @@ def export_winner(
         row, dev = population.row(particle, best=True), float(swarm.personal_best[particle])
         coefficients = population.best_mixture(particle)
     mixture = None if coefficients is None else dict(zip(experiment.names, coefficients, strict=True))
-    facts = {name: value for name, value in inputs.items() if name in _ON_THE_CARD}
+    facts = {name: value for name, value in inputs.items() if name in _ON_THE_CARD and value is not None}
     settings = asdict(swarm.config) | asdict(experiment.engine_config)
     provenance = facts | {"utility": inputs.get("task"), "dev": dev, "mixture": mixture, "settings": settings}
     form, cut = row_form(experiment.experts), {}

@@ -12,6 +12,7 @@ from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
+from modelswarms_fast.engines.protocol import Request
 from modelswarms_fast.errors import InputError
 from modelswarms_fast.evaluation.objectives import Answer, Ask, Utility, load_utility
 from modelswarms_fast.evaluation.objectives.multitask import join
@@ -160,7 +161,7 @@ def test_pack_weighs_each_prompt_by_itself(experiment):
     ensemble = Ensemble(experiment, "logits")
     by_rule = pack.routes(ensemble.engine, {"softmax": pack.softmax, "greedy": pack.greedy}, 3)
     route = by_rule["softmax"]
-    prompts = experiment.evaluator.prompts("dev")
+    prompts = [Request(0, prompt) for prompt in experiment.evaluator.prompts("dev")]
     before = ensemble.engine.passes
     first, second = route(prompts[0]), route(prompts[1])
     assert first.sum() == pytest.approx(1)
@@ -168,7 +169,7 @@ def test_pack_weighs_each_prompt_by_itself(experiment):
     assert route(prompts[0]) is first
     assert not np.allclose(by_rule["greedy"](prompts[0]), first, atol=1e-6)
     assert ensemble.engine.passes == before + 6  # of two prompts through three experts, for both rules
-    assert route(prompts[0][:1]).tolist() == [1 / 3] * 3
+    assert route(Request(0, prompts[0].prompt[:1])).tolist() == [1 / 3] * 3
 
 
 def test_pack_takes_both_rules_if_the_budget_allows(experiment):
@@ -210,6 +211,8 @@ def test_clusters_are_found_and_have_their_experts():
     assert fish.sum() == pytest.approx(1)
     assert fish[2] == 0
     assert np.count_nonzero(cbtm.Router(None, clusters, experts, 3, top=1).weights(FISH[0])) == 1
+    in_chat = Request(0, [1, 2], message="cod in a river")  # the words of a template are no part of a cluster
+    assert router(in_chat).tolist() == fish.tolist()
 
 
 def test_few_examples_in_a_cluster_decide_little():

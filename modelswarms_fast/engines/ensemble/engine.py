@@ -25,8 +25,10 @@ from modelswarms_fast.errors import InputError
 BATCH = 32
 
 Fuse = Literal["probabilities", "logits"]
-Route = Callable[[list[int]], Floats]
-"""Token ids of a prompt → coefficients [n] of the experts for it, none negative, of sum 1."""
+Encode = Callable[[Any, str], list[int]]
+"""Tokenizer of an expert and a user's message → token ids of the expert's prompt, in its own chat template."""
+Route = Callable[[Request], Floats]
+"""What is asked → coefficients [n] of the experts for it, none negative, of sum 1."""
 
 
 class Member(NamedTuple):
@@ -55,8 +57,16 @@ class EnsembleEngine:
     expert, and go on sharing every token as long as they choose the same. An expert whose coefficient is 0 is not run.
     """
 
-    def __init__(self, members: Sequence[Member], *, slots: int = 1, fuse: Fuse = "probabilities") -> None:
-        """`fuse`: what is mixed, probabilities (float32), or logits as Pack of LLMs does.
+    def __init__(
+        self,
+        members: Sequence[Member],
+        *,
+        slots: int = 1,
+        fuse: Fuse = "probabilities",
+        encode: Encode | None = None,
+    ) -> None:
+        """`fuse`: what is mixed, probabilities (float32), or logits as Pack of LLMs does. `encode`: makes the prompts
+        of requests that have a message; None: every expert gets the prompt of the first.
 
         Raises:
             InputError: the experts' tokenizers share too little.
@@ -69,7 +79,7 @@ class EnsembleEngine:
         self.watch: Watch | None = None
         self.passes = 0
         """Prompts that have gone through an expert: what an answer costs beside one model's."""
-        self._members, self._fuse = list(members), fuse
+        self._members, self._fuse, self._encode_message = list(members), fuse, encode
         models = [member.engine.model for member in members]
         widths = [model.get_output_embeddings().weight.shape[0] for model in models]
         ends = [_ends(model) for model in models]
@@ -91,10 +101,10 @@ class EnsembleEngine:
     def load_mixture(self, slot: int, mixture: torch.Tensor) -> None:
         """Serve a position [n]: its coefficients, `clipped`."""
         weights = clipped(mixture.detach().cpu().double().numpy())
-        self.load_route(slot, lambda prompt: weights)
+        self.load_route(slot, lambda request: weights)
 
     def load_route(self, slot: int, route: Route) -> None:
-        """Serve from a slot coefficients that depend on the prompt."""
+        """Serve from a slot coefficients that depend on the request."""
         if not 0 <= slot < self.slots:
             raise IndexError(f"slot {slot} of {self.slots}")
         start = time.perf_counter()
@@ -123,8 +133,8 @@ class EnsembleEngine:
         if not self._waiting:
             return []
         start = time.perf_counter()
-        prompts = list(dict.fromkeys(tuple(request.prompt) for request, _ in self._waiting.values()))
-        prompts = sorted(prompts, key=len)[:BATCH]
+        waiting = {tuple(request.prompt): request for request, _ in self._waiting.values()}
+        prompts = sorted(waiting, key=len)[:BATCH]
         numbers = {prompt: number for number, prompt in enumerate(prompts)}
         asked: list[PendingSequence] = []
         for key, (request, limit) in list(self._waiting.items()):
@@ -132,9 +142,9 @@ class EnsembleEngine:
                 assert request.slot is not None
                 del self._waiting[key]
                 forced = request.continuation
-                asked.append(PendingSequence(key, number, self._routes[request.slot](request.prompt), limit, forced))
+                asked.append(PendingSequence(key, number, self._routes[request.slot](request), limit, forced))
         with working("ensemble"):
-            self._complete([list(prompt) for prompt in prompts], asked)
+            self._complete([waiting[prompt] for prompt in prompts], asked)
         if self.watch is not None:
             self.watch("step", 0, start, time.perf_counter())
         return [(one.key, self._completion(one)) for one in asked]
@@ -148,15 +158,15 @@ class EnsembleEngine:
     def log_probs(self, request: Request, top: int | None = None) -> dict[int, float]:
         """Natural log-probabilities of the next token by the first expert's token id: the `top` most likely, or all."""
         assert request.slot is not None
-        one = PendingSequence(0, 0, self._routes[request.slot](request.prompt), 1, None)
-        streams = self._begin([request.prompt], [one])
+        one = PendingSequence(0, 0, self._routes[request.slot](request), 1, None)
+        streams = self._begin([request], [one])
         values, tokens = self._distribution(streams, [one])[0].log().topk(top or len(self._vocabulary.ids[0]))
         return dict(zip(self._vocabulary.ids[0][tokens.cpu()].tolist(), values.tolist(), strict=True))
 
     @torch.inference_mode()
     def prompt_logits(self, member: int, prompt: list[int]) -> torch.Tensor:
         """[len(prompt), K] float32 what an expert says after each token of a prompt; for one common tokenizer."""
-        inputs = torch.tensor([self._encode(member, prompt)], device=self.device)
+        inputs = torch.tensor([prompt], device=self.device)
         self.passes += 1
         return self._vocabulary.logits(member, self._model(member)(inputs).logits[0])
 
@@ -168,7 +178,7 @@ class EnsembleEngine:
     def close(self) -> None:
         """Nothing outlives an engine in this process."""
 
-    def _complete(self, prompts: list[list[int]], asked: list[PendingSequence]) -> None:
+    def _complete(self, prompts: list[Request], asked: list[PendingSequence]) -> None:
         """Decode until every request has ended."""
         streams = self._begin(prompts, asked)
         running = asked
@@ -190,7 +200,7 @@ class EnsembleEngine:
                 ids = self._vocabulary.ids[member][torch.tensor(tokens, dtype=torch.long)]
                 stream.advance(partial(self._model, member), wanted, parents, ids)
 
-    def _begin(self, prompts: list[list[int]], asked: list[PendingSequence]) -> dict[int, Stream]:
+    def _begin(self, prompts: list[Request], asked: list[PendingSequence]) -> dict[int, Stream]:
         """Put the prompts through the experts that have a say in them."""
         streams = {}
         for member in range(len(self._members)):
@@ -228,11 +238,16 @@ class EnsembleEngine:
             self._held[id(engine)] = member
         return engine.model
 
-    def _encode(self, member: int, prompt: list[int]) -> list[int]:
+    def _encode(self, member: int, request: Request) -> list[int]:
+        tokenizer = self._members[member].engine.tokenizer
+        if tokenizer is self.tokenizer:
+            return request.prompt
+        if request.message is not None and self._encode_message is not None:
+            return self._encode_message(tokenizer, request.message)
         if self._vocabulary.same:
-            return prompt
-        text = self.tokenizer.decode(prompt, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-        return list(self._members[member].engine.tokenizer(text)["input_ids"])
+            return request.prompt
+        text = self.tokenizer.decode(request.prompt, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        return list(tokenizer(text)["input_ids"])
 
     def _completion(self, one: PendingSequence) -> Completion:
         if one.forced is not None:

@@ -253,8 +253,8 @@ class VllmEngine:
     def _add(self, name: str, request: Request, params: Any) -> None:
         from vllm.lora.request import LoRARequest
 
-        slot, tokens, continuation = request
-        prompt: dict[str, Any] = {"prompt_token_ids": tokens + (continuation or [])}
+        slot, continuation = request.slot, request.continuation
+        prompt: dict[str, Any] = {"prompt_token_ids": request.prompt + (continuation or [])}
         adapter = None
         if slot is None:
             if self.serve == "merged" and self._versions:

@@ -15,6 +15,7 @@ from modelswarms_fast.config import TaskConfig
 from modelswarms_fast.errors import InputError
 from modelswarms_fast.evaluation.dataset import SPLITS, Data, read_data, warnings_of
 from modelswarms_fast.evaluation.dataset_files import split_of
+from modelswarms_fast.evaluation.chat import read_chat
 from modelswarms_fast.evaluation.objectives import (
     abstain,
     callables,
@@ -58,6 +59,8 @@ def load_utility(task: str, data: Files = None, **settings: Any) -> Utility:
     Every example of the file is checked, limits or not. Raises InputError, and TypeError for an unknown setting.
     """
     config = TaskConfig(**settings)
+    if (chat := read_chat(config)) is not None:
+        return replace(load_utility(task, data, **settings | {"chat": None, "system": None}), chat=chat)
     if task not in (*_LOADERS, "multitask") and ":" not in task:
         raise InputError(f'unknown task "{task}"; choose {", ".join(TASKS)} or a function as module:function')
     kind = task.partition(":")[0]

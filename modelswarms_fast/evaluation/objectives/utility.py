@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 from modelswarms_fast.errors import InputError
 from modelswarms_fast.evaluation.dataset import Data
+from modelswarms_fast.evaluation.chat import Chat
 
 __all__ = ["Answer", "Ask", "Utility", "mean", "mean_error"]
 
@@ -24,6 +25,7 @@ class Ask(NamedTuple):
     """One thing asked of the model."""
 
     prompt: str
+    """With a chat template the user's message; an empty one is sent without the template."""
     max_tokens: int
     """New tokens; ignored with a continuation."""
     continuation: str | None = None
@@ -94,6 +96,8 @@ class Utility:
     """What the answers to an example name, as its score sees it: votes count that; None where nothing is to choose."""
     data: tuple[Data, ...] = ()
     """How the examples were read, a file or folder each; none where a task brings its own."""
+    chat: Chat | None = None
+    """The chat template that all prompts are sent in; None: as they are."""
 
     @property
     def prompts(self) -> dict[str, list[str]]:
@@ -113,7 +117,8 @@ class Utility:
 
     def digests(self) -> dict[str, str]:
         """Names of the content of `examples` and `asks`, so that results of another file are not taken for these."""
-        named = {"examples": self.examples, "asks": self.asks}
+        asks: Any = self.asks if self.chat is None else [self.asks, self.chat.template, self.chat.system]
+        named = {"examples": self.examples, "asks": asks}
         # By default=str: a document of lm-eval may hold dates and the like.
         data = {name: json.dumps(content, sort_keys=True, default=str).encode() for name, content in named.items()}
         return {name: hashlib.blake2b(one, digest_size=16).hexdigest() for name, one in data.items()}

@@ -21,6 +21,7 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import Normalizer
 
+from modelswarms_fast.engines.protocol import Request
 from modelswarms_fast.errors import InputError
 from modelswarms_fast.runs.baselines import Choice
 from modelswarms_fast.runs.baselines.ensembles import Ensemble
@@ -157,9 +158,12 @@ class Router:
         self._tokenizer, self._clusters, self._experts, self._count = tokenizer, clusters, experts, count
         self.top = top
 
-    def __call__(self, prompt: list[int]) -> Floats:
-        """[n] for token ids."""
-        text = self._tokenizer.decode(prompt, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    def __call__(self, request: Request) -> Floats:
+        """[n] for what is asked."""
+        text = request.message
+        if text is None:
+            settings = {"skip_special_tokens": True, "clean_up_tokenization_spaces": False}
+            text = self._tokenizer.decode(request.prompt, **settings)
         return self.weights(text)
 
     def weights(self, text: str) -> Floats:

@@ -12,6 +12,7 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from modelswarms_fast.errors import InputError
+from modelswarms_fast.evaluation.chat import Chat
 from modelswarms_fast.runs.baselines import Choice
 from modelswarms_fast.runs.experiment import Experiment
 from modelswarms_fast.runs.training_data import Pairs, read_training_data
@@ -36,7 +37,8 @@ def run(experiment: Experiment, budget: int, seed: int, steps: int | None = None
         raise InputError("data_merge trains an adapter, but the experts are full checkpoints; leave it out.")
     pairs = [pair for some in read_training_data(experiment.train, experts.names).values() for pair in some]
     count = steps or STEPS * len(experts.names)
-    row, losses = train(experiment.base_folder, experts, pairs, steps=count, seed=seed)
+    chat = experiment.utility.chat
+    row, losses = train(experiment.base_folder, experts, pairs, steps=count, seed=seed, chat=chat)
     folder = Path(experiment.out) / "data_merge"
     provenance: dict[str, Any] = {"method": "data_merge", "training examples": len(pairs), "steps": count, "seed": seed}
     export(folder, row, experts, base=experiment.base_folder, provenance=provenance)
@@ -60,11 +62,14 @@ def run(experiment: Experiment, budget: int, seed: int, steps: int | None = None
     )
 
 
-def train(base: Path, experts: Experts, pairs: Pairs, *, steps: int, seed: int) -> tuple[torch.Tensor, list[float]]:
+def train(
+    base: Path, experts: Experts, pairs: Pairs, *, steps: int, seed: int, chat: Chat | None = None
+) -> tuple[torch.Tensor, list[float]]:
     """A row [D] in the experts' layout, and the loss of every step.
 
     Rank, alpha and modules are the experts'; A and B begin as PEFT makes them. AdamW with a linear warm-up of a tenth
     of the steps and a linear decay to 0; the loss is the cross entropy of completions and the end that follows them.
+    With a chat template prompts are read in the form in which the task's are sent.
     """
     tokenizer = AutoTokenizer.from_pretrained(base, trust_remote_code=False)
     model: Any = AutoModelForCausalLM.from_pretrained(base, dtype="auto", trust_remote_code=False, use_safetensors=True)
@@ -74,7 +79,7 @@ def train(base: Path, experts: Experts, pairs: Pairs, *, steps: int, seed: int) 
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         model = get_peft_model(model, LoraConfig(**fields)).to(device).train()  # A and B in float32
-    examples = [encode(tokenizer, *pair) for pair in pairs]
+    examples = [encode(tokenizer, *pair, chat) for pair in pairs]
     weights = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
     optimizer = torch.optim.AdamW(weights.values(), lr=LEARNING_RATE, weight_decay=0.0)
     losses = []
@@ -96,13 +101,16 @@ def train(base: Path, experts: Experts, pairs: Pairs, *, steps: int, seed: int) 
 Example = tuple[list[int], list[int]]
 
 
-def encode(tokenizer: Any, prompt: str, completion: str) -> Example:
+def encode(tokenizer: Any, prompt: str, completion: str, chat: Chat | None = None) -> Example:
     """Token ids of a prompt, and of its completion and the end."""
-    if not prompt[-1:].isspace() and not completion[0].isspace():
+    if chat is not None:
+        completion = completion.lstrip()
+    elif not prompt[-1:].isspace() and not completion[0].isspace():
         completion = " " + completion
     end = tokenizer(completion, add_special_tokens=False)["input_ids"][: LONGEST_COMPLETION - 1]
     end = [*end, tokenizer.eos_token_id]
-    return list(tokenizer(prompt)["input_ids"])[len(end) - LONGEST :], end
+    start = tokenizer(prompt)["input_ids"] if chat is None else chat.encode(tokenizer, prompt)
+    return list(start)[len(end) - LONGEST :], end
 
 
 def batches(examples: Sequence[Example], steps: int, rng: random.Random) -> list[list[Example]]:

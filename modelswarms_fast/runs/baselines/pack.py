@@ -59,7 +59,7 @@ def routes(engine: EnsembleEngine, rules: Mapping[str, Rule], count: int) -> dic
         return {name: rule(said, tokens) for name, rule in rules.items()}
 
     def route(name: str) -> Route:
-        return lambda prompt: weights(tuple(prompt))[name]
+        return lambda request: weights(tuple(request.prompt))[name]
 
     return {name: route(name) for name in rules}
 
