@@ -13,9 +13,9 @@ from typing import Any
 
 from modelswarms_fast.config import TaskConfig
 from modelswarms_fast.errors import InputError
+from modelswarms_fast.evaluation.chat import read_chat
 from modelswarms_fast.evaluation.dataset import SPLITS, Data, read_data, warnings_of
 from modelswarms_fast.evaluation.dataset_files import split_of
-from modelswarms_fast.evaluation.chat import read_chat
 from modelswarms_fast.evaluation.objectives import (
     abstain,
     callables,

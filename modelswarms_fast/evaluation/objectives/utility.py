@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from modelswarms_fast.errors import InputError
-from modelswarms_fast.evaluation.dataset import Data
 from modelswarms_fast.evaluation.chat import Chat
+from modelswarms_fast.evaluation.dataset import Data
 
 __all__ = ["Answer", "Ask", "Utility", "mean", "mean_error"]
 
