@@ -42,7 +42,7 @@ def evaluate(
     config = EngineConfig(**one | of_engine)
     utility = load_utility(task, data, **of_task)
     base_folder = resolve_base(base)
-    loaded = None if model == base else read_experts([model], minimum=1)
+    loaded = None if model == base else read_experts([model], base=base_folder, minimum=1)
     with closing(start_engine(base_folder, loaded, config)) as served:
         evaluator = Evaluator(served, utility, splits=(split,), engines=config.engines)
         scores = evaluator.score_base(split) if loaded is None else evaluator.score_model(loaded.rows[0], split)

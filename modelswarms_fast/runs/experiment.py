@@ -122,7 +122,7 @@ class Experiment:
         """Why `engine_config.state` is what it is."""
         self.base_folder = resolve_base(base)
         with phase("reading the experts", show=progress):
-            found = read_experts(experts, dtype=self.row_dtype, place=self._place)
+            found = read_experts(experts, dtype=self.row_dtype, base=self.base_folder, place=self._place)
         self.experts: Experts = replace(found, combine=self.engine_config.combine)
         if found.kind == "full" and self.engine_config.combine == "delta":
             raise InputError(

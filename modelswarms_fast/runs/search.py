@@ -136,7 +136,7 @@ def search(
         if final_test:
             every = experiment.experts
             if experiment.engine_config.state != "mixture":
-                every = read_experts(list(every.sources), dtype=experiment.row_dtype)
+                every = read_experts(list(every.sources), dtype=experiment.row_dtype, base=experiment.base_folder)
             write_test_scores(evaluator, every, trial.loop.swarm, trial.loop.population, out)
         now = time.perf_counter()
         summary["seconds"] |= {"test": now - testing, "total": now - started}

@@ -172,8 +172,9 @@ def open_members(sources: Sequence[str | Path], base: str | None, config: Engine
     if adapters:
         if base is None:
             raise InputError(f"{adapters[0]} is an adapter; give the base model of the adapters with --base.")
-        loaded = read_experts(adapters, minimum=1)
-        shared = _open(resolve_base(base), loaded, config)
+        folder = resolve_base(base)
+        loaded = read_experts(adapters, base=folder, minimum=1)
+        shared = _open(folder, loaded, config)
         rows = dict(zip(adapters, loaded.rows, strict=True))
     members = []
     for source in sources:

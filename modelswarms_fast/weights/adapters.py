@@ -12,16 +12,18 @@ from pathlib import Path
 from typing import Any
 
 from modelswarms_fast.errors import InputError
+from modelswarms_fast.weights.adapter_forms import PREFIX, initial_advice, merge_advice
 
 # Fields of adapter_config.json that, when set, add tensors or change the forward pass or the base model.
+_MORE_THAN_LORA = ("use_dora", "lora_bias", "modules_to_save", "target_parameters", "trainable_token_indices")
 _MUST_BE_OFF = (
-    "use_dora", "lora_bias", "use_qalora", "use_bdlora", "fan_in_fan_out", "modules_to_save",
-    "target_parameters", "trainable_token_indices", "layer_replication", "alora_invocation_tokens",
-    "arrow_config", "kasa_config", "monteclora_config", "velora_config", "megatron_config",
+    "use_qalora", "use_bdlora", "layer_replication", "alora_invocation_tokens", "arrow_config", "kasa_config",
+    "monteclora_config", "velora_config", "megatron_config",
 )  # fmt: skip
-# Initialisations that subtract from the base weights: such an adapter is not a difference to the plain base.
-_CHANGES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
-_TENSOR = re.compile(r"base_model\.model\.(?P<module>.+)\.lora_(?P<half>[AB])\.weight")
+# Initialisations that subtract from the base weights, also when PEFT loads the adapter. "lora_ga" does so only where
+# training has left its gradients.
+_CHANGES_BASE = ("pissa", "olora", "corda", "loftq")
+_HALF = re.compile(rf"{re.escape(PREFIX)}(?P<module>.+)\.lora_(?P<half>[AB])\.weight")
 
 
 @dataclass(frozen=True)
@@ -49,21 +51,15 @@ class LoraModule:
 def lora_modules(
     config: Mapping[str, Any], config_file: Path, shapes: Mapping[str, tuple[int, ...]], weights_file: Path
 ) -> tuple[LoraModule, ...]:
-    """The modules of one adapter, sorted by name, checked against the shapes of its tensors.
+    """The modules of one adapter, sorted by name, checked against the shapes of its tensors, the halves of LoRA.
 
     scaling = alpha / rank, or alpha / sqrt(rank) with use_rslora (arXiv 2312.03732). rank_pattern and
     alpha_pattern override r and lora_alpha for the modules that they match, as in PEFT. Raises InputError.
     """
-    _check_config(config, config_file)
     halves: dict[str, dict[str, str]] = {}
     for name in sorted(shapes):
-        match = _TENSOR.fullmatch(name)
-        if match is None:
-            raise InputError(
-                f"{weights_file}: tensor {name} is not the lora_A or lora_B weight of a linear layer,"
-                " which is all that is supported: train the expert with plain LoRA"
-            )
-        halves.setdefault(match["module"], {})[match["half"]] = name
+        if match := _HALF.fullmatch(name):
+            halves.setdefault(match["module"], {})[match["half"]] = name
     modules = []
     for module, tensors in sorted(halves.items()):
         if len(tensors) != 2:
@@ -109,19 +105,24 @@ def _most_frequent(values: Iterable[Any]) -> Any:
     return Counter(values).most_common(1)[0][0]
 
 
-def _check_config(config: Mapping[str, Any], file: Path) -> None:
+def check_config(config: Mapping[str, Any], file: Path) -> None:
+    """Raise InputError for an adapter_config.json that is not that of plain LoRA, with the way out."""
+    merge = merge_advice(file.parent, str(config.get("base_model_name_or_path") or "base"))
     if config.get("peft_type") != "LORA":
-        raise InputError(f"{file}: peft_type {config.get('peft_type')!r} is not supported, only LORA is")
+        raise InputError(f"{file}: peft_type {config.get('peft_type')!r} is not supported, only LORA is: {merge}")
+    for field in _MORE_THAN_LORA:
+        if config.get(field):
+            raise InputError(f"{file}: {field} is not supported: {merge}")
     for field in _MUST_BE_OFF:
         if config.get(field):
             raise InputError(f"{file}: {field} is not supported: train the expert without it (plain LoRA)")
     if config.get("bias", "none") != "none":
-        raise InputError(f"{file}: bias {config['bias']!r} is not supported: train the expert with bias 'none'")
+        raise InputError(f"{file}: bias {config['bias']!r} is not supported: {merge}")
     start = config.get("init_lora_weights", True)
     if isinstance(start, str) and start.lower().startswith(_CHANGES_BASE):
         raise InputError(
             f"{file}: init_lora_weights {start!r} changes the base weights, which is not supported:"
-            " convert the adapter to plain LoRA (path_initial_model_for_weight_conversion of PEFT)"
+            f" {initial_advice(file.parent)}"
         )
     _check_rank(config.get("r"), "r", file)
     _check_alpha(config.get("lora_alpha"), "lora_alpha", file)

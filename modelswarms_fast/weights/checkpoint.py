@@ -17,7 +17,8 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from modelswarms_fast.errors import InputError
-from modelswarms_fast.weights.adapters import LoraModule, lora_modules
+from modelswarms_fast.weights.adapter_forms import merge_advice, plain_names
+from modelswarms_fast.weights.adapters import LoraModule, check_config, lora_modules
 from modelswarms_fast.weights.base_model import PLAIN_NAME, read_object
 from modelswarms_fast.weights.layout import Layout
 
@@ -27,16 +28,24 @@ EXPECTED = (
     " adapter_model.safetensors (or config.json and model.safetensors)"
 )
 _AGAIN = "download or export this expert again"
+_EMBEDDINGS = ("embed_tokens.weight", "wte.weight", "embed_in.weight")
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 
 
 @dataclass(frozen=True)
 class Stored:
-    """A tensor in a file, its values not yet read; `dtype` in the words of safetensors."""
+    """A tensor in a file, its values not yet read; `dtype` in the words of safetensors, `key` its name in the file."""
 
     file: Path
     shape: tuple[int, ...]
     dtype: str
+    key: str
+
+    def load(self) -> Tensor:
+        """The values. Raises InputError."""
+        with _open(self.file) as handle:
+            tensor: Tensor = handle.get_tensor(self.key)
+        return tensor
 
 
 @dataclass(frozen=True)
@@ -60,7 +69,7 @@ class Checkpoint:
             with _open(file) as handle:
                 for name, stored in self.tensors.items():
                     if stored.file == file:
-                        tensor = handle.get_tensor(name)
+                        tensor = handle.get_tensor(stored.key)
                         if factors and name in factors:
                             tensor = tensor.double() * factors[name]
                         views[name][tuple(map(slice, stored.shape))].copy_(tensor)
@@ -70,15 +79,19 @@ class Checkpoint:
             raise InputError(f"{file}: tensor {bad} holds NaN or infinity as {layout.dtype}: {_AGAIN}")
 
 
-def scan(folder: Path) -> Checkpoint:
-    """Everything about one expert but its values. Raises InputError."""
+def scan(folder: Path, base: Path | None = None) -> Checkpoint:
+    """Everything about one expert but its values. Raises InputError.
+
+    `base` is the folder of the base model: trainers save copies of its embeddings beside an adapter.
+    """
     if not folder.is_dir():
         raise InputError(f"{folder} is not a folder: give the folder of one expert")
     config_file = folder / "adapter_config.json"
     if config_file.exists():
         config = read_object(config_file, _AGAIN)
+        check_config(config, config_file)
         weights = _weights(folder, "adapter_model.safetensors")
-        tensors = _headers([weights])
+        tensors = _halves(_headers([weights]), weights, config, base)
         shapes = {name: stored.shape for name, stored in tensors.items()}
         return Checkpoint("lora", config_file, config, tensors, lora_modules(config, config_file, shapes, weights))
     config_file = folder / "config.json"
@@ -93,6 +106,34 @@ def scan(folder: Path) -> Checkpoint:
     if index_file.exists() and not (folder / "model.safetensors").exists():
         return Checkpoint("full", config_file, config, _sharded(folder, index_file), ())
     return Checkpoint("full", config_file, config, _headers([_weights(folder, "model.safetensors")]), ())
+
+
+def _halves(tensors: dict[str, Stored], file: Path, config: Mapping[str, Any], base: Path | None) -> dict[str, Stored]:
+    """The halves of LoRA among an adapter's tensors; whole tensors beside them have to be those of the base model."""
+    advice = merge_advice(file.parent, str(config.get("base_model_name_or_path") or "base"))
+    halves, whole = plain_names(tensors, file, advice)
+    if whole and base is None:
+        raise InputError(
+            f"{file}: tensor {next(iter(whole))} is a whole one, which may be a copy of the base model's: name the base"
+            " model"
+        )
+    if whole and base is not None:
+        of_base = scan(base).tensors
+        for key, name in whole.items():
+            if not _is_copy(tensors[key], name, of_base):
+                raise InputError(f"{file}: tensor {key} is a whole one and not the base model's: {advice}")
+    return dict(sorted((name, tensors[key]) for key, name in halves.items()))
+
+
+def _is_copy(stored: Stored, name: str, of_base: Mapping[str, Stored]) -> bool:
+    """Whether a tensor is the base model's, in the number type in which it was saved."""
+    found = of_base.get(name)
+    if found is None and name.endswith("lm_head.weight"):  # tied: it lies in the embeddings
+        found = next((one for other, one in of_base.items() if other.endswith(_EMBEDDINGS)), None)
+    if found is None or found.shape != stored.shape:
+        return False
+    ours = stored.load()
+    return torch.equal(ours, found.load().to(ours.dtype))
 
 
 def _sharded(folder: Path, index_file: Path) -> dict[str, Stored]:
@@ -139,7 +180,7 @@ def _headers(files: Iterable[Path]) -> dict[str, Stored]:
         with _open(file) as handle:
             for name in sorted(handle.keys()):
                 part = handle.get_slice(name)
-                stored = Stored(file, tuple(part.get_shape()), part.get_dtype())
+                stored = Stored(file, tuple(part.get_shape()), part.get_dtype(), name)
                 if name in tensors:
                     raise InputError(f"{file}: tensor {name} is also in {tensors[name].file}: delete one of them")
                 if stored.dtype not in DTYPES:

@@ -72,26 +72,30 @@ class Experts:
     combine: Combine = "factors"
     """What a mixture of them is, as in `EngineConfig`."""
     notes: tuple[str, ...] = ()
+    base: Path | None = None
+    """Folder of the base model, if it was given."""
 
 
 def read_experts(
     source: str | Path | Sequence[str | Path],
     *,
     dtype: torch.dtype | None = None,
+    base: Path | None = None,
     minimum: int = 2,
     place: Callable[[int, int, torch.dtype], Tensor] | None = None,
 ) -> Experts:
     """Read a folder of expert folders (sorted by name), or a list of folders and hub ids (in this order).
 
-    Rows have the dtype `dtype` (float32, float16 or bfloat16), or the widest of the experts. Fewer than `minimum`
-    experts are refused: a search needs two. `place(n, size, dtype)` allocates n rows or more, n without it: the swarm's
-    own rows can then begin with the experts. Raises InputError.
+    Rows have the dtype `dtype` (float32, float16 or bfloat16), or the widest of the experts. `base` is the folder of
+    the base model; adapters that were saved with copies of its tensors need it. Fewer than `minimum` experts are
+    refused: a search needs two. `place(n, size, dtype)` allocates n rows or more, n without it: the swarm's own rows
+    can then begin with the experts. Raises InputError.
     """
     if dtype is not None and dtype not in _ROW_DTYPES:
         raise InputError(f"rows cannot be {dtype}: choose float32, float16 or bfloat16")
     with _system_errors():
         names, folders, sources = _locate(source, minimum)
-        experts = [scan(folder) for folder in folders]
+        experts = [scan(folder, base) for folder in folders]
     first = experts[0]
     for expert in experts:
         _check_kind(expert, first)
@@ -117,7 +121,7 @@ def read_experts(
     rows = memory[: len(experts)].zero_()
     for expert, row in zip(experts, rows, strict=True):
         expert.read(layout, row, factors(expert, modules))
-    return Experts(first.kind, names, layout, rows, memory, modules, config, sources, notes=tuple(notes))
+    return Experts(first.kind, names, layout, rows, memory, modules, config, sources, notes=tuple(notes), base=base)
 
 
 def inner_products(rows: Tensor) -> list[list[float]] | None:
@@ -139,9 +143,9 @@ def read_model(source: str | Path, experts: Experts) -> Tensor:
     them.
     """
     if experts.combine == "delta":
-        return embed(read_experts([source], dtype=experts.layout.dtype, minimum=1), experts)
+        return embed(read_experts([source], dtype=experts.layout.dtype, base=experts.base, minimum=1), experts)
     with _system_errors():
-        model = scan(source if isinstance(source, Path) else _local(source))
+        model = scan(source if isinstance(source, Path) else _local(source), experts.base)
     config_file = Path(experts.sources[0]) / ("config.json" if experts.kind == "full" else "adapter_config.json")
     first = Checkpoint(experts.kind, config_file, experts.config, {}, experts.modules)
     _check_kind(model, first)

@@ -3,16 +3,17 @@
 import json
 import math
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import helpers_models
 import pytest
 import torch
-from helpers_models import ALL_LINEAR, make_adapter
+from helpers_models import ALL_LINEAR, edit_config, make_adapter
 from helpers_search import write_tokenizer
 from peft import PeftModel
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import LlamaForCausalLM
 
 from modelswarms_fast.engines.protocol import Request
@@ -142,3 +143,139 @@ def test_a_scaled_value_that_overflows_is_named(tiny_base: Path, tmp_path: Path)
         make_adapter(tiny_base, tmp_path / str(index), seed=index, lora_alpha=alpha, dtype=torch.float16)
     with pytest.raises(InputError, match=r"1/adapter_model.safetensors: tensor .*lora_B.weight .* as torch.float16"):
         read_experts(tmp_path)
+
+
+Q = "base_model.model.model.layers.0.self_attn.q_proj."
+KEYS: dict[str, Callable[[str], str]] = {
+    "as PEFT saves them": lambda key: key,
+    "with the adapter's name": lambda key: key.replace(".weight", ".default.weight"),
+    "with another name": lambda key: key.replace(".weight", ".my-law_2.weight"),
+    "without prefix": lambda key: key.removeprefix("base_model.model."),
+    "of DistributedDataParallel": lambda key: f"module.{key}",
+    "of torch.compile": lambda key: f"_orig_mod.{key}",
+    "compiled inside": lambda key: key.replace("base_model.model.", "base_model.model._orig_mod."),
+    "all of it": lambda key: "module." + key.removeprefix("base_model.model.").replace(".weight", ".default.weight"),
+}
+
+
+def pool_of_one_form(tiny_base: Path, folder: Path, change: Callable[[dict[str, Any]], dict[str, Any]]) -> Path:
+    """Two adapters, of which the second is stored in another form."""
+    for index in range(2):
+        make_adapter(tiny_base, folder / str(index), seed=index)
+    file = folder / "1" / "adapter_model.safetensors"
+    save_file(change(load_file(file)), file, {"format": "pt"})
+    return folder
+
+
+@pytest.mark.parametrize("form", KEYS)
+def test_keys_of_every_trainer_are_those_of_peft(form: str, tiny_base: Path, tmp_path: Path) -> None:
+    make_adapter(tiny_base, tmp_path / "right" / "1", seed=1)
+    folder = pool_of_one_form(
+        tiny_base, tmp_path / "pool", lambda file: {KEYS[form](key): tensor for key, tensor in file.items()}
+    )
+    pool = read_experts(folder)
+    assert all(spec.name in load_file(folder / "0" / "adapter_model.safetensors") for spec in pool.layout.specs)
+    alone = read_experts([tmp_path / "right" / "1"], minimum=1)
+    assert torch.equal(pool.rows[1], alone.rows[0])
+
+
+def test_two_adapters_in_one_file_and_one_tensor_twice_are_refused(tiny_base: Path, tmp_path: Path) -> None:
+    def two(file: dict[str, Any]) -> dict[str, Any]:
+        return {key.replace(".weight", f".{name}.weight"): one.clone() for key, one in file.items() for name in "xy"}
+
+    def twice(file: dict[str, Any]) -> dict[str, Any]:
+        return file | {f"module.{Q}lora_A.weight": file[f"{Q}lora_A.weight"].clone()}
+
+    for name, change, words in (
+        ("two", two, r"1/adapter_model.safetensors holds several adapters \(.*\.x\.weight, .*\.y\.weight\): save each"),
+        ("twice", twice, r"1/adapter_model.safetensors: tensors .* are the same one"),
+    ):
+        with pytest.raises(InputError, match=words):
+            read_experts(pool_of_one_form(tiny_base, tmp_path / name, change))
+
+
+COPIES = {
+    "embeddings": "base_model.model.model.embed_tokens.weight",
+    "beside LoRA": "base_model.model.model.embed_tokens.base_layer.weight",
+    "of modules_to_save": "base_model.model.model.embed_tokens.modules_to_save.default.weight",
+    "a tied head": "base_model.model.lm_head.base_layer.weight",
+    "without prefix": "model.embed_tokens.weight",
+    "another tensor": "base_model.model.model.norm.weight",
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("form", COPIES)
+def test_copies_of_the_base_are_left_out(form: str, dtype: torch.dtype, tiny_base: Path, tmp_path: Path) -> None:
+    """In the number type in which they were saved; without the base nobody can say that they are copies."""
+    of_base = load_file(tiny_base / "model.safetensors")
+    copy = of_base["model.norm.weight" if "norm" in COPIES[form] else "model.embed_tokens.weight"].to(dtype)
+    folder = pool_of_one_form(tiny_base, tmp_path / "pool", lambda file: file | {COPIES[form]: copy})
+    pool = read_experts(folder, base=tiny_base)
+    assert torch.equal(pool.rows[1], read_model(folder / "1", pool))
+    assert {spec.name.split(".")[-2] for spec in pool.layout.specs} == {"lora_A", "lora_B"}
+    assert pool.notes == ()
+    with pytest.raises(InputError, match=r"1/adapter_model.safetensors: tensor .* name the base model"):
+        read_experts(folder)
+
+
+def test_lora_beside_copies_as_peft_saves_them(tiny_base: Path, tmp_path: Path) -> None:
+    """PEFT saves the base's head beside LoRA of it; the base has none of its own here."""
+    for index, modules in enumerate([["q_proj", "lm_head"], ["q_proj"]]):
+        make_adapter(tiny_base, tmp_path / str(index), seed=index, target_modules=modules)
+    assert "base_model.model.lm_head.base_layer.weight" in load_file(tmp_path / "0" / "adapter_model.safetensors")
+    pool = read_experts(tmp_path, base=tiny_base)
+    assert [module.name for module in pool.modules if module.ranks == (4, 0)] == ["lm_head"]
+
+
+ACCEPTED: dict[str, dict[str, Any]] = {
+    "GPT-2's orientation": {"fan_in_fan_out": True},
+    "LoRA-GA": {"init_lora_weights": "lora_ga"},
+    "EVA": {"init_lora_weights": "eva"},
+    "a dropout": {"lora_dropout": 0.1},
+}
+
+
+@pytest.mark.parametrize("form", ACCEPTED)
+def test_settings_of_training_alone_change_nothing(form: str, tiny_base: Path, tmp_path: Path) -> None:
+    for index in range(2):
+        make_adapter(tiny_base, tmp_path / str(index), seed=index)
+    plain = read_experts(tmp_path)
+    edit_config(tmp_path / "0", **ACCEPTED[form])
+    found = read_experts(tmp_path)
+    assert torch.equal(found.rows, plain.rows)
+    assert found.modules == plain.modules
+    assert found.config["init_lora_weights"] is True
+
+
+MERGED = [
+    "from_pretrained('/models/base')",
+    "PeftModel.from_pretrained(model,",
+    "merge_and_unload()",
+    "save_pretrained(",
+]
+REFUSED: dict[str, tuple[dict[str, Any], list[str]]] = {
+    "DoRA": ({"use_dora": True}, ["use_dora", *MERGED]),
+    "bias of LoRA": ({"lora_bias": True}, ["lora_bias", *MERGED]),
+    "bias of the layers": ({"bias": "lora_only"}, ["bias 'lora_only'", *MERGED]),
+    "parameters": ({"target_parameters": ["w"]}, ["target_parameters", *MERGED]),
+    "trainable tokens": ({"trainable_token_indices": [1]}, ["trainable_token_indices", *MERGED]),
+    "IA3": ({"peft_type": "IA3"}, ["'IA3'", *MERGED]),
+    "LoHa": ({"peft_type": "LOHA"}, ["'LOHA'", *MERGED]),
+    "AdaLoRA": ({"peft_type": "ADALORA"}, ["'ADALORA'", *MERGED]),
+    "PiSSA": ({"init_lora_weights": "pissa"}, ["'pissa'", "path_initial_model_for_weight_conversion"]),
+    "OLoRA": ({"init_lora_weights": "olora"}, ["'olora'", "path_initial_model_for_weight_conversion"]),
+    "LoftQ": ({"init_lora_weights": "loftq"}, ["'loftq'", "path_initial_model_for_weight_conversion"]),
+}
+
+
+@pytest.mark.parametrize("form", REFUSED)
+def test_more_than_lora_is_refused_with_the_way_out(form: str, tiny_base: Path, tmp_path: Path) -> None:
+    for index in range(2):
+        make_adapter(tiny_base, tmp_path / str(index), seed=index)
+    fields, words = REFUSED[form]
+    edit_config(tmp_path / "1", base_model_name_or_path="/models/base", **fields)
+    with pytest.raises(InputError) as caught:
+        read_experts(tmp_path)
+    assert [word for word in ["1/adapter_config.json", *words] if word not in str(caught.value)] == []
+    assert "\n" not in str(caught.value)

@@ -327,10 +327,10 @@ DAMAGED: dict[str, tuple[Callable[[Path], Any], list[str]]] = {
     "rank": (_tensors(**{KEY: torch.zeros(3, 32)}), [WEIGHTS, Q_A, "[3, 32]", "rank 4"]),
     "three dimensions": (_tensors(**{KEY: torch.zeros(4, 32, 1)}), [WEIGHTS, Q_A, "[4, 32, 1]", "rank 4"]),
     "A without B": (_tensors(**{KEY: ...}), [WEIGHTS, Q_B, "other half"]),
-    "other tensor": (_tensors(lm_head__weight=torch.zeros(4, 4)), [WEIGHTS, "lm_head.weight", "plain LoRA"]),
+    "other tensor": (_tensors(lm_head__weight=torch.zeros(4, 4)), [WEIGHTS, "lm_head.weight", "name the base model"]),
     "embedding": (
         _tensors(base_model__model__model__embed_tokens__lora_embedding_A=torch.zeros(4, 4)),
-        [WEIGHTS, "embed_tokens.lora_embedding_A", "plain LoRA"],
+        [WEIGHTS, "embed_tokens.lora_embedding_A", "merge_and_unload"],
     ),
     "r": (_config(r="4"), [CONFIG, "r is '4'"]),
     "r is 0": (_config(r=0), [CONFIG, "r is 0"]),
@@ -352,7 +352,6 @@ DAMAGED: dict[str, tuple[Callable[[Path], Any], list[str]]] = {
     field: (_config(**{field: value}), [CONFIG, f"{field} is not supported"])
     for field, value in {
         "use_dora": True, "lora_bias": True, "use_qalora": True, "use_bdlora": {"k": 1},
-        "fan_in_fan_out": True,
         "modules_to_save": ["lm_head"], "target_parameters": ["w"], "trainable_token_indices": [1],
         "layer_replication": [[0, 2]], "alora_invocation_tokens": [5], "arrow_config": {"top_k": 1},
         "kasa_config": {"beta": 1.0}, "monteclora_config": {"k": 1}, "velora_config": {"k": 1},
