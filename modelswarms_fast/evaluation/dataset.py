@@ -95,7 +95,7 @@ def _choose(found: Found, config: TaskConfig) -> tuple[str, str]:
         others = [name for name in known if name != dev]
         test = others[-1] if others and (dev is not None or len(others) > 1) else None
     if dev is None and test is not None:
-        others = [name for name in known if name != test]
+        others = [name for name in known if name != test and name.lower() != "test"]
         dev = "dev" if "dev" in others else others[-1] if others else None
     if len(names) == 1:
         return names[0], names[0]

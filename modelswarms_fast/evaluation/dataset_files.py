@@ -206,7 +206,8 @@ def _transposed(columns: Mapping[str, Sequence[Any]]) -> list[Any]:
 def _read_table(path: Path, text: str) -> Found:
     csv.field_size_limit(2**31 - 1)  # a long text is no mistake
     first = text.partition("\n")[0]
-    delimiter = "\t" if path.suffix == ".tsv" else max(",;\t", key=first.count)
+    # Of one column there is no delimiter, and none of these in its texts is one.
+    delimiter = "\t" if path.suffix == ".tsv" else max("\x1f,;\t", key=first.count)
     reader, rows, lines = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True), [], []
     try:
         last = 0
