@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from numbers import Integral
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
 
 from modelswarms_fast.errors import InputError
 
@@ -66,6 +66,21 @@ def parse_bytes(name: str, amount: str | None) -> float:
     return math.floor(count)
 
 
+class Sampling(NamedTuple):
+    """How an answer is drawn, where it is not taken greedily."""
+
+    temperature: float
+    """Logits are divided by it; from `COLDEST` on."""
+    top_p: float = 1.0
+    """Only the likeliest tokens that together have this probability are drawn."""
+    seed: int = 0
+    """From 0 to 2**63 - 1."""
+
+
+COLDEST, HOTTEST = 0.01, 100.0
+"""Temperatures of drawn answers; vLLM divides by no less."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class TaskConfig:
     """How an objective reads its examples and asks for answers.
@@ -82,6 +97,26 @@ class TaskConfig:
     """Most new tokens of an answer; by default the task's own limit."""
     scoring: Scoring = "generate"
     """Generate answers, or compare the likelihoods of given ones, where the task can."""
+    temperature: float | None = None
+    """Temperature at which answers are drawn, 0 for the likeliest tokens; by default the task's own, else 0.
+
+    0, or from 0.01 to 100."""
+    top_p: float | None = None
+    """Draw only from the likeliest tokens that together have this probability; by default the task's own, else 1.
+
+    Above 0, at most 1. It needs a temperature above 0."""
+    samples: int | None = None
+    """Answers that are drawn for each example, whose mean score counts; by default the task's own number, else 1.
+
+    At least 1. More than 1 need a temperature above 0."""
+    pass_k: int | None = None
+    """Score an example by pass@k: the chance that of k answers one has the score 1, estimated from its samples.
+
+    From 1 to the number of samples. The scores of the task must lie from 0 to 1."""
+    sample_seed: int = 0
+    """Seed of drawn answers.
+
+    From 0 to 2**63 - 1. The same seed, weights and example give the same answers."""
     options: Mapping[str, str] = field(default_factory=dict)
     """Setting of the objective as KEY=VALUE; given once for each."""
     map: Mapping[str, str] = field(default_factory=dict)
@@ -106,10 +141,23 @@ class TaskConfig:
     """System message before each prompt; needs chat."""
 
     def __post_init__(self) -> None:
+        for name in ("samples", "pass_k"):
+            if getattr(self, name) is not None:
+                _check_integers(self, name)
         _check_integers(self, "split_seed")
-        for name in ("limit_dev", "limit_test", "max_tokens"):
+        for name in ("limit_dev", "limit_test", "max_tokens", "samples", "pass_k"):
             value = getattr(self, name)
             _check(value is None or value >= 1, f"{name} is {value}; give at least 1.")
+        _check_integers(self, "sample_seed")
+        _check(
+            0 <= self.sample_seed < 2**63, f"sample_seed is {self.sample_seed}; give an integer from 0 to 2**63 - 1."
+        )
+        heat = self.temperature or 0.0
+        _check(
+            heat == 0 or COLDEST <= heat <= HOTTEST,
+            f"temperature is {self.temperature}; give 0, or a number from {COLDEST:g} to {HOTTEST:g}.",
+        )
+        _check(self.top_p is None or 0 < self.top_p <= 1, f"top_p is {self.top_p}; give a number above 0, at most 1.")
         _check_choice("scoring", self.scoring, Scoring)
         _check(self.chat != "", "chat is empty; give 'base', or a .jinja file.")
         _check(

@@ -36,7 +36,8 @@ PANELS = ("Input", "Output", "Search", "Swarm", "Engine", "Memory", "Checks", "O
 _MEMBERS = {
     "Input": (
         "base", "task", "data", "map", "dev_split", "test_split", "split_seed", "split", "limit_dev", "limit_test",
-        "max_tokens", "scoring", "options", "chat", "system", "train",
+        "max_tokens", "scoring", "temperature", "top_p", "samples", "pass_k", "sample_seed", "options", "chat",
+        "system", "train",
     ),
     "Output": ("out", "overwrite", "resume", "log", "trace"),
     "Search": (

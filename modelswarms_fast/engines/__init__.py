@@ -2,6 +2,6 @@
 
 `protocol` is what every engine can do, and `start` starts the one that the settings ask for. `transformers` is slow
 and exact; `vllm/` is fast; `pool/` is several engines in processes of their own behind the same protocol; `ensemble/`
-mixes what experts say next. `parity_check` compares what an engine serves with the `oracle`: the transformers engine
-in a process of its own. `cores` shares out the cores.
+mixes what experts say next. `sampling` draws tokens. `parity_check` compares what an engine serves with the `oracle`:
+the transformers engine in a process of its own. `cores` shares out the cores.
 """

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, Protocol
 
 import torch
 
-from modelswarms_fast.config import Serve
+from modelswarms_fast.config import Sampling, Serve
 from modelswarms_fast.errors import EngineError
 
 
@@ -20,6 +20,8 @@ class Request(NamedTuple):
     """Token ids."""
     continuation: list[int] | None = None
     """Token ids: instead of a completion, how likely they are after the prompt."""
+    sampling: Sampling | None = None
+    """How its tokens are drawn; None: greedily. The same seed draws the same, whatever shares a batch with it."""
     message: str | None = None
     """What the prompt says without its chat template, if it has one."""
 
@@ -78,7 +80,7 @@ class Engine(Protocol):
         """Serve the base model again."""
 
     def submit(self, key: int, request: Request, max_tokens: int) -> None:
-        """Begin to complete a request greedily, or to look at its continuation; `key` names it until it has ended."""
+        """Begin to complete a request, or to look at its continuation; `key` names it until it has ended."""
 
     def step(self) -> list[tuple[int, Completion]]:
         """Work on what was submitted; the keys that ended in this step, perhaps none, and their completions.
@@ -111,7 +113,7 @@ def working(name: str) -> Iterator[None]:
 
 
 def complete(engine: Engine, requests: Sequence[Request], max_tokens: int) -> list[Completion]:
-    """Complete every request greedily, all in one batch; same order."""
+    """Complete every request, all in one batch; same order."""
     for key, request in enumerate(requests):
         engine.submit(key, request, max_tokens)
     done: dict[int, Completion] = {}

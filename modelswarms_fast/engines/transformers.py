@@ -9,10 +9,11 @@ from typing import Any
 
 import torch
 from peft import LoraConfig, get_peft_model
-from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, LogitsProcessor, LogitsProcessorList
 
 from modelswarms_fast.config import Serve
 from modelswarms_fast.engines.protocol import Completion, Request, Watch, working
+from modelswarms_fast.engines.sampling import Draw
 from modelswarms_fast.errors import InputError
 from modelswarms_fast.weights.base_model import loading
 from modelswarms_fast.weights.experts import Experts
@@ -20,6 +21,25 @@ from modelswarms_fast.weights.mixing import mix_row, row_form
 
 BATCH = 16
 LOGITS = 4096  # tokens of a forward pass that looks at continuations: each has a logit for every word there is
+
+
+class _DrawnTokens(LogitsProcessor):
+    """Leaves each sequence of a batch the token that is drawn for it; those without a draw as they are.
+
+    transformers draws for a whole batch from one generator: what it draws depends on what shares the batch.
+    """
+
+    def __init__(self, draws: Sequence[Draw | None]) -> None:
+        self._draws = draws
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        scores = scores.clone()
+        for row, draw in zip(scores, self._draws, strict=True):
+            if draw is not None:
+                token = draw.token(row)
+                row.fill_(-torch.inf)
+                row[token] = 0.0
+        return scores
 
 
 class TransformersEngine:
@@ -146,7 +166,7 @@ class TransformersEngine:
         self._loaded = False
 
     def submit(self, key: int, request: Request, max_tokens: int) -> None:
-        """Begin to complete a request greedily, or to look at its continuation."""
+        """Begin to complete a request, or to look at its continuation."""
         self._check(request)
         self._waiting[key] = (request, max_tokens)
 
@@ -170,7 +190,7 @@ class TransformersEngine:
         waiting = self._waiting.items()
         keys = [key for key, (one, limit) in waiting if limit == max_tokens and one.continuation is None]
         keys = sorted(keys, key=lambda key: len(self._waiting[key][0].prompt))[:BATCH]
-        prompts = [self._waiting.pop(key)[0].prompt for key in keys]
+        requests = [self._waiting.pop(key)[0] for key in keys]
         # Not the model's own generation config: a penalty or a temperature in it would be one engine's alone.
         greedy = GenerationConfig(  # type: ignore[no-untyped-call]
             max_new_tokens=max_tokens,
@@ -178,8 +198,13 @@ class TransformersEngine:
             eos_token_id=self.model.generation_config.eos_token_id,
             pad_token_id=self.tokenizer.pad_token_id,
         )
-        inputs = self.tokenizer.pad({"input_ids": prompts}, padding_side="left", return_tensors="pt").to(self.device)
-        output = self.model.generate(**inputs, generation_config=greedy)
+        inputs = self.tokenizer.pad(
+            {"input_ids": [one.prompt for one in requests]}, padding_side="left", return_tensors="pt"
+        )
+        inputs = inputs.to(self.device)
+        drawn = [None if one.sampling is None else Draw(one.sampling) for one in requests]
+        more = {"logits_processor": LogitsProcessorList([_DrawnTokens(drawn)])} if any(drawn) else {}
+        output = self.model.generate(**inputs, generation_config=greedy, **more)
         completions = []
         for key, row in zip(keys, output[:, inputs["input_ids"].shape[1] :].tolist(), strict=True):
             tokens = self._until_end(row)

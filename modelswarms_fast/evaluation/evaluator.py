@@ -222,15 +222,14 @@ class Evaluator:
         name, scores = row_name(row), self.partial_scores(split)
         self.spent.reused += self._cache.fill(split, name, scores)
         if not scores.complete:
-            slots = self._load_everywhere(row)
-            self._complete(split, scores, slots)
+            self._complete(split, scores, self._load_everywhere(row), name)
             self._cache.keep(split, name, scores)
         return scores.known
 
     def score_loaded(self, split: str, slots: Sequence[int | None] = (0,)) -> Scores:
         """Scores of what the slots serve, on each example of the split; None is the base model."""
         scores = self.partial_scores(split)
-        self._complete(split, scores, slots)
+        self._complete(split, scores, slots, None)
         return scores.known
 
     def score_base(self, split: str) -> Scores:
@@ -240,7 +239,7 @@ class Evaluator:
 
     def generate(self, row: torch.Tensor, split: str) -> list[list[Answer]]:
         """Answers of one row [D] to each example of the split, from a slot of each engine; not scored and not kept."""
-        answers = self._ask(split, self._longest_first[split], self._load_everywhere(row))
+        answers = self._ask(split, self._longest_first[split], self._load_everywhere(row), row_name(row))
         return [answers[example] for example in range(self._tracker.count(split))]
 
     def _load_everywhere(self, row: torch.Tensor) -> range:
@@ -260,21 +259,23 @@ class Evaluator:
         """The scores of a candidate on a split, none of them known yet."""
         return PartialScores(self._tracker.count(split), partial(self.utility.utility_of, split), limits)
 
-    def _complete(self, split: str, scores: PartialScores, slots: Sequence[int | None]) -> None:
+    def _complete(self, split: str, scores: PartialScores, slots: Sequence[int | None], name: bytes | None) -> None:
         """Give every example that has no score yet its score."""
         order = [example for example in self._longest_first[split] if scores.scores[example] is None]
-        answers = self._ask(split, order, slots)
+        answers = self._ask(split, order, slots, name)
         with self.spent.clock("score"):
             found = self.utility.score(split, order, [answers[example] for example in order])
         for example, score in zip(order, found, strict=True):
             scores.scores[example] = score
 
-    def _ask(self, split: str, order: Sequence[int], slots: Sequence[int | None]) -> dict[int, list[Answer]]:
-        """Ask the slots in turn for these examples."""
+    def _ask(
+        self, split: str, order: Sequence[int], slots: Sequence[int | None], name: bytes | None
+    ) -> dict[int, list[Answer]]:
+        """Ask the slots, which serve a position of this name, in turn for these examples."""
         answers: dict[int, list[Answer]] = {}
         with self.spent.clock("generate"):
             for index, example in enumerate(order):
-                self._tracker.submit(split, example, slots[index % len(slots)])
+                self._tracker.submit(split, example, slots[index % len(slots)], name)
             while not self._tracker.idle:
                 answers |= {asked.example: asked.given for asked in self._collect(self.engine.step())}
         self.spent.evaluations += 1
@@ -331,7 +332,7 @@ class Evaluator:
         with self.spent.clock("generate"):
             submit, split = self._tracker.submit, work.split
             for example in one.next_examples(floor):
-                one.asked[example] = submit(split, example, slot)
+                one.asked[example] = submit(split, example, slot, one.name)
 
     def _step(self, work: _Round) -> list[_Running]:
         """One step of the engine; the candidates that it completed or decided, which leave their slots."""

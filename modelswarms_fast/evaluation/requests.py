@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import math
 from collections.abc import Sequence
@@ -32,6 +33,8 @@ class PendingExample:
     split: str
     example: int
     slot: int | None
+    name: bytes | None
+    """Of the position that the slot serves."""
     answers: list[Answer | None]
     names: dict[int, tuple[int, _Encoded]]
     """Of its requests under way → which answer, and what was asked."""
@@ -80,10 +83,10 @@ class RequestTracker:
         ask = self._utility.asks[split][example][0]
         return self._texts([ask])[0][0]
 
-    def submit(self, split: str, example: int, slot: int | None) -> PendingExample:
-        """Ask a slot the first asks of an example."""
+    def submit(self, split: str, example: int, slot: int | None, name: bytes | None) -> PendingExample:
+        """Ask a slot the first asks of an example; `name` of the position that it serves, None where it has none."""
         first = self._first[split][example]
-        asked = PendingExample(split, example, slot, [None] * len(first), {})
+        asked = PendingExample(split, example, slot, name, [None] * len(first), {})
         for index, encoded in enumerate(first):
             self._submit(asked, index, encoded)
         return asked
@@ -130,7 +133,10 @@ class RequestTracker:
         name = next(self._names)
         asked.names[name], self._under_way[name] = (index, encoded), asked
         message = encoded.ask.prompt if self._in_chat(encoded.ask) else None
-        request = Request(asked.slot, encoded.prompt, encoded.continuation, message)
+        sampling = encoded.ask.sampling
+        if sampling is not None:
+            sampling = sampling._replace(seed=seed_of(sampling.seed, asked.split, asked.example, index, asked.name))
+        request = Request(asked.slot, encoded.prompt, encoded.continuation, sampling, message)
         self._engine.submit(name, request, encoded.ask.max_tokens)
 
     # tokens
@@ -225,6 +231,16 @@ class RequestTracker:
                 f"{where} has {len(encoded.prompt)} tokens; with {encoded.ask.max_tokens + more} new "
                 f"tokens it must have from 1 to {room}: raise max_model_len or leave the example out."
             )
+
+
+def seed_of(seed: int, split: str, example: int, ask: int, name: bytes | None) -> int:
+    """The seed, below 2**63, of one answer: of the run's seed, what is asked, and the position that is asked.
+
+    Neither the order nor the number of requests is in it, so that a repeat repeats: another search, a resumed one, or a
+    search that skips examples.
+    """
+    what = f"{seed} {split} {example} {ask} ".encode() + (name or b"")
+    return int.from_bytes(hashlib.blake2b(what, digest_size=8).digest(), "little") >> 1
 
 
 def _split(ask: Ask) -> tuple[str, str | None]:

@@ -3,6 +3,8 @@
 float32 throughout, so that tolerances are tight. The engines are built once; tests leave them on the base model.
 """
 
+import math
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,7 +12,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from modelswarms_fast.config import EngineConfig
+from modelswarms_fast.config import EngineConfig, Sampling
 from modelswarms_fast.engines.parity_check import PROBES, ParityCheck
 from modelswarms_fast.engines.protocol import Request, complete
 from modelswarms_fast.engines.start import start_engine
@@ -133,6 +135,31 @@ def test_as_many_particles_in_one_step_as_it_may_have_requests(engines, oracle, 
         engine.load_mixture(0, mixtures[slot])
         assert complete(engine, [Request(0, prompt)], 4) == [together[slot]]
     engine.restore()
+
+
+def test_answers_are_drawn_each_by_its_own_seed(engine, oracle, experts, probe, prompts):
+    """From softmax(logits / temperature), whatever shares a batch: vLLM has a generator a request."""
+    engine.load(0, experts.rows[1])
+    hot = Sampling(0.7, 0.9)
+    requests = [Request(0, prompt, None, hot._replace(seed=seed)) for seed in range(6) for prompt in prompts[:2]]
+    together = complete(engine, [*requests, Request(0, prompts[0])], 8)
+    assert together == complete(engine, [Request(0, prompts[0]), *requests[::-1]], 8)[::-1]
+    assert complete(engine, requests[5:6], 8) == together[5:6], "alone"
+    assert together[-1] == complete(engine, [Request(0, prompts[0])], 8)[0]
+    assert len({one.text for one in together}) > 6
+    oracle.load(0, experts.rows[1])
+    likely = dict(list(oracle.log_probs(Request(0, probe), top=5).items()))
+    warm = {token: math.exp(value / 0.7) for token, value in likely.items()}
+    whole = sum(math.exp(value / 0.7) for value in oracle.log_probs(Request(0, probe)).values())
+    count = 400
+    found = Counter(
+        one.text
+        for one in complete(engine, [Request(0, probe, None, Sampling(0.7, 1.0, seed)) for seed in range(count)], 1)
+    )
+    for token, weight in warm.items():
+        share = weight / whole
+        text = oracle.tokenizer.decode([token], skip_special_tokens=True)
+        assert abs(found[text] / count - share) < 5 * (share / count) ** 0.5 + 1 / count
 
 
 def test_the_parity_check_proves_each_load(engine, oracle, probe, experts):

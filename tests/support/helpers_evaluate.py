@@ -62,7 +62,10 @@ class ScriptedEngine:
             prompt, more = ("".join(map(chr, ids)) for ids in (request.prompt, request.continuation))
             chance = number(self.held.get(request.slot), prompt, more)
             return Completion("", len(more), -chance, chance < 0.5)
-        return Completion(self._answer(self.held.get(request.slot), "".join(map(chr, request.prompt))), 3)
+        held, prompt = self.held.get(request.slot), "".join(map(chr, request.prompt))
+        if request.sampling is not None:
+            return Completion(str(number(held, prompt, request.sampling.seed)), 3)
+        return Completion(self._answer(held, prompt), 3)
 
     def drop(self, keys):
         for key in keys:

@@ -12,6 +12,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from modelswarms_fast.engines.sampling import Draw
+
 Floats = npt.NDArray[np.float64]
 
 
@@ -34,6 +36,8 @@ class PendingSequence:
     log_prob: float = 0.0
     greedy: bool = True
     ended: bool = False
+    draw: Draw | None = None
+    """Draws its tokens; None: the likeliest are taken."""
 
     @property
     def room(self) -> int:
@@ -42,7 +46,7 @@ class PendingSequence:
 
     def take(self, likeliest: int, probabilities: torch.Tensor, ends: frozenset[int]) -> None:
         """Add the next token."""
-        token = likeliest
+        token = likeliest if self.draw is None else self.draw.token(probabilities.log())
         if self.forced is not None:
             token = self.forced[len(self.tokens)]
             self.greedy &= token == likeliest

@@ -1,4 +1,4 @@
-"""An engine that mixes the experts' next-token probabilities, not their weights: Σ c_j p_j(token | prefix), greedily.
+"""An engine that mixes the experts' next-token probabilities, not their weights: Σ c_j p_j(token | prefix).
 
 The experts are any transformers models: LoRA adapters of one base, or checkpoints of different architectures.
 """
@@ -18,6 +18,7 @@ from modelswarms_fast.config import Serve
 from modelswarms_fast.engines.ensemble.decoding import Floats, PendingSequence, Stream
 from modelswarms_fast.engines.ensemble.vocabulary import Vocabulary
 from modelswarms_fast.engines.protocol import Completion, Request, Watch, working
+from modelswarms_fast.engines.sampling import Draw
 from modelswarms_fast.engines.transformers import TransformersEngine
 from modelswarms_fast.errors import InputError
 
@@ -117,7 +118,7 @@ class EnsembleEngine:
         self._routes.clear()
 
     def submit(self, key: int, request: Request, max_tokens: int) -> None:
-        """Begin to complete a request greedily, or to look at its continuation. Raises InputError for a likelihood
+        """Begin to complete a request, or to look at its continuation. Raises InputError for a likelihood
         under several tokenizers, which cut it into different tokens."""
         if request.slot not in self._routes:
             raise RuntimeError("load a slot first: an ensemble has no base model")
@@ -141,8 +142,10 @@ class EnsembleEngine:
             if (number := numbers.get(tuple(request.prompt))) is not None:
                 assert request.slot is not None
                 del self._waiting[key]
-                forced = request.continuation
-                asked.append(PendingSequence(key, number, self._routes[request.slot](request), limit, forced))
+                weights, drawn = self._routes[request.slot](request), request.sampling
+                one = PendingSequence(key, number, weights, limit, request.continuation)
+                one.draw = None if drawn is None or one.forced is not None else Draw(drawn)
+                asked.append(one)
         with working("ensemble"):
             self._complete([waiting[prompt] for prompt in prompts], asked)
         if self.watch is not None:

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from transformers import AutoTokenizer
 
-from modelswarms_fast.config import EngineConfig, Serve
+from modelswarms_fast.config import EngineConfig, Sampling, Serve
 from modelswarms_fast.engines.pool.prompts import MOST, Prompts
 from modelswarms_fast.engines.pool.supervisor import LOOK, Supervisor, engine_process
 from modelswarms_fast.engines.pool.worker_process import Start
@@ -32,6 +32,7 @@ class _RunningRequest(NamedTuple):
     prompt: int
     max_tokens: int
     continuation: int | None
+    sampling: Sampling | None
 
 
 class EnginePool:
@@ -136,7 +137,7 @@ class EnginePool:
             worker.calls.append(("restore",))
 
     def submit(self, key: int, request: Request, max_tokens: int) -> None:
-        """Begin to complete a request greedily, or to look at its continuation."""
+        """Begin to complete a request, or to look at its continuation."""
         if len(self._prompts) >= MOST:
             needed = {number for one in self._running.values() for number in (one.prompt, one.continuation)}
             self._prompts.forget(self._workers, needed)
@@ -144,7 +145,9 @@ class EnginePool:
         prompt = self._prompts.number(request.prompt)
         continuation = None if request.continuation is None else self._prompts.number(request.continuation)
         self._numbers[key] = number
-        self._running[number] = _RunningRequest(key, request.slot, engine, prompt, max_tokens, continuation)
+        self._running[number] = _RunningRequest(
+            key, request.slot, engine, prompt, max_tokens, continuation, request.sampling
+        )
         self._submitted += 1
         self._ask(number)
 
@@ -194,12 +197,12 @@ class EnginePool:
         worker.calls.append(self._loaded[slot])
 
     def _ask(self, number: int) -> None:
-        _, slot, engine, prompt, max_tokens, continuation = self._running[number]
+        _, slot, engine, prompt, max_tokens, continuation, sampling = self._running[number]
         worker = self._workers[engine]
         self._prompts.teach(worker, prompt)
         if continuation is not None:
             self._prompts.teach(worker, continuation)
-        worker.calls.append(("submit", number, self._slot_in_engine(slot), prompt, max_tokens, continuation))
+        worker.calls.append(("submit", number, self._slot_in_engine(slot), prompt, max_tokens, continuation, sampling))
 
     def _request(self, engine: int, prompts: Sequence[int], *call: Any) -> Any:
         """The answer of an engine to a call."""

@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 
-from modelswarms_fast.config import EngineConfig, Serve
+from modelswarms_fast.config import EngineConfig, Sampling, Serve
 from modelswarms_fast.engines.protocol import Engine, Request
 from modelswarms_fast.engines.start import start_here
 from modelswarms_fast.errors import EngineError, InputError
@@ -100,10 +100,18 @@ class Served:
         for number in numbers:
             del self._prompts[number]
 
-    def submit(self, key: int, slot: int | None, prompt: int, max_tokens: int, continuation: int | None) -> None:
+    def submit(
+        self,
+        key: int,
+        slot: int | None,
+        prompt: int,
+        max_tokens: int,
+        continuation: int | None,
+        sampling: Sampling | None,
+    ) -> None:
         """Begin a request."""
         more = None if continuation is None else self._prompts[continuation]
-        self.engine.submit(key, Request(slot, self._prompts[prompt], more), max_tokens)
+        self.engine.submit(key, Request(slot, self._prompts[prompt], more, sampling), max_tokens)
         self.running.add(key)
 
     def drop(self, keys: list[int]) -> None:

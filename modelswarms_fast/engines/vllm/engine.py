@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from modelswarms_fast.config import EngineConfig, Serve
+from modelswarms_fast.config import EngineConfig, Sampling, Serve
 from modelswarms_fast.engines.protocol import Completion, Request, Watch, complete, working
 from modelswarms_fast.engines.vllm.arguments import check_options, open_modes, vllm_arguments
 from modelswarms_fast.engines.vllm.launch import environment_of, import_vllm, start_vllm
@@ -172,16 +172,16 @@ class VllmEngine:
         self._versions = {}
 
     def submit(self, key: int, request: Request, max_tokens: int) -> None:
-        """Begin to complete a request greedily, or to look at its continuation.
+        """Begin to complete a request, or to look at its continuation.
 
         A completion ends at the model's end-of-sequence token, which is not part of the text, or after max_tokens. For
         a continuation vLLM computes the log-probability of every token of the prompt and generates one token, which
         is not looked at; it takes nothing of the prompt from its prefix cache then.
         """
         if request.continuation is None:
-            params = self._greedy(max_tokens=max_tokens)
+            params = self._params(request.sampling, max_tokens=max_tokens)
         else:
-            params = self._greedy(max_tokens=1, prompt_logprobs=0)  # 0 others beside the token itself
+            params = self._params(max_tokens=1, prompt_logprobs=0)  # 0 others beside the token itself
             self._continuations[key] = len(request.continuation)
         self._add(str(key), request, params)
 
@@ -213,7 +213,7 @@ class VllmEngine:
         """
         if self.llm.llm_engine.has_unfinished_requests():
             raise RuntimeError("log_probs() while requests run; step() until they have ended")
-        self._add("log_probs", request, self._greedy(max_tokens=1, logprobs=top))
+        self._add("log_probs", request, self._params(max_tokens=1, logprobs=top))
         while not (outputs := self._step()):
             pass
         return {token: entry.logprob for token, entry in outputs[0].outputs[0].logprobs[0].items()}
@@ -235,11 +235,12 @@ class VllmEngine:
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
 
-    def _greedy(self, **settings: Any) -> Any:
+    def _params(self, sampling: Sampling | None = None, **settings: Any) -> Any:
         from vllm import SamplingParams
         from vllm.sampling_params import RequestOutputKind
 
-        return SamplingParams(temperature=0.0, detokenize=False, output_kind=RequestOutputKind.FINAL_ONLY, **settings)
+        settings |= {"temperature": 0.0} if sampling is None else sampling._asdict()
+        return SamplingParams(detokenize=False, output_kind=RequestOutputKind.FINAL_ONLY, **settings)
 
     def _step(self) -> Any:
         """Requests that ended in one step of vLLM's."""
@@ -253,8 +254,8 @@ class VllmEngine:
     def _add(self, name: str, request: Request, params: Any) -> None:
         from vllm.lora.request import LoRARequest
 
-        slot, continuation = request.slot, request.continuation
-        prompt: dict[str, Any] = {"prompt_token_ids": request.prompt + (continuation or [])}
+        slot = request.slot
+        prompt: dict[str, Any] = {"prompt_token_ids": request.prompt + (request.continuation or [])}
         adapter = None
         if slot is None:
             if self.serve == "merged" and self._versions:

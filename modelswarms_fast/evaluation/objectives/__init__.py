@@ -1,7 +1,7 @@
 """Utilities: asks in, answers out, scores. No engine here, and torch only inside functions that score with a model.
 
-Each objective is one file with a function `load(data, wanted)`. Generation is greedy, and a score depends on
-its own example and answers alone, never on what shared a batch with it.
+Each objective is one file with a function `load(data, wanted)`; `sampling` has an example answered several times. A
+score depends on its own example and answers alone, never on what shared a batch with it.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from modelswarms_fast.evaluation.objectives import (
     toxicity,
 )
 from modelswarms_fast.evaluation.objectives.data import Files, Wanted, named, paths_of
+from modelswarms_fast.evaluation.objectives.sampling import SAMPLING, sampled
 from modelswarms_fast.evaluation.objectives.utility import Answer, Ask, Utility
 
 __all__ = ["READING", "SPLITS", "TASKS", "Answer", "Ask", "Files", "Utility", "load_utility", "named"]
@@ -70,18 +71,18 @@ def load_utility(task: str, data: Files = None, **settings: Any) -> Utility:
     wanted = Wanted(task, limits, config.max_tokens, config.scoring, dict(config.options))
     paths = paths_of(data)
     if kind == "multitask":
-        reading = {name: getattr(config, name) for name in READING}
-        return multitask.load(paths, wanted, partial(load_utility, **reading))
+        passed = {name: getattr(config, name) for name in (*READING, *SAMPLING, "sample_seed")}
+        return multitask.load(paths, wanted, partial(load_utility, **passed))
     parts = [split_of(path) for path in paths]
     if len(paths) > 1 and (kind == "lm_eval" or None in parts or len(set(parts)) < len(parts)):
         raise InputError(f'task "{task}" takes one evaluation file, not {len(paths)}; use multitask for several')
     if kind == "lm_eval":
         if given := [name for name in READING if getattr(config, name) != getattr(TaskConfig(), name)]:
             raise InputError(f"{given[0]} is given, but {task} reads its own data; leave it out")
-        return lm_eval_task.load(paths[0] if paths else None, wanted)
+        return sampled(lm_eval_task.load(paths[0] if paths else None, wanted), config)
     if not paths:
         raise InputError(f'task "{task}" needs an evaluation file; give --data')
     read = read_data(paths, config)
     utility = _LOADERS.get(kind, callables.load)(read, wanted)
     read.warnings += [f"{read.path}: {one}" for one in warnings_of(utility.examples)]
-    return replace(utility, data=(read,))
+    return sampled(replace(utility, data=(read,)), config)

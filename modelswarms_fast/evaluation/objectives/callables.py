@@ -9,9 +9,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from modelswarms_fast.config import Sampling, TaskConfig
 from modelswarms_fast.errors import InputError
 from modelswarms_fast.evaluation.dataset import Data
 from modelswarms_fast.evaluation.objectives.data import Wanted, dataset_of, read_examples
+from modelswarms_fast.evaluation.objectives.sampling import SAMPLING
 from modelswarms_fast.evaluation.objectives.utility import Answer, Ask, Utility
 
 DEFAULT_MAX_TOKENS = 10
@@ -23,6 +25,8 @@ def load(data: Data, wanted: Wanted) -> Utility:
     wanted.check_options()
     function = import_function(wanted.task)
     limit = wanted.max_tokens or max_tokens(function, wanted.task)
+    own = sampling(function, wanted.task)
+    drawn = Sampling(own.temperature, own.top_p or 1.0) if own.temperature else None
 
     def score_examples(examples: Sequence[dict[str, Any]], answers: Sequence[Sequence[Answer]]) -> list[Any]:
         return [function(example, given[0].text.strip()) for example, given in zip(examples, answers, strict=True)]
@@ -31,9 +35,11 @@ def load(data: Data, wanted: Wanted) -> Utility:
         wanted.task,
         dataset_of(data),
         examples,
-        {split: [(Ask(prompt(one), limit),) for one in some] for split, some in examples.items()},
+        {split: [(Ask(prompt(one), limit, sampling=drawn),) for one in some] for split, some in examples.items()},
         score_examples,
         score_range=score_range(function, wanted.task),
+        samples=own.samples or 1,
+        pass_k=own.pass_k,
     )
 
 
@@ -72,6 +78,19 @@ def max_tokens(function: Callable[..., Any], task: str) -> int:
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
         raise InputError(f'task "{task}": the attribute max_tokens is {value!r}; make it a whole number from 1 on')
     return value
+
+
+def sampling(function: Callable[..., Any], task: str) -> TaskConfig:
+    """How the function wants answers drawn: its attributes `temperature`, `top_p`, `samples` and `pass_k`, those that
+    it has. Raises InputError."""
+    given = {name: getattr(function, name) for name in SAMPLING if hasattr(function, name)}
+    for name, value in given.items():
+        if not isinstance(value, int | float) or isinstance(value, bool):
+            raise InputError(f'task "{task}": the attribute {name} is {value!r}; make it a number')
+    try:
+        return TaskConfig(**given)
+    except InputError as error:
+        raise InputError(f'task "{task}": of the attributes of the function {error}') from error
 
 
 def score_range(function: Callable[..., Any], task: str) -> tuple[float, float] | None:

@@ -7,14 +7,17 @@ import json
 import math
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
+from modelswarms_fast.config import Sampling
 from modelswarms_fast.errors import InputError
 from modelswarms_fast.evaluation.chat import Chat
 from modelswarms_fast.evaluation.dataset import Data
 
 __all__ = ["Answer", "Ask", "Utility", "mean", "mean_error"]
 
+
+_T = TypeVar("_T")
 
 # So that sums and squares of scores are finite.
 NAMED = 8  # examples in one sentence
@@ -29,9 +32,11 @@ class Ask(NamedTuple):
     max_tokens: int
     """New tokens; ignored with a continuation."""
     continuation: str | None = None
-    """None: generate greedily; else: the log-probability of this text after the prompt is wanted."""
+    """None: generate; else: the log-probability of this text after the prompt is wanted."""
     stop: tuple[str, ...] = ()
     """A generated text is cut before the first of these."""
+    sampling: Sampling | None = None
+    """How a text is drawn, with the run's seed; None: greedily."""
 
 
 class Answer(NamedTuple):
@@ -55,6 +60,31 @@ def mean_error(split: str, scores: Sequence[float]) -> float:
     """Standard error of the mean: sqrt(sum (s - mean)² / (n - 1) / n); 0 for one score."""
     middle, count = mean(split, scores), len(scores)
     return math.sqrt(math.fsum((score - middle) ** 2 for score in scores) / max(count - 1, 1) / count)
+
+
+def in_parts(values: Sequence[_T], count: int) -> list[Sequence[_T]]:
+    """So many parts of equal length, one after the other. Raises ValueError where there are none."""
+    length, rest = divmod(len(values), count) if count else (0, 0)
+    if rest:
+        raise ValueError(f"{len(values)} values in {count} equal parts")
+    return [values[length * part : length * (part + 1)] for part in range(count)]
+
+
+def score_of_samples(scores: Sequence[float], k: int | None) -> float:
+    """The score of an example from those of its samples: their mean, or pass@k; NaN if one is NaN."""
+    if any(math.isnan(score) for score in scores):
+        return math.nan
+    if k is not None:
+        return pass_at_k(len(scores), sum(score >= 1 for score in scores), k)
+    return min(max(mean("", scores), min(scores)), max(scores))  # within the range of scores, rounding included
+
+
+def pass_at_k(n: int, right: int, k: int) -> float:
+    """Chance that of k samples one is right, without bias from n of which `right` are (Chen et al., arXiv 2107.03374).
+
+    1 - C(n - right, k) / C(n, k), the share of the sets of k samples that hold a right one.
+    """
+    return 1 - math.comb(n - right, k) / math.comb(n, k)
 
 
 @dataclass(frozen=True)
@@ -98,6 +128,10 @@ class Utility:
     """How the examples were read, a file or folder each; none where a task brings its own."""
     chat: Chat | None = None
     """The chat template that all prompts are sent in; None: as they are."""
+    samples: int = 1
+    """How often each example is asked the same. Each sample has a score; that of the example is their mean."""
+    pass_k: int | None = None
+    """In place of the mean, the chance that of so many samples one has the score 1."""
 
     @property
     def prompts(self) -> dict[str, list[str]]:
@@ -138,11 +172,21 @@ class Utility:
     def score(self, split: str, numbers: Sequence[int], answers: Sequence[Sequence[Answer]]) -> list[float]:
         """Scores of the examples of `split` with these numbers, from their answers; at most `batch` at a time.
 
+        The answers of an example are those of its samples, one sample after the other.
+
         Raises InputError when `score_examples` raises, or returns anything else than one finite number or NaN in
         `score_range` for each; ValueError when the number of answers is not that of the examples.
         """
         if len(answers) != len(numbers):
             raise ValueError(f"answers to {len(answers)} examples for {len(numbers)} of {split}")
+        if self.samples == 1 and self.pass_k is None:
+            return self._score(split, numbers, answers)
+        each = [number for number in numbers for _ in range(self.samples)]
+        found = self._score(split, each, [part for given in answers for part in in_parts(given, self.samples)])
+        return [score_of_samples(one, self.pass_k) for one in in_parts(found, len(numbers))]
+
+    def _score(self, split: str, numbers: Sequence[int], answers: Sequence[Sequence[Answer]]) -> list[float]:
+        """Scores of samples of examples with these numbers."""
         lowest, highest = self.score_range or (-LARGEST_SCORE, LARGEST_SCORE)
         scores: list[float] = []
         size = self.batch or max(len(numbers), 1)

@@ -1,0 +1,26 @@
+"""Tokens of one request, drawn from a generator of its own. vLLM has its own way; the other engines share this one."""
+
+from __future__ import annotations
+
+import torch
+
+from modelswarms_fast.config import Sampling
+
+
+class Draw:
+    """Draws one token after the other; the same seed and logits give the same, whatever shares a batch with them."""
+
+    def __init__(self, sampling: Sampling) -> None:
+        self._sampling = sampling
+        self._generator = torch.Generator().manual_seed(sampling.seed)
+
+    def token(self, logits: torch.Tensor) -> int:
+        """A token by softmax(logits [V] / temperature), of the likeliest whose probabilities reach top_p together."""
+        uniform = float(torch.rand((), generator=self._generator, dtype=torch.float64))
+        chances, order = torch.softmax(logits.double() / self._sampling.temperature, dim=-1).sort(descending=True)
+        reached = chances.cumsum(dim=-1)
+        if self._sampling.top_p < 1:
+            count = int((reached - chances < self._sampling.top_p).sum())  # the token that reaches it is one of them
+            reached = reached[:count]
+        place = int(torch.searchsorted(reached, uniform * float(reached[-1]), right=True))
+        return int(order[min(place, len(reached) - 1)])
