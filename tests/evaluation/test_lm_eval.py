@@ -1,13 +1,19 @@
-"""Tasks of lm-eval on local data: asks and scores against those of lm-eval's own evaluation of a scripted model."""
+"""Tasks of lm-eval on local data: asks and scores against lm-eval's own evaluation, of a scripted and a real model."""
 
 import json
 import logging
 import math
 
 import pytest
+from helpers_models import make_base
+from helpers_search import write_tokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from modelswarms_fast.config import Sampling
 from modelswarms_fast.errors import InputError
+from modelswarms_fast.evaluation.holdout import hold_back
 from modelswarms_fast.evaluation.objectives import Answer, load_utility
+from modelswarms_fast.runs.evaluate import evaluate
 
 pytest.importorskip("lm_eval")
 SPLITS = """
@@ -68,6 +74,34 @@ metric_list:
 """
 )
 
+GROUP = """
+group: tiny_group
+task: [tiny_choice, {task: tiny_more, num_fewshot: 0}]
+aggregate_metric_list:
+  - {metric: acc, weight_by_size: true}
+  - {metric: acc_norm, weight_by_size: false}
+"""
+MORE = """
+include: choice.yaml
+task: tiny_more
+tag: tiny_tag
+test_split: validation
+validation_split: null
+training_split: test
+doc_to_text: !function words.ask
+"""
+WORDS = """
+def ask(doc):
+    return "Say " + doc["question"]
+"""
+VOTE = (
+    GENERATE.replace("tiny_generate", "tiny_vote")
+    .replace("do_sample: false", "do_sample: true, temperature: 0.5, top_p: 0.9")
+    .replace('regex_pattern: "([0-9]+)"}', 'regex_pattern: "([0-9]+)"}\n      - {function: majority_vote}')
+    .replace("tag: tiny_tag", "")
+    + "repeats: 3\n"
+)
+
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
@@ -76,7 +110,9 @@ def folder(tmp_path, monkeypatch):
     docs = [{"question": f"{n}+{n}?", "choices": ["one", "forty-two", str(n)], "label": n % 3} for n in range(12)]
     (tmp_path / "validation.jsonl").write_text("\n".join(map(json.dumps, docs[:5])))
     (tmp_path / "test.jsonl").write_text("\n".join(map(json.dumps, docs[5:])))
-    for name, text in (("choice", CHOICE), ("generate", GENERATE), ("likely", LIKELY)):
+    (tmp_path / "words.py").write_text(WORDS)
+    files = {"choice": CHOICE, "generate": GENERATE, "likely": LIKELY, "group": GROUP, "more": MORE, "vote": VOTE}
+    for name, text in files.items():
         (tmp_path / f"{name}.yaml").write_text(text)
     yield tmp_path
     logging.disable(logging.NOTSET)
@@ -99,8 +135,8 @@ def answer(model, ask):
     return Answer(ask.continuation, 1, *model.likelihood(ask.prompt, ask.continuation))
 
 
-def by_lm_eval(name, folder, monkeypatch):
-    """Prompts and each document's metrics, as lm-eval's own evaluator finds them with the same model."""
+def by_lm_eval(name, folder, monkeypatch, shots=None):
+    """What lm-eval's own evaluator finds with the same model; `samples` has prompts and each document's metrics."""
     from lm_eval import simple_evaluate
     from lm_eval.api.model import LM
     from lm_eval.tasks import TaskManager
@@ -119,8 +155,9 @@ def by_lm_eval(name, folder, monkeypatch):
 
     monkeypatch.chdir(folder)
     manager = TaskManager(include_path=str(folder), include_defaults=False)
-    found = simple_evaluate(Scripted(), tasks=[name], task_manager=manager, bootstrap_iters=0, log_samples=True)
-    return found["samples"][name]
+    return simple_evaluate(
+        Scripted(), tasks=[name], task_manager=manager, bootstrap_iters=0, log_samples=True, num_fewshot=shots
+    )
 
 
 @pytest.mark.parametrize(
@@ -135,7 +172,7 @@ def by_lm_eval(name, folder, monkeypatch):
 )
 def test_asks_and_scores_are_those_of_lm_eval(folder, monkeypatch, name, options, metric, kept):
     utility = load_utility(f"lm_eval:{name}", folder, options=options)
-    samples = [one for one in by_lm_eval(name, folder, monkeypatch) if one["filter"] == kept]
+    samples = [one for one in by_lm_eval(name, folder, monkeypatch)["samples"][name] if one["filter"] == kept]
     samples = sorted(samples, key=lambda one: one["doc_id"])
     first = 0
     if name == "tiny_likely":  # its only split is halved
@@ -158,6 +195,88 @@ def test_asks_and_scores_are_those_of_lm_eval(folder, monkeypatch, name, options
         assert scores == [float(place == one["doc"]["label"]) for place, one in zip(named, examples, strict=True)]
     if len(asks) > 4:
         assert 0 < sum(scores) < len(scores), "a test of something"
+
+
+def scored(utility, split="test"):
+    """The utility of the scripted model's answers."""
+    asks = utility.asks[split]
+    answers = [[answer(Model(), ask) for ask in some] for some in asks]
+    return utility.utility_of(split, utility.score(split, range(len(asks)), answers))
+
+
+@pytest.mark.parametrize(("name", "metric"), [("tiny_group", "acc"), ("tiny_group", "acc_norm"), ("tiny_tag", "acc")])
+def test_a_group_is_weighted_as_lm_eval_weighs_it(folder, monkeypatch, name, metric):
+    utility = load_utility(f"lm_eval:{name}", folder, options={"metric": metric})
+    found = by_lm_eval(name, folder, monkeypatch)["results"]
+    expected = found.get(name, found["tiny_more"])[f"{metric},none"]
+    assert scored(utility) == pytest.approx(expected, abs=1e-12)
+    assert 0 < expected < 1
+    if name == "tiny_group":
+        assert [len(task.asks["test"]) for task in utility.parts] == [7, 5]
+        parts = [found[task][f"{metric},none"] for task in ("tiny_choice", "tiny_more")]
+        assert parts[0] != parts[1], "a test of something"
+        more = utility.parts[1].asks["test"][0][0]
+        assert more.prompt == "Say 0+0?", "included, with a function and no examples"
+        assert utility.dataset == (
+            f"tiny_choice (dev: validation, test: test; {metric}) + tiny_more (dev: test, test: validation; {metric})"
+        )
+
+
+def test_confirm_and_samples_hold_for_each_task_of_a_group(folder):
+    (folder / "group.yaml").write_text("group: tiny_group\ntask: [tiny_generate, tiny_vote]\n")
+    utility = hold_back(load_utility("lm_eval:tiny_group", folder, temperature=1, samples=2), 2)
+    assert {len(some) for some in utility.asks["dev"][:4]} == {2}
+    assert {len(some) for some in utility.asks["confirm"][1:]} == {6}
+    assert all(
+        ask.sampling == Sampling(1, 1.0 if len(some) == 2 else 0.9) for some in utility.asks["dev"] for ask in some
+    )
+
+
+@pytest.mark.parametrize("shots", [0, 3])
+def test_few_shot_examples_are_as_many_as_asked_for_and_those_of_lm_eval(folder, monkeypatch, shots):
+    utility = load_utility("lm_eval:tiny_generate", folder, options={"num_fewshot": str(shots)})
+    theirs = by_lm_eval("tiny_generate", folder, monkeypatch, shots)["samples"]["tiny_generate"]
+    prompts = {one["doc_id"]: one["arguments"][0][0] for one in theirs}
+    assert [some[0].prompt for some in utility.asks["test"]] == [prompts[index] for index in range(len(prompts))]
+    assert utility.asks["test"][0][0].prompt.count("Answer:") == shots + 1
+
+
+def test_answers_are_drawn_and_repeated_as_the_task_says(folder):
+    utility = load_utility("lm_eval:tiny_vote", folder, sample_seed=2, options={"filter": "number"})
+    assert [ask.sampling for ask in utility.asks["test"][0]] == [Sampling(0.5, 0.9, 2)] * 3
+    said = [["7 it is", "5", "so 5"], ["5", "7", "7"]]
+    scores = utility.score("test", [0, 0], [[Answer(text) for text in texts] for texts in said])
+    assert scores == [1, 0], "the majority is right or wrong, not the first"
+    greedy = load_utility("lm_eval:tiny_vote", folder, temperature=0)
+    assert {ask.sampling for ask in greedy.asks["test"][0]} == {None}
+    (folder / "vote.yaml").write_text(VOTE.replace("top_p: 0.9", "top_k: 5"))
+    with pytest.raises(InputError, match="tiny_vote of lm-eval draws with top_k"):
+        load_utility("lm_eval:tiny_vote", folder)
+
+
+@pytest.mark.parametrize("name", ["tiny_group", "tiny_generate"])
+def test_a_real_model_scores_as_lm_eval_says(folder, tmp_path, monkeypatch, name):
+    """One model, in lm-eval's own wrapper of transformers and in the exact engine."""
+    from lm_eval import simple_evaluate
+    from lm_eval.models.huggingface import HFLM
+    from lm_eval.tasks import TaskManager
+
+    base = make_base(tmp_path / "base", shape={"max_position_embeddings": 512, "initializer_range": 0.4})
+    write_tokenizer(base)
+    (folder / "generate.yaml").write_text(GENERATE.replace("{{choices[label]}}", "[invalid]"))
+    monkeypatch.chdir(folder)
+    model = HFLM(pretrained=AutoModelForCausalLM.from_pretrained(base), tokenizer=AutoTokenizer.from_pretrained(base))
+    manager = TaskManager(include_path=str(folder), include_defaults=False)
+    found = simple_evaluate(model, tasks=[name], task_manager=manager, bootstrap_iters=0)["results"][name]
+    metric, options = "acc,none", {}
+    if name == "tiny_generate":  # whether the answer has no number in it
+        metric, options = "exact_match,number", {"filter": "number"}
+    ours = evaluate(
+        str(base), base=str(base), task=f"lm_eval:{name}", data=folder, engine="transformers", dtype="float32",
+        max_model_len=512, options=options,
+    )  # fmt: skip
+    assert ours["score"] == pytest.approx(found[metric], abs=1e-12)
+    assert 0 < ours["score"] < 1
 
 
 def test_a_likelihood_that_is_no_number_is_no_score(folder):
@@ -193,7 +312,17 @@ def test_no_document_is_an_example_of_its_own(folder):
         ("tiny_none", {}, {}, "lm-eval has no task 'tiny_none'"),
         ("tiny_choice", {}, {"metric": "f1"}, "option metric .* choose acc, acc_norm"),
         ("tiny_choice", {}, {"filter": "x"}, "option filter .* choose none"),
-        ("tiny_choice", {}, {"colour": "x"}, "no option colour; it knows metric, filter"),
+        ("tiny_choice", {}, {"colour": "x"}, "no option colour; it knows metric, filter, num_fewshot"),
+        ("tiny_choice", {}, {"num_fewshot": "-1"}, "option num_fewshot .* is '-1'; give a number from 0 on"),
+        (
+            "tiny_choice",
+            {"num_fewshot: 2": "num_fewshot: 0"},
+            {"num_fewshot": "1"},
+            "the YAML of tiny_choice sets it to 0",
+        ),
+        ("tiny_choice", {}, {"num_fewshot": "40"}, "lm-eval cannot make the task tiny_choice"),
+        ("tiny_group", {"acc_norm,": "acc_mutual_info,"}, {"metric": "acc_norm"}, "option metric .* choose acc$"),
+        ("tiny_group", {"metric: acc,": "metric: f1,", "metric: acc_norm,": "metric: f1,"}, {}, "common to its tasks"),
         ("tiny_choice", {"test.jsonl": "absent.jsonl"}, {}, "lm-eval cannot make the task tiny_choice"),
         ("tiny_choice", {"{{question}}": "{{none.of.it}}"}, {}, "lm-eval cannot make the task tiny_choice"),
         ("tiny_choice", {"multiple_choice": "loglikelihood_rolling"}, {}, "of type loglikelihood_rolling"),
@@ -202,10 +331,11 @@ def test_no_document_is_an_example_of_its_own(folder):
 def test_what_is_wrong_is_one_sentence(folder, monkeypatch, name, change, options, message):
     from lm_eval.tasks import TaskManager
 
-    text = CHOICE
+    file, text = ("group.yaml", GROUP) if name == "tiny_group" else ("choice.yaml", CHOICE)
     for old, new in change.items():
+        assert old in text
         text = text.replace(old, new)
-    (folder / "choice.yaml").write_text(text)
+    (folder / file).write_text(text)
     if name == "tiny_none":  # lm-eval's own need not be listed
         own = TaskManager.__init__
         monkeypatch.setattr(

@@ -1,4 +1,4 @@
-"""Tasks of lm-eval, by its own definitions: its documents, prompts, few-shot examples, filters and metrics.
+"""Tasks of lm-eval, by its own definitions: its documents, prompts, few-shot examples, filters, metrics and groups.
 
 Only the package lm-eval is needed, and what a task's data needs: a YAML with local data works without a network.
 """
@@ -7,14 +7,16 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from modelswarms_fast.config import Sampling
 from modelswarms_fast.errors import InputError
 from modelswarms_fast.evaluation.objectives.data import Wanted
+from modelswarms_fast.evaluation.objectives.multitask import join
 from modelswarms_fast.evaluation.objectives.utility import Answer, Ask, Utility
 
 SEED = 1234  # of few-shot examples, lm-eval's own default
@@ -25,21 +27,37 @@ _SUPPORTED = ("loglikelihood", "multiple_choice", "generate_until")
 
 
 def load(path: Path | None, wanted: Wanted) -> Utility:
-    """The utility of the task after "lm_eval:". path: a YAML file, or a folder with YAML files, beside lm-eval's own.
+    """The utility of the task, group or tag after "lm_eval:". path: a YAML file, or a folder with YAML files, beside
+    lm-eval's own.
 
     Dev is the task's validation split, or else that of its few-shot examples, or else training; test is its test split,
     or validation where there is none; of the only split there is, dev gets the first half and test the second. The
     utility's `dataset` names both. Options: `metric`, one that lm-eval averages over documents and that is better when
-    higher (default: the task's first); `filter`, of several the one whose results count (default: the first). Raises
-    InputError.
+    higher (default: the task's first); `filter`, of several the one whose results count (default: the first);
+    `num_fewshot` examples before each question, in place of the task's own number.
+
+    The utility of a group is the mean of its tasks' as its `aggregate_metric_list` says: each weighs as much as it has
+    documents, or with `weight_by_size: false` as much as any other. Limits apply to each task. Raises InputError.
     """
     name = wanted.task.partition(":")[2]
-    wanted.check_options("metric", "filter")
+    wanted.check_options("metric", "filter", "num_fewshot")
     with contextlib.chdir(_folder(path) or "."):  # data files of a YAML are beside it
-        task = _find(name, path)
-    _check(task, name)
-    metric = _metric(task, wanted)
-    chosen = wanted.choice("filter", *[each.name for each in task._filters])
+        tasks, aggregates = _find(name, path)
+    for each, task in tasks.items():
+        _check(task, each)
+        _set_shots(task, each, wanted)
+    metric = _metric(tasks, aggregates, wanted)
+    aggregate = next((one for one in aggregates if one.metric == metric), None)
+    chosen = _filter(tasks, aggregate, wanted)
+    utilities = [_load_one(task, each, metric, chosen, wanted) for each, task in tasks.items()]
+    if len(utilities) == 1:
+        return utilities[0]
+    by_size = aggregate is None or aggregate.weight_by_size
+    return join(wanted.task, utilities, None if by_size else [1.0] * len(utilities), "mean")
+
+
+def _load_one(task: Any, name: str, metric: str, chosen: str, wanted: Wanted) -> Utility:
+    """The utility of one task of lm-eval, by this metric of what this filter leaves."""
     docs, origin, names = _splits(task, name)
     examples: dict[str, list[dict[str, Any]]] = {}
     asks: dict[str, list[tuple[Ask, ...]]] = {}
@@ -50,7 +68,7 @@ def load(path: Path | None, wanted: Wanted) -> Utility:
             some = some[: wanted.limits.get(split)]
             examples[split] = [{"doc": doc} for doc in some]
             requests = [_requests(task, doc, index, own=own) for index, doc in enumerate(some)]
-            asks[split] = [tuple(_ask(one, wanted) for one in asked) for asked in requests]
+            asks[split] = [tuple(_ask(one, name, wanted) for one in asked) for asked in requests]
 
     def score_examples(examples: Sequence[dict[str, Any]], answers: Sequence[Sequence[Answer]]) -> list[Any]:
         return [_score(task, metric, chosen, *pair) for pair in zip(examples, answers, strict=True)]
@@ -73,17 +91,18 @@ def load(path: Path | None, wanted: Wanted) -> Utility:
 
 
 @contextlib.contextmanager
-def _failing(name: str) -> Iterator[None]:
-    """Whatever lm-eval, the data sets or a task's own code raise is one sentence."""
+def _failing(name: str, config: Any = None) -> Iterator[None]:
+    """Whatever lm-eval, the data sets or a task's own code raise is one sentence; `config` of the task, if known."""
     try:
         yield
     except InputError:
         raise
     except Exception as error:
         reason = " ".join(str(error).split())[:300]
+        data = f" of the data set {config['dataset_path']}" if config and config.get("dataset_path") else ""
         raise InputError(
-            f"lm-eval cannot make the task {name} ({type(error).__name__}: {reason}); correct its YAML and data, or "
-            "see that its data set can be downloaded"
+            f"lm-eval cannot make the task {name}{data} ({type(error).__name__}: {reason}); correct its YAML and data, "
+            "or see that its data set can be downloaded"
         ) from error
 
 
@@ -95,7 +114,8 @@ def _folder(path: Path | None) -> Path | None:
     return path if path.is_dir() else path.parent
 
 
-def _find(name: str, path: Path | None) -> Any:
+def _find(name: str, path: Path | None) -> tuple[dict[str, Any], list[Any]]:
+    """The tasks of this name, several of a group or tag, and how a group aggregates their metrics."""
     try:
         from lm_eval.tasks import TaskManager
     except ImportError as error:
@@ -111,10 +131,12 @@ def _find(name: str, path: Path | None) -> Any:
                 f"lm-eval has no task {name!r}; choose one that it lists (lm-eval ls tasks), or give the folder of its "
                 "YAML as the data"
             )
-        tasks = manager.load(name)["tasks"]
-    if len(tasks) != 1:
-        raise InputError(f"{name} of lm-eval holds {len(tasks)} tasks; choose one of {', '.join(sorted(tasks))}")
-    return next(iter(tasks.values()))
+    with _failing(name, manager.task_index[name].cfg):
+        found = manager.load(name)
+    if not found["tasks"]:
+        raise InputError(f"{name} of lm-eval holds no task; give it some")
+    group = found.get("groups", {}).get(name)
+    return found["tasks"], list((group and group.aggregate_metric_list) or [])
 
 
 def _check(task: Any, name: str) -> None:
@@ -127,14 +149,50 @@ def _check(task: Any, name: str) -> None:
         raise InputError(f"{name} of lm-eval runs code that the model writes, which is not done here; choose another")
 
 
-def _metric(task: Any, wanted: Wanted) -> str:
+def _set_shots(task: Any, name: str, wanted: Wanted) -> None:
+    """Ask with as many few-shot examples as are wanted. lm-eval itself leaves a task alone that says 0."""
+    if "num_fewshot" not in wanted.options:
+        return
+    shots = wanted.whole("num_fewshot", 0, least=0)
+    if task.config.num_fewshot == 0 and shots:
+        raise InputError(f"num_fewshot is {shots}, but the YAML of {name} sets it to 0; leave one of them out")
+    task.set_config(key="num_fewshot", value=shots)
+
+
+def _metric(tasks: Mapping[str, Any], aggregates: Sequence[Any], wanted: Wanted) -> str:
+    """The metric that counts, which all tasks have: of those that a group aggregates, if it says."""
     from lm_eval.api.metrics import mean
 
-    higher = task.higher_is_better()
-    able = [name for name, reduce in task.aggregation().items() if reduce is mean and higher.get(name, True)]
+    able: list[str] = []
+    for number, task in enumerate(tasks.values()):
+        higher = task.higher_is_better()
+        means = [name for name, reduce in task.aggregation().items() if reduce is mean and higher.get(name, True)]
+        able = means if number == 0 else [name for name in able if name in means]
+    named = [one.metric for one in aggregates]
+    able = [name for name in named if name in able and _averages(aggregates, name)] if named else able
     if not able:
-        raise InputError(f"{wanted.task} has no metric that is a mean over documents and better when higher")
+        raise InputError(
+            f"{wanted.task} has no metric that is a mean over documents, better when higher"
+            + (", and common to its tasks" if len(tasks) > 1 else "")
+            + "; choose another task"
+        )
     return wanted.choice("metric", *able)
+
+
+def _averages(aggregates: Sequence[Any], metric: str) -> bool:
+    """Whether a group takes the mean of this metric, not a function of its own."""
+    return all(one.aggregation == "mean" for one in aggregates if one.metric == metric)
+
+
+def _filter(tasks: Mapping[str, Any], aggregate: Any, wanted: Wanted) -> str:
+    """The filter whose results count, which all tasks have."""
+    each = [[one.name for one in task._filters] for task in tasks.values()]
+    able = [name for name in each[0] if all(name in names for names in each)]
+    if aggregate is not None and aggregate.filter_list:
+        able = [name for name in aggregate.filter_list if name in able]
+    if not able:
+        raise InputError(f"the tasks of {wanted.task} have no filter in common; choose one of them")
+    return wanted.choice("filter", *able)
 
 
 def _source_of_shots(task: Any) -> str | None:
@@ -184,7 +242,9 @@ def _requests(task: Any, doc: Any, index: int, *, own: bool) -> list[Any]:
     with _without(task, doc) if own else contextlib.nullcontext():
         context = task.fewshot_context(doc, num_fewshot=shots, gen_prefix=task.doc_to_prefix(doc))
     made = task.construct_requests(doc=doc, ctx=context, metadata=(task.config.task, index, 1))
-    return made if isinstance(made, list) else [made]
+    if isinstance(made, list):
+        return made
+    return [made] * (task.config.repeats if task.OUTPUT_TYPE == "generate_until" else 1)
 
 
 @contextlib.contextmanager
@@ -206,7 +266,7 @@ def _without(task: Any, doc: Any) -> Iterator[None]:
         del sampler.sample
 
 
-def _ask(instance: Any, wanted: Wanted) -> Ask:
+def _ask(instance: Any, name: str, wanted: Wanted) -> Ask:
     if instance.request_type == "loglikelihood":
         prompt, continuation = instance.args
         return Ask(prompt, 1, continuation)
@@ -214,7 +274,18 @@ def _ask(instance: Any, wanted: Wanted) -> Ask:
     until = settings.get("until") or ()
     stop = (until,) if isinstance(until, str) else tuple(until)
     limit = settings.get("max_gen_toks", settings.get("max_new_tokens", MAX_TOKENS))
-    return Ask(prompt, wanted.max_tokens or int(limit), None, stop)
+    return Ask(prompt, wanted.max_tokens or int(limit), None, stop, _sampling(settings, name))
+
+
+def _sampling(settings: Mapping[str, Any], name: str) -> Sampling | None:
+    """How a task's `generation_kwargs` draw, as lm-eval reads them."""
+    drawn = settings.get("do_sample")
+    temperature = float(settings.get("temperature", 1.0 if drawn else 0.0))
+    if drawn is False or temperature == 0:
+        return None
+    if settings.get("top_k") not in (None, 0, -1):
+        raise InputError(f"{name} of lm-eval draws with top_k, which is not supported; take it out of its YAML")
+    return Sampling(temperature, float(settings.get("top_p", 1.0)))
 
 
 def _score(task: Any, metric: str, chosen: str, example: dict[str, Any], answers: Sequence[Answer]) -> Any:
@@ -225,9 +296,9 @@ def _score(task: Any, metric: str, chosen: str, example: dict[str, Any], answers
     if not generated and any(math.isnan(answer.log_prob) for answer in answers):
         return math.nan
     kind, doc = "generate_until" if generated else "loglikelihood", example["doc"]
-    instances = [Instance(kind, doc, (), index) for index in range(len(answers))]
-    for instance, answer in zip(instances, answers, strict=True):
-        instance.resps = [answer.text if generated else (answer.log_prob, answer.greedy)]
+    # The repeats of a generated answer are one instance's.
+    responses = [[answer.text for answer in answers]] if generated else [[one[2:]] for one in answers]
+    instances = [Instance(kind, doc, (), index, resps=one) for index, one in enumerate(responses)]
     next(each for each in task._filters if each.name == chosen).apply(instances)
     found = task.process_results(doc, [instance.filtered_resps[chosen] for instance in instances])
     return found.get(metric, math.nan)

@@ -78,9 +78,10 @@ def load(paths: Sequence[Path], wanted: Wanted, load_one: Callable[..., Utility]
     return join(wanted.task, tasks, weights, combine)
 
 
-def join(name: str, tasks: Sequence[Utility], weights: Sequence[float], combine: str) -> Utility:
+def join(name: str, tasks: Sequence[Utility], weights: Sequence[float] | None, combine: str) -> Utility:
     """One utility of several: their examples one after the other, each scored by its own task.
 
+    `weights` of the tasks; None: each its number of examples, so that the mean is that of all examples.
     Its standard error is that of the delta method, Σ (∂utility/∂u)² error², with those of the tasks, which are
     independent samples; for a minimum the error of the task that has it.
     """
@@ -114,13 +115,16 @@ def join(name: str, tasks: Sequence[Utility], weights: Sequence[float], combine:
             ends.append(ends[-1] + len(task.examples[split]))
         return [scores[start:end] for start, end in itertools.pairwise(ends)]
 
+    def weights_on(split: str) -> Sequence[float]:
+        return [float(len(task.examples[split])) for task in tasks] if weights is None else weights
+
     def reduce(split: str, scores: Sequence[float]) -> float:
         utilities = [task.utility_of(split, part) for task, part in zip(tasks, parts(split, scores), strict=True)]
-        return combined(utilities, weights, combine)
+        return combined(utilities, weights_on(split), combine)
 
     def standard_error(split: str, scores: Sequence[float]) -> float:
         each = list(zip(tasks, parts(split, scores), strict=True))
-        slopes = gradient([task.utility_of(split, part) for task, part in each], weights, combine)
+        slopes = gradient([task.utility_of(split, part) for task, part in each], weights_on(split), combine)
         errors = [task.error_of(split, part) for task, part in each]
         return math.hypot(*(slope * error for slope, error in zip(slopes, errors, strict=True)))
 
