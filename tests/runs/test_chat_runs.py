@@ -96,7 +96,7 @@ def test_each_member_of_an_ensemble_has_its_own_template(tmp_path):
     engine.load_mixture(0, torch.tensor([0.0, 1.0]))
     alone = members[1].engine
     messages = ["abc", "what?", "kitten"]
-    requests = [Request(0, chat.encode(engine.tokenizer, one), None, one) for one in messages]
+    requests = [Request(0, chat.encode(engine.tokenizer, one), message=one) for one in messages]
     expected = complete(alone, [Request(None, chat.encode(alone.tokenizer, one)) for one in messages], 6)
     assert complete(engine, requests, 6) == expected
     plain = complete(engine, [one._replace(message=None) for one in requests], 6)
