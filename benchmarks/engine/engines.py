@@ -103,10 +103,10 @@ def plain_vllm(rank: int = 8, modules: tuple[str, ...] = ("k_proj", "o_proj", "q
     )
 
 
-def write_large_adapters(folder: Path, count: int = 4) -> list[str]:
-    """Random PEFT adapters of a high rank on all linear layers."""
+def write_large_adapters(folder: Path, count: int = 4, rank: int = LARGE_RANK) -> list[str]:
+    """Random PEFT adapters of this rank on all linear layers."""
     found = json.loads(next((EXAMPLES / "experts").glob("*/adapter_config.json")).read_text())
-    found |= {"r": LARGE_RANK, "lora_alpha": LARGE_RANK, "target_modules": list(ALL_LINEAR)}
+    found |= {"r": rank, "lora_alpha": rank, "target_modules": list(ALL_LINEAR)}
     folders = []
     for number in range(count):
         to = folder / f"adapter-{number}"
@@ -115,7 +115,7 @@ def write_large_adapters(folder: Path, count: int = 4) -> list[str]:
         tensors = {}
         for layer, (name, (inputs, outputs)) in itertools.product(range(LAYERS), LINEAR.items()):
             prefix = f"base_model.model.model.layers.{layer}.{name}"
-            for half, shape in (("A", (LARGE_RANK, inputs)), ("B", (outputs, LARGE_RANK))):
+            for half, shape in (("A", (rank, inputs)), ("B", (outputs, rank))):
                 tensors[f"{prefix}.lora_{half}.weight"] = 0.01 * torch.randn(shape).bfloat16()
         save_file(tensors, to / "adapter_model.safetensors")
         folders.append(str(to))

@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers_delta import delta_experts, dense
 from helpers_models import make_adapter, make_base
 from helpers_search import make_tiny, write_tokenizer
 from peft import LoraConfig, get_peft_model
-from transformers import Phi3Config, Phi3ForCausalLM
+from transformers import AutoModelForCausalLM, Phi3Config, Phi3ForCausalLM
 
 from modelswarms_fast.config import EngineConfig
 from modelswarms_fast.engines.protocol import Request, complete
@@ -18,6 +19,7 @@ from modelswarms_fast.engines.start import start_engine
 from modelswarms_fast.engines.transformers import TransformersEngine
 from modelswarms_fast.errors import InputError
 from modelswarms_fast.weights.experts import read_experts
+from modelswarms_fast.weights.mixing import mix_row
 
 pytest.importorskip("vllm")
 
@@ -140,6 +142,38 @@ def test_whole_checkpoints_of_such_a_model(phi3):
             engine.load(0, row)
             oracle.load(0, row)
             assert difference(engine, oracle, list(prompt)) < 1e-4
+    finally:
+        engine.close()
+
+
+def test_sums_of_update_matrices_are_served_in_both_ways(tmp_path):
+    """Experts of unequal ranks, coefficients beyond them, and a row, against the base with the dense update."""
+    base = Path(make_tiny(tmp_path, hidden_size=128, head_dim=32)["base"])
+    experts = delta_experts(base, tmp_path / "unequal", torch.float32)
+    mixtures, prompt = torch.tensor([[2.5, -1.5, 0.25], [0.5, 0.75, 0.25], [-1.0, 0.0, 0.5]]), [11, 12, 13, 14]
+    right = []
+    for mixture in mixtures:
+        model = AutoModelForCausalLM.from_pretrained(base)
+        for name, update in dense(experts, mixture).items():
+            model.get_submodule(name).weight.data += update.float()
+        with torch.no_grad():
+            right.append(torch.log_softmax(model(torch.tensor([prompt])).logits[0, -1], dim=-1))
+    engine = started(base, experts, serve="auto", combine="delta")
+    try:
+        assert engine._modes == ("merged", "mixture")
+        for mode in engine._modes:
+            engine.set_mode(mode)
+            for mixture, wanted in zip(mixtures, right, strict=True):
+                for load, given in ((engine.load_mixture, mixture), (engine.load, mix_row(experts, mixture))):
+                    load(0, given)
+                    served = engine.log_probs(Request(0, prompt), top=10)
+                    assert max(abs(value - float(wanted[token])) for token, value in served.items()) < 1e-4, mode
+            engine.restore()
+        for slot, mixture in enumerate(mixtures):
+            engine.load_mixture(slot, mixture)
+        together = complete(engine, [Request(slot, prompt) for slot in range(len(mixtures))], 8)
+        assert together == [complete(engine, [Request(slot, prompt)], 8)[0] for slot in range(len(mixtures))]
+        assert len({one.text for one in together}) > 1
     finally:
         engine.close()
 

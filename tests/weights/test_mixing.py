@@ -7,6 +7,7 @@ from pathlib import Path
 import helpers_models
 import pytest
 import torch
+from helpers_delta import COUNT, delta_experts, dense, updates
 from helpers_models import make_adapter
 from helpers_search import write_tokenizer
 from peft import PeftModel
@@ -22,43 +23,11 @@ tiny_base = helpers_models.tiny_base
 
 MIXTURES = torch.tensor([[0.5, 0.75, -0.25], [1.0, 0.0, 0.0], [2.5, -1.5, 0.25], [0.0, 0.0, 0.0]])
 TOKENS = torch.arange(12).reshape(2, 6)
-COUNT = 3
 
 
 @pytest.fixture(scope="module", params=[torch.float32, torch.bfloat16], ids=str)
 def pool(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Experts:
     return delta_experts(tiny_base, tmp_path_factory.mktemp("experts"), request.param)
-
-
-def delta_experts(base: Path, folder: Path, dtype: torch.dtype) -> Experts:
-    """Three experts of ranks that differ between modules and, but for the attention, between experts."""
-    for seed, name in enumerate("abc"):
-        make_adapter(base, folder / name, seed=seed, rank_pattern={"v_proj": 2}, use_rslora=True)
-    experts = read_experts(folder, dtype=dtype)
-    modules = []
-    for module in experts.modules:
-        own = {"q_proj": (1, 4, 3), "down_proj": (4, 0, 2)}.get(module.name.rpartition(".")[2])
-        for row, rank in zip(experts.rows, own or (), strict=own is not None):
-            views = experts.layout.views(row)
-            views[module.a][rank:] = 0
-            views[module.b][:, rank:] = 0
-        modules.append(replace(module, ranks=own or (module.rank,) * COUNT))
-    return replace(experts, modules=tuple(modules), combine="delta")
-
-
-def updates(experts: Experts, row: torch.Tensor) -> dict[str, torch.Tensor]:
-    """scaling · B A of each module of a row, in float64."""
-    views = experts.layout.views(row)
-    return {one.name: one.scaling * views[one.b].double() @ views[one.a].double() for one in experts.modules}
-
-
-def dense(experts: Experts, mixture: torch.Tensor) -> dict[str, torch.Tensor]:
-    """What delta means: the sum of the experts' update matrices, each with its coefficient."""
-    own = [updates(experts, row) for row in experts.rows]
-    return {
-        name: sum(float(share) * one[name] for share, one in zip(mixture, own, strict=True))  # type: ignore[misc]
-        for name in own[0]
-    }
 
 
 def distance(ours: dict[str, torch.Tensor], right: dict[str, torch.Tensor]) -> float:
