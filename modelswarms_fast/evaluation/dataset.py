@@ -172,9 +172,9 @@ def warnings_of(examples: Mapping[str, Sequence[dict[str, Any]]]) -> list[str]:
 def _identity(example: dict[str, Any]) -> str:
     """What makes two examples the same: the words of what is asked, without case and white space, and the choices."""
     asked = [example.get(name, "") for name in ("question", "prompt", "completion", "text")]
-    choices = example.get("choices", {})
-    texts = sorted(map(_words, choices.values() if isinstance(choices, dict) else choices))
-    return json.dumps([list(map(_words, asked)), texts])
+    choices = example.get("choices")
+    texts = choices.values() if isinstance(choices, dict) else choices if isinstance(choices, list) else ()
+    return json.dumps([list(map(_words, asked)), sorted(map(_words, texts))])
 
 
 def _words(value: Any) -> str:

@@ -105,7 +105,7 @@ def _read_json(path: Path, text: str) -> Found:
                 raise
         else:
             return _found(path, *_shape(path, content))
-    rows = [parse_json(line, f"{path}: line {number}") for number, line in lines]
+    rows = [parse_json(line, f"{path}: line {number}", "correct the line") for number, line in lines]
     for (number, _), row in zip(lines, rows, strict=True):
         if not isinstance(row, dict):
             raise InputError(f"{path}: line {number} is not a JSON object; give an example a line")
@@ -119,7 +119,7 @@ def _is_object(line: str) -> bool:
         return False
 
 
-def parse_json(text: str, where: str) -> Any:
+def parse_json(text: str, where: str, remedy: str = _REMEDY) -> Any:
     """The value of a JSON text. Raises InputError, for a key that stands twice and for NaN and infinities too."""
 
     def pairs(found: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -140,7 +140,7 @@ def parse_json(text: str, where: str) -> Any:
     try:
         return json.loads(text, object_pairs_hook=pairs, parse_constant=constant, parse_float=number)
     except (ValueError, RecursionError) as error:
-        raise InputError(f"{where} is not JSON ({error}); {_REMEDY}") from error
+        raise InputError(f"{where} is not JSON ({error}); {remedy}") from error
 
 
 def _shape(path: Path, content: Any) -> tuple[str, dict[str, Split], dict[str, Any]]:
@@ -254,6 +254,7 @@ def _read_parquet(path: Path) -> Found:
             rows = [_plain(row) for row in file.read().to_pylist()]
     except Exception as error:  # whatever a damaged file makes Arrow raise
         raise InputError(f"{path} is not Parquet ({_reason(error)}); write it again") from error
+    _whole_numbers(rows)
     return _found(path, "Parquet", {"": (rows, [f"{path}: row {index}" for index in range(len(rows))])})
 
 
@@ -267,6 +268,15 @@ def _plain(value: Any) -> Any:
     if value is None or isinstance(value, bytes) or (isinstance(value, float) and math.isnan(value)):
         return None
     return value if isinstance(value, str | int | float) else str(value)
+
+
+def _whole_numbers(rows: list[dict[str, Any]]) -> None:
+    """Make whole numbers of a column of them that pandas has made 7.0, because a value was missing once."""
+    for name in {name for row in rows for name, value in row.items() if isinstance(value, float)}:
+        if all(isinstance(row[name], float) and row[name].is_integer() for row in rows if name in row):
+            for row in rows:
+                if name in row:
+                    row[name] = int(row[name])
 
 
 def _reason(error: Exception) -> str:
@@ -330,6 +340,7 @@ def _hub_split(name: str, split: str, loaded: Any) -> Split:
         rows = [_plain(row) for row in loaded.to_list()]
     except Exception as error:  # images and sounds are decoded
         raise InputError(f"{name}: the split {split} cannot be read ({_reason(error)}); give a file") from error
+    _whole_numbers(rows)
     for row in rows:
         for column, names in labels.items():
             if column in row:

@@ -22,6 +22,7 @@ from modelswarms_fast.evaluation.objectives import Files, named
 from modelswarms_fast.records.run_folder import locked, read_json, write_json
 from modelswarms_fast.runs.baselines import METHODS, OF_FACTORS, Run, load_method
 from modelswarms_fast.runs.experiment import Experiment
+from modelswarms_fast.runs.trial_folder import keep_data
 
 RESULTS = "baselines.json"
 RESAMPLES = 10_000
@@ -117,6 +118,7 @@ def compare(
     if left:
         console = Console(stderr=True, quiet=not progress)
         with locked(file.parent), experiment:
+            keep_data(file.parent, experiment.utility)
             for name in left:
                 result = _measure(experiment, partial(runs[name], experiment, budget, seed))
                 content["methods"][name] = result

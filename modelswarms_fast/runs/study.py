@@ -18,7 +18,7 @@ from modelswarms_fast.records.analysis import studies, weak_to_strong
 from modelswarms_fast.records.style import svg
 from modelswarms_fast.runs.experiment import Experiment, check_together
 from modelswarms_fast.runs.trial import TrialSpec
-from modelswarms_fast.runs.trial_folder import claim_folder, inputs_of
+from modelswarms_fast.runs.trial_folder import claim_folder, inputs_of, keep_data
 from modelswarms_fast.runs.trial_queue import SEARCHES, run_searches
 from modelswarms_fast.swarm import Floats, best_of
 from modelswarms_fast.weights.experts import read_model
@@ -77,6 +77,7 @@ def study(
         folder, ASKED, inputs | {"kind": kind, "swarm": asdict(config), "engine": asdict(experiment.engine_config)}
     )
     with run_folder.locked(folder), experiment:
+        keep_data(folder, experiment.utility)
         variants = variants_of(kind, config, experiment.initial)
         specs = []
         for name, (changed, first) in variants.items():

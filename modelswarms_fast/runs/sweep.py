@@ -18,7 +18,7 @@ from modelswarms_fast.records import run_folder
 from modelswarms_fast.runs.experiment import Experiment, check_together
 from modelswarms_fast.runs.study import winners_on_test
 from modelswarms_fast.runs.trial import TrialSpec
-from modelswarms_fast.runs.trial_folder import claim_folder, inputs_of
+from modelswarms_fast.runs.trial_folder import claim_folder, inputs_of, keep_data
 from modelswarms_fast.runs.trial_queue import SEARCHES, run_searches
 from modelswarms_fast.swarm import best_of
 
@@ -91,6 +91,7 @@ def sweep(
         for index, drawn in enumerate(draw(chosen, searches, first.seed))
     ]
     with run_folder.locked(folder), experiment:
+        keep_data(folder, experiment.utility)
         trace, clock = experiment.evaluator.trace, time.perf_counter()
         records = run_searches(
             experiment,

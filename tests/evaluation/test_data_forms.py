@@ -463,6 +463,22 @@ def test_missing_values_of_parquet_are_missing_fields(tmp_path):
         load_utility("exact_match", tmp_path / "x")
 
 
+def test_whole_numbers_that_pandas_has_made_fractions(tmp_path):
+    for split, answers in (("dev", [7.0, None]), ("test", [2.5, 3.0])):
+        rows = [{"question": f"{split} {n}", "id": float(n), "answer": answer} for n, answer in enumerate(answers)]
+        parquet(tmp_path / "x" / f"{split}.parquet", [row for row in rows if row["answer"] is not None])
+    utility = load_utility("exact_match", tmp_path / "x")
+    assert utility.score("dev", [0], [[Answer("it is 7")]]) == [1.0]
+    assert [one["answer"] for one in utility.examples["test"]] == [2.5, 3.0]
+
+
+@pytest.mark.parametrize("choices", [None, 3, "x", ["x"], {"A": None}])
+def test_what_a_task_does_not_need_is_left_alone(choices, tmp_path):
+    rows = [GOOD | {"choices": choices, "more": [None]}]
+    path = put(tmp_path / "x.json", json.dumps({"dev": rows, "test": rows}))
+    assert load_utility("exact_match", path).examples["dev"] == rows
+
+
 @pytest.mark.parametrize(
     ("choices", "answer", "message"),
     [

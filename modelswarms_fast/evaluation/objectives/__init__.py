@@ -75,7 +75,10 @@ def load_utility(task: str, data: Files = None, **settings: Any) -> Utility:
         return multitask.load(paths, wanted, partial(load_utility, **passed))
     parts = [split_of(path) for path in paths]
     if len(paths) > 1 and (kind == "lm_eval" or None in parts or len(set(parts)) < len(parts)):
-        raise InputError(f'task "{task}" takes one evaluation file, not {len(paths)}; use multitask for several')
+        raise InputError(
+            f'task "{task}" takes one evaluation file, not {len(paths)}; use multitask for several, or name two files '
+            "after dev and test"
+        )
     if kind == "lm_eval":
         if given := [name for name in READING if getattr(config, name) != getattr(TaskConfig(), name)]:
             raise InputError(f"{given[0]} is given, but {task} reads its own data; leave it out")
