@@ -7,9 +7,12 @@ import pytest
 import torch
 from helpers_ensemble import LETTERS, gpt2, llama
 from helpers_models import make_adapter
-from transformers import AutoModelForCausalLM
+from tokenizers import Tokenizer, decoders
+from tokenizers.models import BPE
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from modelswarms_fast.engines.ensemble.engine import EnsembleEngine, Member, clipped
+from modelswarms_fast.engines.ensemble.vocabulary import Vocabulary
 from modelswarms_fast.engines.protocol import Request, complete
 from modelswarms_fast.engines.transformers import TransformersEngine
 from modelswarms_fast.errors import InputError
@@ -149,6 +152,19 @@ def test_different_vocabularies_are_mixed_over_the_tokens_they_share(tmp_path):
     assert set(answer.text.replace(" ", "")) <= set(LETTERS[10:])
     with pytest.raises(InputError, match="different tokenizers"):
         engine.submit(1, Request(0, [1, 2], [3]), 1)
+
+
+def test_tokens_are_common_if_they_spell_the_same_bytes():
+    ours = ["<end>", "a", "Ċ", "Ġa", "Ã©", "Ã"]  # byte-level: a line's end, a space and an a, é, its first byte
+    theirs = ["<eos>", "Ċ", "\n", "▁a", "é", "a", "<0xC3>", "<0x0A>", "Ã"]  # SentencePiece: the letters Ċ and Ã
+    tokenizers = []
+    for tokens, decoder in ((ours, decoders.ByteLevel()), (theirs, decoders.ByteFallback())):
+        tokenizer = Tokenizer(BPE({token: index for index, token in enumerate(tokens)}, []))
+        tokenizer.decoder = decoder
+        tokenizers.append(PreTrainedTokenizerFast(tokenizer_object=tokenizer))
+    common = Vocabulary.of(tokenizers, [len(ours), len(theirs)], [[0], [0]])
+    pairs = [(ours[one], theirs[two]) for one, two in zip(*(ids.tolist() for ids in common.ids), strict=True)]
+    assert pairs == [("<end>", "<eos>"), ("a", "a"), ("Ċ", "\n"), ("Ġa", "▁a"), ("Ã©", "é"), ("Ã", "<0xC3>")]
 
 
 def test_vocabularies_that_share_too_little_are_refused(tmp_path):
