@@ -17,10 +17,16 @@ class Draw:
     def token(self, logits: torch.Tensor) -> int:
         """A token by softmax(logits [V] / temperature), of the likeliest whose probabilities reach top_p together."""
         uniform = float(torch.rand((), generator=self._generator, dtype=torch.float64))
-        chances, order = torch.softmax(logits.double() / self._sampling.temperature, dim=-1).sort(descending=True)
+        chances = torch.softmax(logits.double() / self._sampling.temperature, dim=-1)
+        if self._sampling.top_p == 1:
+            return _place(chances.cumsum(dim=-1), uniform)
+        chances, order = chances.sort(descending=True)
         reached = chances.cumsum(dim=-1)
-        if self._sampling.top_p < 1:
-            count = int((reached - chances < self._sampling.top_p).sum())  # the token that reaches it is one of them
-            reached = reached[:count]
-        place = int(torch.searchsorted(reached, uniform * float(reached[-1]), right=True))
-        return int(order[min(place, len(reached) - 1)])
+        count = int((reached - chances < self._sampling.top_p).sum())  # the token that reaches it is one of them
+        return int(order[_place(reached[:count], uniform)])
+
+
+def _place(reached: torch.Tensor, uniform: float) -> int:
+    """Where a number from [0, 1) falls among cumulative chances [n] of any sum."""
+    place = int(torch.searchsorted(reached, uniform * float(reached[-1]), right=True))
+    return min(place, len(reached) - 1)

@@ -349,3 +349,14 @@ def test_what_is_wrong_is_one_sentence(folder, monkeypatch, name, change, option
 def test_a_place_that_is_none_is_refused(tmp_path):
     with pytest.raises(InputError, match=r"cannot read .*give a YAML file"):
         load_utility("lm_eval:x", tmp_path / "absent")
+
+
+def test_a_data_set_that_cannot_be_reached_is_named(folder, monkeypatch):
+    def unreachable(*given, **more):
+        raise ConnectionError("Couldn't reach the Hub")
+
+    monkeypatch.setattr("datasets.load_dataset", unreachable)
+    with pytest.raises(
+        InputError, match=r"tiny_choice of the data set json \(ConnectionError: Couldn't reach the Hub\)"
+    ):
+        load_utility("lm_eval:tiny_choice", folder)
