@@ -59,6 +59,14 @@ def test_tokens_are_drawn_as_often_as_they_are_likely(sampling):
     check_frequencies([draw.token(logits) for _ in range(2000)], expected)
 
 
+def texts(engine, expected):
+    """The same by text, which tokens without a letter share."""
+    found = Counter()
+    for token, chance in expected.items():
+        found[engine.tokenizer.decode([token], skip_special_tokens=True)] += chance
+    return found
+
+
 def letters(engine, slot, sampling, count):
     """The first token of so many answers, each of its own seed."""
     requests = [Request(slot, PROMPT, None, sampling._replace(seed=seed)) for seed in range(count)]
@@ -79,10 +87,7 @@ def engine(tiny, experts):
 
 @pytest.mark.parametrize("sampling", [Sampling(0.3), Sampling(0.5, 0.6)])
 def test_the_exact_engine_draws_from_softmax(engine, sampling):
-    expected = chances(engine.log_probs(Request(0, PROMPT)), sampling)
-    expected = {
-        engine.tokenizer.decode([token], skip_special_tokens=True): chance for token, chance in expected.items()
-    }
+    expected = texts(engine, chances(engine.log_probs(Request(0, PROMPT)), sampling))
     check_frequencies(letters(engine, 0, sampling, 600), expected)
 
 
@@ -122,10 +127,7 @@ def test_an_ensemble_draws_from_what_its_experts_say_together(tmp_path, sampling
     ]
     engine = EnsembleEngine(members, slots=2)
     engine.load(0, torch.tensor([0.3, 0.7]))
-    expected = chances(engine.log_probs(Request(0, PROMPT)), sampling)
-    expected = {
-        engine.tokenizer.decode([token], skip_special_tokens=True): chance for token, chance in expected.items()
-    }
+    expected = texts(engine, chances(engine.log_probs(Request(0, PROMPT)), sampling))
     check_frequencies(letters(engine, 0, sampling, 600), expected)
     together = complete(engine, mixed(), 8)
     assert together == [complete(engine, [one], 8)[0] for one in mixed()]
