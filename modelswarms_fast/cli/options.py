@@ -45,7 +45,7 @@ _MEMBERS = {
         "minutes", "methods", "ranges", "at_once",
     ),
     "Memory": ("state", "row_dtype", "rounding", "host_memory", "device_memory", "spill"),
-    "Checks": ("parity_check", "confirm", "final_test"),
+    "Checks": ("dry_run", "parity_check", "confirm", "final_test"),
     "Options": ("config", "verbose"),
 }  # fmt: skip
 """Their options, in this order. What is in none is a setting of "Swarm" or "Engine"."""

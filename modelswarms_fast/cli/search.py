@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
+from modelswarms_fast.cli.dry_run import show_dry_run
 from modelswarms_fast.cli.options import Experts, Inputs, Out, command_of, settings
 from modelswarms_fast.cli.summary import show
 from modelswarms_fast.config import EngineConfig, SwarmConfig, TaskConfig
@@ -28,11 +29,19 @@ def search_command(
     final_test: Annotated[
         bool, typer.Option("--final-test", help="Score all experts and particles on test too, for the report.")
     ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show what would be sent and what it would take; start and write nothing.")
+    ] = False,
     **given: Any,
 ) -> None:
     """Search for a better model among the mixtures of EXPERTS, and export the best one found."""
-    own = {"overwrite": overwrite, "resume": resume, "log": log, "trace": trace, "confirm": confirm}
+    own: dict[str, Any] = {"overwrite": overwrite, "resume": resume, "log": log, "trace": trace, "confirm": confirm}
     own |= {"final_test": final_test}
+    if dry_run:
+        from modelswarms_fast.runs.search import search
+
+        show_dry_run(search(experts, out=out, dry_run=True, progress=True, **own, **given))
+        return
     # What was not given stays out, so that the command that repeats the run is short.
     run_search({"experts": experts, "out": out} | {name: value for name, value in own.items() if value} | given)
 

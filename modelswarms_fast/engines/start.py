@@ -31,13 +31,7 @@ def start_engine(base: Path, experts: Experts | None, config: EngineConfig) -> E
 
 def start_here(base: Path, experts: Experts | None, config: EngineConfig) -> Engine:
     """One engine in this process, whatever `config.engines` says. Raises InputError as `start_engine`."""
-    file = base / "config.json"
-    base_config = json.loads(file.read_text())
-    dtype = dtype_of(base, config)
-    longest = base_config.get("max_position_embeddings", config.max_model_len)
-    if type(longest) is not int or longest < 1:
-        raise InputError(f"{file}: max_position_embeddings is {longest!r}; make it a whole number above 0")
-    longest = min(config.max_model_len, longest)
+    dtype, longest = dtype_of(base, config), max_model_len_of(base, config)
     if config.engine == "transformers":
         from modelswarms_fast.engines.transformers import TransformersEngine
 
@@ -45,6 +39,16 @@ def start_here(base: Path, experts: Experts | None, config: EngineConfig) -> Eng
     from modelswarms_fast.engines.vllm.engine import VllmEngine
 
     return VllmEngine(base, experts, config, dtype=dtype, max_model_len=longest)
+
+
+def max_model_len_of(base: Path, config: EngineConfig) -> int:
+    """The most tokens of a prompt and its completion: as set, or as many as the base has positions. Raises InputError
+    for positions that are no number."""
+    file = base / "config.json"
+    longest = json.loads(file.read_text()).get("max_position_embeddings", config.max_model_len)
+    if type(longest) is not int or longest < 1:
+        raise InputError(f"{file}: max_position_embeddings is {longest!r}; make it a whole number above 0")
+    return min(config.max_model_len, longest)
 
 
 def dtype_of(base: Path, config: EngineConfig) -> str:

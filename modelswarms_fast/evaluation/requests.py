@@ -14,15 +14,17 @@ from modelswarms_fast.evaluation.objectives import Answer, Ask, Utility
 
 
 @dataclass(frozen=True)
-class _Encoded:
+class EncodedAsk:
     """An ask in token ids."""
 
     ask: Ask
     prompt: list[int]
+    """With its chat template, if there is one."""
     continuation: list[int] | None
 
     @property
     def tokens(self) -> list[int]:
+        """Prompt and continuation."""
         return self.prompt + (self.continuation or [])
 
 
@@ -36,7 +38,7 @@ class PendingExample:
     name: bytes | None
     """Of the position that the slot serves."""
     answers: list[Answer | None]
-    names: dict[int, tuple[int, _Encoded]]
+    names: dict[int, tuple[int, EncodedAsk]]
     """Of its requests under way → which answer, and what was asked."""
     followed: bool = False
 
@@ -77,6 +79,10 @@ class RequestTracker:
     def prompts(self, split: str) -> list[list[int]]:
         """Token ids of all first asks of a split, continuations included."""
         return [one.tokens for asks in self._first[split] for one in asks]
+
+    def asked(self, split: str) -> list[list[EncodedAsk]]:
+        """What each example of a split asks first."""
+        return self._first[split]
 
     def sent(self, split: str, example: int) -> str:
         """The text of an example's first prompt as it is sent, with its chat template if there is one."""
@@ -129,7 +135,7 @@ class RequestTracker:
         if names:
             self._engine.drop(names)
 
-    def _submit(self, asked: PendingExample, index: int, encoded: _Encoded) -> None:
+    def _submit(self, asked: PendingExample, index: int, encoded: EncodedAsk) -> None:
         name = next(self._names)
         asked.names[name], self._under_way[name] = (index, encoded), asked
         message = encoded.ask.prompt if self._in_chat(encoded.ask) else None
@@ -141,7 +147,7 @@ class RequestTracker:
 
     # tokens
 
-    def _encode_split(self, split: str) -> list[list[_Encoded]]:
+    def _encode_split(self, split: str) -> list[list[EncodedAsk]]:
         asks = self._utility.asks[split]
         encoded = iter(self._encode([ask for some in asks for ask in some]))
         first = [[next(encoded) for _ in some] for some in asks]
@@ -151,7 +157,7 @@ class RequestTracker:
             self._check_follow_up(split, number, some)
         return first
 
-    def _check_follow_up(self, split: str, number: int, first: Sequence[_Encoded]) -> None:
+    def _check_follow_up(self, split: str, number: int, first: Sequence[EncodedAsk]) -> None:
         """That a follow-up will have room, judged by the one that empty answers would call for."""
         if self._utility.follow_up is None:
             return
@@ -161,7 +167,7 @@ class RequestTracker:
             where = f"The follow-up of {split} example {number}"
             self._check(self._encode([ask])[0], where, answers)
 
-    def _encode(self, asks: Sequence[Ask]) -> list[_Encoded]:
+    def _encode(self, asks: Sequence[Ask]) -> list[EncodedAsk]:
         """As lm-eval does it: a continuation is what its prompt with it has more tokens than the prompt alone; white
         space at the end of the prompt belongs to it. After a chat template it begins without white space."""
         pairs, special = self._texts(asks), [not self._in_chat(ask) for ask in asks]
@@ -174,7 +180,7 @@ class RequestTracker:
             continuation = wholes[place][len(prompt) :] if place in wholes else None
             if continuation is not None and not prompt:
                 prompt = [self._first_token()]
-            encoded.append(_Encoded(ask, prompt, continuation))
+            encoded.append(EncodedAsk(ask, prompt, continuation))
         return encoded
 
     def _in_chat(self, ask: Ask) -> bool:
@@ -213,7 +219,7 @@ class RequestTracker:
             raise InputError("The tokenizer has no token that begins a text; give every likelihood a prompt.")
         return int(token)
 
-    def _check(self, encoded: _Encoded, where: str, more: int = 0) -> None:
+    def _check(self, encoded: EncodedAsk, where: str, more: int = 0) -> None:
         """Raise InputError if the engine has no room for it and as many tokens more."""
         longest = self._engine.max_model_len
         if encoded.continuation is not None:

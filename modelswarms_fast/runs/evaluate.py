@@ -10,6 +10,7 @@ from modelswarms_fast.engines.start import start_engine
 from modelswarms_fast.errors import InputError
 from modelswarms_fast.evaluation.evaluator import Evaluator
 from modelswarms_fast.evaluation.objectives import SPLITS, Files, load_utility
+from modelswarms_fast.runs.dry_run import dry_evaluation
 from modelswarms_fast.weights.base_model import resolve_base
 from modelswarms_fast.weights.experts import read_experts
 
@@ -21,12 +22,14 @@ def evaluate(
     task: str,
     data: Files = None,
     split: str = "test",
+    dry_run: bool = False,
     **settings: Any,
 ) -> dict[str, Any]:
     """Score one model on a split.
 
     `model` is an adapter folder, a full checkpoint, or the same string as `base` for the base model. `settings` are
-    fields of TaskConfig and EngineConfig; the rest is as in `search`. Several engines share the examples.
+    fields of TaskConfig and EngineConfig; the rest is as in `search`. Several engines share the examples. `dry_run`
+    reads and checks everything, starts nothing, and returns what `dry_evaluation` does.
 
     Returns:
         model, base, task, dataset, split, examples, score, standard_error (of the mean), prompts_per_second, and
@@ -43,6 +46,8 @@ def evaluate(
     utility = load_utility(task, data, **of_task)
     base_folder = resolve_base(base)
     loaded = None if model == base else read_experts([model], base=base_folder, minimum=1)
+    if dry_run:
+        return dry_evaluation(base_folder, utility, config, split)
     with closing(start_engine(base_folder, loaded, config)) as served:
         evaluator = Evaluator(served, utility, splits=(split,), engines=config.engines)
         scores = evaluator.score_base(split) if loaded is None else evaluator.score_model(loaded.rows[0], split)

@@ -17,6 +17,7 @@ from modelswarms_fast.records.metrics_log import MetricsKind, open_log
 from modelswarms_fast.records.progress import Progress, phase
 from modelswarms_fast.records.report import write_report
 from modelswarms_fast.runs.confirm import confirm as choose
+from modelswarms_fast.runs.dry_run import dry_search
 from modelswarms_fast.runs.experiment import Experiment, check_together
 from modelswarms_fast.runs.final_test import compare_on_test, write_test_scores
 from modelswarms_fast.runs.scheduler import run_alone
@@ -48,6 +49,7 @@ def search(
     trace: str | Path | None = None,
     confirm: int = 0,
     final_test: bool = False,
+    dry_run: bool = False,
     log: MetricsKind | None = None,
     command: Sequence[str] | None = None,
     **settings: Any,
@@ -71,6 +73,8 @@ def search(
             candidates are scored on them, and the best there is the winner.
         final_test: score every expert, and every particle at its end and at its best, on test too, for the analyses
             of the report; they are in test_scores.json. Nothing is chosen by it.
+        dry_run: read and check everything, start and write nothing, and return what would be sent and what the search
+            would take: see `dry_search`.
         log: "tensorboard" or "wandb": write the numbers of each iteration there, too.
         command: the words of a command that would repeat the run, for the report.
         settings: fields of TaskConfig, SwarmConfig and EngineConfig; `particles` defaults to the number of experts.
@@ -94,6 +98,8 @@ def search(
     spec = TrialSpec("search", SwarmConfig(**({"particles": len(experiment.names)} | of_swarm)))
     Swarm(spec.config, len(experiment.names))  # refuses fewer particles than experts
     keep_sources(out, (*experiment.experts.sources, experiment.base_folder))
+    if dry_run:
+        return dry_search(experiment, spec.config)
     inputs = inputs_of(experiment, task, data)
     with ExitStack() as stack:
         stack.enter_context(experiment)
