@@ -92,7 +92,7 @@ def test_requests_say_what_the_message_was(letters):
         engine, sent = engine_of(letters), []
         engine.submit = lambda key, request, limit, sent=sent: sent.append(request.message)
         tracker = Evaluator(engine, utility(["x"], asks=asks, chat=chat))._tracker
-        tracker.submit("dev", 0, 0)
+        tracker.submit("dev", 0, 0, None)
         assert sent == expected
 
 
