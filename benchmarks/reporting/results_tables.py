@@ -25,6 +25,13 @@ initial expert with the highest dev score: what one would use without a search. 
 eight example experts.
 """
 
+GEMMA = """\
+Three LoRA experts of Gemma 3 270M (pretrained, 4-bit weights dequantised to bfloat16): sentiment, topic and
+paraphrase, made by `benchmarks/quality/train.py` with 60 batches of 8 examples each. p3_three is the first 40 dev and
+100 test examples of each of the three domains; no expert covers all of them. vLLM on a CPU, `serve="merged"`, six
+particles, four moves; nothing was tuned. Scores stand with their standard errors; the error of a gain is unpaired.
+"""
+
 QUALITY = """\
 Every search ran on one resident vLLM engine, `serve="merged"`, `state="weights"`, bfloat16, greedy decoding. A score
 stands with its standard error, sqrt(p (1 - p) / n). The dev score of a winner is the largest of many evaluations of the

@@ -15,6 +15,7 @@ from matplotlib import rc_context
 from matplotlib.figure import Figure
 
 from benchmarks.reporting.results_tables import (
+    GEMMA,
     RESULTS,
     SETTING,
     Result,
@@ -23,8 +24,10 @@ from benchmarks.reporting.results_tables import (
     load,
     load_claims,
     methods_of,
+    mixtures,
     notes_of,
     quality_readme,
+    quality_rows,
     spread,
 )
 from benchmarks.reporting.write_performance import STYLE
@@ -166,6 +169,7 @@ def page(figures: Path) -> list[str]:
     )
     quality = [one for one in everything if "history" in one]
     demo = next(one for one in everything if "test" in one)
+    gemma = load(RESULTS / "gemma")
     figures.mkdir(parents=True, exist_ok=True)
     draw_gains(claims, figures / "gains.svg")
     draw_claims(claims, figures / "claims.svg")
@@ -184,8 +188,10 @@ def page(figures: Path) -> list[str]:
         "Mean of two seeds with its standard error; `beside all` is the difference to it, seed by seed.\n",
         *ablation_rows(findings),
         "With two seeds nothing can be told apart. No part of the search is shown to matter at three to five moves.\n",
+        "## Another base: Gemma 3 270M\n", GEMMA, *quality_rows(gemma), "", *mixtures(gemma), "",
         "## Where the numbers are\n",
-        "`benchmarks/results/{quality,claims,findings}` hold the JSON of each run, and a `README.md` with every table.",
+        "`benchmarks/results/{quality,claims,findings,gemma}` hold the JSON of each run; the first three also have a",
+        "`README.md` with every table.",
         "This page is written by `python -m benchmarks.reporting.write_results`.",
     ]  # fmt: skip
 
