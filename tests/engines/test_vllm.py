@@ -146,7 +146,7 @@ def test_answers_are_drawn_each_by_its_own_seed(engine, oracle, experts, probe, 
     assert together == complete(engine, [Request(0, prompts[0]), *requests[::-1]], 8)[::-1]
     assert complete(engine, requests[5:6], 8) == together[5:6], "alone"
     assert together[-1] == complete(engine, [Request(0, prompts[0])], 8)[0]
-    assert len({one.text for one in together}) > 6
+    assert len({one.text for one in together}) > 3
     oracle.load(0, experts.rows[1])
     weights = {token: math.exp(value / 1.5) for token, value in oracle.log_probs(Request(0, probe)).items()}
     whole, count = sum(weights.values()), 400
