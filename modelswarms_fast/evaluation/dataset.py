@@ -55,29 +55,26 @@ def read_data(paths: Sequence[Path], config: TaskConfig) -> Data:
     dev, test = _choose(found, config)
     examples, where = {}, {}
     if dev == test:
-        rows, named = _list(found, dev)
-        order = _drawn(found, dev, len(rows), config.split_seed)
+        rows, named = _list(found, dev, config.map)
+        order = _drawn(found, dev, rows, config.split_seed)
         for split, numbers in zip(SPLITS, order, strict=True):
             examples[split], where[split] = [rows[one] for one in numbers], [named[one] for one in numbers]
         of = f' of "{dev}"' if dev else ""
         how = f"random split{of}, seed {config.split_seed}"
     else:
         for split, name in zip(SPLITS, (dev, test), strict=True):
-            examples[split], where[split] = _list(found, name)
+            examples[split], where[split] = _list(found, name, config.map)
         how = "" if (dev, test) == SPLITS else f"from {dev} and {test}"
-    if config.map:
-        for split in SPLITS:
-            examples[split] = [_mapped(*pair, config.map) for pair in zip(examples[split], where[split], strict=True)]
     content = {"dataset": found.dataset} | found.beside | examples
     return Data(found.path, content, where, found.form, how, dev == test or found.path.startswith(HUB))
 
 
-def _list(found: Found, split: str) -> tuple[list[Any], list[str]]:
+def _list(found: Found, split: str, names: Mapping[str, str]) -> tuple[list[Any], list[str]]:
     rows, where = found.splits[split]()
     if not rows:
         what = f'the split "{split}" is empty' if split else "it holds no examples"
         raise InputError(f"{found.path}: {what}; give a list of at least one example")
-    return rows, where
+    return [_mapped(*pair, names) for pair in zip(rows, where, strict=True)], where
 
 
 def _choose(found: Found, config: TaskConfig) -> tuple[str, str]:
@@ -111,8 +108,12 @@ def _rank(name: str) -> int:
     return KNOWN_SPLITS.index(name.lower())
 
 
-def _drawn(found: Found, split: str, count: int, seed: int) -> tuple[list[int], list[int]]:
-    """Numbers of the examples of dev and of test, both in the drawn order, so that a limit keeps a random part."""
+def _drawn(found: Found, split: str, rows: Sequence[Any], seed: int) -> tuple[list[int], list[int]]:
+    """Numbers of the examples of dev and of test, both in the drawn order, so that a limit keeps a random part.
+
+    What is the same as an example of dev is in dev too.
+    """
+    count = len(rows)
     if count < 2:
         other = next((name for name in SPLITS if name != split), "test")
         what = f'the split "{other}" is missing, and the only other' if split else "it"
@@ -120,7 +121,12 @@ def _drawn(found: Found, split: str, count: int, seed: int) -> tuple[list[int], 
     order = list(range(count))
     random.Random(seed).shuffle(order)
     dev = max(1, min(MOST_DEV, count * DEV_SHARE[0] // DEV_SHARE[1]))
-    return order[:dev], order[dev:]
+    keys = [_identity(row) if isinstance(row, dict) else "" for row in rows]
+    seen = {keys[number] for number in order[:dev]}
+    again = [number for number in order[dev:] if keys[number] in seen]
+    if len(again) == count - dev:  # nothing else is left
+        return order[:dev], order[dev:]
+    return order[:dev] + again, [number for number in order[dev:] if keys[number] not in seen]
 
 
 def _mapped(example: Any, where: str, names: Mapping[str, str]) -> Any:

@@ -368,6 +368,17 @@ def test_one_list_is_divided_at_random_but_always_alike(tmp_path):
     assert [len(some) for some in small.prompts.values()] == [2, 4]
 
 
+def test_what_is_the_same_is_not_divided(tmp_path):
+    rows = [{"question": f"q{n // 3}", "answer": "a"} for n in range(60)]
+    utility = load_utility("exact_match", put(tmp_path / "sums.jsonl", lines(rows)))
+    dev, test = map(set, utility.prompts.values())
+    assert not dev & test
+    assert len(dev | test) == 20
+    assert len(utility.prompts["dev"]) > 24
+    same = load_utility("exact_match", put(tmp_path / "same.jsonl", lines(rows[:3])))
+    assert "too high" in same.data[0].warnings[0]
+
+
 def test_the_hub_is_read_with_labels_by_name(tmp_path, monkeypatch):
     datasets = pytest.importorskip("datasets")
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
