@@ -15,7 +15,7 @@ from modelswarms_fast.errors import InputError
 from modelswarms_fast.weights.adapter_forms import PREFIX, initial_advice, merge_advice
 
 # Fields of adapter_config.json that, when set, add tensors or change the forward pass or the base model.
-_MORE_THAN_LORA = ("use_dora", "lora_bias", "modules_to_save", "target_parameters", "trainable_token_indices")
+_MORE_THAN_LORA = ("use_dora", "lora_bias", "target_parameters", "trainable_token_indices")
 _MUST_BE_OFF = (
     "use_qalora", "use_bdlora", "layer_replication", "alora_invocation_tokens", "arrow_config", "kasa_config",
     "monteclora_config", "velora_config", "megatron_config",
@@ -116,8 +116,6 @@ def check_config(config: Mapping[str, Any], file: Path) -> None:
     for field in _MUST_BE_OFF:
         if config.get(field):
             raise InputError(f"{file}: {field} is not supported: train the expert without it (plain LoRA)")
-    if config.get("bias", "none") != "none":
-        raise InputError(f"{file}: bias {config['bias']!r} is not supported: {merge}")
     start = config.get("init_lora_weights", True)
     if isinstance(start, str) and start.lower().startswith(_CHANGES_BASE):
         raise InputError(

@@ -7,6 +7,7 @@ experts fit together is for experts.py.
 from __future__ import annotations
 
 import math
+import shlex
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,16 +21,12 @@ from modelswarms_fast.errors import InputError
 from modelswarms_fast.weights.adapter_forms import merge_advice, plain_names
 from modelswarms_fast.weights.adapters import LoraModule, check_config, lora_modules
 from modelswarms_fast.weights.base_model import PLAIN_NAME, read_object
+from modelswarms_fast.weights.expert_folders import missing_config
 from modelswarms_fast.weights.layout import Layout
 
 DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "F64": torch.float64}
-EXPECTED = (
-    "a folder of experts holds at least two sub-folders, each with adapter_config.json and"
-    " adapter_model.safetensors (or config.json and model.safetensors)"
-)
 _AGAIN = "download or export this expert again"
 _EMBEDDINGS = ("embed_tokens.weight", "wte.weight", "embed_in.weight")
-_PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 
 
 @dataclass(frozen=True)
@@ -96,7 +93,7 @@ def scan(folder: Path, base: Path | None = None) -> Checkpoint:
         return Checkpoint("lora", config_file, config, tensors, lora_modules(config, config_file, shapes, weights))
     config_file = folder / "config.json"
     if not config_file.exists():
-        raise InputError(f"{folder} holds neither adapter_config.json nor config.json: {EXPECTED}")
+        raise missing_config(folder)
     config = read_object(config_file, _AGAIN)
     if config.get("quantization_config"):
         raise InputError(f"{config_file}: quantization_config is not supported: save the model unquantised")
@@ -121,7 +118,10 @@ def _halves(tensors: dict[str, Stored], file: Path, config: Mapping[str, Any], b
         of_base = scan(base).tensors
         for key, name in whole.items():
             if not _is_copy(tensors[key], name, of_base):
-                raise InputError(f"{file}: tensor {key} is a whole one and not the base model's: {advice}")
+                raise InputError(
+                    f"{file}: tensor {key} is a whole one and not the base model's (modules_to_save, bias or a resized"
+                    f" vocabulary), which is not supported: {advice}"
+                )
     return dict(sorted((name, tensors[key]) for key, name in halves.items()))
 
 
@@ -158,13 +158,24 @@ def _weights(folder: Path, name: str) -> Path:
     file = folder / name
     if file.is_file():
         return file
-    pickles = sorted(entry.name for entry in folder.iterdir() if entry.suffix in _PICKLES)
+    pickles = sorted(folder.glob("adapter_model.bin" if name.startswith("adapter") else "pytorch_model*.bin"))
     if pickles and not file.exists():
-        raise InputError(
-            f"{folder / pickles[0]} is a pickle, which is never loaded: convert it to {name}"
-            " (load it where you trust it, then save_pretrained writes safetensors)"
-        )
+        if name.startswith("adapter"):
+            how = f"convert it, which runs no code of the file: {_conversion(pickles[0], file)}"
+        else:
+            how = f"convert it to {name} (load it where you trust it, then save_pretrained writes safetensors)"
+        raise InputError(f"{pickles[0]} is a pickle, which is never loaded: {how}")
     raise InputError(f"{file} {'is not a file' if file.exists() else 'is missing'}: {_AGAIN}")
+
+
+def _conversion(pickle: Path, file: Path) -> str:
+    """A command that writes an adapter's tensors as safetensors. `weights_only` unpickles tensors and nothing else."""
+    code = (
+        "import torch; from safetensors.torch import save_file; "
+        f"t = torch.load({str(pickle)!r}, map_location='cpu', weights_only=True); "
+        f"save_file({{k: v.clone().contiguous() for k, v in t.items()}}, {str(file)!r}, {{'format': 'pt'}})"
+    )
+    return "python -c " + (shlex.quote(code) if set(code) & set('"$`\\!') else f'"{code}"')
 
 
 def _open(file: Path) -> Any:

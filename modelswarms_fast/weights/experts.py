@@ -8,10 +8,7 @@ fault; names and shapes of all experts are compared before the first value is re
 
 from __future__ import annotations
 
-import os
-import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -23,9 +20,10 @@ from modelswarms_fast.config import Combine
 from modelswarms_fast.errors import InputError
 from modelswarms_fast.weights.adapters import LoraModule
 from modelswarms_fast.weights.arena import empty_rows
-from modelswarms_fast.weights.checkpoint import DTYPES, EXPECTED, Checkpoint, scan
+from modelswarms_fast.weights.checkpoint import DTYPES, Checkpoint, scan
+from modelswarms_fast.weights.expert_folders import expert_folders, local_folder, locate, system_errors
 from modelswarms_fast.weights.export import export
-from modelswarms_fast.weights.hub import HUB_ID, download
+from modelswarms_fast.weights.hub import CACHED
 from modelswarms_fast.weights.layout import Layout
 from modelswarms_fast.weights.mixing import embed
 from modelswarms_fast.weights.union import factors, unite, widest
@@ -38,8 +36,6 @@ __all__ = [
 LARGEST_PRODUCTS = 1 << 30
 
 _ROW_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
-_HUB_CACHE = re.compile(r"models--[^/]*?--([^/]+)/snapshots/")
-_WEIGHTS = ("*.safetensors", "adapter_model.*", "pytorch_model*.bin")
 # Fields that decide what the weights of a full checkpoint mean; compared where both configs have them.
 _ARCHITECTURE = (
     "model_type",
@@ -93,8 +89,8 @@ def read_experts(
     """
     if dtype is not None and dtype not in _ROW_DTYPES:
         raise InputError(f"rows cannot be {dtype}: choose float32, float16 or bfloat16")
-    with _system_errors():
-        names, folders, sources = _locate(source, minimum)
+    with system_errors():
+        names, folders, sources = locate(source, minimum)
         experts = [scan(folder, base) for folder in folders]
     first = experts[0]
     for expert in experts:
@@ -144,8 +140,8 @@ def read_model(source: str | Path, experts: Experts) -> Tensor:
     """
     if experts.combine == "delta":
         return embed(read_experts([source], dtype=experts.layout.dtype, base=experts.base, minimum=1), experts)
-    with _system_errors():
-        model = scan(source if isinstance(source, Path) else _local(source), experts.base)
+    with system_errors():
+        model = scan(source if isinstance(source, Path) else local_folder(source), experts.base)
     config_file = Path(experts.sources[0]) / ("config.json" if experts.kind == "full" else "adapter_config.json")
     first = Checkpoint(experts.kind, config_file, experts.config, {}, experts.modules)
     _check_kind(model, first)
@@ -157,69 +153,6 @@ def read_model(source: str | Path, experts: Experts) -> Tensor:
     row = torch.zeros(experts.layout.size, dtype=experts.layout.dtype)
     model.read(experts.layout, row, factors(model, experts.modules))
     return row
-
-
-@contextmanager
-def _system_errors() -> Iterator[None]:
-    """A folder that the system does not let us look into (permissions, a long name) is the user's to mend."""
-    try:
-        yield
-    except OSError as error:
-        raise InputError(f"{error.filename}: {error.strerror}: give a folder that you may read") from error
-
-
-def _locate(
-    source: str | Path | Sequence[str | Path], minimum: int
-) -> tuple[tuple[str, ...], list[Path], tuple[str, ...]]:
-    """Names, local folders and sources of the experts; no expert file is opened here."""
-    if isinstance(source, str | Path):
-        folders = expert_folders(_local(source))
-        if not folders:
-            raise InputError(f"{source} holds no experts: {EXPECTED}")
-        labels, sources = folders, [str(folder) for folder in folders]
-    else:
-        folders, sources = [_local(item) for item in source], [str(item) for item in source]
-        # A hub snapshot's folder is named by its commit, so the name comes from what the user wrote.
-        labels = [Path(os.path.abspath(item)) for item in source]
-    if len(folders) < minimum:
-        what = ", ".join(sources) or "an empty list"
-        raise InputError(f"{what} gives {len(folders)} expert(s), but a search needs at least two: {EXPECTED}")
-    names = [label.name for label in labels]
-    names = [label.name if names.count(label.name) == 1 else f"{label.parent.name}/{label.name}" for label in labels]
-    seen: dict[str, str] = {}
-    for name, folder, text in zip(names, folders, sources, strict=True):
-        for key in (name, str(folder.resolve())):
-            if key in seen:
-                raise InputError(f"{seen[key]} and {text} are one expert or share their name: drop or rename one")
-        seen |= {name: text, str(folder.resolve()): text}
-    return tuple(names), folders, tuple(sources)
-
-
-@_system_errors()
-def expert_folders(parent: Path) -> list[Path]:
-    """The folders of experts in `parent`, sorted by name. Raises InputError for one that has weights but no config."""
-    found = []
-    for entry in sorted(parent.iterdir()):
-        if entry.name.startswith(".") or not entry.is_dir():
-            continue
-        if (entry / "adapter_config.json").exists() or (entry / "config.json").exists():
-            found.append(entry)
-        elif any(path for pattern in _WEIGHTS for path in entry.glob(pattern)):
-            # A damaged expert: leaving it out in silence would change the result.
-            raise InputError(f"{entry} holds weights but no adapter_config.json or config.json: add it")
-    return found
-
-
-def _local(item: str | Path) -> Path:
-    """A local folder as is, else the snapshot of a hub id."""
-    path = Path(item)
-    if path.is_dir():
-        return path
-    if path.exists():
-        raise InputError(f"{item} is a file: give the folder that holds it")
-    if "/" not in str(item) or not HUB_ID.fullmatch(str(item)):
-        raise InputError(f"{item} does not exist: give a folder or a hub id such as owner/name")
-    return download(str(item))
 
 
 def _check_kind(expert: Checkpoint, first: Checkpoint) -> None:
@@ -291,9 +224,9 @@ def _base_names(names: Sequence[str], experts: Sequence[Checkpoint]) -> list[str
     for name, expert in zip(names, experts, strict=True):
         given = str(expert.config.get("base_model_name_or_path") or "").rstrip("/ ")
         revision = expert.config.get("revision") or "main"
-        cached = _HUB_CACHE.search(given)
+        cached = CACHED.search(given)
         # A local copy of a base is that base.
-        meaning = f"{(cached[1] if cached else given.rsplit('/', 1)[-1]).lower()}@{revision}"
+        meaning = f"{(cached['name'] if cached else given.rsplit('/', 1)[-1]).lower()}@{revision}"
         shown = (given or "none") + ("" if revision == "main" else f"@{revision}")
         meant.setdefault(meaning, (shown, []))[1].append(name)
     if len(meant) == 1:

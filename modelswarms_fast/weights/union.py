@@ -52,6 +52,8 @@ def unite(experts: Sequence[Checkpoint]) -> Union:
         )
     if isinstance(config.get("init_lora_weights"), str):
         config["init_lora_weights"] = True  # how training began says nothing about a row, and PEFT would begin so again
+    # What these would name are copies of the base's tensors, which are left out.
+    config |= {field: off for field, off in (("modules_to_save", None), ("bias", "none")) if config.get(field)}
     if list(map(_meaning, modules)) != list(map(_meaning, experts[0].modules)):
         config |= ranks_and_alphas(modules)
         modules = [replace(module, scaling=module.alpha / module.rank) for module in modules]

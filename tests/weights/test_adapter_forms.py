@@ -2,17 +2,22 @@
 
 import json
 import math
+import re
+import shlex
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import helpers_models
+import huggingface_hub
 import pytest
 import torch
 from helpers_models import ALL_LINEAR, edit_config, make_adapter
 from helpers_search import write_tokenizer
-from peft import PeftModel
+from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import LlamaForCausalLM
 
@@ -219,6 +224,42 @@ def test_copies_of_the_base_are_left_out(form: str, dtype: torch.dtype, tiny_bas
         read_experts(folder)
 
 
+WHOLE = {
+    "a trained head": ("base_model.model.lm_head.weight", (64, 32)),
+    "a trained head, as older versions saved it": ("base_model.model.lm_head.modules_to_save.weight", (64, 32)),
+    "trained embeddings": ("base_model.model.model.embed_tokens.base_layer.weight", (64, 32)),
+    "a resized vocabulary": ("base_model.model.model.embed_tokens.weight", (70, 32)),
+    "a norm": ("base_model.model.model.norm.weight", (32,)),
+    "a bias": (f"{Q}bias", (32,)),
+    "a bias of the base": (f"{Q}base_layer.bias", (32,)),
+}
+
+
+@pytest.mark.parametrize("form", WHOLE)
+def test_whole_tensors_that_were_trained_are_refused_with_the_way_out(
+    form: str, tiny_base: Path, tmp_path: Path
+) -> None:
+    key, shape = WHOLE[form]
+    folder = pool_of_one_form(tiny_base, tmp_path / "pool", lambda file: file | {key: torch.full(shape, 0.5)})
+    with pytest.raises(InputError) as caught:
+        read_experts(folder, base=tiny_base)
+    words = ["1/adapter_model.safetensors", key, "merge_and_unload()", "save_pretrained("]
+    assert [word for word in words if word not in str(caught.value)] == []
+
+
+@pytest.mark.parametrize("field", [{"modules_to_save": ["embed_tokens"]}, {"bias": "lora_only"}, {"bias": "all"}])
+def test_fields_that_name_no_trained_tensor_change_nothing(
+    field: dict[str, Any], tiny_base: Path, tmp_path: Path
+) -> None:
+    """Their tensors are the base's, or it has none: a Llama has no biases."""
+    for index in range(2):
+        make_adapter(tiny_base, tmp_path / "pool" / str(index), seed=index, **(field if index else {}))
+        make_adapter(tiny_base, tmp_path / "plain" / str(index), seed=index)
+    pool = read_experts([tmp_path / "pool" / name for name in "10"], base=tiny_base)
+    assert torch.equal(pool.rows.flip(0), read_experts(tmp_path / "plain").rows)
+    assert (pool.config["modules_to_save"], pool.config["bias"]) == (None, "none")
+
+
 def test_lora_beside_copies_as_peft_saves_them(tiny_base: Path, tmp_path: Path) -> None:
     """PEFT saves the base's head beside LoRA of it; the base has none of its own here."""
     for index, modules in enumerate([["q_proj", "lm_head"], ["q_proj"]]):
@@ -257,7 +298,6 @@ MERGED = [
 REFUSED: dict[str, tuple[dict[str, Any], list[str]]] = {
     "DoRA": ({"use_dora": True}, ["use_dora", *MERGED]),
     "bias of LoRA": ({"lora_bias": True}, ["lora_bias", *MERGED]),
-    "bias of the layers": ({"bias": "lora_only"}, ["bias 'lora_only'", *MERGED]),
     "parameters": ({"target_parameters": ["w"]}, ["target_parameters", *MERGED]),
     "trainable tokens": ({"trainable_token_indices": [1]}, ["trainable_token_indices", *MERGED]),
     "IA3": ({"peft_type": "IA3"}, ["'IA3'", *MERGED]),
@@ -279,3 +319,120 @@ def test_more_than_lora_is_refused_with_the_way_out(form: str, tiny_base: Path, 
         read_experts(tmp_path)
     assert [word for word in ["1/adapter_config.json", *words] if word not in str(caught.value)] == []
     assert "\n" not in str(caught.value)
+
+
+@pytest.fixture
+def pair(tiny_base: Path, tmp_path: Path) -> Path:
+    """A pool of two adapters, a and b."""
+    for index, name in enumerate("ab"):
+        make_adapter(tiny_base, tmp_path / "pool" / name, seed=index)
+    return tmp_path / "pool"
+
+
+def test_what_a_trainer_leaves_beside_an_adapter_is_never_opened(pair: Path, tiny_base: Path) -> None:
+    rows = read_experts(pair).rows
+    make_adapter(tiny_base, pair / "a" / "checkpoint-500", seed=7)
+    (pair / "runs").mkdir()
+    for folder in (pair / "a", pair / "a" / "checkpoint-500"):
+        for name in ("optimizer.pt", "scheduler.pt", "rng_state.pth", "training_args.bin", "trainer_state.json"):
+            (folder / name).write_bytes(b"nothing that loads")
+            (folder / name).chmod(0)
+    pool = read_experts(pair)
+    assert pool.names == ("a", "b")
+    assert torch.equal(pool.rows, rows)
+
+
+def test_the_default_adapter_lies_above_the_named_ones(tiny_base: Path, tmp_path: Path) -> None:
+    """As PEFT saves a model that has several."""
+    lora = {"r": 4, "lora_alpha": 8, "target_modules": ["q_proj"]}
+    model = get_peft_model(LlamaForCausalLM.from_pretrained(tiny_base), LoraConfig(**lora))
+    model.add_adapter("law", LoraConfig(**lora))
+    model.save_pretrained(tmp_path / "model")
+    make_adapter(tiny_base, tmp_path / "model" / "checkpoint-9", seed=7)
+    pool = read_experts(tmp_path / "model")
+    assert pool.names == ("default", "law")
+    assert pool.sources == (str(tmp_path / "model"), str(tmp_path / "model" / "law"))
+
+
+def test_a_folder_of_checkpoints_names_the_newest(pair: Path) -> None:
+    for number in (500, 90, 1000):
+        shutil.copytree(pair / "b", pair / "c" / f"checkpoint-{number}")
+    newest = pair / "c" / "checkpoint-1000"
+    for source in (pair, [pair / "a", pair / "c"]):
+        with pytest.raises(InputError, match=f"^{pair}/c .*: give one of its checkpoints, .* {newest}"):
+            read_experts(source)
+    assert read_experts([pair / "a", newest]).names == ("a", "checkpoint-1000")
+    assert len(read_experts(pair / "c").names) == 3
+
+
+def test_a_folder_of_named_adapters_is_not_left_out(pair: Path) -> None:
+    shutil.copytree(pair / "b", pair / "c" / "law")
+    with pytest.raises(InputError, match=f"^{pair}/c is no expert itself: .*such as {pair}/c/law"):
+        read_experts(pair)
+
+
+def test_a_cached_snapshot_of_links_is_read(pair: Path, tmp_path: Path) -> None:
+    rows = read_experts(pair).rows
+    blobs, snapshots = tmp_path / "hub" / "blobs", []
+    blobs.mkdir(parents=True)
+    for name in "ab":
+        snapshots.append(tmp_path / "hub" / f"models--owner--{name}" / "snapshots" / "0a1b")
+        snapshots[-1].mkdir(parents=True)
+        for number, file in enumerate(sorted((pair / name).iterdir())):
+            file.rename(blobs / f"{name}{number}")
+            (snapshots[-1] / file.name).symlink_to(Path("../../../blobs") / f"{name}{number}")
+    pool = read_experts([f"{snapshots[0]}/", snapshots[1]])
+    assert pool.names == ("a", "b")
+    assert torch.equal(pool.rows, rows)
+
+
+def test_hub_ids_have_revisions_and_folders(pair: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And no pickles or code are asked for."""
+    shutil.copytree(pair / "b", pair / "a" / "law" / "v2")
+    asked: dict[str, dict[str, Any]] = {}
+
+    def snapshot(repo: str, **options: Any) -> str:
+        asked[f"{repo} {options.get('revision')}"] = options
+        return str(pair / repo[-1])
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot)
+    sources = ["o/expert-a", "o/expert-b@refs/pr/1", "o/expert-a:law/v2"]
+    experts = read_experts(sources[:2])
+    assert experts.names == ("expert-a", "1")
+    assert experts.sources == tuple(sources[:2])
+    experts = read_experts(["o/expert-a@v1.0", "o/expert-a@main:law/v2"])
+    assert experts.names == ("expert-a@v1.0", "v2")
+    assert list(asked) == ["o/expert-a None", "o/expert-b refs/pr/1", "o/expert-a v1.0", "o/expert-a main"]
+    assert "law/v2/*.safetensors" in asked["o/expert-a main"]["allow_patterns"]
+    patterns = [pattern for options in asked.values() for pattern in options["allow_patterns"]]
+    assert not any(end in pattern for pattern in patterns for end in (".bin", ".py", ".pt"))
+    with pytest.raises(InputError, match="o/expert-a:law/v3: the repository has no folder law/v3"):
+        read_experts(["o/expert-b", "o/expert-a:law/v3"])
+    for wrong in ("o/expert-a:../b", "o/expert-a:/etc", "o/expert-a/law/v2"):
+        with pytest.raises(InputError, match=f"{wrong} does not exist: give a folder or a hub id"):
+            read_experts(["o/expert-b", wrong])
+
+
+@pytest.mark.parametrize("name", ["b", "it's $HOME"])
+def test_the_command_that_converts_a_pickle_does_it(pair: Path, name: str) -> None:
+    folder = (pair / "b").rename(pair / name)
+    rows = read_experts(pair).rows
+    file = folder / "adapter_model.safetensors"
+    torch.save(load_file(file), folder / "adapter_model.bin")
+    file.unlink()
+    with pytest.raises(InputError, match=r"adapter_model.bin is a pickle.*weights_only=True") as caught:
+        read_experts(pair)
+    command = str(caught.value).partition(": python ")[2]
+    subprocess.run(f"{shlex.quote(sys.executable)} {command}", shell=True, check=True)
+    assert torch.equal(read_experts(pair).rows, rows)
+
+
+def test_the_page_names_tests_that_exist() -> None:
+    root = Path(__file__).parents[2]
+    page = (root / "docs" / "reference" / "adapters.md").read_text()
+    tests = "".join(
+        (root / "tests" / "weights" / f"test_{name}.py").read_text() for name in ("adapter_forms", "experts")
+    )
+    named = set(re.findall(r"`(test_\w+)`", page))
+    assert len(named) > 15
+    assert {name for name in named if f"def {name}(" not in tests} == set()
