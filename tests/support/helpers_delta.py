@@ -4,7 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from helpers_models import make_adapter
+from helpers_models import ALL_LINEAR, make_adapter
 
 from modelswarms_fast.weights.experts import Experts, read_experts
 
@@ -12,19 +12,12 @@ COUNT = 3
 
 
 def delta_experts(base: Path, folder: Path, dtype: torch.dtype) -> Experts:
-    """Three experts of ranks that differ between modules and, but for the attention, between experts."""
-    for seed, name in enumerate("abc"):
-        make_adapter(base, folder / name, seed=seed, rank_pattern={"v_proj": 2}, use_rslora=True)
-    experts = read_experts(folder, dtype=dtype)
-    modules = []
-    for module in experts.modules:
-        own = {"q_proj": (1, 4, 3), "down_proj": (4, 0, 2)}.get(module.name.rpartition(".")[2])
-        for row, rank in zip(experts.rows, own or (), strict=own is not None):
-            views = experts.layout.views(row)
-            views[module.a][rank:] = 0
-            views[module.b][:, rank:] = 0
-        modules.append(replace(module, ranks=own or (module.rank,) * COUNT))
-    return replace(experts, modules=tuple(modules), combine="delta")
+    """Three experts of ranks and alphas of their own, of which one lacks a module."""
+    some = [name for name in ALL_LINEAR if name != "down_proj"]
+    make_adapter(base, folder / "a", seed=0, rank_pattern={"v_proj": 2, "q_proj": 1}, use_rslora=True)
+    make_adapter(base, folder / "b", seed=1, rank_pattern={"v_proj": 2}, lora_alpha=6, target_modules=some)
+    make_adapter(base, folder / "c", seed=2, rank_pattern={"v_proj": 2, "q_proj": 3, "down_proj": 2})
+    return replace(read_experts(folder, dtype=dtype), combine="delta")
 
 
 def updates(experts: Experts, row: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -34,9 +27,10 @@ def updates(experts: Experts, row: torch.Tensor) -> dict[str, torch.Tensor]:
 
 
 def dense(experts: Experts, mixture: torch.Tensor) -> dict[str, torch.Tensor]:
-    """What delta means: the sum of the experts' update matrices, each with its coefficient."""
-    own = [updates(experts, row) for row in experts.rows]
-    return {
-        name: sum(float(share) * one[name] for share, one in zip(mixture, own, strict=True))  # type: ignore[misc]
-        for name in own[0]
-    }
+    """What delta means: the sum of the experts' update matrices, each with its coefficient, read from their files."""
+    total: dict[str, torch.Tensor] = {}
+    for share, source in zip(mixture.tolist(), experts.sources, strict=True):
+        alone = read_experts([source], dtype=experts.layout.dtype, minimum=1)
+        for name, update in updates(alone, alone.rows[0]).items():
+            total[name] = total.get(name, 0) + share * update
+    return total
