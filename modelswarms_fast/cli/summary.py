@@ -38,6 +38,12 @@ def show(summary: dict[str, Any], out: Path, model: str) -> None:
         shares = sorted(summary["mixture"].items(), key=lambda item: -abs(item[1]))
         shown = [f"{value:+.2f} {name}" for name, value in shares if abs(value) >= SMALLEST_SHARE]
         line(console, "winner = " + " ".join(shown))
+    if "export_error" in summary:
+        rank, error = summary["export_rank"], summary["export_error"]
+        line(
+            console,
+            f"The exported winner is cut to rank {rank}; the relative error of its update matrices is {error:.3g}.",
+        )
     line(console, f"Open {out / 'report.html'} first; the winner is {out / model}.")
     _details(summary)
 

@@ -41,6 +41,11 @@ def test_the_end_is_short_and_names_are_no_markup(capsys):
     assert errors == ""
 
 
+def test_what_a_cut_has_lost_is_said(capsys):
+    show(SUMMARY | {"export_rank": 4, "export_error": 0.2709}, Path("runs/demo"), "global_best")
+    assert "cut to rank 4; the relative error of its update matrices is 0.271." in capsys.readouterr().out
+
+
 def test_details_are_shown_where_they_are_asked_for(capsys):
     log_details(True)
     show(SUMMARY | {"mixture": None}, Path("runs/demo"), "global_best")
