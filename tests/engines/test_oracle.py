@@ -68,9 +68,12 @@ def oracles():
 
 
 @pytest.mark.parametrize("kind", ["lora", "full"])
-def test_it_says_what_transformers_says_here(kind, tiny, tmp_path, oracles):
+def test_it_says_what_transformers_says_here(kind, tiny, tmp_path, oracles, monkeypatch):
+    """And would say without what vLLM does to transformers here."""
     base, experts = adapters(tiny) if kind == "lora" else checkpoints(tmp_path)
-    engine, oracle = TransformersEngine(base, experts, dtype="float32"), oracles(base, experts)
+    engine = TransformersEngine(base, experts, dtype="float32")
+    monkeypatch.setattr(transformers.LlamaModel, "__init__", lambda *arguments, **settings: 1 / 0)
+    oracle = oracles(base, experts)
     before = engine.log_probs(Request(None, PROMPT))
     assert oracle.log_probs(Request(None, PROMPT)) == before
     for row in (experts.rows[1], experts.rows[0], experts.rows.mean(dim=0)):
@@ -198,7 +201,7 @@ def test_the_oracle_is_closed_after_the_last_load_that_is_checked(engines, exact
     assert closed
 
 
-# Of models that vLLM serves by its transformers backend, for which it changes classes of transformers.
+# Of models that vLLM serves by its transformers backend, which changes classes of transformers to compile them.
 MODELS = {"Olmo2": ["q_proj", "v_proj", "down_proj"], "SmolLM3": ["q_proj", "o_proj", "gate_proj"]}
 WIDE = {"hidden_size": 128, "pad_token_id": 0, "bos_token_id": 0, "eos_token_id": 0}
 
@@ -224,9 +227,12 @@ def make_model(name, folder):
 @pytest.mark.vllm
 @pytest.mark.slow
 @pytest.mark.parametrize("name", MODELS)
-def test_models_whose_classes_vllm_changes_pass_the_parity_check(name, tmp_path):
+def test_models_of_vllms_transformers_backend_pass_the_parity_check(name, tmp_path):
+    """And transformers can be used beside it, as baselines and rewards do."""
     pytest.importorskip("vllm")
     settings = make_model(name, tmp_path)
     settings |= {"engine": "vllm", "iterations": 1, "parity_check": "all", "serve": "merged", "max_model_len": 128}
     summary = search(**settings, out=tmp_path / "run")
     assert summary["serve"] == "merged"
+    beside = TransformersEngine(tmp_path / "base", None)
+    assert len(beside.log_probs(Request(None, PROMPT))) == SHAPE["vocab_size"]

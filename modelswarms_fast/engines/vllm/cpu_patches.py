@@ -1,5 +1,5 @@
-"""What is changed in vLLM's CPU build while it builds our model: its weights stay writable, and its LoRA, norms
-and gated activations are fast.
+"""What is changed in vLLM's CPU build while it builds our model: its weights stay writable, its LoRA, norms and gated
+activations are fast, and classes of transformers are left alone.
 
 Importing this changes nothing. vLLM's classes are changed inside `patched()`, in which the engine builds its model, and
 are vLLM's own again behind it: another `LLM` of the process never sees them. Layers keep the methods that they were
@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import torch
 import vllm._custom_ops
 import vllm.model_executor.layers.utils
+import vllm.model_executor.models.transformers.base
 from vllm.lora.punica_wrapper.punica_cpu import PunicaWrapperCPU
 from vllm.model_executor.layers.activation import SiluAndMul
 from vllm.model_executor.layers.layernorm import RMSNorm
@@ -199,6 +200,12 @@ _CHANGES: list[tuple[Any, str, Any]] = [
         type(current_platform),
         "get_punica_wrapper",
         classmethod(lambda cls: f"{__name__}.{GroupedPunicaWrapper.__name__}"),
+    ),
+    # Here nothing is compiled, and a class of transformers that is made ready for it can serve nobody else.
+    (
+        vllm.model_executor.models.transformers.base.Base,
+        "_decorate_cls_for_torch_compile",
+        lambda self, *args, **kwargs: None,
     ),
     (RMSNorm, "forward_cpu", rms_norm),
     (SiluAndMul, "forward_cpu", lambda self, x: swiglu(x)),
