@@ -323,13 +323,6 @@ def test_mixtures_are_served_in_one_batch_beside_the_base(engines, oracle, promp
     engine.restore()
 
 
-def test_mixtures_get_their_model_runner_after_another_engine(engines):
-    """An engine freezes what vLLM reads of the environment, for all engines after it in the process."""
-    engines("merged")
-    (worker,) = engines("mixture").llm.collective_rpc("swarm_worker")
-    assert hasattr(worker.model_runner, "_prepare_inputs"), "not the second version of the runner"
-
-
 def test_a_thousand_mixtures_share_batches(engines, oracle, experts):
     """Far more particles than a batch holds requests; each next token's particle is the one that was asked for."""
     engine = engines("mixture")

@@ -186,9 +186,7 @@ def mapped():
 def of_vllm():
     """What vLLM's own classes have where an engine changes them, and the environment that it reads."""
     changed = [vars(owner).get(name, "inherited") for owner, name, _ in cpu_patches._CHANGES]
-    return changed, {
-        name: os.environ.get(name) for name in ("VLLM_ENABLE_V1_MULTIPROCESSING", "VLLM_USE_V2_MODEL_RUNNER")
-    }
+    return changed, os.environ.get("VLLM_ENABLE_V1_MULTIPROCESSING")
 
 
 def test_an_engine_that_is_closed_leaves_nothing_and_another_one_serves(tmp_path):

@@ -17,6 +17,7 @@ from modelswarms_fast.config import EngineConfig, Sampling, Serve
 from modelswarms_fast.engines.protocol import Completion, Request, Watch, complete, working
 from modelswarms_fast.engines.vllm.arguments import check_options, open_modes, vllm_arguments
 from modelswarms_fast.engines.vllm.launch import environment_of, import_vllm, start_vllm
+from modelswarms_fast.engines.vllm.relied_on import check_names
 from modelswarms_fast.engines.vllm.tensor_parallel import Ranks
 from modelswarms_fast.errors import InputError
 from modelswarms_fast.weights.experts import Experts
@@ -52,13 +53,14 @@ class VllmEngine:
         modules = () if experts is None else experts.modules
         modes = open_modes(config, modules)
         llm_class, known, on_cpu = import_vllm()
+        check_names(["engine", *modes, *(["cpu"] if on_cpu else [])])
         check_options(config.engine_options, modes, known)
         arguments = vllm_arguments(
             base, modules, modes, config, dtype=dtype, max_model_len=max_model_len, on_cpu=on_cpu
         )
         self.watch: Watch | None = None
         self.auto_timings: dict[str, float] = {}
-        self.llm = start_vllm(llm_class, arguments, environment_of(modes, config.tensor_parallel, on_cpu), on_cpu)
+        self.llm = start_vllm(llm_class, arguments, environment_of(config.tensor_parallel, on_cpu), on_cpu)
         self.tokenizer = self.llm.get_tokenizer()
         # Of the rows: the ranks read them in the host's memory.
         self.device = torch.device("cpu" if on_cpu or config.tensor_parallel > 1 else "cuda")

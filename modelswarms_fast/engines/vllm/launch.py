@@ -5,12 +5,11 @@ from __future__ import annotations
 import inspect
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import fields
 from typing import Any
 
-from modelswarms_fast.config import Serve
 from modelswarms_fast.engines.cores import asked_threads
 from modelswarms_fast.engines.vllm.tensor_parallel import cores_of_ranks
 from modelswarms_fast.errors import EngineError, InputError
@@ -34,11 +33,9 @@ def import_vllm() -> tuple[Any, set[str], bool]:
     return LLM, known - {"self", "kwargs"}, bool(current_platform.is_cpu())
 
 
-def environment_of(modes: Sequence[Serve], ranks: int, on_cpu: bool) -> dict[str, str]:
+def environment_of(ranks: int, on_cpu: bool) -> dict[str, str]:
     """Variables that vLLM reads while it starts."""
     variables = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0"}  # rows are handed to the worker by reference
-    if "mixture" in modes:
-        variables["VLLM_USE_V2_MODEL_RUNNER"] = "0"  # the runner that says whose tokens a step has
     if ranks > 1:
         # A fork of a process that has looked for GPUs cannot use them.
         variables["VLLM_WORKER_MULTIPROC_METHOD"] = "spawn"

@@ -9,7 +9,6 @@ from dataclasses import replace
 from typing import Any, Protocol
 
 import torch
-import vllm
 from vllm.distributed import tensor_model_parallel_all_reduce
 from vllm.model_executor.layers.linear import LinearBase, RowParallelLinear
 
@@ -17,6 +16,7 @@ from modelswarms_fast.engines.vllm.cpu_patches import keep_logits
 from modelswarms_fast.engines.vllm.live_weights import full_weights, merged_lora
 from modelswarms_fast.engines.vllm.lora_slots import lora_slots
 from modelswarms_fast.engines.vllm.mixture import MixtureServer, OutputSlice
+from modelswarms_fast.engines.vllm.model_runners import watch_batches
 from modelswarms_fast.engines.vllm.weight_map import WeightMap
 from modelswarms_fast.errors import InputError
 from modelswarms_fast.weights.experts import Experts
@@ -86,22 +86,10 @@ class SwarmWorker:
 
 def _mixtures(runner: Any, weights: WeightMap, experts: Experts) -> MixtureServer:
     """A forward hook on each adapted module, told by the model runner whose tokens a step has."""
-    if not hasattr(runner, "_prepare_inputs"):
-        raise InputError(f"vLLM {vllm.__version__} lays out its batches in another way; use serve='merged'.")
     server = MixtureServer(
         experts, _output_slices(runner.get_model(), weights, experts), runner.device, runner.model_config.dtype
     )
-    prepare = type(runner)._prepare_inputs
-
-    def prepare_inputs(scheduler_output: Any, num_scheduled_tokens: Any) -> Any:
-        slots = []
-        for name in runner.input_batch.req_ids:
-            extra = runner.requests[name].sampling_params.extra_args
-            slots.append(extra["particle"] if extra else -1)
-        server.begin(slots, num_scheduled_tokens)
-        return prepare(runner, scheduler_output, num_scheduled_tokens)
-
-    runner._prepare_inputs = prepare_inputs
+    watch_batches(runner, server.begin)
     return server
 
 
