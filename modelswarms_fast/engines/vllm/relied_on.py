@@ -41,7 +41,8 @@ RELIED_ON = (
     Name("engine", "vllm", "LLM.get_tokenizer"),
     Name(
         "engine", "vllm", "SamplingParams",
-        ("temperature", "max_tokens", "logprobs", "prompt_logprobs", "detokenize", "output_kind", "extra_args"),
+        ("temperature", "max_tokens", "logprobs", "prompt_logprobs", "detokenize", "output_kind", "extra_args",
+         "top_p", "seed"),
     ),
     Name("engine", "vllm.sampling_params", "RequestOutputKind.FINAL_ONLY"),
     Name(
