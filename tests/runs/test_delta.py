@@ -1,11 +1,14 @@
 """Searches among sums of update matrices, on the exact engine: what they find is exported and read back."""
 
 import json
+import shutil
+from pathlib import Path
 
 import helpers_search
 import numpy as np
 import pytest
 import torch
+from helpers_delta import delta_experts, dense
 from helpers_models import make_base
 from helpers_search import arguments_of, told
 from peft import PeftModel
@@ -17,6 +20,7 @@ from modelswarms_fast.runs import evaluate
 from modelswarms_fast.runs.baselines import METHODS, OF_FACTORS
 from modelswarms_fast.runs.compare import compare
 from modelswarms_fast.runs.experiment import Experiment
+from modelswarms_fast.runs.final_test import evaluate_run
 from modelswarms_fast.runs.search import search
 from modelswarms_fast.runs.sweep import sweep
 from modelswarms_fast.weights.experts import inner_products, read_experts, read_model
@@ -63,6 +67,26 @@ def test_the_run_folder_says_what_it_is(run, tiny):
         "experts": 3, "start": 4, "best": 4, "end": 4,
     }  # fmt: skip
     assert groups["experts"]["scores"] == groups["start"]["scores"][:3]
+
+
+def test_the_report_finds_the_same_test_scores_again(run, tmp_path):
+    out, _ = run
+    shutil.copytree(out, tmp_path / "run")
+    evaluate_run(tmp_path / "run")
+    assert read_json(tmp_path / "run" / "test_scores.json") == read_json(out / "test_scores.json")
+
+
+def test_adapters_that_differ_in_ranks_alphas_and_modules(tiny, tmp_path):
+    delta_experts(Path(tiny["base"]), tmp_path / "pool", torch.float32)
+    settings = tiny | DELTA | {"experts": tmp_path / "pool", "iterations": 2}
+    summary = search(**settings, out=tmp_path / "run", start_velocity="zero")
+    experts = read_experts(tmp_path / "pool")
+    right = LlamaForCausalLM.from_pretrained(tiny["base"])
+    for name, update in dense(experts, torch.tensor(list(summary["mixture"].values()))).items():
+        right.get_submodule(name).weight.data += update.float()
+    loaded = PeftModel.from_pretrained(LlamaForCausalLM.from_pretrained(tiny["base"]), tmp_path / "run/global_best")
+    with torch.no_grad():
+        torch.testing.assert_close(loaded(TOKENS).logits, right(TOKENS).logits, atol=1e-4, rtol=1e-4)
 
 
 def test_a_search_that_was_cut_is_resumed(tiny, tmp_path, monkeypatch):
