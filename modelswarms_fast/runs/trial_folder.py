@@ -25,7 +25,6 @@ _TOLD = {
     "data_read", "data_warnings",
 }  # fmt: skip
 _CONTENTS = ("asks", "examples")  # named last: a setting that changes them says more
-_TOLD = {"expert_products", "memory", "objective", "command", "host_memory", "device_memory", "spill", "state_reason"}
 # What the winner's model card says beside the settings.
 _ON_THE_CARD = ("base", "task", "dataset", "data", "scoring", "options", "chat", "system", "experts")
 
