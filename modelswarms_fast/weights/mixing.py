@@ -7,6 +7,7 @@ together: their A lie below each other, their B side by side, and a coefficient 
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from itertools import accumulate, pairwise
 from typing import TYPE_CHECKING
@@ -121,8 +122,10 @@ def truncate(form: Experts, row: Tensor, rank: int) -> tuple[Experts, Tensor, fl
     """The best adapter of this rank or less for each module of a row [D]: its form, its row, and the error.
 
     The error is the Frobenius norm of what the update matrices of all modules lose, as a share of theirs, before the
-    rounding to the row's type.
+    rounding to the row's type. A row that is not finite is given back as it is.
     """
+    if form.layout.first_not_finite(row) is not None:
+        return form, row, math.nan
     views = form.layout.views(row)
     shapes = {module.name: (*views[module.b].shape, views[module.a].shape[1]) for module in form.modules}
     small = of_ranks(form, {name: min(rank, *shape) for name, shape in shapes.items()})

@@ -105,6 +105,16 @@ def test_a_cut_is_the_best_of_its_rank_and_says_its_error(
     assert distance(back, ours) < {torch.float32: 1e-6, torch.bfloat16: 1e-2}[row.dtype]
 
 
+def test_a_row_that_is_not_finite_is_left_to_the_export(pool: Experts, tiny_base: Path, tmp_path: Path) -> None:
+    form, row = row_form(pool), mix_row(pool, MIXTURES[0]).clone()
+    row[0] = torch.nan
+    small, same, error = truncate(form, row, 2)
+    assert same is row
+    assert error != error
+    with pytest.raises(InputError, match="holds NaN or infinity"):
+        export(tmp_path / "cut", same, small, base=tiny_base, provenance={})
+
+
 def test_a_model_that_has_no_place_in_the_mixture_is_refused(pool: Experts, tiny_base: Path, tmp_path: Path) -> None:
     large = make_adapter(tiny_base, tmp_path / "large", seed=7, r=13)
     with pytest.raises(InputError, match=r"large: model\.layers\.0\.mlp\.down_proj has no place in a mixture"):
