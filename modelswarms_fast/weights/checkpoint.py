@@ -109,6 +109,8 @@ def _halves(tensors: dict[str, Stored], file: Path, config: Mapping[str, Any], b
     """The halves of LoRA among an adapter's tensors; whole tensors beside them have to be those of the base model."""
     advice = merge_advice(file.parent, str(config.get("base_model_name_or_path") or "base"))
     halves, whole = plain_names(tensors, file, advice)
+    if not halves:
+        raise InputError(f"{file} holds no lora_A and lora_B weights: {_AGAIN}")
     if whole and base is None:
         raise InputError(
             f"{file}: tensor {next(iter(whole))} is a whole one, which may be a copy of the base model's: name the base"

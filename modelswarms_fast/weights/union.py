@@ -65,12 +65,21 @@ def unite(experts: Sequence[Checkpoint]) -> Union:
 
 
 def factors(expert: Checkpoint, modules: Iterable[LoraModule]) -> dict[str, float]:
-    """Tensor name -> what B is multiplied by when it is read: the expert's scaling by that of the rows."""
+    """Tensor name -> what B is multiplied by when it is read: the expert's scaling by that of the rows.
+
+    Raises InputError if that is 0 and the expert's is not.
+    """
     of_rows = {module.name: module.scaling for module in modules}
     found = {}
     for module in expert.modules:
-        if of_rows[module.name] != module.scaling:
-            found[module.b] = module.scaling / of_rows[module.name]
+        scaling = of_rows[module.name]
+        if not scaling and module.scaling:
+            raise InputError(
+                f"{expert.config_file}: {module.name} is scaled by {module.scaling:g}, but by 0 in all experts of the"
+                " pool: give their lora_alpha"
+            )
+        if scaling != module.scaling:
+            found[module.b] = module.scaling / scaling
     return found
 
 

@@ -143,6 +143,14 @@ def test_a_pool_of_equal_scalings_keeps_its_values_and_config(tiny_base: Path, t
         assert all(torch.equal(view, content[name]) for name, view in pool.layout.views(row).items())
 
 
+def test_a_pool_without_effect_has_no_place_for_a_model_that_has_one(tiny_base: Path, tmp_path: Path) -> None:
+    for index, alpha in enumerate([0, 0, 8]):
+        make_adapter(tiny_base, tmp_path / str(index), seed=index, lora_alpha=alpha)
+    pool = read_experts([tmp_path / "0", tmp_path / "1"])
+    with pytest.raises(InputError, match=r"2/adapter_config.json: model.layers.0.* is scaled by 2, but by 0 in all"):
+        read_model(tmp_path / "2", pool)
+
+
 def test_a_scaled_value_that_overflows_is_named(tiny_base: Path, tmp_path: Path) -> None:
     for index, alpha in enumerate([1, 1 << 20]):
         make_adapter(tiny_base, tmp_path / str(index), seed=index, lora_alpha=alpha, dtype=torch.float16)
@@ -258,6 +266,13 @@ def test_fields_that_name_no_trained_tensor_change_nothing(
     pool = read_experts([tmp_path / "pool" / name for name in "10"], base=tiny_base)
     assert torch.equal(pool.rows.flip(0), read_experts(tmp_path / "plain").rows)
     assert (pool.config["modules_to_save"], pool.config["bias"]) == (None, "none")
+
+
+def test_copies_alone_are_no_adapter(tiny_base: Path, tmp_path: Path) -> None:
+    norm = load_file(tiny_base / "model.safetensors")["model.norm.weight"]
+    folder = pool_of_one_form(tiny_base, tmp_path / "pool", lambda file: {COPIES["another tensor"]: norm})
+    with pytest.raises(InputError, match=r"1/adapter_model.safetensors holds no lora_A and lora_B weights"):
+        read_experts(folder, base=tiny_base)
 
 
 def test_lora_beside_copies_as_peft_saves_them(tiny_base: Path, tmp_path: Path) -> None:
