@@ -57,7 +57,8 @@ def search(
     """Search for a better model among the affine mixtures of the experts, and export the best one found.
 
     Args:
-        experts: a folder of expert folders, or a list of folders and hub ids.
+        experts: a folder of expert folders, or a list of folders and hub ids (owner/name, owner/name@revision,
+            owner/name@revision:folder).
         base: the base model: a local folder, a hub id, "smollm2-135m-instruct" or "gemma-3-270m".
         task: an objective by its name, or a Python function as "module:function".
         data: a file of examples (JSON, JSONL, CSV, TSV, Parquet), a folder of them, hf:NAME[:CONFIG] or one file for
