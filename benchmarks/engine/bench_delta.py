@@ -88,27 +88,27 @@ def test_load(measure: Measure, pair: Pair) -> None:
 
 def test_prompts(measure: Measure, pair: Pair) -> None:
     """All particles once, as an iteration serves them: one after the other merged, in one batch as mixtures."""
-    count = 4 if measure.quick else 16
+    count, particles = (2, 3) if measure.quick else (8, PARTICLES)
     prompts = utility_of_benchmark(count).prompts["dev"]
     tokens: dict[Combine, int] = {}
 
-    def evaluate(combine: Combine) -> None:
+    def evaluate(combine: Combine, particles: int = particles) -> None:
         server = pair.engines[combine]
         asked = [list(ids) for ids in server.tokenizer(prompts)["input_ids"]]
         tokens[combine] = 0
-        for first in range(0, PARTICLES, server.slots):
-            wave = range(min(server.slots, PARTICLES - first))
+        for first in range(0, particles, server.slots):
+            wave = range(min(server.slots, particles - first))
             for slot in wave:
                 server.load_mixture(slot, pair.mixtures[first + slot])
             requests = [Request(slot, ids) for slot in wave for ids in asked]
             tokens[combine] += sum(one.tokens for one in complete(server, requests, MAX_TOKENS))
 
-    evaluate("factors")  # the first step of an engine is slow
-    evaluate("delta")
-    total = count * PARTICLES
+    evaluate("factors", 1)  # the first step of an engine is slow
+    evaluate("delta", 1)
+    total = count * particles
     info = measure.row(
         name_of("prompts", pair), lambda: evaluate("delta"), baselines={"factors": lambda: evaluate("factors")},
-        rounds=1 if measure.quick else ROUNDS, warmup=False, memory=False, combine="delta", particles=PARTICLES,
+        rounds=1 if measure.quick else ROUNDS, warmup=False, memory=False, combine="delta", particles=particles,
         prompts=total, tokens=tokens, **pair.facts,
     )  # fmt: skip
     measure.benchmark.extra_info.update({"prompts/s": total / info["seconds"]})
