@@ -62,17 +62,21 @@ class WeightCopier:
     """Copies a row [size] into the places of its tensors.
 
     Rows and places have one dtype and device; the memory of the places is kept, whatever becomes of a parameter that
-    lay there. Raises ValueError for a place of another shape or dtype, or with gaps between its columns.
+    lay there. A place may be the transpose of a matrix. Raises ValueError for a place of another shape or dtype, or
+    with gaps between its columns.
     """
 
     def __init__(self, targets: Sequence[CopyTarget]) -> None:
         for target in targets:
-            _check_place(target.spec.name, target.place, target.spec.shape, target.start, targets[0].place)
+            _check_place(target.spec.name, target.place, target.spec.shape, target.start, targets[0].place, turned=True)
         # Not the parameters themselves: `module.half()` gives those other memory.
-        self._targets = tuple(replace(target, place=target.place.detach()) for target in targets)
-        self._end = max(target.spec.end for target in self._targets)
+        targets = [replace(target, place=target.place.detach()) for target in targets]
+        self._turned = tuple(target for target in targets if _is_turned(target.place))
+        """Written by torch, after the others."""
+        self._targets = tuple(target for target in targets if not _is_turned(target.place))
+        self._end = max(target.spec.end for target in targets)
         self._compiled, self._table = None, None
-        first = self._targets[0].place
+        first = self._first = targets[0].place
         if _compiles(first):
             self._compiled = _C.WeightCopier(copy_parts(self._targets), DTYPE_CODES[first.dtype])
         elif _launches(first, [target.place for target in self._targets]):
@@ -80,22 +84,16 @@ class WeightCopier:
 
     def load(self, row: Tensor) -> None:
         """Write a row [size] into the places. Raises ValueError for a row that is none."""
-        if self._compiled is not None and self._compiled.load_tensor(row):
+        if not self._turned and self._compiled is not None and self._compiled.load_tensor(row):
             return
         row = self._checked(row)
+        _copy(self._turned, row)
         if self._compiled is not None:
             self._compiled.load(row.data_ptr())
-            return
-        if self._table is not None:
+        elif self._table is not None:
             self._table.launch(_C.copy_weights_cuda, row)
-            return
-        torch._foreach_copy_(
-            [target.place for target in self._targets],
-            [_part(_view(row, target.spec), target) for target in self._targets],
-        )
-        scaled = [target for target in self._targets if target.scaling != 1.0]
-        if scaled:
-            torch._foreach_mul_([target.place for target in scaled], [target.scaling for target in scaled])
+        else:
+            _copy(self._targets, row)
 
     def load_mixture(self, experts: Tensor, mixture: Tensor) -> None:
         """Write the mixture [n] of rows [n, size] into the places, as `mix_` and `load` would; on a CPU without a row
@@ -104,13 +102,14 @@ class WeightCopier:
         Raises ValueError for rows that are none.
         """
         _check_experts(experts, mixture, self._end)
-        if self._compiled is not None and experts.is_cpu and experts.dtype == self._targets[0].place.dtype:
-            self._compiled.load_mixture(*_addresses(experts, mixture := _numbers(experts, mixture)))
+        compiled = None if self._turned else self._compiled
+        if compiled is not None and experts.is_cpu and experts.dtype == self._first.dtype:
+            compiled.load_mixture(*_addresses(experts, mixture := _numbers(experts, mixture)))
             return
         self.load(_mixed(experts, mixture, self._end))
 
     def _checked(self, row: Tensor) -> Tensor:
-        return _checked_row(row, self._end, self._targets[0].place)
+        return _checked_row(row, self._end, self._first)
 
 
 class LoraMerger:
@@ -249,6 +248,23 @@ def _compiles(place: Tensor) -> bool:
     return place.device.type == "cpu" and place.dtype in DTYPE_CODES
 
 
+def _copy(targets: Sequence[CopyTarget], row: Tensor) -> None:
+    """What a copy is, by torch."""
+    if not targets:
+        return
+    torch._foreach_copy_(
+        [target.place for target in targets], [_part(_view(row, target.spec), target) for target in targets]
+    )
+    scaled = [target for target in targets if target.scaling != 1.0]
+    if scaled:
+        torch._foreach_mul_([target.place for target in scaled], [target.scaling for target in scaled])
+
+
+def _is_turned(place: Tensor) -> bool:
+    """Whether it is the transpose of a matrix without gaps between its columns."""
+    return place.dim() == 2 and not place.is_contiguous() and place.stride(0) == 1 and place.stride(1) >= len(place)
+
+
 def _view(row: Tensor, spec: TensorSpec) -> Tensor:
     return row[spec.offset : spec.end].view(spec.shape)
 
@@ -304,7 +320,13 @@ def _as_matrix(place: Tensor) -> Tensor:
 
 
 def _check_place(
-    name: str, place: Tensor, shape: tuple[int, ...], start: tuple[int, int] | None, first: Tensor
+    name: str,
+    place: Tensor,
+    shape: tuple[int, ...],
+    start: tuple[int, int] | None,
+    first: Tensor,
+    *,
+    turned: bool = False,
 ) -> None:
     if start is None:
         fits = tuple(place.shape) == shape
@@ -319,7 +341,8 @@ def _check_place(
         raise ValueError(
             f"the place of {name} is {place.dtype} on {place.device}, others {first.dtype} on {first.device}"
         )
-    if not place.is_contiguous() and (place.dim() != 2 or place.stride(1) != 1 or place.stride(0) < place.shape[1]):
+    rows = place.dim() == 2 and place.stride(1) == 1 and place.stride(0) >= place.shape[1]
+    if not (place.is_contiguous() or rows or (turned and _is_turned(place))):
         raise ValueError(f"the place of {name} has gaps between its columns: strides {list(place.stride())}")
     check_memory(f"the place of {name}", place)
 

@@ -6,6 +6,7 @@ import helpers_models
 import pytest
 import torch
 from helpers_models import make_adapter
+from safetensors.torch import load_file
 
 from modelswarms_fast.errors import InputError
 from modelswarms_fast.weights.adapters import LoraModule
@@ -29,13 +30,26 @@ def experts(tiny_base, tmp_path_factory) -> Experts:
     return read_experts(folder)
 
 
+class Loader(torch.nn.Module):
+    """Has a loader as vLLM's models have."""
+
+    def load_weights(self, weights):
+        for name, weight in weights:
+            first, size = 0, len(weight)
+            for leaf, (begin, count) in {"q_proj": (0, 32), "k_proj": (32, 16), "v_proj": (48, 16)}.items():
+                if f".{leaf}." in name:
+                    name, first, size = name.replace(leaf, "qkv_proj"), begin, count
+            live = self.get_parameter(name).data[first : first + size]
+            assert live.shape == weight.shape
+            live.copy_(weight)
+
+
 @pytest.fixture
-def worker():
+def worker(tiny_base):
     """Over the linear layers of the tiny base, as vLLM fuses and names them."""
     from modelswarms_fast.engines.vllm.worker import SwarmWorker
 
-    model = torch.nn.Module()
-    model.packed_modules_mapping = {"qkv_proj": ["q_proj", "k_proj", "v_proj"]}
+    model = Loader()
     for layer in range(2):
         for name, sizes in LINEAR.items():
             parent = model
@@ -44,20 +58,25 @@ def worker():
                     parent.add_module(step, torch.nn.Module())
                 parent = getattr(parent, step)
             parent.weight = torch.nn.Parameter(torch.zeros(sum(sizes), 32), requires_grad=False)
-            parent.output_partition_sizes = sizes
+    tensors = load_file(tiny_base / "model.safetensors")
+    model.load_weights((name, one) for name, one in tensors.items() if "self_attn" in name)
     worker = SwarmWorker()
-    worker._swarm_modes = {}
-    config = SimpleNamespace(use_mla=False, dtype=torch.float32, hf_config=SimpleNamespace(vocab_size=64))
+    worker._swarm_modes, worker._swarm_weights = {}, None
+    config = SimpleNamespace(
+        model=str(tiny_base), use_mla=False, dtype=torch.float32, hf_config=SimpleNamespace(vocab_size=64)
+    )
     worker.model_runner = SimpleNamespace(get_model=lambda: model, model_config=config)
     return worker
 
 
 def test_weights_as_loaded_are_written(worker, experts):
-    worker.swarm_attach("merged", experts)
-    worker.swarm_serve("merged").load(0, experts.rows[0])
     live = worker.model_runner.get_model().get_parameter("model.layers.0.self_attn.qkv_proj.weight")
-    assert live[:32].any(), "q is adapted"
-    assert not live[32:].any(), "k and v are not"
+    before = live.clone()
+    worker.swarm_attach("merged", experts)
+    assert torch.equal(live, before)
+    worker.swarm_serve("merged").load(0, experts.rows[0])
+    assert not torch.equal(live[:32], before[:32]), "q is adapted"
+    assert torch.equal(live[32:], before[32:]), "k and v are not"
 
 
 PACKED = {"weight": torch.empty(0)}
@@ -96,13 +115,14 @@ def test_a_copy_that_would_keep_old_weights_is_refused(worker, serve):
         worker.swarm_attach(serve, changed)
 
 
-def test_a_head_that_would_be_written_over_the_embeddings_is_refused(worker):
+def test_a_head_that_would_be_written_over_the_embeddings_is_refused(worker, tiny_base):
     """Two tensors of a checkpoint with one place, where the last would win."""
     tensors = {"model.embed_tokens.weight": torch.ones(64, 32), "lm_head.weight": torch.zeros(64, 32)}
     changed = SimpleNamespace(layout=Layout.of(tensors), modules=())
-    model = torch.nn.Module()
+    model = Loader()
     model.model = torch.nn.Module()
-    model.model.embed_tokens = model.lm_head = torch.nn.Embedding(64, 32)
+    own = load_file(tiny_base / "model.safetensors")["model.embed_tokens.weight"]
+    model.model.embed_tokens = model.lm_head = torch.nn.Embedding.from_pretrained(own)
     worker.model_runner.get_model = lambda: model
     with pytest.raises(InputError, match="tied"):
         worker.swarm_attach("merged", changed)
@@ -110,7 +130,7 @@ def test_a_head_that_would_be_written_over_the_embeddings_is_refused(worker):
 
 def a_head(*, tied):
     """A model whose embeddings are not model.embed_tokens, and LoRA on its head."""
-    model = torch.nn.Module()
+    model = Loader()
     model.transformer = torch.nn.Module()
     model.transformer.wte = torch.nn.Embedding(64, 32)
     model.lm_head = torch.nn.Linear(32, 64, bias=False)

@@ -1,123 +1,240 @@
-"""Where tensors of a checkpoint lie in a model, on layers that stand for vLLM's."""
+"""Where tensors of a checkpoint lie in a model, which is asked by giving its loader numbered tensors."""
+
+from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from modelswarms_fast.errors import InputError
 
 pytest.importorskip("vllm")
 
-from vllm.model_executor.layers.linear import ColumnParallelLinear, QKVParallelLinear, RowParallelLinear
+from vllm.lora.layers import BaseLayerWithLoRA
 
 from modelswarms_fast.engines.vllm.weight_map import WeightMap
 
 pytestmark = pytest.mark.vllm
 
-INPUTS = 8
-FUSED_BY_NAME = {"qkv_proj": ["q_proj", "k_proj", "v_proj"]}
-FUSED_BY_ITSELF = {"qkv_proj": ["qkv_proj"]}
+INPUTS, HEADS, SIZE = 8, 4, 2
+SHARDS = {"q_proj": (0, 16), "k_proj": (16, 4), "v_proj": (20, 4)}
+CHECKPOINT = {
+    "attn.q_proj.weight": (16, INPUTS),
+    "attn.k_proj.weight": (4, INPUTS),
+    "attn.v_proj.weight": (4, INPUTS),
+    "attn.o_proj.weight": (6, INPUTS),
+    "attn.o_proj.bias": (6,),
+    "attn.heads.weight": (3 * HEADS * SIZE, INPUTS),
+    "attn.turned.weight": (INPUTS, 12),
+    "attn.square.weight": (INPUTS, INPUTS),
+    "embed.weight": (10, INPUTS),
+    "experts.1.w1.weight": (5, INPUTS),
+    "doubled.weight": (4, INPUTS),
+    "unused.weight": (4, INPUTS),
+}
 
 
-def make_layer(kind, sizes, columns=INPUTS, *, ranks=1, rank=0, copies=1):
-    layer = kind.__new__(kind)
-    torch.nn.Module.__init__(layer)
-    layer.tp_size, layer.tp_rank, layer.num_kv_head_replicas = ranks, rank, copies
-    layer.output_partition_sizes = list(sizes)
-    layer.weight = torch.nn.Parameter(torch.randn(sum(sizes), columns), requires_grad=False)
-    return layer
+def parameter(*shape):
+    return torch.nn.Parameter(torch.randn(shape), requires_grad=False)
 
 
-def make_map(packed, **layers):
-    model = torch.nn.Module()
-    model.packed_modules_mapping = packed
-    model.attn = torch.nn.Module()
-    for name, layer in layers.items():
-        setattr(model.attn, name, layer)
-    return WeightMap(model)
+class Holder(torch.nn.Module):
+    def __init__(self, *shape, bias=0):
+        super().__init__()
+        self.weight = parameter(*shape)
+        if bias:
+            self.bias = parameter(bias)
 
 
-def test_a_part_of_a_layer_that_vllm_fuses():
-    layer = make_layer(QKVParallelLinear, (16, 4, 4))
-    weight = make_map(FUSED_BY_NAME, qkv_proj=layer).resolve("attn.k_proj.weight", (4, INPUTS))
-    assert weight.part.start is None
-    assert torch.equal(weight.part.live, layer.weight[16:20])
-    assert (weight.module, weight.row) == ("attn.qkv_proj", 16)
+class Loader(torch.nn.Module):
+    """A model with a loader as vLLM's are: it fuses, permutes, transposes, pads, stacks, ties, and passes over."""
+
+    def __init__(self, ranks=1, rank=0):
+        super().__init__()
+        self.ranks, self.rank = ranks, rank
+        self.attn = torch.nn.Module()
+        self.attn.qkv_proj = Holder(24 // ranks, INPUTS)
+        self.attn.o_proj = Holder(6, INPUTS // ranks, bias=6)
+        self.attn.heads = Holder(3 * HEADS * SIZE, INPUTS)
+        self.attn.turned, self.attn.square = Holder(12, INPUTS), Holder(INPUTS, INPUTS)
+        self.embed = Holder(16, INPUTS)
+        self.lm_head = self.embed
+        self.experts = Holder(2, 10, INPUTS)
+        self.doubled = Holder(4, INPUTS)
+
+    def load_weights(self, weights):
+        for name, weight in weights:
+            path, _, kind = name.rpartition(".")
+            leaf = path.rpartition(".")[2]
+            if leaf == "unused" or leaf == "lm_head":
+                continue
+            if leaf in SHARDS:
+                first, size = (one // self.ranks for one in SHARDS[leaf])
+                live = self.attn.qkv_proj.weight.data[first : first + size]
+                weight = weight.narrow(0, size * self.rank, size)
+            elif leaf == "heads":
+                live = self.attn.heads.weight.data
+                weight = torch.cat([weight.view(HEADS, 3, SIZE, INPUTS)[:, one].flatten(0, 1) for one in range(3)])
+            elif leaf == "w1":
+                live = self.experts.weight.data[1].narrow(0, 5, 5)
+            else:
+                live = self.get_parameter(name).data
+                if leaf in ("turned", "square"):
+                    weight = weight.t()
+                elif leaf == "doubled":
+                    weight = weight + weight
+                elif leaf == "embed":
+                    live[len(weight) :].fill_(0)
+                    live = live[: len(weight)]
+                elif leaf == "o_proj" and kind == "weight":
+                    weight = weight.narrow(1, INPUTS // self.ranks * self.rank, INPUTS // self.ranks)
+            assert live.shape == weight.shape, name
+            live.copy_(weight)
 
 
-def test_a_layer_that_the_checkpoint_fuses_as_vllm_does():
-    """Such as Phi-3's: it is packed of itself, and of three parts nevertheless."""
-    layer = make_layer(QKVParallelLinear, (16, 4, 4))
-    weight = make_map(FUSED_BY_ITSELF, qkv_proj=layer).resolve("attn.qkv_proj.weight", (24, INPUTS))
-    assert weight.part.start is None
-    assert torch.equal(weight.part.live, layer.weight)
-    assert weight.row == 0
+def loaded(folder: Path, ranks=1):
+    """The tensors of a checkpoint, and the models of all ranks that have loaded it."""
+    generator = torch.Generator().manual_seed(0)
+    tensors = {name: torch.randn(shape, generator=generator) for name, shape in CHECKPOINT.items()}
+    save_file(tensors, folder / "model.safetensors")
+    models = [Loader(ranks, rank) for rank in range(ranks)]
+    for model in models:
+        model.load_weights(tensors.items())
+    return tensors, models
 
 
-@pytest.mark.parametrize("copies", [1, 2])
-@pytest.mark.parametrize("packed", [FUSED_BY_NAME, FUSED_BY_ITSELF], ids=["by name", "by itself"])
-def test_the_parts_of_all_ranks_are_the_checkpoint(packed, copies):
-    """Query, key and value of each rank come from other rows; few key-value heads lie on several ranks."""
-    ranks, sizes = 2, (8, 4, 4)
-    names = {"q_proj": 16, "k_proj": 8 // copies, "v_proj": 8 // copies}
-    if packed is FUSED_BY_ITSELF:
-        names = {"qkv_proj": sum(names.values())}
-    for name, rows in names.items():
-        whole, seen = torch.randn(rows, INPUTS), torch.zeros(rows, INPUTS)
-        for rank in range(ranks):
-            layer = make_layer(QKVParallelLinear, sizes, ranks=ranks, rank=rank, copies=copies)
-            weight = make_map(packed, qkv_proj=layer).resolve(f"attn.{name}.weight", (rows, INPUTS))
-            for live, (row, column) in weight.parts:
-                assert column == 0
-                live.copy_(whole[row : row + len(live)])
-                seen[row : row + len(live)] += live
-                assert live.data_ptr() >= layer.weight.data_ptr()
-            if len(weight.parts) > 1:
-                with pytest.raises(InputError, match="a rank has a part of each"):
-                    _ = weight.part
-                assert torch.equal(layer.weight[:8], whole[8 * rank : 8 * rank + 8]), "the rank's own queries"
-        wanted = whole.clone()
-        if copies == 2:
-            twice = slice(16, None) if name == "qkv_proj" else slice(None if name != "q_proj" else rows, None)
-            wanted[twice] *= 2
-        assert torch.equal(seen, wanted)
+@pytest.fixture
+def weights(tmp_path):
+    return WeightMap(loaded(tmp_path)[1][0], tmp_path)
 
 
-def test_columns_of_a_rank():
-    layer = make_layer(RowParallelLinear, (6,), 4, ranks=2, rank=1)
-    weight = make_map({}, o_proj=layer).resolve("attn.o_proj.weight", (6, 8))
-    assert weight.part.start == (0, 4)
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_every_tensor_is_where_the_models_own_loader_puts_it(tmp_path, ranks):
+    tensors, models = loaded(tmp_path, ranks)
+    maps = [WeightMap(model, tmp_path) for model in models]
+    before = [{name: one.clone() for name, one in model.named_parameters()} for model in models]
+    wanted = {name: shape for name, shape in CHECKPOINT.items() if name not in ("doubled.weight", "unused.weight")}
+    found = [one.resolve(wanted) for one in maps]
+    for model, kept in zip(models, before, strict=True):
+        assert all(torch.equal(one, kept[name]) for name, one in model.named_parameters()), "nothing is written"
+    for name in wanted:
+        seen = torch.zeros(tensors[name].shape)
+        for one in found:
+            for live, start in one[name].parts:
+                row, column = start or (0, 0)
+                place = seen[row : row + len(live)]
+                if live.dim() > 1:
+                    place = place[:, column : column + live.shape[1]]
+                place.copy_(live)
+        assert torch.equal(seen, tensors[name]), name
 
 
-def test_names_through_loras_wrapping():
-    wrapper = torch.nn.Module()
-    wrapper.base_layer = make_layer(ColumnParallelLinear, (6,))
-    found = make_map({}, o_proj=wrapper).resolve("attn.o_proj.weight", (6, INPUTS))
+def test_parts_are_as_few_as_can_be(weights):
+    found = weights.resolve({name: shape for name, shape in CHECKPOINT.items() if "doubled" not in name})
+    assert {name: len(one.parts) for name, one in found.items() if len(one.parts) > 1} == {
+        "attn.heads.weight": 3 * HEADS
+    }
+    part = found["attn.k_proj.weight"]
+    assert (part.module, part.row, part.part.start) == ("attn.qkv_proj", 16, None)
+    assert found["experts.1.w1.weight"].parameter == "experts.weight"
+    assert "unused.weight" not in found
+    with pytest.raises(InputError, match=r"rows of attn\.heads\.weight in another order"):
+        _ = found["attn.heads.weight"].part
+
+
+def test_linear_layers_stand_as_vllm_has_them(weights):
+    """Transposed in the checkpoint or not, and square ones too."""
+    layers = {"attn.turned": (12, INPUTS), "attn.square": (INPUTS, INPUTS), "attn.k_proj": (4, INPUTS)}
+    found = weights.linear(layers)
+    model = weights._model
+    assert torch.equal(found["attn.turned"].part.live, model.attn.turned.weight)
+    assert torch.equal(found["attn.square"].part.live, model.attn.square.weight)
+    assert torch.equal(found["attn.k_proj"].part.live, model.attn.qkv_proj.weight[16:20])
+    with pytest.raises(InputError, match=r"turned\.weight has shape \[\d+, \d+\] by the experts but"):
+        weights.linear({"attn.turned": (13, INPUTS)})
+
+
+def test_layers_that_vllm_has_wrapped_for_lora(tmp_path):
+    _, (model,) = loaded(tmp_path)
+    wrapper = BaseLayerWithLoRA()
+    wrapper.base_layer = model.attn.turned
+    model.attn.turned = wrapper
+    found = WeightMap(model, tmp_path).linear({"attn.turned": (12, INPUTS)})["attn.turned"]
     assert torch.equal(found.part.live, wrapper.base_layer.weight)
-    assert found.module == "attn.o_proj", "the wrapper is what computes the layer"
+    assert model.get_submodule(found.module) is wrapper, "it is what computes the layer"
 
 
-def test_what_is_not_there_is_refused():
-    weights = make_map(FUSED_BY_NAME, qkv_proj=make_layer(QKVParallelLinear, (16, 4, 4)))
-    with pytest.raises(InputError, match=r"adapt attn\.o_proj\.weight, which the base model does not have"):
-        weights.resolve("attn.o_proj.weight", (6, INPUTS))
-    with pytest.raises(InputError, match=r"adapt attn\.q_proj\.bias, which"):
-        weights.resolve("attn.q_proj.bias", (16,))
+def test_a_text_model_inside_has_its_own_names(tmp_path):
+    """Such as in a vision-language model: adapters of the text model alone name its layers as it does."""
+    _, (inner,) = loaded(tmp_path)
+
+    class Wrapper(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.language_model = inner
+
+        def get_language_model(self):
+            return self.language_model
+
+        def load_weights(self, weights):
+            self.language_model.load_weights(
+                (name.removeprefix("language_model."), one)
+                for name, one in weights
+                if name.startswith("language_model.")
+            )
+
+    weights = WeightMap(Wrapper(), tmp_path)
+    found = weights.linear({"attn.k_proj": (4, INPUTS), "language_model.attn.v_proj": (4, INPUTS)})
+    assert torch.equal(found["attn.k_proj"].part.live, inner.attn.qkv_proj.weight[16:20])
+    assert torch.equal(found["language_model.attn.v_proj"].part.live, inner.attn.qkv_proj.weight[20:24])
+    assert found["attn.k_proj"].module == "language_model.attn.qkv_proj"
+
+
+def test_a_head_that_is_registered_while_loading(tmp_path):
+    """Phi's head gets a bias each time that its loader sees one; the model's own stays."""
+    _, (model,) = loaded(tmp_path)
+    own = model.attn.o_proj.bias
+    load = model.load_weights
+
+    def load_weights(weights):
+        for name, one in weights:
+            if name == "attn.o_proj.bias":
+                model.attn.o_proj.bias = parameter(6)
+            load([(name, one)])
+
+    model.load_weights = load_weights
+    found = WeightMap(model, tmp_path).resolve({"attn.o_proj.bias": (6,)})["attn.o_proj.bias"]
+    assert model.attn.o_proj.bias is own
+    assert found.part.live.data_ptr() == own.data_ptr()
+
+
+def test_what_is_not_there_is_refused(weights):
+    with pytest.raises(InputError, match=r"adapt attn\.gate\.weight, which the base model does not have"):
+        weights.resolve({"attn.gate.weight": (6, INPUTS)})
     with pytest.raises(InputError, match=r"shape \[8, 8\] by the experts but \[16, 8\] in the base model"):
-        weights.resolve("attn.q_proj.weight", (8, INPUTS))
-    with pytest.raises(InputError, match="in a way that is not known"):
-        make_map({"qkv_proj": ["qk", "v"]}, qkv_proj=make_layer(QKVParallelLinear, (16, 4, 4))).resolve(
-            "attn.v.weight", (4, INPUTS)
-        )
+        weights.linear({"attn.q_proj": (8, INPUTS)})
+    with pytest.raises(InputError, match=r"keeps doubled\.weight packed or quantized"):
+        weights.resolve({"doubled.weight": (4, INPUTS)})
+    assert weights.resolve({"attn.o_proj.bias": (6,)}), "others are found beside them"
 
 
-def test_tensors_that_a_checkpoint_lacks():
-    weights = make_map(
-        FUSED_BY_NAME,
-        qkv_proj=make_layer(QKVParallelLinear, (16, 4, 4)),
-        o_proj=make_layer(ColumnParallelLinear, (6,)),
-    )
-    qkv = {f"attn.{part}_proj.weight" for part in "qkv"}
-    assert weights.missing({*qkv, "attn.o_proj.weight"}) is None
-    assert weights.missing({"attn.qkv_proj.weight", "attn.o_proj.weight"}) is None
-    assert weights.missing(qkv) == "attn.o_proj.weight"
-    assert weights.missing({"attn.q_proj.weight", "attn.v_proj.weight", "attn.o_proj.weight"}) == "attn.k_proj.weight"
+def test_weights_that_vllm_has_changed_after_loading_are_refused(tmp_path):
+    """Packed for a kernel they have the right shape, and other values."""
+    _, (model,) = loaded(tmp_path)
+    model.attn.o_proj.weight.copy_(model.attn.o_proj.weight.flip(0))
+    with pytest.raises(InputError, match=r"keeps attn\.o_proj\.weight packed"):
+        WeightMap(model, tmp_path).resolve({"attn.o_proj.weight": (6, INPUTS)})
+
+
+def test_tensors_that_a_checkpoint_lacks(weights):
+    usable = {name: shape for name, shape in CHECKPOINT.items() if "doubled" not in name}
+    assert weights.missing(weights.resolve(usable)) is None
+    for lost in ("attn.o_proj.weight", "attn.k_proj.weight"):
+        found = weights.resolve({name: shape for name, shape in usable.items() if name != lost})
+        assert weights.missing(found) == lost
+
+
+def test_a_tied_head_is_known(weights):
+    head = weights.linear({"lm_head": (10, INPUTS)})["lm_head"]
+    assert weights.tied(head) == "embed.weight"
+    assert weights.tied(weights.linear({"attn.k_proj": (4, INPUTS)})["attn.k_proj"]) is None

@@ -403,6 +403,22 @@ def test_rows_of_another_dtype_are_converted_on_load() -> None:
     assert torch.equal(place, row.bfloat16().view(4, 64))
 
 
+def test_a_place_may_be_the_transpose_of_a_matrix() -> None:
+    """GPT-2's checkpoints hold their matrices so; alone, and beside places that are not."""
+    layout = layout_of({"a": (4, 64), "b": (4, 64), "c": (6,)}, torch.float32)
+    row, places = random_row(layout), [torch.zeros(70, 4)[3:67].t(), torch.zeros(4, 64), torch.zeros(6)]
+    views = layout.views(row)
+    for count in (1, 3):
+        targets = [CopyTarget(spec, place) for spec, place in zip(layout.specs[:count], places, strict=False)]
+        copier = WeightCopier(targets)
+        copier.load(row)
+        for target in targets:
+            assert torch.equal(target.place, views[target.spec.name])
+        copier.load_mixture(torch.stack((row, row)), torch.tensor([0.5, 1.5]))
+        for target in targets:
+            assert torch.equal(target.place, 2 * views[target.spec.name])
+
+
 @pytest.mark.parametrize(
     "row", [torch.zeros(255), torch.zeros(1, 256), torch.zeros(512)[::2]], ids=["short", "matrix", "gaps"]
 )
@@ -416,11 +432,11 @@ def test_rows_that_are_none_are_refused(row: Tensor) -> None:
     ("place", "message"),
     [
         (torch.zeros(4, 63), "has shape"),
-        (torch.zeros(64, 4).t(), "gaps between its columns"),
+        (torch.zeros(64, 8).t()[::2], "gaps between its columns"),
         (torch.zeros(1, 64).expand(4, 64), "gaps between its columns"),
         (torch.zeros(4, 64, dtype=torch.float16), "others torch.float32"),
     ],
-    ids=["shape", "transposed", "one row four times", "dtype"],
+    ids=["shape", "transposed with gaps", "one row four times", "dtype"],
 )
 def test_places_that_do_not_fit_are_refused(place: Tensor, message: str) -> None:
     layout = layout_of({"a": (4, 64), "b": (4, 64)}, torch.float32)

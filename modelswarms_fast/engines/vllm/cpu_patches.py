@@ -11,6 +11,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -19,6 +20,8 @@ import vllm.model_executor.layers.utils
 import vllm.model_executor.models.transformers.base
 from vllm.lora.punica_wrapper.punica_cpu import PunicaWrapperCPU
 from vllm.model_executor.layers.activation import SiluAndMul
+from vllm.model_executor.layers.fused_moe.activation import MoEActivation
+from vllm.model_executor.layers.fused_moe.experts.cpu_moe import CPUUnquantizedExperts
 from vllm.model_executor.layers.layernorm import RMSNorm
 from vllm.platforms import current_platform
 from vllm.v1.sample.sampler import Sampler
@@ -166,6 +169,50 @@ def rms_norm(
     return x, residual
 
 
+_GATES: dict[MoEActivation, Callable[[torch.Tensor], torch.Tensor]] = {
+    MoEActivation.SILU: torch.nn.functional.silu,
+    MoEActivation.GELU: torch.nn.functional.gelu,
+    MoEActivation.GELU_TANH: partial(torch.nn.functional.gelu, approximate="tanh"),
+}
+
+
+def keep_experts(self: Any, layer: torch.nn.Module) -> None:
+    """Leave the experts of a mixture of experts as the checkpoint has them, and compute them expert by expert.
+
+    vLLM packs them for its kernel, after which they could not be written again.
+    """
+    gate = _GATES.get(self.moe_config.activation)
+    if gate is None:
+        _PACK_EXPERTS(self, layer)
+    else:
+        self.apply = partial(plain_experts, self, gate)
+
+
+def plain_experts(
+    self: Any,
+    gate: Callable[[torch.Tensor], torch.Tensor],
+    output: torch.Tensor,
+    hidden_states: torch.Tensor,
+    w1: torch.Tensor,
+    w2: torch.Tensor,
+    topk_weights: torch.Tensor,
+    topk_ids: torch.Tensor,
+    *,
+    apply_router_weight_on_input: bool,
+    **kwargs: Any,
+) -> None:
+    """output [tokens, out] = Σ over a token's experts of weight · W2 (gate(W1 x) · W3 x), with W1 over W3 in w1."""
+    output.zero_()
+    for expert in torch.unique(topk_ids).tolist():
+        tokens, choices = torch.where(topk_ids == expert)
+        bias = [None if one is None else one[expert] for one in (self.w1_bias, self.w2_bias)]
+        inner, up = torch.nn.functional.linear(hidden_states[tokens], w1[expert], bias[0]).chunk(2, dim=-1)
+        out = torch.nn.functional.linear(gate(inner) * up, w2[expert], bias[1])
+        if not apply_router_weight_on_input:
+            out = out * topk_weights[tokens, choices, None].to(out.dtype)
+        output.index_add_(0, tokens, out)
+
+
 class FloatLogits:
     """A sampler's forward that is given logits [sequences, tokens] in float32, in the same memory in every step.
 
@@ -211,13 +258,17 @@ _CHANGES: list[tuple[Any, str, Any]] = [
     (SiluAndMul, "forward_cpu", lambda self, x: swiglu(x)),
 ]
 """Owner, attribute, value: what vLLM looks up while it builds a model."""
+_PACK_EXPERTS = CPUUnquantizedExperts.process_weights_after_loading
+_EXPERTS_STAY: tuple[Any, str, Any] = (CPUUnquantizedExperts, "process_weights_after_loading", keep_experts)
+"""Only where whole checkpoints are served: vLLM's packed experts are faster."""
 _INHERITED = object()
 
 
-def apply() -> Callable[[], None]:
-    """Change vLLM, until what is returned is called."""
-    before = [(owner, name, vars(owner).get(name, _INHERITED)) for owner, name, _ in _CHANGES]
-    for owner, name, value in _CHANGES:
+def apply(whole: bool = False) -> Callable[[], None]:
+    """Change vLLM, until what is returned is called; `whole`: for whole checkpoints."""
+    changes = [*_CHANGES, _EXPERTS_STAY] if whole else _CHANGES
+    before = [(owner, name, vars(owner).get(name, _INHERITED)) for owner, name, _ in changes]
+    for owner, name, value in changes:
         setattr(owner, name, value)
 
     def undo() -> None:
@@ -231,9 +282,9 @@ def apply() -> Callable[[], None]:
 
 
 @contextmanager
-def patched() -> Iterator[None]:
-    """Models that vLLM builds in here are ours."""
-    undo = apply()
+def patched(whole: bool = False) -> Iterator[None]:
+    """Models that vLLM builds in here are ours, and with `whole` those whose whole checkpoints are written."""
+    undo = apply(whole)
     try:
         yield
     finally:

@@ -16,7 +16,7 @@ import torch
 from modelswarms_fast.config import EngineConfig, Sampling, Serve
 from modelswarms_fast.engines.protocol import Completion, Request, Watch, complete, working
 from modelswarms_fast.engines.vllm.arguments import check_options, open_modes, vllm_arguments
-from modelswarms_fast.engines.vllm.launch import environment_of, import_vllm, start_vllm
+from modelswarms_fast.engines.vllm.launch import environment_of, import_vllm, lacks_slots, start_vllm
 from modelswarms_fast.engines.vllm.relied_on import check_names
 from modelswarms_fast.engines.vllm.tensor_parallel import Ranks
 from modelswarms_fast.errors import InputError
@@ -53,6 +53,8 @@ class VllmEngine:
         modules = () if experts is None else experts.modules
         modes = open_modes(config, modules)
         llm_class, known, on_cpu = import_vllm()
+        if "slots" in modes and (name := lacks_slots(base, on_cpu)) is not None:
+            modes = _without_slots(modes, name)
         check_names(["engine", *modes, *(["cpu"] if on_cpu else [])])
         check_options(config.engine_options, modes, known)
         arguments = vllm_arguments(
@@ -60,7 +62,9 @@ class VllmEngine:
         )
         self.watch: Watch | None = None
         self.auto_timings: dict[str, float] = {}
-        self.llm = start_vllm(llm_class, arguments, environment_of(config.tensor_parallel, on_cpu), on_cpu)
+        variables = environment_of(config.tensor_parallel, on_cpu)
+        whole = experts is not None and not modules
+        self.llm = start_vllm(llm_class, arguments, variables, on_cpu, whole=whole)
         self.tokenizer = self.llm.get_tokenizer()
         # Of the rows: the ranks read them in the host's memory.
         self.device = torch.device("cpu" if on_cpu or config.tensor_parallel > 1 else "cuda")
@@ -278,6 +282,13 @@ class VllmEngine:
         if not 0 <= slot < self.slots:
             raise IndexError(f"slot {slot} of {self.slots}")
         return slot
+
+
+def _without_slots(modes: Sequence[Serve], name: str) -> tuple[Serve, ...]:
+    left = tuple(mode for mode in modes if mode != "slots")
+    if not left:
+        raise InputError(f"vLLM has no LoRA slots for {name}; use serve='merged', or engine='transformers'.")
+    return left
 
 
 def _likelihood(output: Any, length: int) -> Completion:

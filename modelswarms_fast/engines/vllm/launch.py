@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import inspect
+import json
 import logging
 import os
 from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import fields
+from pathlib import Path
 from typing import Any
 
 from modelswarms_fast.engines.cores import asked_threads
 from modelswarms_fast.engines.vllm.tensor_parallel import cores_of_ranks
 from modelswarms_fast.errors import EngineError, InputError
+
+# How configs call the number of experts of a mixture of experts.
+EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
 
 
 def import_vllm() -> tuple[Any, set[str], bool]:
@@ -33,6 +38,22 @@ def import_vllm() -> tuple[Any, set[str], bool]:
     return LLM, known - {"self", "kwargs"}, bool(current_platform.is_cpu())
 
 
+def lacks_slots(base: Path, on_cpu: bool) -> str | None:
+    """The name of the model's class, if vLLM has no LoRA slots for it."""
+    from vllm.model_executor.models.interfaces import supports_lora
+    from vllm.model_executor.models.registry import ModelRegistry
+
+    config = json.loads((base / "config.json").read_text())
+    names = [str(name) for name in config.get("architectures") or []]
+    # With LoRA vLLM computes experts by Triton, whichever layers are adapted, and a CPU has none.
+    if on_cpu and any(name in part for name in EXPERTS for part in (config, config.get("text_config") or {})):
+        return f"{names[0] if names else 'a mixture of experts'} on a CPU"
+    for name in names:
+        if name in ModelRegistry.models:
+            return None if supports_lora(ModelRegistry.models[name].load_model_cls()) else name
+    return None  # built by transformers, with vLLM's own linear layers
+
+
 def environment_of(ranks: int, on_cpu: bool) -> dict[str, str]:
     """Variables that vLLM reads while it starts."""
     variables = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0"}  # rows are handed to the worker by reference
@@ -48,15 +69,17 @@ def environment_of(ranks: int, on_cpu: bool) -> dict[str, str]:
     return variables
 
 
-def start_vllm(llm_class: Any, arguments: dict[str, Any], variables: Mapping[str, str], on_cpu: bool) -> Any:
-    """Start vLLM; its environment and its classes are as they were afterwards."""
+def start_vllm(
+    llm_class: Any, arguments: dict[str, Any], variables: Mapping[str, str], on_cpu: bool, *, whole: bool = False
+) -> Any:
+    """Start vLLM, with `whole` to write whole checkpoints. Its environment and classes are as they were afterwards."""
     from vllm import envs
 
     patches: Any = nullcontext()
     if on_cpu and arguments.get("tensor_parallel_size", 1) == 1:
         from modelswarms_fast.engines.vllm.cpu_patches import patched
 
-        patches = patched()
+        patches = patched(whole)
     base, processes = arguments["model"], arguments.get("tensor_parallel_size", 1)
     before = {name: os.environ.get(name) for name in variables}
     os.environ.update(variables)

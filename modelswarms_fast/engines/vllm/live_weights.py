@@ -51,9 +51,9 @@ def merged_lora(weights: WeightMap, experts: Experts) -> LiveWeights:
     rows = row_form(experts)
     specs = {spec.name: spec for spec in rows.layout.specs}
     targets = []
+    found = weights.linear({one.name: (specs[one.b].shape[0], specs[one.a].shape[1]) for one in rows.modules})
     for module in rows.modules:
-        a, b = specs[module.a], specs[module.b]
-        weight = weights.resolve(f"{module.name}.weight", (b.shape[0], a.shape[1]))
+        a, b, weight = specs[module.a], specs[module.b], found[module.name]
         if (other := weights.tied(weight)) is not None:
             raise InputError(
                 f"{weight.name} is tied to {other}, which merging would change too; use engine='transformers'."
@@ -67,20 +67,18 @@ def merged_lora(weights: WeightMap, experts: Experts) -> LiveWeights:
 
 def full_weights(weights: WeightMap, experts: Experts) -> LiveWeights:
     """Whole checkpoints, tensor by tensor. Raises InputError for experts that do not fit the model."""
-    specs = experts.layout.specs
-    found = [weights.resolve(spec.name, spec.shape) for spec in specs]
+    specs = {spec.name: spec for spec in experts.layout.specs}
+    found = weights.resolve({name: spec.shape for name, spec in specs.items()})
     # A tied head lies where the embeddings do.
-    if len({weight.parts[0].live.data_ptr() for weight in found}) < len(specs):
+    if len({weight.parts[0].live.data_ptr() for weight in found.values()}) < len(found):
         raise InputError(
             "The experts have a head of their own, but the base model's lies in its embeddings (tied); save the "
             "experts without lm_head.weight, or untie the base model."
         )
-    if (name := weights.missing({spec.name for spec in specs})) is not None:
+    if (name := weights.missing(found)) is not None:
         raise InputError(f"The experts have no tensor {name}, which the base model has; use the base they share.")
     targets = [
-        CopyTarget(spec, live, start=start)
-        for spec, weight in zip(specs, found, strict=True)
-        for live, start in weight.parts
+        CopyTarget(specs[name], live, start=start) for name, weight in found.items() for live, start in weight.parts
     ]
     live = [target.place for target in targets]
     return LiveWeights(WeightCopier(targets), live, [one.clone() for one in live], experts)

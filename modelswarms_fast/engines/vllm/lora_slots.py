@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -106,23 +107,18 @@ def lora_slots(runner: Any, weights: WeightMap, experts: Experts) -> RowSlots | 
     manager._last_mapping = None
     if manager.lora_index_to_id != [slot + 1 for slot in range(manager.lora_slots)]:
         raise RuntimeError(f"vLLM placed its adapters as {manager.lora_index_to_id}")
-    layers: dict[str, tuple[Any, int]] = {}
-    """Of each module, the layer that it is a part of, and which part."""
-    for name, layer in manager.modules.items():
-        parent, _, leaf = name.rpartition(".")
-        parts = manager.packed_modules_mapping.get(leaf) or [leaf]
-        stacked = layer.lora_a_stacked  # of a head, one tensor
-        if isinstance(stacked, tuple) and len(parts) == len(stacked):
-            layers |= {f"{parent}.{part}": (layer, number) for number, part in enumerate(parts)}
     specs, found = {spec.name: spec for spec in experts.layout.specs}, []
+    places = weights.linear({one.name: (specs[one.b].shape[0], specs[one.a].shape[1]) for one in experts.modules})
     for module in experts.modules:
-        if module.name not in layers:
+        weight = places[module.name]
+        layer = manager.modules.get(weight.module)
+        stacked = getattr(layer, "lora_b_stacked", None)
+        if not isinstance(stacked, tuple):  # of a head, one tensor
             raise InputError(f"The base model has no LoRA slot for {module.name}; use serve='merged'.")
-        layer, number = layers[module.name]
-        shape = (specs[module.b].shape[0], specs[module.a].shape[1])
-        live, start = weights.resolve(f"{module.name}.weight", shape).part
-        a, b = layer.lora_a_stacked[number], layer.lora_b_stacked[number]
-        if live.shape != (b.shape[2], a.shape[3]):
+        live, start = weight.part
+        firsts = list(itertools.accumulate((b.shape[2] for b in stacked), initial=0))  # rows of the layers fused in it
+        number = firsts.index(weight.row) if weight.row in firsts[:-1] else 0
+        if live.shape != (stacked[number].shape[2], layer.lora_a_stacked[number].shape[3]):
             raise InputError(f"vLLM's LoRA slot for {module.name} has not its weight's shape; use serve='merged'.")
         row, column = start or (0, 0)
         found.append(SlotPart(module, layer, number, row, column))

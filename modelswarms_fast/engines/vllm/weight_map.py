@@ -1,26 +1,40 @@
 """Where vLLM's live model keeps a tensor that a checkpoint has by name.
 
-vLLM fuses linear layers into one parameter, pads the vocabulary, ties heads to embeddings, wraps layers for LoRA, and
-gives each rank of a tensor-parallel engine a part of a weight. `WeightMap.resolve` is the one place that knows this.
+vLLM renames, fuses, reorders, transposes and ties tensors while it loads a checkpoint, pads the vocabulary, and gives
+each rank of a tensor-parallel engine a part. All of this is in the model's own `load_weights`, in code that differs
+from model to model. So it is asked: `load_weights` is given tensors that hold their own row or column numbers, and what
+it would write into the live parameters says where each tensor belongs. Nothing is written.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Collection
+import logging
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from vllm.model_executor.layers.linear import ColumnParallelLinear, QKVParallelLinear, RowParallelLinear
-from vllm.model_executor.layers.vocab_parallel_embedding import VocabParallelEmbedding
+from safetensors import safe_open
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from modelswarms_fast.errors import InputError
+
+Shape = tuple[int, ...]
+NUMBER = 1 << 32
+"""From the numbers of one tensor to those of the next: more than the rows of any tensor."""
+FIRST = 1 << 20
+"""Number of the first tensor. With float64's 53 bits there are as many, and twice the number of one is that of none."""
+FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 
 
 class WeightPart(NamedTuple):
     """A part of a weight that this process holds, as a view of the live parameter."""
 
     live: torch.Tensor
+    """Transposed where the checkpoint is (GPT-2)."""
     start: tuple[int, int] | None = None
     """Row and column of the whole weight at which the part begins; None: it is the whole weight."""
 
@@ -30,154 +44,457 @@ class Weight(NamedTuple):
 
     name: str
     """In the checkpoint: "model.layers.0.self_attn.q_proj.weight"."""
-    shape: tuple[int, ...]
+    shape: Shape
     """Of the whole tensor, on all ranks together."""
     parts: tuple[WeightPart, ...]
-    """One, unless this rank holds parts of several layers that the checkpoint fuses as vLLM does."""
-    module: str
-    """Path of the module that has it in the model: "model.layers.0.self_attn.qkv_proj"."""
+    """One, unless vLLM keeps its rows in another order, or this rank a part of each of the layers fused in it."""
+    parameter: str
+    """The parameter that has it in the model: "model.layers.0.self_attn.qkv_proj.weight"."""
     row: int
-    """Of the module's parameter, at which `parts` begin: the first of its outputs that this weight makes."""
+    """Of that parameter, at which the first part begins: the first of its outputs that this weight makes."""
+
+    @property
+    def module(self) -> str:
+        """Path of the module that has it in the model: "model.layers.0.self_attn.qkv_proj"."""
+        return self.parameter.rpartition(".")[0]
 
     @property
     def part(self) -> WeightPart:
         """The only part. Raises InputError if there are several."""
         if len(self.parts) > 1:
             raise InputError(
-                f"{self.name} holds several layers, and a rank has a part of each; use serve='merged' or "
-                "tensor_parallel=1."
+                f"vLLM keeps the rows of {self.name} in another order than the checkpoint; use serve='merged' or "
+                "engine='transformers'."
             )
         return self.parts[0]
 
 
-class _Layer(NamedTuple):
-    """One of the layers that are fused in a parameter; unfused parameters have one."""
+class _Write(NamedTuple):
+    """What the loader would write: `numbers` into `live`, of the same shape."""
 
-    row: int
-    """Of the live parameter, at which it begins."""
-    size: int
-    """Rows of it here."""
-    whole: int
-    """Rows of it on all ranks."""
-    first: int
-    """Of those, the first that is here."""
+    live: torch.Tensor
+    numbers: torch.Tensor
 
 
 class WeightMap:
-    """Finds the tensors of a checkpoint in a model that vLLM has built from it."""
+    """Finds the tensors of a checkpoint in a model that vLLM has built from it.
 
-    def __init__(self, model: torch.nn.Module) -> None:
-        self._packed: dict[str, list[str]] = getattr(model, "packed_modules_mapping", {})
-        self._fused: dict[str, list[tuple[str, int]]] = {}
-        """Last name of a layer in the checkpoint → where it may be fused: last name in the model, number."""
-        for fused, names in self._packed.items():
-            for number, name in enumerate(names):
-                if name != fused:
-                    self._fused.setdefault(name, []).append((fused, number))
-        self._parameters: dict[str, tuple[Any, torch.Tensor]] = {}
-        """Name without LoRA's wrapping → owner, parameter. Tied ones are there by all their names."""
-        for name, parameter in model.named_parameters(remove_duplicate=False):
-            owner = model.get_submodule(name.rpartition(".")[0])
-            self._parameters[name.replace(".base_layer", "")] = owner, parameter.data
+    Args:
+        model: vLLM's, with the base model's own weights.
+        base: the folder of the base model's checkpoint.
+    """
 
-    def resolve(self, name: str, shape: tuple[int, ...]) -> Weight:
-        """The live parts of the checkpoint's tensor `name`, which must have this shape.
+    def __init__(self, model: torch.nn.Module, base: Path) -> None:
+        self._model, self._base = model, BaseTensors(base)
+        self._shapes = self._base.shapes
+        inner = getattr(model, "get_language_model", lambda: model)()
+        self._models = [model] if inner is model else [model, inner]
+        self._live: dict[str, torch.Tensor] = {}
+        """Parameters and buffers by their names without LoRA's wrapping. Tied ones are there by all their names."""
+        with _without_lora(model):
+            for name, one in _tensors(model):
+                self._live[name] = one.detach()
+        self._found: dict[tuple[str, Shape], Weight | None] = {}
+        """None: the loader takes no such tensor, or has no use for it."""
+        self._ignored: set[tuple[str, Shape]] = set()
+        """Those that it has no use for."""
+
+    def resolve(self, wanted: Mapping[str, Shape]) -> dict[str, Weight]:
+        """The live parts of the checkpoint's tensors, by name and shape; without those that vLLM has no use for.
 
         Raises:
             InputError: the model has no such tensor, or in another shape, or in a form that cannot be written.
         """
-        path, _, kind = name.rpartition(".")
-        parent, dot, leaf = path.rpartition(".")
-        holders: list[tuple[str, int | None]] = [(path, None)]
-        holders += [(f"{parent}{dot}{fused}", number) for fused, number in self._fused.get(leaf, ())]
-        found = [(holder, number) for holder, number in holders if f"{holder}.{kind}" in self._parameters]
-        if not found:
-            beside = tuple(f"{holder}." for holder, _ in holders)
-            if kind == "weight" and any(other.startswith(beside) for other in self._parameters):
-                raise _unwritable(name)  # quantized: it has qweight and scales
-            raise InputError(f"The experts adapt {name}, which the base model does not have; use the base they share.")
-        holder, number = found[0]
-        owner, live = self._parameters[f"{holder}.{kind}"]
-        if live.numel() == 0 or live.dtype not in (torch.float32, torch.bfloat16, torch.float16):
-            raise _unwritable(name)
-        whole, parts, row = _parts(owner, live, number, len(self._packed.get(holder.rpartition(".")[2], ())), name)
-        if whole != shape:
-            raise InputError(
-                f"{name} has shape {list(shape)} by the experts but {list(whole)} in the base model; "
-                "use the base they share."
-            )
-        return Weight(name, whole, parts, holder, row)
+        for name, shape in wanted.items():
+            if self._shapes.get(name, shape) != shape:
+                raise _other_shape(name, shape, self._shapes[name])
+        self._probe(wanted)
+        found = {}
+        for name, shape in wanted.items():
+            weight = self._found[name, shape]
+            if weight is not None:
+                found[name] = weight
+            elif (name, shape) not in self._ignored:
+                raise self._refusal(name)
+        return found
+
+    def linear(self, wanted: Mapping[str, Shape]) -> dict[str, Weight]:
+        """The weights of linear layers, by the layers' names and [outputs, inputs], in this orientation.
+
+        A layer of a text model that the checkpoint wraps may be named as in the text model alone.
+
+        Raises:
+            InputError: as `resolve`.
+        """
+        shapes = {}
+        for layer, shape in wanted.items():
+            turned = self._shapes.get(f"{layer}.weight") == shape[::-1]
+            shapes[f"{layer}.weight"] = shape[::-1] if turned else shape
+        weights = self.resolve(shapes)
+        found = {}
+        for layer, shape in wanted.items():
+            name = f"{layer}.weight"
+            if name not in weights:
+                raise self._refusal(name)
+            weight = _upright(weights[name], self._live)
+            if weight.shape != shape:
+                raise _other_shape(name, shape, weight.shape)
+            found[layer] = weight
+        return found
 
     def tied(self, weight: Weight) -> str | None:
         """The name of another weight that lies in the same memory, such as the embeddings under a tied head."""
-        own = f"{weight.module}.{weight.name.rpartition('.')[2]}"
-        address, leaf = self._parameters[own][1].data_ptr(), own.split(".")[-2:]
-        for name, (_, live) in self._parameters.items():
-            if live.data_ptr() == address and name.split(".")[-2:] != leaf:  # not one module by two paths
+        address = self._live[weight.parameter].data_ptr()
+        leaves = {tuple(name.split(".")[-2:]): name for name, live in self._live.items() if live.data_ptr() == address}
+        if len(leaves) < 2:  # one module, perhaps by two paths
+            return None
+        return next(name for leaf, name in leaves.items() if leaf != tuple(weight.name.split(".")[-2:]))
+
+    def missing(self, found: Mapping[str, Weight]) -> str | None:
+        """The first tensor of the base model's checkpoint that is not among these and does not lie where they do."""
+        others = {name: shape for name, shape in self._shapes.items() if name not in found}
+        self._probe(others)
+        covered = {part.live.data_ptr() for weight in found.values() for part in weight.parts}
+        for name, shape in others.items():
+            weight = self._found[name, shape]
+            if weight is not None and any(part.live.data_ptr() not in covered for part in weight.parts):
                 return name
         return None
 
-    def missing(self, names: Collection[str]) -> str | None:
-        """The first tensor of the model that a checkpoint of these names lacks and that is tied to none of them."""
-        lacking: dict[str, torch.Tensor] = {}
-        there = set()
-        for name, (_, live) in self._parameters.items():
-            path, _, kind = name.rpartition(".")
-            parent, dot, leaf = path.rpartition(".")
-            parts = [f"{parent}{dot}{part}.{kind}" for part in self._packed.get(leaf, ())] or [name]
-            lost = [part for part in parts if part not in names]
-            if name in names or not lost:
-                there.add(live.data_ptr())
-            else:
-                lacking[lost[0]] = live
-        return next((name for name, live in lacking.items() if live.data_ptr() not in there), None)
-
-
-def _unwritable(name: str) -> InputError:
-    return InputError(
-        f"vLLM keeps {name} packed or quantized, where it cannot be written in place; use a base model that is not "
-        "quantized, without zentorch, or engine='transformers'."
-    )
-
-
-def _parts(
-    owner: Any, live: torch.Tensor, number: int | None, fused: int, name: str
-) -> tuple[tuple[int, ...], tuple[WeightPart, ...], int]:
-    """Whole shape, parts here and first row of a layer: of all of a parameter, or of one of the `fused` in it."""
-    if isinstance(owner, VocabParallelEmbedding):  # padded behind each rank's tokens
-        first, stop = owner.shard_indices.org_vocab_start_index, owner.shard_indices.org_vocab_end_index
-        return (owner.org_vocab_size, *live.shape[1:]), (WeightPart(live[: stop - first], (first, 0)),), 0
-    ranks = getattr(owner, "tp_size", 1)
-    if ranks > 1 and isinstance(owner, RowParallelLinear) and live.dim() == 2:
-        rows, columns = live.shape
-        return (rows, columns * ranks), (WeightPart(live, (0, owner.tp_rank * columns)),), 0
-    split = ranks > 1 and isinstance(owner, ColumnParallelLinear)
-    if number is None and not split:
-        return tuple(live.shape), (WeightPart(live),), 0
-    layers = _layers(owner, live, split)
-    if number is not None:
-        if len(layers) != fused:
-            raise InputError(
-                f"vLLM fuses {name} with others in a way that is not known here; use engine='transformers'."
+    def _refusal(self, name: str) -> InputError:
+        path = name.rpartition(".")[0]
+        if any(other.startswith(f"{path}.") for other in self._shapes):
+            return InputError(
+                f"vLLM keeps {name} packed or quantized, where it cannot be written in place; use a base model that is "
+                "not quantized, without zentorch, or engine='transformers'."
             )
-        one = layers[number]
-        part = WeightPart(live[one.row : one.row + one.size], (one.first, 0) if split else None)
-        return (one.whole, *live.shape[1:]), (part,), one.row
-    starts = list(itertools.accumulate((one.whole for one in layers), initial=0))
-    parts = tuple(
-        WeightPart(live[one.row : one.row + one.size], (start + one.first, 0))
-        for one, start in zip(layers, starts, strict=False)
+        return InputError(f"The experts adapt {name}, which the base model does not have; use the base they share.")
+
+    def _probe(self, wanted: Mapping[str, Shape]) -> None:
+        """Ask the model's loader for those that have not been asked for."""
+        asked = [(name, shape) for name, shape in wanted.items() if (name, shape) not in self._found]
+        rows: dict[tuple[str, Shape], list[_Write]] = {}
+        columns: dict[tuple[str, Shape], list[_Write]] = {}
+        with _without_lora(self._model), _parameters_kept(self._model), _quiet_loader():
+            # A wrapped text model has a loader of its own, for names as they are in the text model alone.
+            for model in self._models:
+                left = [one for one in asked if one not in rows]
+                rows |= self._ask(model, left, _row_numbers, self._ignored)
+                columns |= self._ask(model, [one for one in left if one in rows], _column_numbers, set())
+        for one in asked:
+            writes = rows.get(one)
+            self._found[one] = self._alias(*one) if writes is None else self._decode(*one, writes, columns.get(one, []))
+
+    def _ask(
+        self,
+        model: torch.nn.Module,
+        asked: Sequence[tuple[str, Shape]],
+        probe: Callable[[int, Shape], torch.Tensor],
+        ignored: set[tuple[str, Shape]],
+    ) -> dict[tuple[str, Shape], list[_Write]]:
+        """What the loader writes of each; `ignored` gets those that it takes without writing anything."""
+        found: dict[tuple[str, Shape], list[_Write]] = {}
+
+        def load(ones: Sequence[tuple[str, Shape]]) -> tuple[int, bool]:
+            """How many it has taken before one that it refuses, and whether it has written anything."""
+            taken = 0
+
+            def given() -> Iterator[tuple[str, torch.Tensor]]:
+                nonlocal taken
+                for number, (name, shape) in enumerate(ones):
+                    taken = number
+                    yield name, probe(FIRST + number, shape)
+                taken = len(ones)
+
+            recorder = _Recorder(self._live, self._model)
+            try:
+                with torch.no_grad(), recorder:
+                    model.load_weights(given())  # type: ignore[operator]
+            except Exception:  # each loader has errors of its own for a name or shape that it does not know
+                taken = min(taken, len(ones) - 1)
+            for write in recorder.writes:
+                value = float(write.numbers.flatten()[0]) if write.numbers.numel() else 0.0
+                number = int(value) // NUMBER - FIRST if math.isfinite(value) else -1
+                if 0 <= number < len(ones):
+                    found.setdefault(ones[number], []).append(write)
+            return taken, bool(recorder.writes)
+
+        first = 0
+        while first < len(asked):
+            first += load(asked[first:])[0] + 1
+        for one in asked:  # alone, as one beside it may have been refused
+            if one not in found and load([one]) == (1, False):
+                ignored.add(one)
+        return found
+
+    def _alias(self, name: str, shape: Shape) -> Weight | None:
+        """A tensor that the loader passes over because it is tied to another one."""
+        mapper = getattr(self._model, "hf_to_vllm_mapper", None)
+        for parameter in (name, mapper.get_rename_mapper().map_name(name) if mapper is not None else name):
+            live = self._live.get(parameter)
+            if live is not None and live.dtype in FLOATS and live.dim() == len(shape) and len(live) >= shape[0]:
+                weight = Weight(name, shape, (WeightPart(live[: shape[0]]),), parameter, 0)
+                if self.tied(weight) is not None:
+                    return weight
+        return None
+
+    def _decode(self, name: str, shape: Shape, rows: Sequence[_Write], columns: Sequence[_Write]) -> Weight | None:
+        """The parts of a tensor; None where what is written is not the tensor's own elements."""
+        if len(rows) != len(columns):
+            return None
+        parts: list[WeightPart] = []
+        for (live, row_numbers), (_, column_numbers) in zip(rows, columns, strict=True):
+            if live.dtype not in FLOATS:
+                return None
+            try:
+                parts += _pieces(live, row_numbers, column_numbers, matrix=len(shape) > 1)
+            except ValueError:
+                return None
+        parts = _joined(parts)
+        if len(parts) == 1 and parts[0].live.shape == torch.Size(shape):
+            parts = [WeightPart(parts[0].live)]
+        first = parts[0].live
+        parameter = self._owner(first)
+        if any((part.start or (0, 0))[0] + len(part.live) > shape[0] for part in parts if shape):
+            return None  # something was added to the numbers
+        # Else vLLM has packed or quantized what it had loaded.
+        if parameter is None or not all(self._base.holds(name, part) for part in (parts[0], parts[-1])):
+            return None
+        whole = self._live[parameter]
+        offset = first.storage_offset() - whole.storage_offset()
+        return Weight(name, shape, tuple(parts), parameter, offset // whole.stride(0) if whole.dim() else 0)
+
+    def _owner(self, live: torch.Tensor) -> str | None:
+        address = live.untyped_storage().data_ptr()
+        return next((name for name, one in self._live.items() if one.untyped_storage().data_ptr() == address), None)
+
+
+def _other_shape(name: str, shape: Shape, whole: Shape) -> InputError:
+    return InputError(
+        f"{name} has shape {list(shape)} by the experts but {list(whole)} in the base model; use the base they share."
     )
-    return (starts[-1], *live.shape[1:]), parts, 0
 
 
-def _layers(owner: Any, live: torch.Tensor, split: bool) -> list[_Layer]:
-    """The layers that are fused in a parameter, one behind the other."""
-    layers, row = [], 0
-    for number, size in enumerate(getattr(owner, "output_partition_sizes", [len(live)])):
-        ranks, rank = (owner.tp_size, owner.tp_rank) if split else (1, 0)
-        # Fewer key-value heads than ranks: several ranks hold the same.
-        copies = owner.num_kv_head_replicas if split and number and isinstance(owner, QKVParallelLinear) else 1
-        layers.append(_Layer(row, size, size * ranks // copies, rank // copies * size))
-        row += size
-    return layers
+class BaseTensors:
+    """What the checkpoint of the base model holds, in safetensors."""
+
+    def __init__(self, folder: Path) -> None:
+        self.shapes: dict[str, Shape] = {}
+        self._files: dict[str, Path] = {}
+        own = sorted(folder.glob("model*.safetensors"))
+        for file in own or sorted(folder.glob("*.safetensors")):  # others may hold the same in another layout
+            with safe_open(file, framework="pt") as handle:
+                for name in handle.keys():  # noqa: SIM118
+                    self.shapes[name] = tuple(handle.get_slice(name).get_shape())
+                    self._files[name] = file
+
+    def holds(self, name: str, part: WeightPart) -> bool:
+        """Whether the first row of a part is what the checkpoint has there; true of a tensor that it lacks."""
+        shape = self.shapes.get(name)
+        if shape is None or len(shape) not in (1, 2):
+            return True
+        row, column = part.start or (0, 0)
+        with safe_open(self._files[name], framework="pt") as handle:
+            stored = handle.get_slice(name)[row : row + 1]
+        live = part.live[:1].to("cpu", torch.float32)
+        right = stored if len(shape) == 1 else stored[:, column : column + live.shape[1]]
+        return torch.equal(right.to(part.live.dtype).float(), live)
+
+
+class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Keeps what is copied into live parameters from being written, and remembers it."""
+
+    def __init__(self, live: Mapping[str, torch.Tensor], model: torch.nn.Module) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.writes: list[_Write] = []
+        self._live, self._model = live, model
+        self._storages = {_address(one) for one in live.values()} - {0}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        written = _written(func, args, kwargs)
+        live = [place for place in written if _address(place) in self._storages]
+        if func is torch.ops.aten.copy_.default and not live and (place := self._twin(args[0])) is not None:
+            live = [place]
+        if not live:
+            return func(*args, **kwargs)
+        if func is torch.ops.aten.copy_.default and args[1].shape == live[0].shape:
+            self.writes.append(_Write(live[0], args[1]))
+        elif func is torch.ops.aten.fill_.Scalar and live[0].numel() == 1:
+            self.writes.append(_Write(live[0], torch.full(live[0].shape, float(args[1]), dtype=torch.float64)))
+        return args[0]
+
+    def _twin(self, place: torch.Tensor) -> torch.Tensor | None:
+        """The live tensor for one that the loader has just registered in its stead (a head's bias)."""
+        address = _address(place)
+        for name, one in _tensors(self._model):
+            if _address(one) == address and name in self._live and self._live[name].shape == one.shape:
+                base = self._live[name]
+                return base.as_strided(place.shape, place.stride(), base.storage_offset() + place.storage_offset())
+        return None
+
+
+def _written(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[torch.Tensor]:
+    """The tensors that an operator writes into."""
+    if not func._schema.is_mutable:
+        return []
+    found: list[torch.Tensor] = []
+    for number, argument in enumerate(func._schema.arguments):
+        if argument.alias_info is not None and argument.alias_info.is_write:
+            value = args[number] if number < len(args) else kwargs.get(argument.name)
+            values = value if isinstance(value, list | tuple) else [value]
+            found += [one for one in values if isinstance(one, torch.Tensor)]
+    return found
+
+
+def _address(tensor: torch.Tensor) -> int:
+    return tensor.untyped_storage().data_ptr()
+
+
+def _tensors(model: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+    yield from model.named_parameters(remove_duplicate=False)
+    yield from model.named_buffers(remove_duplicate=False)
+
+
+def _row_numbers(number: int, shape: Shape) -> torch.Tensor:
+    """A tensor of this shape, in no more memory than it has rows, that holds the numbers of its rows."""
+    rows = shape[:-1] if len(shape) > 1 else shape
+    counted = torch.arange(torch.Size(rows).numel(), dtype=torch.float64) + number * NUMBER
+    return counted.view(rows)[..., None].expand(shape) if len(shape) > 1 else counted.view(rows)
+
+
+def _column_numbers(number: int, shape: Shape) -> torch.Tensor:
+    """As `_row_numbers`, with the numbers of its columns: a vector is one column."""
+    columns = torch.arange(shape[-1] if len(shape) > 1 else 1, dtype=torch.float64) + number * NUMBER
+    return columns.expand(shape)
+
+
+def _pieces(live: torch.Tensor, rows: torch.Tensor, columns: torch.Tensor, *, matrix: bool) -> list[WeightPart]:
+    """The parts of a tensor that lie in `live`, from the numbers of their rows and columns.
+
+    Raises ValueError if these are not rows of a tensor or of its transpose.
+    """
+    if live.dim() > 2 and 1 in live.shape:
+        axis = list(live.shape).index(1)
+        return _pieces(live.squeeze(axis), rows.squeeze(axis), columns.squeeze(axis), matrix=matrix)
+    if live.dim() > 2:
+        found = []
+        for one in zip(live, rows, columns, strict=True):
+            found += _pieces(*one, matrix=matrix)
+        return found
+    if live.dim() == 0:
+        live, rows, columns = live[None], rows[None], columns[None]
+    if not matrix:
+        if live.dim() != 1:
+            raise ValueError("a vector in a matrix")
+        return [WeightPart(live[a:b], (start, 0)) for a, b, start in _runs(rows)]
+    if live.dim() == 1:
+        axis = 0 if _constant(rows, 0) else 1
+        live, rows, columns = live.unsqueeze(axis), rows.unsqueeze(axis), columns.unsqueeze(axis)
+    if not _constant(rows, 1):
+        live, rows, columns = live.t(), rows.t(), columns.t()
+    if not (_constant(rows, 1) and _constant(columns, 0)):
+        raise ValueError("rows that are mixed")
+    found = []
+    for left, right, column in _runs(columns[0]):
+        found += [WeightPart(live[a:b, left:right], (row, column)) for a, b, row in _runs(rows[:, 0])]
+    return found
+
+
+def _runs(numbers: torch.Tensor) -> list[tuple[int, int, int]]:
+    """Begin, end and first number of each run of numbers [n] that follow one another."""
+    whole = numbers.remainder(NUMBER).cpu()
+    if not bool((whole == whole.round()).all()):
+        raise ValueError("values that were changed")
+    values = whole.long()
+    breaks = [0, *(torch.nonzero(values.diff() != 1).flatten() + 1).tolist(), len(values)]
+    return [(a, b, int(values[a])) for a, b in itertools.pairwise(breaks) if b > a]
+
+
+def _constant(numbers: torch.Tensor, axis: int) -> bool:
+    """Whether they are the same along an axis."""
+    if numbers.stride(axis) == 0 or numbers.shape[axis] == 1:
+        return True
+    return bool((numbers == numbers.narrow(axis, 0, 1)).all())
+
+
+def _joined(parts: Sequence[WeightPart]) -> list[WeightPart]:
+    """With one part for those that follow one another in the tensor and in memory."""
+    joined: list[WeightPart] = []
+    for part in sorted(parts, key=lambda one: one.start or (0, 0)):
+        if joined and _follows(joined[-1], part):
+            live, start = joined.pop()
+            size = (len(live) + len(part.live), *live.shape[1:])
+            part = WeightPart(live.as_strided(size, live.stride(), live.storage_offset()), start)
+        joined.append(part)
+    return joined
+
+
+def _follows(one: WeightPart, other: WeightPart) -> bool:
+    (row, column), (next_row, next_column) = one.start or (0, 0), other.start or (0, 0)
+    live, after = one.live, other.live
+    return (
+        (next_row, next_column) == (row + len(live), column)
+        and live.shape[1:] == after.shape[1:]
+        and live.stride() == after.stride()
+        and _address(live) == _address(after)
+        and after.storage_offset() == live.storage_offset() + len(live) * live.stride(0)
+    )
+
+
+def _upright(weight: Weight, live: Mapping[str, torch.Tensor]) -> Weight:
+    """A linear layer's weight as [outputs, inputs], which is how vLLM keeps it."""
+    place = live[weight.parameter]
+    if place.dim() != 2 or weight.parts[0].live.stride() == place.stride():
+        return weight
+    parts = [
+        WeightPart(part.live.t(), None if part.start is None else (part.start[1], part.start[0]))
+        for part in weight.parts
+    ]
+    return weight._replace(shape=weight.shape[::-1], parts=tuple(_joined(parts)) if len(parts) > 1 else tuple(parts))
+
+
+@contextmanager
+def _without_lora(model: torch.nn.Module) -> Iterator[None]:
+    """The layers that vLLM has wrapped for LoRA in the places of their wrappers, where its loader looks for them."""
+    from vllm.lora.layers import BaseLayerWithLoRA
+
+    wrapped = [
+        (path, module)
+        for path, module in model.named_modules(remove_duplicate=False)
+        if isinstance(module, BaseLayerWithLoRA) and hasattr(module, "base_layer")
+    ]
+    try:
+        for path, module in wrapped:
+            _set(model, path, module.base_layer)
+        yield
+    finally:
+        for path, module in wrapped:
+            _set(model, path, module)
+
+
+def _set(model: torch.nn.Module, path: str, module: torch.nn.Module) -> None:
+    parent, _, leaf = path.rpartition(".")
+    setattr(model.get_submodule(parent), leaf, module)
+
+
+@contextmanager
+def _parameters_kept(model: torch.nn.Module) -> Iterator[None]:
+    """The model's own parameters, whatever its loader registers in their stead."""
+    before = [(module, dict(module._parameters)) for module in model.modules()]
+    try:
+        yield
+    finally:
+        for module, parameters in before:
+            module._parameters.update(parameters)
+
+
+@contextmanager
+def _quiet_loader() -> Iterator[None]:
+    """Without the loader's warnings of tensors that are not of the parameters' type."""
+    before = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logging.disable(before)

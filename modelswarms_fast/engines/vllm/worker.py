@@ -6,6 +6,7 @@ vLLM mixes `SwarmWorker` into its own worker class (`worker_extension_cls`).
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, Protocol
 
 import torch
@@ -48,6 +49,7 @@ class SwarmWorker:
         if not hasattr(self, "_swarm_modes"):
             keep_logits(self.model_runner)
             self._swarm_modes: dict[str, ServingMode] = {}
+            self._swarm_weights: WeightMap | None = None
         return self
 
     def swarm_attach(self, serve: str, experts: Experts, room: torch.Tensor | None = None) -> None:
@@ -65,7 +67,10 @@ class SwarmWorker:
                 "The experts change kv_b_proj, of which vLLM uses a copy made when it loads the model (MLA); "
                 "use engine='transformers'."
             )
-        weights = WeightMap(self.model_runner.get_model())
+        if self._swarm_weights is None:
+            base = Path(self.model_runner.model_config.model)
+            self._swarm_weights = WeightMap(self.model_runner.get_model(), base)
+        weights = self._swarm_weights
         mode: ServingMode
         if serve == "slots":
             mode = lora_slots(self.model_runner, weights, experts)
@@ -97,9 +102,9 @@ def _output_slices(model: torch.nn.Module, weights: WeightMap, experts: Experts)
     """Of each adapted linear layer, where the model computes it."""
     specs = {spec.name: spec for spec in experts.layout.specs}
     slices: dict[str, OutputSlice] = {}
+    found = weights.linear({one.name: (specs[one.b].shape[0], specs[one.a].shape[1]) for one in experts.modules})
     for adapted in experts.modules:
-        shape = (specs[adapted.b].shape[0], specs[adapted.a].shape[1])
-        weight = weights.resolve(f"{adapted.name}.weight", shape)
+        weight = found[adapted.name]
         live, start = weight.part
         module = model.get_submodule(weight.module)
         linear = getattr(module, "base_layer", module)

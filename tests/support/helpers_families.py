@@ -1,0 +1,122 @@
+"""Tiny random checkpoints of the families of models that users have, with experts, made of real config classes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from helpers_search import write_tokenizer
+from peft import LoraConfig, get_peft_model
+
+RANK = 4
+LLAMA = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+_BASIC: dict[str, Any] = {
+    "vocab_size": 64, "hidden_size": 128, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "max_position_embeddings": 128, "tie_word_embeddings": True,
+    "bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0,
+}  # fmt: skip
+_HEADS: dict[str, Any] = {"head_dim": 32}
+_ROPE = {"rope_type": "llama3", "rope_theta": 5e5, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+         "original_max_position_embeddings": 64}  # fmt: skip
+_GPT2: dict[str, Any] = {"n_embd": 128, "n_inner": 96, "n_layer": 2, "n_head": 4, "n_positions": 128}
+_LEFT_OUT = ("num_key_value_heads",)
+
+
+@dataclass(frozen=True)
+class Family:
+    """A family: the name of its config class, that of its model class, and what makes it tiny."""
+
+    config: str
+    model: str
+    settings: dict[str, Any] = field(default_factory=dict)
+    targets: list[str] = field(default_factory=lambda: LLAMA)
+    build: Callable[[Family], Any] | None = None
+
+    def config_of(self) -> Any:
+        """The tiny config."""
+        if self.build is not None:
+            return self.build(self)
+        given = {name: value for name, value in (_BASIC | self.settings).items() if value is not ...}
+        return getattr(transformers, self.config)(**given)
+
+    def model_class(self) -> Any:
+        """The class that has its checkpoint."""
+        return getattr(transformers, self.model)
+
+
+def _causal(stem: str, targets: list[str] = LLAMA, config: str | None = None, **settings: Any) -> Family:
+    return Family(config or f"{stem}Config", f"{stem}ForCausalLM", settings, targets)
+
+
+FAMILIES: dict[str, Family] = {
+    "Llama 2": _causal("Llama", tie_word_embeddings=False, num_key_value_heads=4),
+    "Llama 3": _causal("Llama", rope_parameters=_ROPE),
+    "Mistral": _causal("Mistral", tie_word_embeddings=False, sliding_window=32),
+    "Qwen2": _causal("Qwen2"),
+    "Qwen2.5": _causal("Qwen2", tie_word_embeddings=False),
+    "Qwen3": _causal("Qwen3", **_HEADS),
+    "Gemma": _causal("Gemma", **_HEADS),
+    "Gemma 2": _causal("Gemma2", **_HEADS, query_pre_attn_scalar=32, sliding_window=32),
+    "Gemma 3": _causal("Gemma3", config="Gemma3TextConfig", **_HEADS, query_pre_attn_scalar=32, sliding_window=32),
+    "Phi": _causal("Phi", ["q_proj", "k_proj", "v_proj", "dense", "fc1", "fc2"], tie_word_embeddings=False),
+    "Phi-3": _causal("Phi3", ["qkv_proj", "o_proj", "gate_up_proj", "down_proj"], tie_word_embeddings=False,
+                     original_max_position_embeddings=128),
+    "OLMo 2": _causal("Olmo2", tie_word_embeddings=False),
+    "Granite": _causal("Granite", attention_multiplier=0.25, residual_multiplier=0.5, embedding_multiplier=3.0),
+    "StarCoder2": _causal("Starcoder2", ["q_proj", "k_proj", "v_proj", "o_proj", "c_fc", "c_proj"]),
+    "SmolLM3": _causal("SmolLM3"),
+    "GPT-NeoX": _causal("GPTNeoX", ["query_key_value", "dense", "dense_h_to_4h", "dense_4h_to_h"],
+                        tie_word_embeddings=False, num_key_value_heads=..., rotary_pct=0.5),
+    "GPT-2": Family("GPT2Config", "GPT2LMHeadModel", _GPT2, ["c_attn", "c_proj", "c_fc"]),
+    "OPT": _causal("OPT", ["q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2"], ffn_dim=96, word_embed_proj_dim=128,
+                   num_key_value_heads=...),
+    "Falcon": _causal("Falcon", ["query_key_value", "dense", "dense_h_to_4h", "dense_4h_to_h"], ffn_hidden_size=512,
+                      num_key_value_heads=...),
+    "Falcon 40B": _causal("Falcon", ["query_key_value", "dense", "dense_h_to_4h", "dense_4h_to_h"],
+                          ffn_hidden_size=512, num_key_value_heads=..., num_kv_heads=2, new_decoder_architecture=True,
+                          tie_word_embeddings=False),
+    "Mixtral": _causal("Mixtral", LLAMA[:4], num_local_experts=4, num_experts_per_tok=2, tie_word_embeddings=False),
+    "Qwen3-MoE": _causal("Qwen3Moe", LLAMA[:4], **_HEADS, num_experts=4, num_experts_per_tok=2,
+                         moe_intermediate_size=32, tie_word_embeddings=False),
+}  # fmt: skip
+
+
+def make_model(family: Family, folder: Path, seed: int = 0) -> Any:
+    """A random model of the family, saved with a tokenizer of 64 letters; biases and norms are random too."""
+    torch.manual_seed(seed)
+    model = family.model_class()(family.config_of()).float()
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            noise = torch.randn(parameter.shape, generator=generator)
+            parameter.add_(noise, alpha=0.1 if parameter.dim() == 1 else 0.03)
+    model.save_pretrained(folder)
+    write_tokenizer(folder)
+    return model.eval()
+
+
+def make_full(family: Family, base: Any, folder: Path, seed: int) -> None:
+    """A whole checkpoint near the base model."""
+    generator = torch.Generator().manual_seed(100 + seed)
+    kept = {name: one.detach().clone() for name, one in base.named_parameters()}
+    with torch.no_grad():
+        for one in base.parameters():
+            one.add_(torch.randn(one.shape, generator=generator), alpha=0.02)
+        base.save_pretrained(folder)
+        for name, one in base.named_parameters():
+            one.copy_(kept[name])
+
+
+def make_lora(family: Family, base: Path, folder: Path, seed: int, targets: Any = None) -> None:
+    """A LoRA adapter on all linear layers, by PEFT."""
+    lora = LoraConfig(r=RANK, lora_alpha=8, target_modules=targets or family.targets, task_type="CAUSAL_LM")
+    model = get_peft_model(family.model_class().from_pretrained(base), lora)
+    generator = torch.Generator().manual_seed(seed)
+    for name, parameter in model.named_parameters():
+        if "lora_" in name:
+            parameter.data = torch.randn(parameter.shape, generator=generator) * 0.2
+    model.save_pretrained(folder)
