@@ -139,7 +139,8 @@ def a_head(*, tied):
     model.requires_grad_(False)
     layout = Layout.of({"a": torch.empty(4, 32), "b": torch.empty(64, 4)}, torch.float32)
     module = LoraModule("lm_head", "a", "b", 4, 2.0)
-    return model, SimpleNamespace(layout=layout, modules=(module,), rows=torch.ones(2, layout.size))
+    experts = SimpleNamespace(layout=layout, modules=(module,), rows=torch.ones(2, layout.size), combine="factors")
+    return model, experts
 
 
 def test_a_head_is_adapted_where_the_embeddings_have_another_name(worker):
