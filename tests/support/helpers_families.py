@@ -10,7 +10,7 @@ from typing import Any
 import torch
 import transformers
 from helpers_search import write_tokenizer
-from peft import LoraConfig, get_peft_model
+from peft import LoraConfig, PeftModel, get_peft_model
 
 RANK = 4
 LLAMA = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
@@ -120,3 +120,23 @@ def make_lora(family: Family, base: Path, folder: Path, seed: int, targets: Any 
         if "lora_" in name:
             parameter.data = torch.randn(parameter.shape, generator=generator) * 0.2
     model.save_pretrained(folder)
+
+
+def make_family(family: Family, folder: Path) -> None:
+    """A base model, three LoRA experts and two whole checkpoints: base, experts/0, full/0."""
+    base = make_model(family, folder / "base")
+    for seed in range(2):
+        make_full(family, base, folder / "full" / str(seed), seed)
+    for seed in range(3):
+        make_lora(family, folder / "base", folder / "experts" / str(seed), seed)
+
+
+def answers(family: Family, base: Path, adapter: Path | None, prompt: list[int]) -> list[float]:
+    """Log-probabilities of the next token by transformers, with an adapter by PEFT."""
+    model = family.model_class().from_pretrained(base)
+    if adapter is not None:
+        model = PeftModel.from_pretrained(model, adapter)
+    with torch.no_grad():
+        logits = model.eval()(torch.tensor([prompt])).logits[0, -1]
+    chances: list[float] = torch.log_softmax(logits.float(), dim=-1).tolist()
+    return chances

@@ -53,8 +53,13 @@ class VllmEngine:
         modules = () if experts is None else experts.modules
         modes = open_modes(config, modules)
         llm_class, known, on_cpu = import_vllm()
+        self.refused: dict[Serve, str] = {}
+        """Of the ways to serve that the settings allow, those that the base model or the experts do not, and why."""
         if "slots" in modes and (name := lacks_slots(base, on_cpu)) is not None:
-            modes = _without_slots(modes, name)
+            modes = tuple(mode for mode in modes if mode != "slots")
+            self.refused["slots"] = f"vLLM has no LoRA slots for {name}; use serve='merged', or engine='transformers'."
+            if not modes:
+                raise InputError(self.refused["slots"])
         check_names(["engine", *modes, *(["cpu"] if on_cpu else [])])
         check_options(config.engine_options, modes, known)
         arguments = vllm_arguments(
@@ -94,15 +99,14 @@ class VllmEngine:
     def _attach(self, experts: Experts, modes: Sequence[Serve]) -> tuple[Serve, ...]:
         """The modes that the base model and the experts allow. Raises InputError if there is none."""
         able: list[Serve] = []
-        refusals = []
         for mode in modes:
             try:
                 self._worker.swarm_attach(mode, experts)
                 able.append(mode)
             except InputError as error:
-                refusals.append(error)
+                self.refused[mode] = str(error)
         if not able:
-            raise refusals[0]
+            raise InputError(self.refused[modes[0]])
         return tuple(able)
 
     def set_mode(self, mode: Serve) -> None:
@@ -282,13 +286,6 @@ class VllmEngine:
         if not 0 <= slot < self.slots:
             raise IndexError(f"slot {slot} of {self.slots}")
         return slot
-
-
-def _without_slots(modes: Sequence[Serve], name: str) -> tuple[Serve, ...]:
-    left = tuple(mode for mode in modes if mode != "slots")
-    if not left:
-        raise InputError(f"vLLM has no LoRA slots for {name}; use serve='merged', or engine='transformers'.")
-    return left
 
 
 def _likelihood(output: Any, length: int) -> Completion:

