@@ -20,14 +20,17 @@ import vllm.model_executor.layers.utils
 import vllm.model_executor.models.transformers.base
 from vllm.lora.punica_wrapper.punica_cpu import PunicaWrapperCPU
 from vllm.model_executor.layers.activation import SiluAndMul
-from vllm.model_executor.layers.fused_moe.activation import MoEActivation
-from vllm.model_executor.layers.fused_moe.experts.cpu_moe import CPUUnquantizedExperts
 from vllm.model_executor.layers.layernorm import RMSNorm
 from vllm.platforms import current_platform
 from vllm.v1.sample.sampler import Sampler
 
 from modelswarms_fast.engines.vllm.low_rank import LowRank, LowRankPart, TokenGroups, group_tokens
 from modelswarms_fast.ops import swiglu
+
+try:
+    from vllm.model_executor.layers.fused_moe.experts.cpu_moe import CPUUnquantizedExperts
+except ImportError:  # of other versions; then whole checkpoints of a mixture of experts are refused as packed
+    CPUUnquantizedExperts = None
 
 # Numbers in the widest vector of vLLM's CPU kernels.
 VECTOR = 32
@@ -169,10 +172,10 @@ def rms_norm(
     return x, residual
 
 
-_GATES: dict[MoEActivation, Callable[[torch.Tensor], torch.Tensor]] = {
-    MoEActivation.SILU: torch.nn.functional.silu,
-    MoEActivation.GELU: torch.nn.functional.gelu,
-    MoEActivation.GELU_TANH: partial(torch.nn.functional.gelu, approximate="tanh"),
+_GATES: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+    "silu": torch.nn.functional.silu,
+    "gelu": torch.nn.functional.gelu,
+    "gelu_tanh": partial(torch.nn.functional.gelu, approximate="tanh"),
 }
 
 
@@ -181,8 +184,9 @@ def keep_experts(self: Any, layer: torch.nn.Module) -> None:
 
     vLLM packs them for its kernel, after which they could not be written again.
     """
-    gate = _GATES.get(self.moe_config.activation)
+    gate = _GATES.get(str(self.moe_config.activation.value))
     if gate is None:
+        assert _PACK_EXPERTS is not None
         _PACK_EXPERTS(self, layer)
     else:
         self.apply = partial(plain_experts, self, gate)
@@ -258,15 +262,17 @@ _CHANGES: list[tuple[Any, str, Any]] = [
     (SiluAndMul, "forward_cpu", lambda self, x: swiglu(x)),
 ]
 """Owner, attribute, value: what vLLM looks up while it builds a model."""
-_PACK_EXPERTS = CPUUnquantizedExperts.process_weights_after_loading
-_EXPERTS_STAY: tuple[Any, str, Any] = (CPUUnquantizedExperts, "process_weights_after_loading", keep_experts)
+_PACK_EXPERTS = getattr(CPUUnquantizedExperts, "process_weights_after_loading", None)
+_EXPERTS_STAY: list[tuple[Any, str, Any]] = (
+    [] if _PACK_EXPERTS is None else [(CPUUnquantizedExperts, "process_weights_after_loading", keep_experts)]
+)
 """Only where whole checkpoints are served: vLLM's packed experts are faster."""
 _INHERITED = object()
 
 
 def apply(whole: bool = False) -> Callable[[], None]:
     """Change vLLM, until what is returned is called; `whole`: for whole checkpoints."""
-    changes = [*_CHANGES, _EXPERTS_STAY] if whole else _CHANGES
+    changes = [*_CHANGES, *_EXPERTS_STAY] if whole else _CHANGES
     before = [(owner, name, vars(owner).get(name, _INHERITED)) for owner, name, _ in changes]
     for owner, name, value in changes:
         setattr(owner, name, value)

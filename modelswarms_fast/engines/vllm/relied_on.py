@@ -31,7 +31,6 @@ class Name(NamedTuple):
 
 
 _LINEAR = "vllm.model_executor.layers.linear"
-_EMBEDDING = "vllm.model_executor.layers.vocab_parallel_embedding"
 _ENGINE = "vllm.v1.engine.llm_engine"
 _LORA = "vllm.lora.model_manager"
 
@@ -58,24 +57,22 @@ RELIED_ON = (
     Name("engine", _ENGINE, "LLMEngine.step"),
     Name("engine", _ENGINE, "LLMEngine.abort_request", ("request_ids",)),
     Name("engine", _ENGINE, "LLMEngine.has_unfinished_requests"),
-    Name("engine", "vllm.config", "ModelConfig", ("dtype", "use_mla")),
+    Name("engine", "vllm.config", "ModelConfig", ("model", "dtype", "use_mla")),
+    Name("engine", "vllm.lora.layers", "BaseLayerWithLoRA"),
     Name("engine", "vllm.outputs", "RequestOutput", ("request_id", "finished", "outputs", "prompt_logprobs")),
     Name("engine", "vllm.distributed", "tensor_model_parallel_all_reduce"),
     Name("engine", _LINEAR, "LinearBase", ("tp_size", "tp_rank")),
-    Name("engine", _LINEAR, "ColumnParallelLinear", ("output_partition_sizes", "gather_output")),
-    Name("engine", _LINEAR, "QKVParallelLinear", ("num_kv_head_replicas",)),
+    Name("engine", _LINEAR, "ColumnParallelLinear", ("gather_output",)),
     Name("engine", _LINEAR, "RowParallelLinear", ("input_is_parallel", "reduce_results")),
-    Name("engine", _EMBEDDING, "VocabParallelEmbedding", ("shard_indices", "org_vocab_size")),
-    Name(
-        "engine", _EMBEDDING, "VocabParallelEmbeddingShardIndices", ("org_vocab_start_index", "org_vocab_end_index")
-    ),
     Name("slots", "vllm.lora.request", "LoRARequest", ("lora_name", "lora_int_id", "lora_path")),
     Name("slots", "vllm.engine.arg_utils", "EngineArgs",
          ("enable_lora", "max_loras", "max_lora_rank", "lora_target_modules")),
+    Name("slots", "vllm.model_executor.models.interfaces", "supports_lora", ("model",)),
+    Name("slots", "vllm.model_executor.models.registry", "ModelRegistry"),
     Name("slots", "vllm.lora.worker_manager", "WorkerLoRAManager", ("_adapter_manager",)),
     Name(
         "slots", _LORA, "LoRAModelManager",
-        ("lora_slots", "lora_index_to_id", "modules", "packed_modules_mapping", "_last_mapping"),
+        ("lora_slots", "lora_index_to_id", "modules", "_last_mapping"),
     ),
     Name("slots", _LORA, "LoRAModelManager.create_dummy_lora", ("lora_id", "rank", "embedding_modules")),
     Name("slots", _LORA, "LoRAModelManager.add_adapter"),
