@@ -151,7 +151,9 @@ def test_answers_are_drawn_each_by_its_own_seed(engine, oracle, experts, probe, 
     weights = {token: math.exp(value / 1.5) for token, value in oracle.log_probs(Request(0, probe)).items()}
     whole, count = sum(weights.values()), 400
     seeds = [Request(0, probe, None, Sampling(1.5, 1.0, seed)) for seed in range(count)]
-    found = Counter(one.text for one in complete(engine, seeds, 1))
+    drawn = complete(engine, seeds, 1)
+    assert drawn[280:300] == complete(engine, seeds[280:300], 1), "one of 280 to 300 was read in two parts"
+    found = Counter(one.text for one in drawn)
     for token in sorted(weights, key=weights.__getitem__)[-5:]:
         share = weights[token] / whole
         often = found[oracle.tokenizer.decode([token], skip_special_tokens=True)] / count

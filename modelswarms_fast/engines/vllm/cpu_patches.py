@@ -236,11 +236,41 @@ class FloatLogits:
         return self._forward(self._memory[: logits.numel()].view(logits.shape).copy_(logits), *args, **kwargs)
 
 
+class SeededDraws:
+    """A sampler's forward in which a request with a seed draws only once its whole prompt has been read.
+
+    vLLM draws a token for every sequence of a step, even if only a part of its prompt fitted in. It sets the generator
+    back then, which a CPU's generators cannot do: the step fails. A draw that is not taken back would also make an
+    answer depend on what shared a step with its prompt.
+    """
+
+    def __init__(self, forward: Callable[..., Any], runner: Any) -> None:
+        self._forward, self._runner = forward, runner
+        self._waiting = False
+        """Whether the last step left a generator out."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """What the sampler's own forward says."""
+        batch = self._runner.input_batch
+        if batch.generators or self._waiting:
+            self._waiting = False
+            unread = self._runner.discard_request_mask.np
+            for index, name in enumerate(batch.req_ids):
+                generator = self._runner.requests[name].generator
+                if generator is not None and unread[index]:
+                    batch.generators.pop(index, None)
+                    self._waiting = True
+                elif generator is not None:
+                    batch.generators[index] = generator
+        return self._forward(*args, **kwargs)
+
+
 def keep_logits(runner: Any) -> None:
-    """Let the sampler of this model runner, and no other, convert its logits in memory that it keeps."""
+    """Let the sampler of this model runner, and no other, convert its logits in memory that it keeps, and draw as
+    `SeededDraws` says."""
     sampler = getattr(runner, "sampler", None)
     if current_platform.is_cpu() and isinstance(sampler, Sampler):
-        sampler.forward = FloatLogits(sampler.forward)
+        sampler.forward = SeededDraws(FloatLogits(sampler.forward), runner)
 
 
 _CHANGES: list[tuple[Any, str, Any]] = [

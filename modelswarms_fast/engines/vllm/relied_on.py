@@ -100,6 +100,11 @@ RELIED_ON = (
     ),
     Name("cpu", "vllm.model_executor.layers.activation", "SiluAndMul.forward_cpu", ("x",)),
     Name("cpu", "vllm.v1.sample.sampler", "Sampler.forward", ("logits",)),
+    Name(
+        "cpu", "vllm.v1.worker.gpu_model_runner", "GPUModelRunner", ("discard_request_mask", "input_batch", "requests")
+    ),
+    Name("cpu", "vllm.v1.worker.gpu_input_batch", "InputBatch", ("generators", "req_ids")),
+    Name("cpu", "vllm.v1.worker.gpu_input_batch", "CachedRequestState", ("generator",)),
     Name("cpu", "vllm.model_executor.models.transformers.base", "Base._decorate_cls_for_torch_compile"),
 )  # fmt: skip
 
