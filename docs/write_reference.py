@@ -1,13 +1,15 @@
 """Write the reference pages that follow from the code: python docs/write_reference.py [--check].
 
 `reference/command-line.md` is what the commands say of themselves, `reference/settings.md` the fields of the settings
-with their docstrings. `--check` writes nothing and exits with status 1 if a page is not current.
+with their docstrings, `reference/models.md` the latest result of `python -m benchmarks.engine.models`. `--check` writes
+nothing and exits with status 1 if a page is not current.
 """
 
 from __future__ import annotations
 
 import ast
 import inspect
+import json
 import re
 import sys
 from collections.abc import Callable, Iterator
@@ -20,6 +22,11 @@ from modelswarms_fast import config
 from modelswarms_fast.cli.main import app
 
 FOLDER = Path(__file__).parent / "reference"
+MODELS = Path(__file__).parents[1] / "benchmarks" / "results" / "models"
+WAYS = {
+    "merged": "`merged`", "slots": "`slots`", "mixture": "`mixture`", "full": "whole checkpoints",
+    "transformers": "`engine=\"transformers\"`", "export": "export",
+}  # fmt: skip
 WRITTEN = "<!-- Written by docs/write_reference.py; change the code, then run it. -->\n"
 
 
@@ -35,7 +42,35 @@ def main() -> None:
 
 def pages() -> dict[Path, str]:
     """The text of each page by its path."""
-    return {FOLDER / "command-line.md": command_line(), FOLDER / "settings.md": settings()}
+    return {
+        FOLDER / "command-line.md": command_line(),
+        FOLDER / "settings.md": settings(),
+        FOLDER / "models.md": models(max(MODELS.glob("*.json"))),
+    }
+
+
+def models(result: Path) -> str:
+    """A table of the families of models by the ways of serving that work, and what the others say."""
+    found = json.loads(result.read_text())
+    versions = ", ".join(f"{name} {version}" for name, version in found["versions"].items())
+    lines = [
+        "# Models\n",
+        "<!-- Written by docs/write_reference.py; run python -m benchmarks.engine.models, then it. -->\n",
+        "Tiny random checkpoints of each family were served in every way, on a CPU, and had to answer as transformers",
+        "and PEFT do: the base model, a LoRA expert, and a whole checkpoint. *export* means that an export, loaded by",
+        "transformers or PEFT, answers as the expert that it was made of.",
+        f"Measured with {versions}. Nothing was run on a GPU. A family that is not here was not measured.\n",
+        "| family | class | " + " | ".join(WAYS.values()) + " |",
+        "|---|---|" + "---|" * len(WAYS),
+    ]
+    notes = []
+    for family, one in found["families"].items():
+        marks = ["yes" if one.get(way) == "ok" else "no" for way in WAYS]
+        lines.append(f"| {family} | `{one['class']}` | " + " | ".join(marks) + " |")
+        notes += [f"- **{family}**, {WAYS[way]}: {one.get(way, 'not reached')}" for way in WAYS if one.get(way) != "ok"]
+    if notes:
+        lines += ["", "## What the others say\n", *notes]
+    return "\n".join(lines) + "\n"
 
 
 def command_line() -> str:

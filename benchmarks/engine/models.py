@@ -19,7 +19,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from benchmarks.machine import new_result
+from benchmarks.machine import latest, new_result
 
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "benchmarks" / "results" / "models"
@@ -30,12 +30,13 @@ WAYS = ("merged", "slots", "mixture", "full", "transformers", "export")
 
 
 def main() -> None:
-    """Measure the families that are named, or all, and write or complete a result."""
+    """Measure all families, or those that are named beside what the latest result says of the others."""
     sys.path.insert(0, str(ROOT / "tests" / "support"))
     from helpers_families import FAMILIES
 
-    path = new_result(RESULTS)
-    found = json.loads(path.read_text()) if path.exists() else {"versions": versions(), "families": {}}
+    path, before = new_result(RESULTS), latest(RESULTS)
+    found = json.loads(before.read_text()) if before is not None and sys.argv[1:] else {"families": {}}
+    found["versions"] = versions()
     for name in sys.argv[1:] or FAMILIES:
         found["families"][name] = {"class": FAMILIES[name].model, **measured(name)}
         print(name, found["families"][name], flush=True)
