@@ -65,6 +65,12 @@ class Oracle:
         self._base: dict[tuple[int, ...], dict[int, float]] = {}
         self._closed = False
 
+    def wait(self) -> None:
+        """Wait until the model is loaded, and the cores are free again."""
+        if not self._process.ready:
+            self._receive()
+            self._process.ready = True
+
     def load(self, slot: int, row: torch.Tensor) -> None:
         """Look at the particle whose flat row [D] this is; there is one slot."""
         if slot != 0:
@@ -96,14 +102,12 @@ class Oracle:
     def _ask(self, name: str, *arguments: Any) -> Any:
         if self._closed:
             raise RuntimeError("close() has ended the process of the parity check")
-        while not self._process.ready:
-            self._wait()
-            self._process.ready = True
+        self.wait()
         self._process.heard()
         self._process.tell((name, arguments))
-        return self._wait()
+        return self._receive()
 
-    def _wait(self) -> Any:
+    def _receive(self) -> Any:
         """The next answer."""
         process = self._process
         while True:

@@ -166,6 +166,8 @@ class Experiment:
             splits = tuple(self.utility.asks)
             self.evaluator = Evaluator(self.engine, self.utility, splits, self._trace, config.engines)
             if config.serve == "auto":
+                if oracle is not None:
+                    oracle.wait()
                 with phase("timing the ways to serve", show=self._progress):
                     self.engine.autotune(self.evaluator.prompts("dev"), self.utility.max_tokens)
             if oracle is not None:

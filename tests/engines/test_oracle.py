@@ -108,7 +108,7 @@ def test_a_process_that_dies_while_it_starts_is_an_engine_error(tiny, oracles):
     oracle = oracles(*adapters(tiny))
     os.kill(oracle._process.process.pid, signal.SIGKILL)
     with pytest.raises(EngineError, match=KILLED):
-        oracle.log_probs(Request(None, PROMPT))
+        oracle.wait()
 
 
 def test_it_does_not_outlive_a_search_that_is_killed_and_never_imports_vllm(tiny):
