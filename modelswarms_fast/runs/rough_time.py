@@ -1,8 +1,8 @@
 """How long asking a model takes, by arithmetic: parameters, tokens, and the speed of two matrix products here.
 
-A step of an engine multiplies its tokens with every weight of the model once. Two products with one weight matrix are
-timed in the base's number type, one of few and one of many tokens. A line through the two says what a step costs
-without tokens, which is the reading of the weights, and what each token costs. Both are scaled to the model's size.
+A step of an engine multiplies its tokens with every weight of the model once. Products of few and of many tokens with a
+weight of a layer's size say what a token costs, in the base's number type. A product of few tokens with a weight that
+caches do not hold says what a step costs besides: the reading of the weights. Both are scaled to the model's size.
 Attention, loads, scores, the update, and the start of the engine are left out.
 """
 
@@ -22,9 +22,11 @@ from modelswarms_fast.engines.start import dtype_of
 from modelswarms_fast.engines.transformers import BATCH
 from modelswarms_fast.weights.base_model import loading
 
-FEW, MANY = 16, 256  # tokens of the two products
-WEIGHT_BYTES = 64 << 20  # of their weight: more than caches hold, so that it is read from memory
-SECONDS = 0.1  # for each of them
+FEW = 16  # tokens
+MANY = {"cpu": 128, "cuda": 2048}  # enough to be bound by arithmetic
+LAYER_BYTES = {"cpu": 8 << 20, "cuda": 64 << 20}
+UNCACHED_BYTES = 64 << 20
+SECONDS = 0.08  # for each product
 STEP = 256  # sequences in a step of vLLM, by its default
 BLOCK = 32  # tokens of a prefix that vLLM finds in its cache
 
@@ -66,11 +68,19 @@ class Asked:
 
 
 def measure(dtype: torch.dtype, width: int, device: torch.device) -> Speed:
-    """The speed of this machine, in a fifth of a second and a little more."""
-    weight = torch.ones((max(WEIGHT_BYTES // (width * dtype.itemsize), 1), width), dtype=dtype, device=device)
-    few, many = (_seconds(torch.ones((tokens, width), dtype=dtype, device=device), weight) for tokens in (FEW, MANY))
-    token = max(many - few, 0.0) / (MANY - FEW)
-    return Speed(max(few - FEW * token, 0.0) / weight.numel(), token / weight.numel())
+    """The speed of this machine, in a quarter of a second and a little more."""
+
+    def seconds(tokens: int, size: int) -> tuple[float, int]:
+        """Of a product, and the numbers of its weight."""
+        weight = torch.ones((max(size // (width * dtype.itemsize), 1), width), dtype=dtype, device=device)
+        return _seconds(torch.ones((tokens, width), dtype=dtype, device=device), weight), weight.numel()
+
+    most, layer = MANY[device.type], LAYER_BYTES[device.type]
+    few, count = seconds(FEW, layer)
+    many, _ = seconds(most, layer)
+    token = max(many - few, 0.0) / (most - FEW) / count
+    uncached, count = seconds(FEW, UNCACHED_BYTES)
+    return Speed(max(uncached / count - FEW * token, 0.0), token)
 
 
 def rough_seconds(
