@@ -42,6 +42,11 @@ class _DrawnTokens(LogitsProcessor):
         return scores
 
 
+def _contiguous(module: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+    """Else torch multiplies by a copy of a frozen head for each prompt: 335 MB with a vocabulary of 262,144."""
+    return (inputs[0].contiguous(), *inputs[1:])
+
+
 class TransformersEngine:
     """Serves one particle at a time from a transformers model in this process.
 
@@ -96,6 +101,7 @@ class TransformersEngine:
             fields |= {"inference_mode": True, "base_model_name_or_path": str(base)}
             model = get_peft_model(model, LoraConfig(**fields), autocast_adapter_dtype=False)
         self.model: Any = model.to(self.device).eval()
+        self.model.get_output_embeddings().register_forward_pre_hook(_contiguous)
         self.dtype: torch.dtype = self.model.dtype
         self._loaded = False
         self._live: dict[str, torch.Tensor] = {}

@@ -1,9 +1,10 @@
-"""What the transformers engine refuses, rather than serve another model than the one that was asked for."""
+"""What the transformers engine refuses, rather than serve another model, and what its head is given."""
 
 import pytest
 from helpers_ensemble import llama
-from helpers_models import edit_tensors, make_base
+from helpers_models import edit_tensors, make_adapter, make_base
 
+from modelswarms_fast.engines.protocol import Request, complete
 from modelswarms_fast.engines.transformers import TransformersEngine
 from modelswarms_fast.errors import InputError
 from modelswarms_fast.weights.experts import read_experts
@@ -26,3 +27,19 @@ def test_a_head_that_would_be_written_over_the_embeddings_is_refused(tmp_path):
     experts = read_experts(tmp_path / "experts")
     with pytest.raises(InputError, match="tied"):
         TransformersEngine(base, experts)
+
+
+def test_the_head_is_not_copied_for_each_prompt(tmp_path):
+    """Where it is frozen, as beside adapters, torch copies it for a slice that is not contiguous."""
+    base = llama(tmp_path / "base", 1)
+    for seed in range(2):
+        make_adapter(base, tmp_path / "experts" / f"{seed}", seed=seed)
+    experts = read_experts(tmp_path / "experts")
+    engine = TransformersEngine(base, experts)
+    given = []
+    head = engine.model.get_output_embeddings()
+    head.register_forward_hook(lambda module, inputs, output: given.append(inputs[0].is_contiguous()))
+    engine.load(0, experts.rows[0])
+    complete(engine, [Request(0, [1, 2, 3]), Request(0, [4, 5, 6])], 2)
+    assert given
+    assert all(given)
