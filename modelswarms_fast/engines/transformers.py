@@ -15,6 +15,7 @@ from modelswarms_fast.config import Serve
 from modelswarms_fast.engines.protocol import Completion, Request, Watch, working
 from modelswarms_fast.engines.sampling import Draw
 from modelswarms_fast.errors import InputError
+from modelswarms_fast.weights.adapter_forms import PREFIX
 from modelswarms_fast.weights.base_model import loading
 from modelswarms_fast.weights.experts import Experts
 from modelswarms_fast.weights.mixing import mix_row, row_form
@@ -109,7 +110,9 @@ class TransformersEngine:
             self._layout, self._experts = row_form(experts).layout, experts
             self._live = self._find_parameters(adapter=adapter)
         self._lost = not (keep_base or adapter)
-        self._base = [] if adapter or self._lost else [live.clone() for live in self._live.values()]
+        whole = {f"{PREFIX}{name}" for name in experts.whole} if experts is not None else set()
+        kept = [live for name, live in self._live.items() if name in whole or not adapter]
+        self._base = [] if self._lost else [(live, live.clone()) for live in kept]
         if adapter:
             self.restore()
 
@@ -121,6 +124,9 @@ class TransformersEngine:
             name = spec.name
             if adapter:
                 name = name.replace(".lora_A.", ".lora_A.default.").replace(".lora_B.", ".lora_B.default.")
+                if name not in parameters:  # trained whole
+                    path, _, kind = name.rpartition(".")
+                    name = f"{path}.modules_to_save.default.{kind}"
             if name not in parameters or tuple(parameters[name].shape) != spec.shape:
                 raise InputError(f"{spec.name} does not fit the base model; use the base that the experts share.")
             found[spec.name] = parameters[name].data
@@ -163,12 +169,11 @@ class TransformersEngine:
         """Serve the base model again, from requests with slot None. Raises RuntimeError without `keep_base`."""
         if self._loaded and self._lost:
             raise RuntimeError("without keep_base the base model is gone after a load")
-        if self._base:
-            torch._foreach_copy_(list(self._live.values()), self._base)
-        else:
-            # With B = 0 the adapter adds exact zeros.
-            for live in self._live.values():
-                live.zero_()
+        # With B = 0 an adapter adds exact zeros.
+        for live in self._live.values():
+            live.zero_()
+        for live, base in self._base:
+            live.copy_(base)
         self._loaded = False
 
     def submit(self, key: int, request: Request, max_tokens: int) -> None:

@@ -33,7 +33,7 @@ from modelswarms_fast.runs.trial import Trial
 from modelswarms_fast.swarm import Floats, Swarm
 from modelswarms_fast.weights.arena import empty_rows
 from modelswarms_fast.weights.base_model import resolve_base
-from modelswarms_fast.weights.experts import Experts, inner_products, read_experts
+from modelswarms_fast.weights.experts import Experts, base_row, inner_products, read_experts
 from modelswarms_fast.weights.mixing import mix_row, products_of_updates
 from modelswarms_fast.weights.placement import Placement, fits, plan_memory
 from modelswarms_fast.weights.population import MadeRow, MixtureOf, Population
@@ -132,6 +132,11 @@ class Experiment:
         if progress:
             for note in self.experts.notes:
                 say(note)
+        if found.whole and self.engine_config.combine == "delta":
+            raise InputError(
+                f"combine is 'delta' but an expert has trained {found.whole[0]} whole (modules_to_save), which has no"
+                " factors; use combine='factors'."
+            )
         self.names = self.experts.names
         if self.engine_config.stop_early and self.utility.score_range is None:
             raise InputError(
@@ -246,14 +251,14 @@ class Experiment:
         return self._utilities(self.score_rows(rows, "dev"))
 
     def base_row(self) -> torch.Tensor | None:
-        """[D] the base model in the experts' layout and dtype; None for LoRA experts, whose base is the adapter 0.
+        """[D] the base model in the experts' layout and dtype; None for plain LoRA, whose base is the adapter 0.
 
         Raises:
             InputError: it has other tensors than the experts.
         """
         layout = self.experts.layout
         if self.experts.kind == "lora":
-            return None
+            return base_row(self.experts)
         base = read_experts([self.base_folder], dtype=layout.dtype, minimum=1)
         if base.layout != layout:
             raise InputError(f"{self.base} has other tensors than the experts; use the base that they share.")

@@ -18,7 +18,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from modelswarms_fast.errors import InputError
-from modelswarms_fast.weights.adapter_forms import merge_advice, plain_names
+from modelswarms_fast.weights.adapter_forms import PREFIX, merge_advice, plain_names
 from modelswarms_fast.weights.adapters import LoraModule, check_config, lora_modules
 from modelswarms_fast.weights.base_model import PLAIN_NAME, read_object
 from modelswarms_fast.weights.expert_folders import missing_config
@@ -54,6 +54,8 @@ class Checkpoint:
     config: dict[str, Any]
     tensors: dict[str, Stored]
     modules: tuple[LoraModule, ...]
+    whole: tuple[str, ...] = ()
+    """Of an adapter: tensors of the base model, by its names, that were trained whole (modules_to_save)."""
 
     def read(self, layout: Layout, row: Tensor, factors: Mapping[str, float] | None = None) -> None:
         """Copy the values into `row` [D], which is zero, one tensor at a time from the files' pages.
@@ -88,9 +90,10 @@ def scan(folder: Path, base: Path | None = None) -> Checkpoint:
         config = read_object(config_file, _AGAIN)
         check_config(config, config_file)
         weights = _weights(folder, "adapter_model.safetensors")
-        tensors = _halves(_headers([weights]), weights, config, base)
+        tensors, whole = _adapter(_headers([weights]), weights, config, base)
         shapes = {name: stored.shape for name, stored in tensors.items()}
-        return Checkpoint("lora", config_file, config, tensors, lora_modules(config, config_file, shapes, weights))
+        modules = lora_modules(config, config_file, shapes, weights)
+        return Checkpoint("lora", config_file, config, tensors, modules, whole)
     config_file = folder / "config.json"
     if not config_file.exists():
         raise missing_config(folder)
@@ -105,8 +108,10 @@ def scan(folder: Path, base: Path | None = None) -> Checkpoint:
     return Checkpoint("full", config_file, config, _headers([_weights(folder, "model.safetensors")]), ())
 
 
-def _halves(tensors: dict[str, Stored], file: Path, config: Mapping[str, Any], base: Path | None) -> dict[str, Stored]:
-    """The halves of LoRA among an adapter's tensors; whole tensors beside them have to be those of the base model."""
+def _adapter(
+    tensors: dict[str, Stored], file: Path, config: Mapping[str, Any], base: Path | None
+) -> tuple[dict[str, Stored], tuple[str, ...]]:
+    """An adapter's tensors, and the names of those that were trained whole; copies of the base's are left out."""
     advice = merge_advice(file.parent, str(config.get("base_model_name_or_path") or "base"))
     halves, whole = plain_names(tensors, file, advice)
     if not halves:
@@ -116,15 +121,24 @@ def _halves(tensors: dict[str, Stored], file: Path, config: Mapping[str, Any], b
             f"{file}: tensor {next(iter(whole))} is a whole one, which may be a copy of the base model's: name the base"
             " model"
         )
+    found = {name: tensors[key] for key, name in halves.items()}
+    trained = []
     if whole and base is not None:
         of_base = scan(base).tensors
+        adapted = {name.removeprefix(PREFIX).partition(".lora_")[0] for name in found}
         for key, name in whole.items():
-            if not _is_copy(tensors[key], name, of_base):
+            if _is_copy(tensors[key], name, of_base):
+                continue
+            module, _, kind = name.rpartition(".")
+            same = name in of_base and of_base[name].shape == tensors[key].shape
+            if not same or module in adapted or (kind == "bias" and config.get("bias", "none") != "none"):
                 raise InputError(
-                    f"{file}: tensor {key} is a whole one and not the base model's (modules_to_save, bias or a resized"
-                    f" vocabulary), which is not supported: {advice}"
+                    f"{file}: tensor {key} is a whole one and not the base model's (a bias, a resized vocabulary, or"
+                    f" a layer that is adapted too), which is not supported: {advice}"
                 )
-    return dict(sorted((name, tensors[key]) for key, name in halves.items()))
+            found[f"{PREFIX}{name}"] = tensors[key]
+            trained.append(name)
+    return dict(sorted(found.items())), tuple(sorted(trained))
 
 
 def _is_copy(stored: Stored, name: str, of_base: Mapping[str, Stored]) -> bool:

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from modelswarms_fast.config import Combine
 from modelswarms_fast.errors import InputError
+from modelswarms_fast.weights.adapter_forms import PREFIX
 from modelswarms_fast.weights.adapters import LoraModule
 from modelswarms_fast.weights.arena import empty_rows
 from modelswarms_fast.weights.checkpoint import DTYPES, Checkpoint, scan
@@ -29,7 +30,7 @@ from modelswarms_fast.weights.mixing import embed
 from modelswarms_fast.weights.union import factors, unite, widest
 
 __all__ = [
-    "Experts", "LoraModule", "expert_folders", "export", "inner_products", "read_experts", "read_model"
+    "Experts", "LoraModule", "base_row", "expert_folders", "export", "inner_products", "read_experts", "read_model"
 ]  # fmt: skip
 
 # Weights of all experts together whose inner products are computed: a second or two.
@@ -70,6 +71,8 @@ class Experts:
     notes: tuple[str, ...] = ()
     base: Path | None = None
     """Folder of the base model, if it was given."""
+    whole: tuple[str, ...] = ()
+    """Tensors of the base model that an expert has trained whole, by its names; in a row behind PEFT's prefix."""
 
 
 def read_experts(
@@ -96,9 +99,10 @@ def read_experts(
     for expert in experts:
         _check_kind(expert, first)
     notes = []
+    whole: tuple[str, ...] = ()
     if first.kind == "lora":
         union = unite(experts)
-        modules, shapes, config = union.modules, union.shapes, union.config
+        modules, shapes, config, whole = union.modules, union.shapes, union.config, union.whole
         notes += _base_names(names, experts)
     else:
         modules, config = (), first.config
@@ -117,7 +121,20 @@ def read_experts(
     rows = memory[: len(experts)].zero_()
     for expert, row in zip(experts, rows, strict=True):
         expert.read(layout, row, factors(expert, modules))
-    return Experts(first.kind, names, layout, rows, memory, modules, config, sources, notes=tuple(notes), base=base)
+        _take_from_base(whole, expert.whole, base, layout.views(row))
+    told = tuple(notes)
+    return Experts(
+        first.kind, names, layout, rows, memory, modules, config, sources, notes=told, base=base, whole=whole
+    )
+
+
+def base_row(experts: Experts) -> Tensor | None:
+    """[D] the base model in a layout of adapters that hold tensors trained whole; None if they hold none."""
+    if not experts.whole:
+        return None
+    row = torch.zeros(experts.layout.size, dtype=experts.layout.dtype)
+    _take_from_base(experts.whole, (), experts.base, experts.layout.views(row))
+    return row
 
 
 def inner_products(rows: Tensor) -> list[list[float]] | None:
@@ -152,7 +169,19 @@ def read_model(source: str | Path, experts: Experts) -> Tensor:
         _check_same(model, first, shapes)
     row = torch.zeros(experts.layout.size, dtype=experts.layout.dtype)
     model.read(experts.layout, row, factors(model, experts.modules))
+    _take_from_base(experts.whole, model.whole, experts.base, experts.layout.views(row))
     return row
+
+
+def _take_from_base(
+    whole: Sequence[str], trained: Sequence[str], base: Path | None, views: Mapping[str, Tensor]
+) -> None:
+    """Give a row the base model's values of the tensors of `whole` that the expert has not trained."""
+    if lacking := [name for name in whole if name not in trained]:
+        assert base is not None  # without it no tensor is known to be a trained one
+        of_base = scan(base).tensors
+        for name in lacking:
+            views[f"{PREFIX}{name}"].copy_(of_base[name].load())
 
 
 def _check_kind(expert: Checkpoint, first: Checkpoint) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from modelswarms_fast.errors import InputError
+from modelswarms_fast.weights.adapter_forms import PREFIX
 from modelswarms_fast.weights.adapters import LoraModule, ranks_and_alphas
 from modelswarms_fast.weights.checkpoint import Checkpoint
 
@@ -27,6 +28,8 @@ class Union:
     """Of each tensor of a row."""
     config: dict[str, Any]
     """An adapter_config.json that describes the rows."""
+    whole: tuple[str, ...]
+    """Tensors of the base model that an expert has trained whole, by its names; in a row behind PEFT's prefix."""
 
 
 def unite(experts: Sequence[Checkpoint]) -> Union:
@@ -52,8 +55,13 @@ def unite(experts: Sequence[Checkpoint]) -> Union:
         )
     if isinstance(config.get("init_lora_weights"), str):
         config["init_lora_weights"] = True  # how training began says nothing about a row, and PEFT would begin so again
-    # What these would name are copies of the base's tensors, which are left out.
-    config |= {field: off for field, off in (("modules_to_save", None), ("bias", "none")) if config.get(field)}
+    whole = {name: expert.tensors[f"{PREFIX}{name}"].shape for expert in experts for name in expert.whole}
+    shapes |= {f"{PREFIX}{name}": shape for name, shape in whole.items()}
+    # Whatever else these named are copies of the base's tensors, which are left out.
+    saved = sorted({name.rpartition(".")[0] for name in whole}) or None
+    config |= {
+        field: on for field, on in (("modules_to_save", saved), ("bias", "none")) if config.get(field) or on == saved
+    }
     if list(map(_meaning, modules)) != list(map(_meaning, experts[0].modules)):
         config |= ranks_and_alphas(modules)
         modules = [replace(module, scaling=module.alpha / module.rank) for module in modules]
@@ -61,7 +69,7 @@ def unite(experts: Sequence[Checkpoint]) -> Union:
             # Full names, as no pattern of one expert has to fit the modules of the others.
             config |= {"target_modules": [module.name for module in modules]}
             config |= dict.fromkeys(config.keys() & {"exclude_modules", "layers_to_transform", "layers_pattern"})
-    return Union(tuple(modules), shapes, config)
+    return Union(tuple(modules), shapes, config, tuple(sorted(whole)))
 
 
 def factors(expert: Checkpoint, modules: Iterable[LoraModule]) -> dict[str, float]:

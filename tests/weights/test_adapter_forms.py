@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -15,16 +16,18 @@ import helpers_models
 import huggingface_hub
 import pytest
 import torch
-from helpers_models import ALL_LINEAR, edit_config, make_adapter
+from helpers_models import ALL_LINEAR, edit_config, make_adapter, make_base
 from helpers_search import write_tokenizer
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import LlamaForCausalLM
 
+from modelswarms_fast.config import EngineConfig
 from modelswarms_fast.engines.protocol import Request
+from modelswarms_fast.engines.start import start_engine
 from modelswarms_fast.engines.transformers import TransformersEngine
 from modelswarms_fast.errors import InputError
-from modelswarms_fast.weights.experts import Experts, export, read_experts, read_model
+from modelswarms_fast.weights.experts import Experts, base_row, export, read_experts, read_model
 
 tiny_base = helpers_models.tiny_base
 
@@ -233,26 +236,97 @@ def test_copies_of_the_base_are_left_out(form: str, dtype: torch.dtype, tiny_bas
 
 
 WHOLE = {
-    "a trained head": ("base_model.model.lm_head.weight", (64, 32)),
-    "a trained head, as older versions saved it": ("base_model.model.lm_head.modules_to_save.weight", (64, 32)),
-    "trained embeddings": ("base_model.model.model.embed_tokens.base_layer.weight", (64, 32)),
+    "a head of a tied model": ("base_model.model.lm_head.weight", (64, 32)),
+    "the same, as older versions saved it": ("base_model.model.lm_head.modules_to_save.weight", (64, 32)),
     "a resized vocabulary": ("base_model.model.model.embed_tokens.weight", (70, 32)),
-    "a norm": ("base_model.model.model.norm.weight", (32,)),
+    "a layer that is adapted too": (f"{Q}base_layer.weight", (32, 32)),
     "a bias": (f"{Q}bias", (32,)),
     "a bias of the base": (f"{Q}base_layer.bias", (32,)),
 }
 
 
 @pytest.mark.parametrize("form", WHOLE)
-def test_whole_tensors_that_were_trained_are_refused_with_the_way_out(
-    form: str, tiny_base: Path, tmp_path: Path
-) -> None:
+def test_whole_tensors_without_a_place_are_refused_with_the_way_out(form: str, tiny_base: Path, tmp_path: Path) -> None:
     key, shape = WHOLE[form]
     folder = pool_of_one_form(tiny_base, tmp_path / "pool", lambda file: file | {key: torch.full(shape, 0.5)})
     with pytest.raises(InputError) as caught:
         read_experts(folder, base=tiny_base)
     words = ["1/adapter_model.safetensors", key, "merge_and_unload()", "save_pretrained("]
     assert [word for word in words if word not in str(caught.value)] == []
+
+
+@pytest.fixture
+def whole(tmp_path: Path) -> tuple[Path, Experts]:
+    """An untied base, and three experts of which one has trained the head and one a norm and the embeddings."""
+    base = make_base(tmp_path / "base", shape={"tie_word_embeddings": False, "head_dim": 32})
+    write_tokenizer(base)
+    for index, modules in enumerate([["lm_head"], None, ["embed_tokens", "model.norm"]]):
+        make_adapter(base, tmp_path / "pool" / f"e{index}", seed=index, modules_to_save=modules)
+        file = tmp_path / "pool" / f"e{index}" / "adapter_model.safetensors"
+        generator = torch.Generator().manual_seed(index)
+        tensors = load_file(file)
+        for name, tensor in tensors.items():
+            if "lora_" not in name:
+                tensors[name] = tensor + 0.1 * torch.randn(tensor.shape, generator=generator)
+        save_file(tensors, file, {"format": "pt"})
+    return base, read_experts(tmp_path / "pool", base=base)
+
+
+def test_tensors_trained_whole_lie_beside_the_factors(whole: tuple[Path, Experts], tmp_path: Path) -> None:
+    """An expert has the base's values of those that others have trained; a mixture of all answers as the export."""
+    base, pool = whole
+    assert pool.whole == ("lm_head.weight", "model.embed_tokens.weight", "model.norm.weight")
+    assert pool.config["modules_to_save"] == ["lm_head", "model.embed_tokens", "model.norm"]
+    of_base, origin = load_file(base / "model.safetensors"), base_row(pool)
+    assert origin is not None
+    trained = {0: {"lm_head.weight"}, 1: set(), 2: {"model.embed_tokens.weight", "model.norm.weight"}}
+    for name in pool.whole:
+        assert torch.equal(pool.layout.views(origin)[f"base_model.model.{name}"], of_base[name])
+        for index, row in enumerate(pool.rows):
+            same = torch.equal(pool.layout.views(row)[f"base_model.model.{name}"], of_base[name])
+            assert same == (name not in trained[index])
+    engine = TransformersEngine(base, pool, dtype="float32")
+    prompt = [11, 12, 13]
+    plain = TransformersEngine(base, None, dtype="float32").log_probs(Request(None, prompt))
+    mixture = torch.tensor([0.5, 0.9, -0.4]) @ pool.rows
+    for index, row in enumerate([*pool.rows, mixture]):
+        folder = tmp_path / "exports" / str(index)
+        export(folder, row, pool, base=base, provenance={})
+        assert torch.equal(read_model(folder, pool), row)
+        engine.load(0, row)
+        served = engine.log_probs(Request(0, prompt))
+        sources = [folder] + ([tmp_path / "pool" / f"e{index}"] if index < 3 else [])
+        for source in sources:
+            loaded = PeftModel.from_pretrained(LlamaForCausalLM.from_pretrained(base), source).eval()
+            with torch.no_grad():
+                expected = torch.log_softmax(loaded(torch.tensor([prompt])).logits[0, -1], dim=-1)
+            assert served == pytest.approx(dict(enumerate(expected.tolist())), rel=1e-5, abs=1e-5)
+    engine.restore()
+    assert engine.log_probs(Request(None, prompt)) == pytest.approx(plain, rel=1e-6)
+
+
+@pytest.mark.vllm
+def test_vllm_serves_tensors_trained_whole_in_its_own_weights(whole: tuple[Path, Experts]) -> None:
+    """Merged, with the base model as it was afterwards; slots and mixtures have no place for them."""
+    base, pool = whole
+    with closing(TransformersEngine(base, pool, dtype="float32")) as right:
+        config = EngineConfig(serve="auto", state="mixture", dtype="float32", max_model_len=64, slots=2)
+        with closing(start_engine(base, pool, config)) as engine:
+            assert engine.serve == "merged"
+            before = engine.log_probs(Request(None, [11, 12, 13]))
+            for row in pool.rows:
+                engine.load(0, row)
+                right.load(0, row)
+                expected = right.log_probs(Request(0, [11, 12, 13]))
+                served = engine.log_probs(Request(0, [11, 12, 13]))
+                assert served == pytest.approx({token: expected[token] for token in served}, abs=1e-4)
+            engine.load_mixture(0, torch.tensor([0.5, 0.9, -0.4]))
+            right.load(0, torch.tensor([0.5, 0.9, -0.4]) @ pool.rows)
+            expected = right.log_probs(Request(0, [11, 12, 13]))
+            served = engine.log_probs(Request(0, [11, 12, 13]))
+            assert served == pytest.approx({token: expected[token] for token in served}, abs=1e-4)
+            engine.restore()
+            assert engine.log_probs(Request(None, [11, 12, 13])) == before
 
 
 @pytest.mark.parametrize("field", [{"modules_to_save": ["embed_tokens"]}, {"bias": "lora_only"}, {"bias": "all"}])

@@ -6,11 +6,29 @@ from collections.abc import Sequence
 
 import torch
 
-from modelswarms_fast.engines.vllm.weight_map import WeightMap
+from modelswarms_fast.engines.vllm.weight_map import Weight, WeightMap
 from modelswarms_fast.errors import InputError
+from modelswarms_fast.weights.adapter_forms import PREFIX
 from modelswarms_fast.weights.experts import Experts
 from modelswarms_fast.weights.mixing import ProductRow, row_form
 from modelswarms_fast.weights.weight_loader import CopyTarget, LoraMerger, MergeTarget, WeightCopier
+
+
+class Loaders:
+    """Several that write different tensors of one row."""
+
+    def __init__(self, loaders: Sequence[LoraMerger | WeightCopier]) -> None:
+        self._loaders = loaders
+
+    def load(self, row: torch.Tensor) -> None:
+        """Write a row [D]."""
+        for loader in self._loaders:
+            loader.load(row)
+
+    def load_mixture(self, experts: torch.Tensor, mixture: torch.Tensor) -> None:
+        """Write the mixture [n] of rows [n, D]."""
+        for loader in self._loaders:
+            loader.load_mixture(experts, mixture)
 
 
 class LiveWeights:
@@ -18,7 +36,7 @@ class LiveWeights:
 
     def __init__(
         self,
-        loader: LoraMerger | WeightCopier,
+        loader: LoraMerger | WeightCopier | Loaders,
         live: Sequence[torch.Tensor],
         base: Sequence[torch.Tensor],
         experts: Experts,
@@ -47,22 +65,38 @@ class LiveWeights:
 
 
 def merged_lora(weights: WeightMap, experts: Experts) -> LiveWeights:
-    """W = W0 + scaling · B A for each adapted layer. Raises InputError for experts that do not fit the model."""
+    """W = W0 + scaling · B A for each adapted layer, and tensors that were trained whole as they are.
+
+    Raises InputError for experts that do not fit the model.
+    """
     rows = row_form(experts)
     specs = {spec.name: spec for spec in rows.layout.specs}
     targets = []
     found = weights.linear({one.name: (specs[one.b].shape[0], specs[one.a].shape[1]) for one in rows.modules})
     for module in rows.modules:
         a, b, weight = specs[module.a], specs[module.b], found[module.name]
-        if (other := weights.tied(weight)) is not None:
-            raise InputError(
-                f"{weight.name} is tied to {other}, which merging would change too; use engine='transformers'."
-            )
+        _check_untied(weights, weight)
         for live, start in weight.parts:
             targets.append(MergeTarget(a, b, live.clone(), live, module.scaling, start))
-    return LiveWeights(
-        LoraMerger(targets), [target.live for target in targets], [target.base for target in targets], experts
-    )
+    places = [target.live for target in targets]
+    base = [target.base for target in targets]
+    if not experts.whole:
+        return LiveWeights(LoraMerger(targets), places, base, experts)
+    copies = []
+    wholes = weights.resolve({name: specs[f"{PREFIX}{name}"].shape for name in experts.whole})
+    for name, weight in wholes.items():
+        _check_untied(weights, weight)
+        copies += [CopyTarget(specs[f"{PREFIX}{name}"], live, start=start) for live, start in weight.parts]
+    places += [copy.place for copy in copies]
+    base += [copy.place.clone() for copy in copies]
+    return LiveWeights(Loaders((LoraMerger(targets), WeightCopier(copies))), places, base, experts)
+
+
+def _check_untied(weights: WeightMap, weight: Weight) -> None:
+    if (other := weights.tied(weight)) is not None:
+        raise InputError(
+            f"{weight.name} is tied to {other}, which merging would change too; use engine='transformers'."
+        )
 
 
 def full_weights(weights: WeightMap, experts: Experts) -> LiveWeights:

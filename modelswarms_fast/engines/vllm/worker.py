@@ -67,6 +67,11 @@ class SwarmWorker:
                 "The experts change kv_b_proj, of which vLLM uses a copy made when it loads the model (MLA); "
                 "use engine='transformers'."
             )
+        if experts.whole and serve != "merged":
+            raise InputError(
+                f"An expert has trained {experts.whole[0]} whole (modules_to_save), which serve={serve!r} has no "
+                "place for; use serve='merged'."
+            )
         if self._swarm_weights is None:
             base = Path(self.model_runner.model_config.model)
             self._swarm_weights = WeightMap(self.model_runner.get_model(), base)
