@@ -12,6 +12,7 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, LogitsProcessor, LogitsProcessorList
 
 from modelswarms_fast.config import Serve
+from modelswarms_fast.engines.checkpoint_names import tensors_in
 from modelswarms_fast.engines.protocol import Completion, Request, Watch, working
 from modelswarms_fast.engines.sampling import Draw
 from modelswarms_fast.errors import InputError
@@ -119,6 +120,13 @@ class TransformersEngine:
     def _find_parameters(self, *, adapter: bool) -> dict[str, torch.Tensor]:
         """Tensor name of the layout → live parameter."""
         parameters = dict(self.model.named_parameters(remove_duplicate=False))
+        if not adapter:
+            named = {spec.name for spec in self._layout.specs}
+            for name in [name for name in parameters if name not in named]:
+                tensors = tensors_in(self.model, name, parameters[name].data)
+                if tensors and name not in tensors:
+                    del parameters[name]
+                    parameters |= tensors
         found = {}
         for spec in self._layout.specs:
             name = spec.name

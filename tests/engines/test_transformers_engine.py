@@ -2,6 +2,7 @@
 
 import pytest
 from helpers_ensemble import llama
+from helpers_families import FAMILIES, answers, make_full, make_model
 from helpers_models import edit_tensors, make_adapter, make_base
 
 from modelswarms_fast.engines.protocol import Request, complete
@@ -27,6 +28,38 @@ def test_a_head_that_would_be_written_over_the_embeddings_is_refused(tmp_path):
     experts = read_experts(tmp_path / "experts")
     with pytest.raises(InputError, match="tied"):
         TransformersEngine(base, experts)
+
+
+@pytest.mark.parametrize("name", ["Mixtral", "Qwen3-MoE"])
+def test_experts_of_a_layer_are_found_in_the_stack_that_transformers_makes_of_them(tmp_path, name):
+    """Whole checkpoints name each expert's matrices."""
+    family = FAMILIES[name]
+    base = make_model(family, tmp_path / "base")
+    for seed in range(2):
+        make_full(family, base, tmp_path / "experts" / f"{seed}", seed)
+    experts = read_experts(tmp_path / "experts")
+    assert any("experts.3." in spec.name for spec in experts.layout.specs)
+    engine = TransformersEngine(tmp_path / "base", experts)
+    prompt = [5, 6, 7, 8, 9, 10]
+    for slot, folder in ((None, "base"), (0, "experts/1"), (None, "base")):
+        if slot is None:
+            engine.restore()
+        else:
+            engine.load(0, experts.rows[1])
+        right = answers(family, tmp_path / folder, None, prompt)
+        said = engine.log_probs(Request(slot, prompt))
+        assert [said[token] for token in range(64)] == pytest.approx(right, abs=1e-5)
+
+
+def test_whole_checkpoints_that_lack_an_expert_of_a_layer_are_refused(tmp_path):
+    family = FAMILIES["Mixtral"]
+    base = make_model(family, tmp_path / "base")
+    for seed in range(2):
+        make_full(family, base, tmp_path / "experts" / f"{seed}", seed)
+        edit_tensors(tmp_path / "experts" / f"{seed}", model__layers__1__block_sparse_moe__experts__3__w2__weight=...)
+    experts = read_experts(tmp_path / "experts")
+    with pytest.raises(InputError, match=r"no tensor model\.layers\.1\.block_sparse_moe\.experts\.3\.w2\.weight"):
+        TransformersEngine(tmp_path / "base", experts)
 
 
 def test_the_head_is_not_copied_for_each_prompt(tmp_path):
