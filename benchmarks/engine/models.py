@@ -4,15 +4,17 @@
 
 Of each family a base model, three LoRA experts and two whole checkpoints are made (tests/support/helpers_families.py).
 transformers and PEFT say what they answer: the base, an expert, and an export of the expert. Then every way of serving
-must say the same. Families run one after the other, each in processes of its own. The result is written to
-benchmarks/results/models/, from which docs/reference/models.md is made.
+must say the same. At last a search of one iteration runs, whose loads are all checked. Families run one after the
+other, each in processes of its own. The result is written to benchmarks/results/models/, from which
+docs/reference/models.md is made.
 """
 
 from __future__ import annotations
 
+import importlib
 import json
+import multiprocessing
 import os
-import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
@@ -26,7 +28,7 @@ RESULTS = ROOT / "benchmarks" / "results" / "models"
 PROMPT = [5, 6, 7, 8, 9, 10]
 CLOSE = 5e-4
 """Largest difference between log-probabilities in float32 that is rounding."""
-WAYS = ("merged", "slots", "mixture", "full", "transformers", "export")
+WAYS = ("merged", "slots", "mixture", "full", "transformers", "export", "search")
 
 
 def main() -> None:
@@ -34,6 +36,13 @@ def main() -> None:
     sys.path.insert(0, str(ROOT / "tests" / "support"))
     from helpers_families import FAMILIES
 
+    os.environ |= {"VLLM_LOGGING_LEVEL": "ERROR", "TQDM_DISABLE": "1"}
+    for module in (
+        "modelswarms_fast.engines.transformers",
+        "modelswarms_fast.engines.vllm.engine",
+        "vllm.v1.worker.cpu_worker",
+    ):
+        importlib.import_module(module)
     path, before = new_result(RESULTS), latest(RESULTS)
     found = json.loads(before.read_text()) if before is not None and sys.argv[1:] else {"families": {}}
     found["versions"] = versions()
@@ -62,23 +71,35 @@ def measured(name: str) -> dict[str, str]:
     """What each way of serving says of a family: "ok", a sentence of refusal, or what went wrong."""
     with tempfile.TemporaryDirectory() as folder:
         found: dict[str, str] = {}
-        for step in ("transformers", "lora", "full"):
-            program = f"from benchmarks.engine.models import STEPS; STEPS[{step!r}]({name!r}, {folder!r})"
-            environment = os.environ | {
-                "PYTHONPATH": f"{ROOT}:{ROOT / 'tests' / 'support'}", "VLLM_LOGGING_LEVEL": "ERROR", "TQDM_DISABLE": "1"
-            }  # fmt: skip
-            ended = subprocess.run(
-                [sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=False
-            )
-            lines = [line for line in ended.stdout.splitlines() if line.startswith("{")]
-            if lines:
-                found |= json.loads(lines[-1])
-            else:
-                found[step] = "failed: " + (ended.stderr.strip().splitlines() or ["no reason given"])[-1][:300]
+        for step, run in STEPS.items():
+            found |= apart(step, run, name, Path(folder))
         return {way: found[way] for way in (*WAYS, "lora") if way in found}
 
 
-def with_transformers(name: str, folder: str) -> None:
+def apart(step: str, run: Callable[[str, Path], dict[str, str]], name: str, folder: Path) -> dict[str, str]:
+    """What a step finds, in a process of its own, which begins with what this one has imported."""
+    context = multiprocessing.get_context("fork")
+    receives, sends = context.Pipe(duplex=False)
+    said = folder / f"{step}.txt"
+
+    def work() -> None:
+        with said.open("w") as file:
+            os.dup2(file.fileno(), 1)
+            os.dup2(file.fileno(), 2)
+            sends.send(run(name, folder))
+
+    process = context.Process(target=work)
+    process.start()
+    sends.close()
+    try:
+        return dict(receives.recv())
+    except EOFError:
+        return {step: "failed: " + (said.read_text().strip().splitlines() or ["no reason given"])[-1][:300]}
+    finally:
+        process.join()
+
+
+def with_transformers(name: str, place: Path) -> dict[str, str]:
     """Make the checkpoints, keep what they answer, and try the transformers engine and an export."""
     import torch
     from helpers_families import FAMILIES, answers, make_family
@@ -87,7 +108,7 @@ def with_transformers(name: str, folder: str) -> None:
     from modelswarms_fast.engines.transformers import TransformersEngine
     from modelswarms_fast.weights.experts import export, read_experts
 
-    family, place = FAMILIES[name], Path(folder)
+    family = FAMILIES[name]
     make_family(family, place)
     expected = {
         "base": answers(family, place / "base", None, PROMPT),
@@ -124,10 +145,10 @@ def with_transformers(name: str, folder: str) -> None:
 
     lora, full = verdict(lambda: served("lora")), verdict(lambda: served("full"))
     both = lora if lora == full else f"LoRA: {lora}. Whole checkpoints: {full}"
-    print(json.dumps({"transformers": both, "export": verdict(exported)}))
+    return {"transformers": both, "export": verdict(exported)}
 
 
-def with_vllm(kind: str, folder: str) -> None:
+def with_vllm(kind: str, place: Path) -> dict[str, str]:
     """Serve the LoRA experts in every mode, or the whole checkpoints."""
     from modelswarms_fast.config import EngineConfig
     from modelswarms_fast.engines.protocol import Request
@@ -135,15 +156,13 @@ def with_vllm(kind: str, folder: str) -> None:
     from modelswarms_fast.errors import InputError
     from modelswarms_fast.weights.experts import read_experts
 
-    place = Path(folder)
     expected = json.loads((place / "expected.json").read_text())
     experts = read_experts(place / ("experts" if kind == "lora" else "full"))
     config = EngineConfig(dtype="float32", max_model_len=64, slots=2, serve="auto", state="mixture")
     try:
         engine: Any = start_engine(place / "base", experts, config)
     except InputError as error:
-        print(json.dumps({kind: str(error).replace(folder, "").strip()}))
-        return
+        return {kind: str(error).replace(str(place), "").strip()}
     found = dict(engine.refused)
 
     def served() -> float:
@@ -162,7 +181,27 @@ def with_vllm(kind: str, folder: str) -> None:
         engine.set_mode(mode)
         found["full" if kind == "full" else mode] = verdict(served)
     engine.close()
-    print(json.dumps(found))
+    return found
+
+
+def with_search(place: Path) -> dict[str, str]:
+    """Search for one iteration over the LoRA experts and over the whole checkpoints, every load checked."""
+    from helpers_search import write_data
+
+    from modelswarms_fast import search
+
+    write_data(place / "data.json", 4)
+    try:
+        for kind in ("experts", "full"):
+            search(
+                place / kind, base=str(place / "base"), task="helpers_search:vowels", data=place / "data.json",
+                out=place / "run" / kind, iterations=1, max_tokens=2, max_model_len=64, dtype="float32", slots=2,
+                serve="merged", parity_check="all",
+            )  # fmt: skip
+    except Exception as error:
+        said = f"{kind}: {type(error).__name__}: {' '.join(str(error).split())[:300]}"
+        return {"search": said.replace(str(place), "")}
+    return {"search": "ok"}
 
 
 def verdict(difference: Callable[[], float]) -> str:
@@ -174,10 +213,11 @@ def verdict(difference: Callable[[], float]) -> str:
     return "ok" if worst < CLOSE else f"answers differ by {worst:.2g}"
 
 
-STEPS: dict[str, Callable[[str, str], None]] = {
+STEPS: dict[str, Callable[[str, Path], dict[str, str]]] = {
     "transformers": with_transformers,
     "lora": lambda name, folder: with_vllm("lora", folder),
     "full": lambda name, folder: with_vllm("full", folder),
+    "search": lambda name, folder: with_search(folder),
 }
 
 if __name__ == "__main__":
