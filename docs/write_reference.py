@@ -25,7 +25,7 @@ FOLDER = Path(__file__).parent / "reference"
 MODELS = Path(__file__).parents[1] / "benchmarks" / "results" / "models"
 WAYS = {
     "merged": "`merged`", "slots": "`slots`", "mixture": "`mixture`", "full": "whole checkpoints",
-    "transformers": "`engine=\"transformers\"`", "export": "export",
+    "transformers": "`engine=\"transformers\"`", "export": "export", "search": "search",
 }  # fmt: skip
 WRITTEN = "<!-- Written by docs/write_reference.py; change the code, then run it. -->\n"
 
@@ -58,16 +58,20 @@ def models(result: Path) -> str:
         "<!-- Written by docs/write_reference.py; run python -m benchmarks.engine.models, then it. -->\n",
         "Tiny random checkpoints of each family were served in every way, on a CPU, and had to answer as transformers",
         "and PEFT do: the base model, a LoRA expert, and a whole checkpoint. *export* means that an export, loaded by",
-        "transformers or PEFT, answers as the expert that it was made of.",
+        "transformers or PEFT, answers as the expert that it was made of. *search* is one iteration over the LoRA",
+        'experts and one over whole checkpoints, `parity_check="all"`.',
         f"Measured with {versions}. Nothing was run on a GPU. A family that is not here was not measured.\n",
         "| family | class | " + " | ".join(WAYS.values()) + " |",
         "|---|---|" + "---|" * len(WAYS),
     ]
     notes = []
     for family, one in found["families"].items():
-        marks = ["yes" if one.get(way) == "ok" else "no" for way in WAYS]
+        said = {way: one.get(way) or one.get("lora") for way in WAYS}  # one sentence for all where LoRA does not start
+        marks = ["yes" if answer == "ok" else "no" if answer else "not run" for answer in said.values()]
         lines.append(f"| {family} | `{one['class']}` | " + " | ".join(marks) + " |")
-        notes += [f"- **{family}**, {WAYS[way]}: {one.get(way, 'not reached')}" for way in WAYS if one.get(way) != "ok"]
+        notes += [
+            f"- **{family}**, {WAYS[way]}: {answer}" for way, answer in said.items() if answer not in ("ok", None)
+        ]
     if notes:
         lines += ["", "## What the others say\n", *notes]
     return "\n".join(lines) + "\n"
