@@ -1,74 +1,106 @@
-"""Families of models in vLLM: each is served in the ways that docs/reference/models.md says, as transformers does.
+"""Families of models in vLLM: searches in each way of serving, every load checked against transformers, and exports.
 
-`python -m benchmarks.engine.models` measures the families of the page. Here is one whose loader differs from
-others: Falcon's takes query, key and value of each head apart.
+`python -m benchmarks.engine.models` measures all families of docs/reference/models.md. Here are those whose names and
+tensors lie in different ways: query, key and value fused in the checkpoint (Phi-3, GPT-NeoX), by heads (Falcon),
+transposed (GPT-2), stacked experts of a layer (Qwen3-MoE, Mixtral), other names in vLLM (StarCoder2, GPT-NeoX), and
+models that transformers cannot build in vLLM's process (OLMo 2).
 """
 
 import json
+import multiprocessing
+from concurrent.futures import ProcessPoolExecutor
 
 import pytest
+import torch
 from helpers_families import FAMILIES, answers, make_family
+from helpers_search import write_data
+from safetensors.torch import load_file, save_file
 
-from modelswarms_fast.config import EngineConfig
-from modelswarms_fast.engines.protocol import Request
+from modelswarms_fast import Experiment
+from modelswarms_fast.config import EngineConfig, SwarmConfig
 from modelswarms_fast.engines.start import start_engine
 from modelswarms_fast.errors import InputError
-from modelswarms_fast.weights.experts import read_experts
+from modelswarms_fast.weights.experts import export, read_experts
 
 pytest.importorskip("vllm")
 
+from modelswarms_fast.engines.vllm.engine import VllmEngine
 from modelswarms_fast.engines.vllm.launch import lacks_slots
 
 pytestmark = [pytest.mark.vllm, pytest.mark.slow]
 
 PROMPT = [5, 6, 7, 8, 9, 10]
 CONFIG = {"dtype": "float32", "max_model_len": 64, "slots": 2, "serve": "auto", "state": "mixture"}
+THREE = ["merged", "slots", "mixture"]
 
 
-def served(folder, kind, right, base):
-    """The largest difference of each open mode, of an expert and of the base before and after it; what is refused."""
-    experts = read_experts(folder / kind)
-    engine = start_engine(folder / "base", experts, EngineConfig(**CONFIG))
-    worst = {}
-    try:
-        for mode in engine._modes:
-            engine.set_mode(mode)
-            differences = []
-            for slot in (None, 0, None):
-                if slot is None:
-                    engine.restore()
-                else:
-                    engine.load(slot, experts.rows[1])
-                said = engine.log_probs(Request(slot, PROMPT), top=20)
-                wanted = base if slot is None else right
-                differences += [abs(value - wanted[token]) for token, value in said.items()]
-            worst[mode] = max(differences)
-        return worst, engine.refused
-    finally:
-        engine.close()
+@pytest.fixture(scope="module")
+def apart():
+    """A process without vLLM, which changes classes of transformers where it builds a model."""
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
+        yield process
+
+
+def mixed(folders, coefficients, out):
+    """A copy of the first of these folders whose tensors are a mixture of theirs."""
+    out.mkdir()
+    for file in folders[0].iterdir():
+        (out / file.name).write_bytes(file.read_bytes())
+    (name,) = [file.name for file in out.glob("*.safetensors")]
+    files = [load_file(folder / name) for folder in folders]
+    pairs = list(zip(coefficients, files, strict=True))
+    save_file({key: sum(c * one[key] for c, one in pairs) for key in files[0]}, out / name, {"format": "pt"})
+    return out
 
 
 @pytest.mark.parametrize(
-    ("name", "kind", "modes"),
+    ("name", "kind", "ways"),
     [
+        ("Gemma 3", "experts", THREE),
+        ("Phi-3", "experts", THREE),
+        ("OLMo 2", "experts", THREE),
+        ("StarCoder2", "experts", THREE),
+        ("GPT-NeoX", "experts", THREE),
+        ("GPT-2", "experts", ["merged", "mixture"]),
+        ("Qwen3-MoE", "experts", ["merged", "mixture"]),
+        ("Mixtral", "full", ["merged"]),
         ("Falcon 40B", "experts", ["merged"]),
     ],
 )
-def test_a_family_is_served_as_transformers_does(tmp_path, name, kind, modes):
+def test_a_family_is_searched_in_each_way_and_exported(tmp_path, apart, monkeypatch, name, kind, ways):
+    monkeypatch.setattr(VllmEngine, "autotune", lambda *_: None)  # seconds, for a choice that is made here
     family = FAMILIES[name]
     make_family(family, tmp_path)
-    # Before vLLM starts, which changes classes of transformers that it builds models from.
-    base = answers(family, tmp_path / "base", None, PROMPT)
-    whole = kind == "full"
-    model, adapter = (tmp_path / "full" / "1", None) if whole else (tmp_path / "base", tmp_path / "experts" / "1")
-    right = answers(family, model, adapter, PROMPT)
-    assert max(abs(a - b) for a, b in zip(base, right, strict=True)) > 0.05
-    worst, refused = served(tmp_path, kind, right, base)
-    assert list(worst) == modes
-    assert max(worst.values()) < 5e-4, worst
-    if name == "Falcon 40B":
-        assert "has no LoRA slots for FalconForCausalLM; use serve='merged'" in refused["slots"]
-        assert "in another order than the checkpoint; use serve='merged'" in refused["mixture"]
+    write_data(tmp_path / "data.json", 4)
+    experiment = Experiment(
+        tmp_path / kind, base=str(tmp_path / "base"), task="helpers_search:vowels", data=tmp_path / "data.json",
+        out=tmp_path / "run", max_tokens=2, parity_check="all", **CONFIG,
+    )  # fmt: skip
+    with experiment:
+        assert list(experiment.engine._modes) == ways
+        for seed, way in enumerate(ways):
+            experiment.engine.set_mode(way)
+            before = experiment.evaluator.spent.evaluations
+            experiment.search(SwarmConfig(particles=len(experiment.names), iterations=1, seed=seed))
+            assert experiment.engine.serve == way
+            loads = experiment.evaluator.spent.evaluations - before
+            assert loads >= len(experiment.names), "else scores came from a cache, and nothing was checked"
+            experiment.check_base()
+        if name == "Falcon 40B":
+            assert "has no LoRA slots for FalconForCausalLM; use serve='merged'" in experiment.engine.refused["slots"]
+            assert "in another order than the checkpoint; use serve='merged'" in experiment.engine.refused["mixture"]
+    mixture = [0.5, 0.75, -0.25] if kind == "experts" else [0.4, 0.6]
+    row = experiment.mix(torch.tensor(mixture))
+    export(tmp_path / "winner", row, experiment.experts, base=tmp_path / "base", provenance={})
+    expected = mixed([tmp_path / kind / one for one in experiment.names], mixture, tmp_path / "expected")
+
+    def said(folder):
+        base, adapter = (folder, None) if kind == "full" else (tmp_path / "base", folder)
+        return apart.submit(answers, family, base, adapter, PROMPT).result()
+
+    right, base = said(expected), apart.submit(answers, family, tmp_path / "base", None, PROMPT).result()
+    assert max(abs(a - b) for a, b in zip(base, right, strict=True)) > 0.02
+    assert said(tmp_path / "winner") == pytest.approx(right, abs=1e-4)
 
 
 def architectures(folder, **config):
