@@ -21,7 +21,7 @@ def start_engine(base: Path, experts: Experts | None, config: EngineConfig) -> E
         InputError: the engine is not installed, or the layout does not fit the base model.
     """
     if config.tensor_parallel > 1:
-        _check_parts(json.loads((base / "config.json").read_text()), config.tensor_parallel)
+        _check_parts(text_config(base), config.tensor_parallel)
     if config.own_processes:
         from modelswarms_fast.engines.pool.pool import EnginePool
 
@@ -41,11 +41,18 @@ def start_here(base: Path, experts: Experts | None, config: EngineConfig) -> Eng
     return VllmEngine(base, experts, config, dtype=dtype, max_model_len=longest)
 
 
+def text_config(base: Path) -> dict[str, Any]:
+    """The base model's config.json; of one that wraps a text model, with what its text model has of its own."""
+    config: dict[str, Any] = json.loads((base / "config.json").read_text())
+    inner = config.get("text_config")
+    return config | inner if isinstance(inner, dict) else config
+
+
 def max_model_len_of(base: Path, config: EngineConfig) -> int:
     """The most tokens of a prompt and its completion: as set, or as many as the base has positions. Raises InputError
     for positions that are no number."""
     file = base / "config.json"
-    longest = json.loads(file.read_text()).get("max_position_embeddings", config.max_model_len)
+    longest = text_config(base).get("max_position_embeddings", config.max_model_len)
     if type(longest) is not int or longest < 1:
         raise InputError(f"{file}: max_position_embeddings is {longest!r}; make it a whole number above 0")
     return min(config.max_model_len, longest)
@@ -62,7 +69,7 @@ def dtype_of(base: Path, config: EngineConfig) -> str:
     if config.dtype != "auto":
         return config.dtype
     file = base / "config.json"
-    base_config = json.loads(file.read_text())
+    base_config = text_config(base)
     own = base_config.get("dtype") or base_config.get("torch_dtype") or "float32"
     if own not in ("float32", "bfloat16", "float16", "float64"):
         raise InputError(f"{file}: dtype is {own!r}; make it float32, bfloat16 or float16")

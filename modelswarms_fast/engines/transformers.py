@@ -3,25 +3,29 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from peft import LoraConfig, get_peft_model
-from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, LogitsProcessor, LogitsProcessorList
+from transformers import AutoTokenizer, GenerationConfig, LogitsProcessor, LogitsProcessorList
 
 from modelswarms_fast.config import Serve
 from modelswarms_fast.engines.checkpoint_names import tensors_in
 from modelswarms_fast.engines.protocol import Completion, Request, Watch, working
 from modelswarms_fast.engines.sampling import Draw
+from modelswarms_fast.engines.tensor_names import auto_class, names_in_model
 from modelswarms_fast.errors import InputError
 from modelswarms_fast.weights.adapter_forms import PREFIX
+from modelswarms_fast.weights.adapters import ranks_and_alphas
 from modelswarms_fast.weights.base_model import loading
 from modelswarms_fast.weights.experts import Experts
 from modelswarms_fast.weights.mixing import mix_row, row_form
 
 BATCH = 16
+_FIELDS = LoraConfig.__dataclass_fields__
 LOGITS = 4096  # tokens of a forward pass that looks at continuations: each has a logit for every word there is
 
 
@@ -47,6 +51,27 @@ class _DrawnTokens(LogitsProcessor):
 def _contiguous(module: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
     """Else torch multiplies by a copy of a frozen head for each prompt: 335 MB with a vocabulary of 262,144."""
     return (inputs[0].contiguous(), *inputs[1:])
+
+
+def _adapter_names(model: Any, form: Experts) -> dict[str, str]:
+    """Of an adapter's tensors, and of its modules: their names in the model that peft makes of this one."""
+    own = names_in_model(model, [*(f"{module.name}.weight" for module in form.modules), *form.whole])
+    found = {f"{PREFIX}{name}": f"{PREFIX}{own[name]}" for name in form.whole}
+    for module in form.modules:
+        path = own[f"{module.name}.weight"].removesuffix(".weight")
+        found[module.name] = path
+        found[module.a] = f"{PREFIX}{path}.lora_A.default.weight"
+        found[module.b] = f"{PREFIX}{path}.lora_B.default.weight"
+    return found
+
+
+def _config(form: Experts, names: Mapping[str, str]) -> dict[str, Any]:
+    """adapter_config.json of rows whose modules have these names in the model."""
+    if all(names[module.name] == module.name for module in form.modules):
+        return form.config
+    modules = [replace(module, name=names[module.name]) for module in form.modules]
+    off = dict.fromkeys(("exclude_modules", "layers_to_transform", "layers_pattern"))
+    return form.config | ranks_and_alphas(modules) | off | {"target_modules": [module.name for module in modules]}
 
 
 class TransformersEngine:
@@ -83,7 +108,7 @@ class TransformersEngine:
         self.device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
         with loading(base):
             self.tokenizer = AutoTokenizer.from_pretrained(base, trust_remote_code=False, padding_side="left")
-            loaded: Any = AutoModelForCausalLM.from_pretrained(
+            loaded: Any = auto_class(base).from_pretrained(
                 base,
                 dtype=dtype if dtype == "auto" else getattr(torch, dtype),
                 trust_remote_code=False,
@@ -96,10 +121,11 @@ class TransformersEngine:
         if missing := sorted(info["missing_keys"]):  # transformers would have made them up at random
             raise InputError(f"{base} has no tensor {missing[0]}, which its model needs; give a complete checkpoint.")
         adapter = experts is not None and experts.kind == "lora"
+        names: dict[str, str] = {}
         if experts is not None and adapter:
-            fields = {
-                key: value for key, value in row_form(experts).config.items() if key in LoraConfig.__dataclass_fields__
-            }
+            form = row_form(experts)
+            names = _adapter_names(model, form)
+            fields = {key: value for key, value in _config(form, names).items() if key in _FIELDS}
             fields |= {"inference_mode": True, "base_model_name_or_path": str(base)}
             model = get_peft_model(model, LoraConfig(**fields), autocast_adapter_dtype=False)
         self.model: Any = model.to(self.device).eval()
@@ -109,7 +135,7 @@ class TransformersEngine:
         self._live: dict[str, torch.Tensor] = {}
         if experts is not None:
             self._layout, self._experts = row_form(experts).layout, experts
-            self._live = self._find_parameters(adapter=adapter)
+            self._live = self._find_parameters(names, adapter=adapter)
         self._lost = not (keep_base or adapter)
         whole = {f"{PREFIX}{name}" for name in experts.whole} if experts is not None else set()
         kept = [live for name, live in self._live.items() if name in whole or not adapter]
@@ -117,8 +143,8 @@ class TransformersEngine:
         if adapter:
             self.restore()
 
-    def _find_parameters(self, *, adapter: bool) -> dict[str, torch.Tensor]:
-        """Tensor name of the layout → live parameter."""
+    def _find_parameters(self, names: Mapping[str, str], *, adapter: bool) -> dict[str, torch.Tensor]:
+        """Tensor name of the layout → live parameter, by its name in the model."""
         parameters = dict(self.model.named_parameters(remove_duplicate=False))
         if not adapter:
             named = {spec.name for spec in self._layout.specs}
@@ -129,12 +155,10 @@ class TransformersEngine:
                     parameters |= tensors
         found = {}
         for spec in self._layout.specs:
-            name = spec.name
-            if adapter:
-                name = name.replace(".lora_A.", ".lora_A.default.").replace(".lora_B.", ".lora_B.default.")
-                if name not in parameters:  # trained whole
-                    path, _, kind = name.rpartition(".")
-                    name = f"{path}.modules_to_save.default.{kind}"
+            name = names.get(spec.name, spec.name)
+            if adapter and name not in parameters:  # trained whole
+                path, _, kind = name.rpartition(".")
+                name = f"{path}.modules_to_save.default.{kind}"
             if name not in parameters or tuple(parameters[name].shape) != spec.shape:
                 raise InputError(f"{spec.name} does not fit the base model; use the base that the experts share.")
             found[spec.name] = parameters[name].data

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,6 +13,7 @@ import torch
 import transformers
 from helpers_search import write_tokenizer
 from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors.torch import load_file, save_file
 
 RANK = 4
 LLAMA = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
@@ -33,7 +36,8 @@ class Family:
     config: str
     model: str
     settings: dict[str, Any] = field(default_factory=dict)
-    targets: list[str] = field(default_factory=lambda: LLAMA)
+    targets: list[str] | str = field(default_factory=lambda: LLAMA)
+    """Names or a regular expression, as in PEFT."""
     build: Callable[[Family], Any] | None = None
 
     def config_of(self) -> Any:
@@ -50,6 +54,24 @@ class Family:
 
 def _causal(stem: str, targets: list[str] = LLAMA, config: str | None = None, **settings: Any) -> Family:
     return Family(config or f"{stem}Config", f"{stem}ForCausalLM", settings, targets)
+
+
+_SEES: dict[str, Any] = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 1,
+                         "image_size": 28, "patch_size": 14}  # fmt: skip
+_SEES_QWEN: dict[str, Any] = {"depth": 1, "hidden_size": 32, "intermediate_size": 32, "num_heads": 1,
+                              "out_hidden_size": 128}  # fmt: skip
+
+
+def _wrapped(stem: str, text: dict[str, Any], vision: dict[str, Any], **settings: Any) -> Family:
+    """A vision-language model; its text model alone is adapted."""
+
+    def build(family: Family) -> Any:
+        tied = {"tie_word_embeddings": (_BASIC | text)["tie_word_embeddings"]}
+        config = getattr(transformers, family.config)
+        return config(text_config=_BASIC | text, vision_config=vision, **tied, **settings)
+
+    targets = rf".*\.language_model\..*\.({'|'.join(LLAMA)})"
+    return Family(f"{stem}Config", f"{stem}ForConditionalGeneration", targets=targets, build=build)
 
 
 FAMILIES: dict[str, Family] = {
@@ -82,6 +104,15 @@ FAMILIES: dict[str, Family] = {
     "Mixtral": _causal("Mixtral", LLAMA[:4], num_local_experts=4, num_experts_per_tok=2, tie_word_embeddings=False),
     "Qwen3-MoE": _causal("Qwen3Moe", LLAMA[:4], **_HEADS, num_experts=4, num_experts_per_tok=2,
                          moe_intermediate_size=32, tie_word_embeddings=False),
+    "Gemma 3 (images)": _wrapped(
+        "Gemma3", _HEADS | {"query_pre_attn_scalar": 32, "sliding_window": 32}, _SEES,
+        mm_tokens_per_image=4, boi_token_index=61, eoi_token_index=62, image_token_index=63),
+    "Qwen2.5-VL": _wrapped(
+        "Qwen2_5_VL", {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [4, 6, 6]}},
+        _SEES_QWEN, image_token_id=60, video_token_id=61, vision_start_token_id=62, vision_end_token_id=63),
+    "Mistral 3": _wrapped(
+        "Mistral3", {"model_type": "mistral", "head_dim": 32, "tie_word_embeddings": False},
+        {"model_type": "pixtral", **_SEES}, image_token_index=63),
 }  # fmt: skip
 
 
@@ -120,6 +151,18 @@ def make_lora(family: Family, base: Path, folder: Path, seed: int, targets: Any 
         if "lora_" in name:
             parameter.data = torch.randn(parameter.shape, generator=generator) * 0.2
     model.save_pretrained(folder)
+
+
+def respell(adapter: Path, folder: Path, old: str, new: str) -> Path:
+    """A copy of an adapter whose modules' names begin in another way: as other trainers leave them."""
+    shutil.copytree(adapter, folder)
+    tensors = load_file(folder / "adapter_model.safetensors")
+    prefix = "base_model.model."
+    save_file({prefix + new + name.removeprefix(prefix + old): one for name, one in tensors.items()},
+              folder / "adapter_model.safetensors")  # fmt: skip
+    config = json.loads((folder / "adapter_config.json").read_text())
+    (folder / "adapter_config.json").write_text(json.dumps(config | {"target_modules": LLAMA}))
+    return folder
 
 
 def make_family(family: Family, folder: Path) -> None:

@@ -73,8 +73,12 @@ def vllm_arguments(
     dtype: str,
     max_model_len: int,
     on_cpu: bool,
+    text_only: bool = False,
 ) -> dict[str, Any]:
-    """Arguments of vLLM's `LLM` for an engine with these serving modes; `config.engine_options` override ours."""
+    """Arguments of vLLM's `LLM` for an engine with these serving modes; `config.engine_options` override ours.
+
+    With `text_only` vLLM leaves out what a model has to see and to hear with.
+    """
     ranks = config.tensor_parallel
     arguments: dict[str, Any] = {
         "model": str(base),
@@ -89,6 +93,8 @@ def vllm_arguments(
         "seed": 0,
         "worker_extension_cls": WORKER if ranks == 1 else RANK_WORKER,
     }
+    if text_only:
+        arguments["language_model_only"] = True
     if config.max_num_seqs is not None:
         arguments["max_num_seqs"] = config.max_num_seqs
     if on_cpu:

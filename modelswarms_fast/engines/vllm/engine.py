@@ -16,7 +16,13 @@ import torch
 from modelswarms_fast.config import EngineConfig, Sampling, Serve
 from modelswarms_fast.engines.protocol import Completion, Request, Watch, complete, working
 from modelswarms_fast.engines.vllm.arguments import check_options, open_modes, vllm_arguments
-from modelswarms_fast.engines.vllm.launch import environment_of, import_vllm, lacks_slots, start_vllm
+from modelswarms_fast.engines.vllm.launch import (
+    environment_of,
+    import_vllm,
+    lacks_slots,
+    start_vllm,
+    wraps_text,
+)
 from modelswarms_fast.engines.vllm.relied_on import check_names
 from modelswarms_fast.engines.vllm.tensor_parallel import Ranks
 from modelswarms_fast.errors import InputError
@@ -62,8 +68,9 @@ class VllmEngine:
                 raise InputError(self.refused["slots"])
         check_names(["engine", *modes, *(["cpu"] if on_cpu else [])])
         check_options(config.engine_options, modes, known)
+        text_only = wraps_text(base) and "language_model_only" in known
         arguments = vllm_arguments(
-            base, modules, modes, config, dtype=dtype, max_model_len=max_model_len, on_cpu=on_cpu
+            base, modules, modes, config, dtype=dtype, max_model_len=max_model_len, on_cpu=on_cpu, text_only=text_only
         )
         self.watch: Watch | None = None
         self.auto_timings: dict[str, float] = {}

@@ -9,6 +9,7 @@ import os
 from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import fields
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +53,21 @@ def lacks_slots(base: Path, on_cpu: bool) -> str | None:
         if name in ModelRegistry.models:
             return None if supports_lora(ModelRegistry.models[name].load_model_cls()) else name
     return None  # built by transformers, with vLLM's own linear layers
+
+
+def wraps_text(base: Path) -> bool:
+    """Whether the base model is a text model with parts around it that see or hear, which vLLM is to leave out.
+
+    Raises InputError if vLLM would not find what it imports for it all the same.
+    """
+    if not isinstance(json.loads((base / "config.json").read_text()).get("text_config"), dict):
+        return False
+    if find_spec("torchvision") is None:
+        raise InputError(
+            f"vLLM imports torchvision for {base}, which wraps a text model, and it is not installed; install it, or "
+            "use engine='transformers'."
+        )
+    return True
 
 
 def environment_of(ranks: int, on_cpu: bool) -> dict[str, str]:

@@ -124,7 +124,7 @@ class WeightMap:
         A layer of a text model that the checkpoint wraps may be named as in the text model alone.
 
         Raises:
-            InputError: as `resolve`.
+            InputError: as `resolve`, and for two names of one layer.
         """
         shapes = {}
         for layer, shape in wanted.items():
@@ -140,6 +140,14 @@ class WeightMap:
             if weight.shape != shape:
                 raise _other_shape(name, shape, weight.shape)
             found[layer] = weight
+        places: dict[int, str] = {}
+        for layer, weight in found.items():
+            other = places.setdefault(weight.parts[0].live.data_ptr(), layer)
+            if other != layer:
+                raise InputError(
+                    f"{other} and {layer} are the same layer of the base model; give experts that were trained on the "
+                    "same class of model, the whole one or its text model alone."
+                )
         return found
 
     def tied(self, weight: Weight) -> str | None:
