@@ -20,7 +20,7 @@ from modelswarms_fast.engines.tensor_names import auto_class, names_in_model
 from modelswarms_fast.errors import InputError
 from modelswarms_fast.weights.adapter_forms import PREFIX
 from modelswarms_fast.weights.adapters import ranks_and_alphas
-from modelswarms_fast.weights.base_model import loading
+from modelswarms_fast.weights.base_model import cap_attention, loading
 from modelswarms_fast.weights.experts import Experts
 from modelswarms_fast.weights.mixing import mix_row, row_form
 
@@ -120,6 +120,7 @@ class TransformersEngine:
         model, info = loaded
         if missing := sorted(info["missing_keys"]):  # transformers would have made them up at random
             raise InputError(f"{base} has no tensor {missing[0]}, which its model needs; give a complete checkpoint.")
+        cap_attention(model)
         adapter = experts is not None and experts.kind == "lora"
         names: dict[str, str] = {}
         if experts is not None and adapter:

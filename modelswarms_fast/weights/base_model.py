@@ -76,6 +76,16 @@ def _checked(folder: Path) -> Path:
     return folder
 
 
+def cap_attention(model: Any) -> Any:
+    """A model of transformers whose attention caps its scores where the config says so, as in Gemma 2.
+
+    The attention that transformers takes by itself, torch's, leaves the cap out without a word.
+    """
+    if getattr(model.config.get_text_config(), "attn_logit_softcapping", None) is not None:
+        model.set_attn_implementation("eager")
+    return model
+
+
 @contextmanager
 def loading(folder: Path) -> Iterator[None]:
     """Whatever transformers raises when it loads a model or tokenizer from here is one sentence: an InputError."""

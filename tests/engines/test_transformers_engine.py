@@ -1,5 +1,7 @@
 """What the transformers engine refuses, rather than serve another model, and what its head is given."""
 
+from dataclasses import replace
+
 import pytest
 from helpers_ensemble import llama
 from helpers_families import FAMILIES, answers, make_full, make_model
@@ -60,6 +62,16 @@ def test_whole_checkpoints_that_lack_an_expert_of_a_layer_are_refused(tmp_path):
     experts = read_experts(tmp_path / "experts")
     with pytest.raises(InputError, match=r"no tensor model\.layers\.1\.block_sparse_moe\.experts\.3\.w2\.weight"):
         TransformersEngine(tmp_path / "base", experts)
+
+
+def test_attention_is_capped_as_the_config_says(tmp_path):
+    """In Gemma 2, where the attention that transformers takes by itself is not."""
+    family = FAMILIES["Gemma 2"]
+    family = replace(family, settings=family.settings | {"attn_logit_softcapping": 0.5})
+    make_model(family, tmp_path)
+    right = answers(family, tmp_path, None, [5, 6, 7, 8, 9, 10])
+    said = TransformersEngine(tmp_path, None).log_probs(Request(None, [5, 6, 7, 8, 9, 10]))
+    assert [said[token] for token in range(64)] == pytest.approx(right, abs=1e-5)
 
 
 def test_the_head_is_not_copied_for_each_prompt(tmp_path):

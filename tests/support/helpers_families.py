@@ -176,7 +176,7 @@ def make_family(family: Family, folder: Path) -> None:
 
 def answers(family: Family, base: Path, adapter: Path | None, prompt: list[int]) -> list[float]:
     """Log-probabilities of the next token by transformers, with an adapter by PEFT."""
-    model = family.model_class().from_pretrained(base)
+    model = family.model_class().from_pretrained(base, attn_implementation="eager")  # others leave out Gemma 2's cap
     if adapter is not None:
         model = PeftModel.from_pretrained(model, adapter)
     with torch.no_grad():

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from modelswarms_fast.errors import InputError
+from modelswarms_fast.weights.base_model import cap_attention
 
 DTYPES = ("float32", "bfloat16", "float16")
 
@@ -39,7 +40,7 @@ class Classifier:
                 f"cannot load a sequence classifier from {name} ({why}); give a folder or hub id of one with a "
                 "tokenizer and safetensors weights"
             ) from error
-        self.model, info = loaded
+        self.model, info = cap_attention(loaded[0]), loaded[1]
         if missing := sorted(info["missing_keys"]):  # a head that transformers would have made up at random
             raise InputError(
                 f"{name} has no weights for {missing[0]}, so it is no sequence classifier; train one first"

@@ -16,6 +16,7 @@ from modelswarms_fast.evaluation.chat import Chat
 from modelswarms_fast.runs.baselines import Choice
 from modelswarms_fast.runs.experiment import Experiment
 from modelswarms_fast.runs.training_data import Pairs, read_training_data
+from modelswarms_fast.weights.base_model import cap_attention
 from modelswarms_fast.weights.experts import Experts, export, read_model
 
 STEPS = 10  # for each expert: less than most experts have had, for a CPU has to be done with it
@@ -78,7 +79,7 @@ def train(
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        model = get_peft_model(model, LoraConfig(**fields)).to(device).train()  # A and B in float32
+        model = get_peft_model(cap_attention(model), LoraConfig(**fields)).to(device).train()  # A and B in float32
     examples = [encode(tokenizer, *pair, chat) for pair in pairs]
     weights = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
     optimizer = torch.optim.AdamW(weights.values(), lr=LEARNING_RATE, weight_decay=0.0)
