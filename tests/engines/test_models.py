@@ -12,12 +12,13 @@ from concurrent.futures import ProcessPoolExecutor
 
 import pytest
 import torch
-from helpers_families import FAMILIES, answers, make_family
+from helpers_families import FAMILIES, answers, make_family, respell
 from helpers_search import write_data
 from safetensors.torch import load_file, save_file
 
 from modelswarms_fast import Experiment
 from modelswarms_fast.config import EngineConfig, SwarmConfig
+from modelswarms_fast.engines.protocol import Request
 from modelswarms_fast.engines.start import start_engine
 from modelswarms_fast.errors import InputError
 from modelswarms_fast.weights.experts import export, read_experts
@@ -25,7 +26,7 @@ from modelswarms_fast.weights.experts import export, read_experts
 pytest.importorskip("vllm")
 
 from modelswarms_fast.engines.vllm.engine import VllmEngine
-from modelswarms_fast.engines.vllm.launch import lacks_slots
+from modelswarms_fast.engines.vllm.launch import lacks_slots, wraps_text
 
 pytestmark = [pytest.mark.vllm, pytest.mark.slow]
 
@@ -122,3 +123,37 @@ def test_slots_that_vllm_lacks_are_one_sentence(tmp_path):
     experts = read_experts(tmp_path / "experts")
     with pytest.raises(InputError, match=r"^vLLM has no LoRA slots for FalconForCausalLM; use serve='merged', or"):
         start_engine(tmp_path / "base", experts, EngineConfig(**CONFIG | {"serve": "slots", "state": "auto"}))
+
+
+def test_the_text_model_of_a_vision_language_model_is_served(tmp_path, apart):
+    """Experts that are named as by its text model alone do what they do in PEFT on the whole model."""
+    pytest.importorskip("torchvision")
+    family, whole = FAMILIES["Gemma 3 (images)"], "model.language_model."
+    make_family(family, tmp_path)
+    experts = read_experts(
+        [respell(tmp_path / "experts" / str(seed), tmp_path / f"{seed}", whole, "model.") for seed in range(2)]
+    )
+    adapters = (None, tmp_path / "experts" / "1")
+    base, right = (apart.submit(answers, family, tmp_path / "base", one, PROMPT).result() for one in adapters)
+    assert max(abs(a - b) for a, b in zip(base, right, strict=True)) > 0.05
+    engine = start_engine(tmp_path / "base", experts, EngineConfig(**CONFIG))
+    try:
+        assert list(engine._modes) == THREE
+        for mode in THREE:
+            engine.set_mode(mode)
+            for slot, wanted in ((None, base), (0, right), (None, base)):
+                if slot is None:
+                    engine.restore()
+                else:
+                    engine.load(slot, experts.rows[1])
+                said = engine.log_probs(Request(slot, PROMPT), top=20)
+                assert max(abs(value - wanted[token]) for token, value in said.items()) < 5e-4
+    finally:
+        engine.close()
+
+
+def test_a_vision_language_model_without_torchvision_is_one_sentence(tmp_path, monkeypatch):
+    monkeypatch.setattr("modelswarms_fast.engines.vllm.launch.find_spec", lambda name: None)
+    assert not wraps_text(architectures(tmp_path, model_type="llama"))
+    with pytest.raises(InputError, match=r"^vLLM imports torchvision for .*, which wraps a text model, and it is not"):
+        wraps_text(architectures(tmp_path, text_config={}))

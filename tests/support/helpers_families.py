@@ -6,6 +6,7 @@ import json
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -62,14 +63,14 @@ _SEES_QWEN: dict[str, Any] = {"depth": 1, "hidden_size": 32, "intermediate_size"
                               "out_hidden_size": 128}  # fmt: skip
 
 
+def _whole(family: Family, text: dict[str, Any], vision: dict[str, Any], settings: dict[str, Any]) -> Any:
+    tied = {"tie_word_embeddings": (_BASIC | text)["tie_word_embeddings"]}
+    return getattr(transformers, family.config)(text_config=_BASIC | text, vision_config=vision, **tied, **settings)
+
+
 def _wrapped(stem: str, text: dict[str, Any], vision: dict[str, Any], **settings: Any) -> Family:
     """A vision-language model; its text model alone is adapted."""
-
-    def build(family: Family) -> Any:
-        tied = {"tie_word_embeddings": (_BASIC | text)["tie_word_embeddings"]}
-        config = getattr(transformers, family.config)
-        return config(text_config=_BASIC | text, vision_config=vision, **tied, **settings)
-
+    build = partial(_whole, text=text, vision=vision, settings=settings)
     targets = rf".*\.language_model\..*\.({'|'.join(LLAMA)})"
     return Family(f"{stem}Config", f"{stem}ForConditionalGeneration", targets=targets, build=build)
 
