@@ -59,7 +59,7 @@ def models(result: Path) -> str:
         "Tiny random checkpoints of each family were served in every way, on a CPU, and had to answer as transformers",
         "and PEFT do: the base model, a LoRA expert, and a whole checkpoint. *export* means that an export, loaded by",
         "transformers or PEFT, answers as the expert that it was made of. *search* is one iteration over the LoRA",
-        'experts and one over whole checkpoints, `parity_check="all"`.',
+        'experts and one over whole checkpoints, served `merged`, with `parity_check="all"`.',
         f"Measured with {versions}. Nothing was run on a GPU. A family that is not here was not measured.\n",
         "| family | class | " + " | ".join(WAYS.values()) + " |",
         "|---|---|" + "---|" * len(WAYS),
