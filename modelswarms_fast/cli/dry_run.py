@@ -39,8 +39,8 @@ def show_dry_run(facts: dict[str, Any]) -> None:
         f"({longest['split']} example {longest['example']})",
     )
     _plan(console, facts)
-    for text in facts.get("memory_lines", ()):
-        line(console, f"memory: {text}")
+    for number, text in enumerate(facts.get("memory_lines", ())):
+        line(console, f"  {text}" if number else f"memory: {text}")
     if "state" in facts:
         line(console, f"state: {facts['state']} ({facts['state_reason']})")
     ways = f", serving {' or '.join(facts['serve'])}" if "serve" in facts else ""
@@ -79,5 +79,5 @@ def _time(console: Console, seconds: dict[str, float]) -> None:
 def _duration(seconds: float) -> str:
     for unit, size in (("h", 3600.0), ("min", 60.0)):
         if seconds >= 2 * size:
-            return f"{seconds / size:.2g} {unit}"
+            return f"{float(f'{seconds / size:.2g}'):g} {unit}"
     return f"{max(seconds, 1.0):.0f} s"

@@ -1,5 +1,7 @@
 """Dry runs: what is shown is what a run sends and takes; nothing starts, nothing is written, what is wrong is said."""
 
+import contextlib
+import io
 import json
 from pathlib import Path
 
@@ -11,6 +13,7 @@ from transformers import AutoModelForCausalLM
 from typer.testing import CliRunner
 
 from modelswarms_fast.cli import main
+from modelswarms_fast.cli.dry_run import show_dry_run
 from modelswarms_fast.config import EngineConfig
 from modelswarms_fast.errors import InputError
 from modelswarms_fast.runs import experiment as experiment_module
@@ -166,3 +169,15 @@ def test_this_machine_has_a_speed():
     assert speed.step >= 0
     assert speed.token >= 0
     assert speed.step + speed.token > 0
+
+
+def test_a_rough_time_is_written_in_plain_digits():
+    plan = {"requests": 1, "prompt_tokens": 1, "new_tokens": 1}
+    facts = {
+        "prompts": [], "examples": {"dev": 1}, "data_read": (), "data_warnings": (), "plan": plan,
+        "longest": {"tokens": 1, "max_model_len": 16, "split": "dev", "example": 0}, "follow_up": False,
+        "engine": "vllm", "dtype": "bfloat16",
+    }  # fmt: skip
+    with contextlib.redirect_stdout(io.StringIO()) as told:
+        show_dry_run(facts | {"rough_seconds": {"iteration": 31.4, "least": 372.0, "most": 6240.0}})
+    assert "rough time: 31 s an iteration, 6.2 min to 100 min in all" in told.getvalue()
