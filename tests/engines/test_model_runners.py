@@ -1,6 +1,7 @@
 """Which particle a token belongs to, told by either of vLLM's model runners."""
 
 import json
+import os
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -99,7 +100,9 @@ def test_mixtures_are_served_by_the_second_runner(tmp_path):
     import second_runner
 
     tiny = make_tiny(tmp_path, hidden_size=128)
-    run = subprocess.run([sys.executable, second_runner.__file__, str(tmp_path)], stdout=subprocess.PIPE, text=True)
+    program = [sys.executable, second_runner.__file__, str(tmp_path)]
+    environment = os.environ | second_runner.ENVIRONMENT
+    run = subprocess.run(program, stdout=subprocess.PIPE, text=True, env=environment)
     assert run.returncode == 0
     module, texts = json.loads(run.stdout.splitlines()[-1])
     assert module in ("vllm.v1.worker.cpu.model_runner", "vllm.v1.worker.gpu.model_runner")

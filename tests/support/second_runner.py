@@ -5,12 +5,9 @@ the name of the runner's module and what was completed, as JSON. Argument: the f
 """
 
 import json
-import os
 import sys
 from pathlib import Path
 from types import SimpleNamespace
-
-os.environ |= {"TRITON_INTERPRET": "1", "VLLM_USE_V2_MODEL_RUNNER": "1"}
 
 import torch
 from triton.backends import backends
@@ -23,6 +20,8 @@ from modelswarms_fast.weights.experts import read_experts
 MIXTURES = [[1.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.5, 0.5, 0.0], [1.5, -0.5, 0.0], [0.2, 0.3, 0.5]]
 REQUESTS = [Request(slot, prompt) for prompt in ([3, 4, 5, 6], [7, 8]) for slot in (None, *range(len(MIXTURES)))]
 TOKENS = 5
+ENVIRONMENT = {"TRITON_INTERPRET": "1", "VLLM_USE_V2_MODEL_RUNNER": "1"}
+"""Of the program."""
 # Few requests in a step, so that some begin while others are under way.
 CONFIG = EngineConfig(serve="mixture", state="mixture", dtype="float32", max_model_len=64, max_num_seqs=5)
 
