@@ -32,9 +32,9 @@ from modelswarms_fast.weights.weight_loader import CopyTarget, WeightCopier
 pytest.importorskip("vllm")
 
 from modelswarms_fast.engines.vllm import low_rank
+from modelswarms_fast.engines.vllm import mixture as mixture_module
 from modelswarms_fast.engines.vllm.cpu_patches import GroupedPunicaWrapper
 from modelswarms_fast.engines.vllm.lora_slots import RowSlots, SlotPart, row_slots, stacked_slots
-from modelswarms_fast.engines.vllm.mixture import MixtureServer
 
 pytestmark = [pytest.mark.vllm, pytest.mark.slow]
 
@@ -118,16 +118,16 @@ def test_as_many_particles_in_one_step_as_it_may_have_requests(engines, oracle, 
     engine = engines("mixture")
     prompt = list(oracle.tokenizer("3 km in m =")["input_ids"])
     mixtures = torch.randn((STEP, len(experts.names)), generator=torch.Generator().manual_seed(1))
-    steps, begin = [], MixtureServer.begin
+    steps, group = [], mixture_module.group_tokens
 
-    def counted(self, slots, tokens):
-        steps.append(len(set(slots)))
-        begin(self, slots, tokens)
+    def counted(of_token, blocks):
+        steps.append(len(of_token.unique()))
+        return group(of_token, blocks)
 
     for slot, mixture in enumerate(mixtures):
         engine.load_mixture(slot, mixture)
     with monkeypatch.context() as patch:
-        patch.setattr(MixtureServer, "begin", counted)
+        patch.setattr(mixture_module, "group_tokens", counted)
         together = complete(engine, [Request(slot, prompt) for slot in range(STEP)], 4)
     assert max(steps) == STEP
     assert len({completion.text for completion in together}) > 8
@@ -187,7 +187,7 @@ def test_the_parity_check_sees_a_base_that_is_not_restored(engines, oracle, prob
     parity_check = ParityCheck(engine, oracle)
     engine.load(0, experts.rows[0])
     monkeypatch.setattr(engine, "_versions", {})  # as if it had been restored
-    with pytest.raises(EngineError, match="does not serve the weights"):
+    with pytest.raises(EngineError, match="does not serve the base model"):
         parity_check.check(None, None)
     monkeypatch.undo()
     engine.restore()
