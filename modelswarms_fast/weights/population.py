@@ -237,7 +237,7 @@ class Population:
         return Position(mixture=self._mixture(particle, best))
 
     def row(self, particle: int, best: bool = False) -> torch.Tensor:
-        """Weights [D] of a particle's position, valid until the next call; a new row in state="mixture"."""
+        """Weights [D] of a particle's position, valid until the next call."""
         if self._weights is None:
             return self._mix(self._mixture(particle, best))
         table = self._weights.table
@@ -251,7 +251,7 @@ class Population:
         return rows[self._mixtures.table.x]
 
     def global_best(self) -> torch.Tensor:
-        """Weights [D] of the global best, valid until the next call; a new row in state="mixture"."""
+        """Weights [D] of the global best, valid until the next call."""
         if self._weights is None:
             return self._mix(self._best_mixture())
         return self._serve(self._weights.table.g)

@@ -16,6 +16,7 @@ from modelswarms_fast.runs.loop import SearchLoop
 from modelswarms_fast.runs.scheduler import run_alone
 from modelswarms_fast.runs.trial import Trial
 from modelswarms_fast.swarm import Swarm
+from modelswarms_fast.weights.experts import Experts
 from modelswarms_fast.weights.population import Population
 
 HISTORIES = 1000
@@ -81,7 +82,7 @@ def play(seed, drawn, stop_early):
     evaluator = Evaluator(engine, utility(prompts, score_range=drawn.span))
     swarm = Noted(drawn.config, drawn.experts)
     rows = torch.zeros(drawn.experts, 1)
-    pool = SimpleNamespace(names=("e",) * drawn.experts, rows=rows, room=rows, layout=None)
+    pool = Experts("full", ("e",) * drawn.experts, None, rows, rows, (), {}, ())
     config = EngineConfig(engine="transformers", state="mixture")
     particles = Population(pool, swarm.initial_positions(), config, torch.device("cpu"))
     lines = []

@@ -26,6 +26,7 @@ from modelswarms_fast.runs.loop import SearchLoop
 from modelswarms_fast.runs.trial import TrialSpec
 from modelswarms_fast.runs.trial_queue import run_searches
 from modelswarms_fast.swarm import Swarm
+from modelswarms_fast.weights.experts import Experts
 from modelswarms_fast.weights.population import Population
 
 PROMPTS = [f"question {index}" for index in range(9)]
@@ -47,7 +48,7 @@ class Fake:
         self.evaluator = Evaluator(self.engine, self.utility)
         rows = torch.zeros(3, 1)
         self.names = ("a", "b", "c")
-        self.experts = SimpleNamespace(names=self.names, rows=rows, room=rows, layout=None)
+        self.experts = Experts("full", self.names, None, rows, rows, (), {}, ())
         self.base_folder = None
         self.expert_products = [[1.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, 1.0]]
 

@@ -3,6 +3,7 @@
 import copy
 import random
 import tracemalloc
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -18,6 +19,7 @@ from modelswarms_fast.config import EngineConfig, SwarmConfig
 from modelswarms_fast.ops import mix_, swarm_update_rows_
 from modelswarms_fast.swarm import Moves, Swarm
 from modelswarms_fast.weights.arena import empty_rows
+from modelswarms_fast.weights.experts import Experts
 from modelswarms_fast.weights.row_table import RowTable, count_rows
 from modelswarms_fast.weights.rows import SwarmRows
 
@@ -272,7 +274,7 @@ def pool(experts, room=None):
     """As `read_experts` gives them, as far as Population looks."""
     layout = SimpleNamespace(size=experts.shape[1], dtype=experts.dtype)
     room = experts if room is None else room
-    return SimpleNamespace(rows=experts, room=room, names=tuple("abcdef"[: len(experts)]), layout=layout)
+    return Experts("full", tuple("abcdef"[: len(experts)]), layout, experts, room, (), {}, ())
 
 
 def search(swarm, particles, steps, before=lambda: None):
@@ -322,16 +324,19 @@ def test_the_swarm_moves_into_the_experts_room_only_if_it_fits(state, spare):
         population_of(which, swarm, EngineConfig(state=state))
         for which, swarm in zip((experts, alone), swarms, strict=True)
     ]
-    fits = state == "weights" and spare == 0
     storages = [particles.row(0).untyped_storage().data_ptr() for particles in both]
-    assert (storages[0] == room.untyped_storage().data_ptr()) == fits
-    assert storages[1] != alone.room.untyped_storage().data_ptr()
+    rooms = [one.untyped_storage().data_ptr() for one in (room, alone.room)]
+    if state == "weights":
+        assert (storages[0] == rooms[0]) == (spare == 0)
+        assert storages[1] != rooms[1]
+    else:  # an expert's row is not copied
+        assert storages == rooms
     moves = (search(swarm, particles, 5) for swarm, particles in zip(swarms, both, strict=True))
     for _ in zip(*moves, strict=True):
         for particle in range(4):
             assert_same(both[0].row(particle), both[1].row(particle))
     assert_same(alone.rows, values)
-    assert torch.equal(experts.rows, values) == (not fits)
+    assert torch.equal(experts.rows, values) == (not (state == "weights" and spare == 0))
 
 
 @pytest.mark.parametrize("dtype", HALF_TYPES, ids=str)
@@ -404,7 +409,7 @@ def test_experts_that_were_brought_to_a_device_are_let_go(state):
     values = random_rows(3, 64, torch.bfloat16, 0)
     experts = pool(values)
     if state == "mixture":
-        experts.rows = SimpleNamespace(to=lambda device: values.clone())
+        experts = replace(experts, rows=SimpleNamespace(to=lambda device: values.clone()))
     swarm = Swarm(SwarmConfig(particles=4), 3)
     particles = population_of(experts, swarm, EngineConfig(state=state))
     if particles._weights is not None:
