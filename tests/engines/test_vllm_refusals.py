@@ -109,7 +109,7 @@ def test_weights_in_another_form_are_refused(worker, experts, layer, form, serve
 @pytest.mark.parametrize("serve", ["merged", "slots", "mixture"])
 def test_a_copy_that_would_keep_old_weights_is_refused(worker, serve):
     spec = SimpleNamespace(name="model.layers.0.self_attn.kv_b_proj.weight")
-    changed = SimpleNamespace(layout=SimpleNamespace(specs=[spec]), modules=())
+    changed = SimpleNamespace(layout=SimpleNamespace(specs=[spec]), modules=(), whole=())
     worker.model_runner.model_config.use_mla = True
     with pytest.raises(InputError, match="kv_b_proj"):
         worker.swarm_attach(serve, changed)
@@ -118,7 +118,7 @@ def test_a_copy_that_would_keep_old_weights_is_refused(worker, serve):
 def test_a_head_that_would_be_written_over_the_embeddings_is_refused(worker, tiny_base):
     """Two tensors of a checkpoint with one place, where the last would win."""
     tensors = {"model.embed_tokens.weight": torch.ones(64, 32), "lm_head.weight": torch.zeros(64, 32)}
-    changed = SimpleNamespace(layout=Layout.of(tensors), modules=())
+    changed = SimpleNamespace(layout=Layout.of(tensors), modules=(), whole=())
     model = Loader()
     model.model = torch.nn.Module()
     own = load_file(tiny_base / "model.safetensors")["model.embed_tokens.weight"]
@@ -139,7 +139,8 @@ def a_head(*, tied):
     model.requires_grad_(False)
     layout = Layout.of({"a": torch.empty(4, 32), "b": torch.empty(64, 4)}, torch.float32)
     module = LoraModule("lm_head", "a", "b", 4, 2.0)
-    experts = SimpleNamespace(layout=layout, modules=(module,), rows=torch.ones(2, layout.size), combine="factors")
+    rows = torch.ones(2, layout.size)
+    experts = SimpleNamespace(layout=layout, modules=(module,), rows=rows, combine="factors", whole=())
     return model, experts
 
 
