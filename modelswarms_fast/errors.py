@@ -1,11 +1,70 @@
-"""The exceptions that end a run with one sentence."""
+"""The exceptions that end a run with one sentence, and how a sentence quotes what it was given."""
+
+from __future__ import annotations
+
+import re
+
+QUOTED = 100
+"""Most characters that a sentence quotes of one value."""
+LONGEST = 600
+"""Most characters of a sentence, however much it quotes."""
+
+_COLOURS = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]|\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)|\x1b[@-_]")
+_LINE_ENDS = re.compile(r" *[\t\n\r\v\f\x1c-\x1e\x85\u2028\u2029]\s*")
+
+
+def short(value: object, longest: int = QUOTED) -> str:
+    """A value as a sentence may quote it: on one line, without control characters, of at most `longest` characters.
+
+    Texts of other libraries and of servers go through it as well: their colour codes are dropped, line ends become
+    spaces, and other characters that a terminal would obey are written as escapes. A longer text loses its end.
+    """
+    text = one_line(_text(value)[: 8 * longest])
+    return text if len(text) <= longest else f"{text[: longest - 1]}…"
+
+
+def quoted(value: object, longest: int = QUOTED) -> str:
+    """A value as Python would write it, so in quotes if it is a text; else as `short`."""
+    return short(repr(value[:longest]) + "…" * (len(value) > longest) if isinstance(value, str) else value, longest + 3)
+
+
+def one_line(text: str) -> str:
+    """A text on one line, without colour codes; other characters that are not printed are written as escapes."""
+    text = _LINE_ENDS.sub(" ", _COLOURS.sub("", text)).strip()
+    return text if text.isprintable() else "".join(map(_printed, text))
+
+
+def _printed(character: str) -> str:
+    return character if character.isprintable() else character.encode("unicode_escape").decode()
+
+
+def _text(value: object) -> str:
+    """What `str` makes of an error or a text, and `repr` of any other value, if they can."""
+    try:
+        return str(value) if isinstance(value, str | BaseException) else repr(value)
+    except Exception:  # nested too deeply, or a whole number of more digits than Python prints
+        return f"what cannot be shown, of type {type(value).__name__}"
+
+
+def _sentence(message: object) -> str:
+    """A message on one line of at most LONGEST characters. A longer one keeps its beginning and its end, the remedy."""
+    text = _text(message)
+    head, tail = 2 * LONGEST // 3, LONGEST // 3 - 1
+    if len(text) > 8 * LONGEST:  # cleaned in part, so that megabytes cost no time
+        text = text[: 4 * LONGEST] + text[-4 * LONGEST :]
+    text = one_line(text)
+    return text if len(text) <= LONGEST else f"{text[:head]}…{text[-tail:]}"
 
 
 class InputError(ValueError):
     """Something the user gave cannot be used: one sentence that names it and the remedy.
 
-    The command line prints the message and exits with status 2, without a traceback.
+    The command line prints the message and exits with status 2, without a traceback. Whatever the message quotes, it is
+    one line of at most LONGEST characters without control characters.
     """
+
+    def __init__(self, message: object = "") -> None:
+        super().__init__(_sentence(message))
 
 
 class EngineError(RuntimeError):
@@ -13,3 +72,6 @@ class EngineError(RuntimeError):
 
     The command line treats it as it does an InputError.
     """
+
+    def __init__(self, message: object = "") -> None:
+        super().__init__(_sentence(message))
