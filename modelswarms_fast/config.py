@@ -162,7 +162,7 @@ class TaskConfig:
         _check(self.chat != "", "chat is empty; give 'base', or a .jinja file.")
         _check(
             self.system is None or self.chat is not None,
-            "system is given without chat, so no message would hold it; give --chat base too.",
+            "system is given without chat, so no message would hold it; give --chat too.",
         )
 
 

@@ -66,7 +66,7 @@ def main() -> None:
     if isinstance(sys.stdout, io.TextIOWrapper):  # as stderr is: what it cannot encode must not cost the results
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
-        app(prog_name=PROGRAM)
+        app(_with_chat(sys.argv[1:]), prog_name=PROGRAM)
     except (InputError, EngineError) as error:
         say(f"error: {error}", style="red")
         sys.exit(2)
@@ -76,6 +76,16 @@ def main() -> None:
         log.info("%s", traceback.format_exc())
         say(f"error: {error.filename}: {error.strerror}; give another path.", style="red")
         sys.exit(2)
+
+
+def _with_chat(words: list[str]) -> list[str]:
+    """`--chat` without a template is `--chat base`. typer has no option whose value may be left out."""
+    after = [*words, "--"][1:]
+    return [
+        part
+        for word, following in zip(words, after, strict=True)
+        for part in ([word, "base"] if word == "--chat" and following.startswith("-") else [word])
+    ]
 
 
 def _quiet() -> None:

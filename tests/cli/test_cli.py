@@ -36,6 +36,14 @@ def arguments(tiny):
     return [text for name, value in (given | {"dtype": "float32"}).items() for text in (f"--{name}", value)]
 
 
+@pytest.mark.parametrize(
+    "words", [[], ["--chat"], ["--chat", "--seed", "3"], ["--chat", "base"], ["--chat", "t.jinja"]]
+)
+def test_a_chat_without_a_template_is_that_of_the_base(words):
+    expected = {"--chat": ["--chat", "base"], "--chat --seed 3": ["--chat", "base", "--seed", "3"]}
+    assert main._with_chat(words) == expected.get(" ".join(words), words)
+
+
 def test_search_then_evaluate(tiny, arguments, tmp_path, monkeypatch, capsys):
     out = tmp_path / "run"
     code = run(monkeypatch, "search", tiny["experts"], *arguments, "--out", out, "--iterations", 2, "--particles", 4)

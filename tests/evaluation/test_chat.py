@@ -125,7 +125,7 @@ def test_a_template_from_a_file(letters, data, tmp_path):
 
 
 def test_what_cannot_be_used_is_one_sentence(letters, data, tmp_path):
-    with pytest.raises(InputError, match=r"system is given without chat.*; give --chat base too"):
+    with pytest.raises(InputError, match=r"system is given without chat.*; give --chat too"):
         TaskConfig(system="x")
     with pytest.raises(InputError, match="chat is empty"):
         TaskConfig(chat="")
