@@ -9,7 +9,8 @@ import sys
 import traceback
 import warnings
 from collections.abc import Callable
-from typing import Annotated
+from functools import wraps
+from typing import Annotated, Any
 
 import typer
 
@@ -25,6 +26,7 @@ from modelswarms_fast.cli.sweep import sweep_command
 from modelswarms_fast.cli.token_swarm import token_swarm_command
 from modelswarms_fast.errors import EngineError, InputError
 from modelswarms_fast.records.progress import log, say
+from modelswarms_fast.records.stopping import exit_status, stop_at_once, stop_signals
 
 COMMANDS: dict[str, Callable[..., None]] = {
     "demo": demo_command,
@@ -37,9 +39,24 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "token-swarm": token_swarm_command,
 }
 
+
+def _stoppable(function: Callable[..., None]) -> Callable[..., None]:
+    """A command that a signal ends with the status that shells expect, and with what can be done about it."""
+
+    @wraps(function)
+    def command(*arguments: Any, **given: Any) -> None:
+        try:
+            function(*arguments, **given)
+        except KeyboardInterrupt as error:
+            _say_notes(error)
+            raise typer.Exit(exit_status()) from error
+
+    return command
+
+
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False)
 for name, function in COMMANDS.items():
-    app.command(name, no_args_is_help=name != "demo")(function)
+    app.command(name, no_args_is_help=name != "demo")(_stoppable(function))
 
 
 def _version(value: bool) -> None:
@@ -60,21 +77,25 @@ def program(
 def main() -> None:
     """Run a command: a user's mistake, or an engine that failed, is one sentence and exit status 2.
 
-    So is a file that cannot be used; --verbose shows where that was found out.
+    So is a file that cannot be used; --verbose shows where that was found out. A run that was cut ends with the command
+    that goes on with it. Ctrl-C, SIGTERM and SIGHUP end a command with 128 and their number.
     """
     _quiet()
     if isinstance(sys.stdout, io.TextIOWrapper):  # as stderr is: what it cannot encode must not cost the results
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
-        app(_with_chat(sys.argv[1:]), prog_name=PROGRAM)
+        with stop_signals(stop_at_once):
+            app(_with_chat(sys.argv[1:]), prog_name=PROGRAM)
     except (InputError, EngineError) as error:
         say(f"error: {error}", style="red")
+        _say_notes(error)
         sys.exit(2)
     except OSError as error:
         if error.filename is None:
             raise
         log.info("%s", traceback.format_exc())
         say(f"error: {error.filename}: {error.strerror}; give another path.", style="red")
+        _say_notes(error)
         sys.exit(2)
 
 
@@ -86,6 +107,12 @@ def _with_chat(words: list[str]) -> list[str]:
         for word, following in zip(words, after, strict=True)
         for part in ([word, "base"] if word == "--chat" and following.startswith("-") else [word])
     ]
+
+
+def _say_notes(error: BaseException) -> None:
+    """What was noted of an error, such as how a run goes on that it has cut."""
+    for note in dict.fromkeys(getattr(error, "__notes__", ())):
+        say(note)
 
 
 def _quiet() -> None:

@@ -6,11 +6,13 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import typer
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from modelswarms_fast.records.progress import log
+from modelswarms_fast.records.progress import log, say
+from modelswarms_fast.records.stopping import exit_status, how_to_go_on
 
 SMALLEST_SHARE = 0.005
 """Of an expert in the winner that is shown; a smaller one would be shown as 0.00."""
@@ -18,6 +20,8 @@ SMALLEST_SHARE = 0.005
 
 def show(summary: dict[str, Any], out: Path, model: str) -> None:
     """Print the best expert and the winner, what the winner is made of, and what to open first.
+
+    Of a search that a signal has stopped it says how to go on, and exits with the status of that.
 
     Args:
         summary: the content of summary.json.
@@ -46,6 +50,9 @@ def show(summary: dict[str, Any], out: Path, model: str) -> None:
         )
     line(console, f"Open {out / 'report.html'} first; the winner is {out / model}.")
     _details(summary)
+    if summary["stopped"] == "interrupted":
+        say(how_to_go_on(out))
+        raise typer.Exit(exit_status())
 
 
 def line(console: Console, text: str) -> None:

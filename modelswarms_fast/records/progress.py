@@ -8,17 +8,18 @@ from __future__ import annotations
 
 import logging
 import signal
-import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
-from types import FrameType, TracebackType
-from typing import Any, Self
+from contextlib import contextmanager, suppress
+from types import TracebackType
+from typing import Self
 
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as RichProgress
+
+from modelswarms_fast.records.stopping import stop_at_once, stop_signals
 
 log = logging.getLogger("modelswarms_fast")
 """Details that a person sees only if they ask for them."""
@@ -52,9 +53,10 @@ class Interrupted(Exception):
 
 
 class Progress:
-    """A bar over all evaluations (iteration, best, prompts/s, time left), and a first Ctrl-C that ends the search.
+    """A bar over all evaluations (iteration, best, prompts/s, time left), and a first signal that ends the search.
 
-    The first interrupt lets a running particle finish, then raises `Interrupted`; the second is a KeyboardInterrupt.
+    The first Ctrl-C, SIGTERM or SIGHUP lets a running particle finish, then raises `Interrupted`; the second is a
+    KeyboardInterrupt.
     """
 
     def __init__(self, show: bool, iterations: int, particles: int) -> None:
@@ -70,15 +72,14 @@ class Progress:
         total = (iterations + 1) * particles
         self._task = self._bar.add_task("initial particles", total=total, best="-", rate="-")
         self._iterations = iterations
-        self.asked = False
-        """Whether the user asked to stop."""
-        self._previous: Any = None
+        self.received: int | None = None
+        """The signal that asked the search to stop."""
+        self._signals = stop_signals(self._ask)
         self._started = time.perf_counter()
         self._prompts = 0
 
     def __enter__(self) -> Self:
-        if threading.current_thread() is threading.main_thread():
-            self._previous = signal.signal(signal.SIGINT, self._interrupt)
+        self._signals.__enter__()
         self._bar.start()
         return self
 
@@ -86,13 +87,20 @@ class Progress:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._bar.stop()
-        if self._previous is not None:
-            signal.signal(signal.SIGINT, self._previous)
+        self._signals.__exit__(None, None, None)
 
-    def _interrupt(self, number: int, frame: FrameType | None) -> None:
-        self.asked = True
-        self._bar.console.print("Stopping after this particle; press Ctrl-C again to abort.")
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+    @property
+    def asked(self) -> bool:
+        """Whether the user asked to stop."""
+        return self.received is not None
+
+    def _ask(self, number: int) -> None:
+        if self.received is not None:
+            stop_at_once(number)
+        self.received = number
+        again = "press Ctrl-C again to abort" if number == signal.SIGINT else "a second signal aborts"
+        with suppress(OSError):  # nobody may be left to read it
+            self._bar.console.print(f"Stopping after this particle; {again}.")
 
     def particle(self, prompts: int) -> None:
         """A particle has been evaluated, and more are to come in this iteration; so many prompts since the last.

@@ -20,6 +20,7 @@ from modelswarms_fast.config import SwarmConfig
 from modelswarms_fast.errors import InputError
 from modelswarms_fast.evaluation.objectives import Files, named
 from modelswarms_fast.records.run_folder import locked, read_json, write_json
+from modelswarms_fast.records.stopping import told_how_to_go_on
 from modelswarms_fast.runs.baselines import METHODS, OF_FACTORS, Run, load_method
 from modelswarms_fast.runs.experiment import Experiment
 from modelswarms_fast.runs.trial_folder import keep_data
@@ -117,7 +118,7 @@ def compare(
         importlib.import_module("modelswarms_fast.runs.baselines.cbtm").prompts_of(experiment)
     if left:
         console = Console(stderr=True, quiet=not progress)
-        with locked(file.parent), experiment:
+        with locked(file.parent), told_how_to_go_on(file.parent), experiment:
             keep_data(file.parent, experiment.utility)
             for name in left:
                 result = _measure(experiment, partial(runs[name], experiment, budget, seed))

@@ -16,6 +16,7 @@ from modelswarms_fast.records import run_folder
 from modelswarms_fast.records.metrics_log import MetricsKind, open_log
 from modelswarms_fast.records.progress import Progress, phase
 from modelswarms_fast.records.report import write_report
+from modelswarms_fast.records.stopping import told_how_to_go_on
 from modelswarms_fast.runs.confirm import confirm as choose
 from modelswarms_fast.runs.dry_run import dry_search
 from modelswarms_fast.runs.experiment import Experiment, check_together
@@ -28,6 +29,7 @@ from modelswarms_fast.runs.trial_folder import (
     export_winner,
     finish_trial,
     inputs_of,
+    keep_best,
     keep_data,
     keep_sources,
     open_trial,
@@ -109,6 +111,7 @@ def search(
         if overwrite and not resume:
             run_folder.clear_run(out)
         stack.enter_context(run_folder.locked(out))
+        stack.enter_context(told_how_to_go_on(out))
         keep_data(out, experiment.utility)
         extra = memory | {"objective": experiment.utility.report(), "command": command}
         evaluator = experiment.evaluator
@@ -130,6 +133,9 @@ def search(
             setup_seconds = time.perf_counter() - started
             try:
                 run_alone(trial, evaluator, bar)
+            except Exception as error:
+                keep_best(experiment, trial, inputs, error)
+                raise
             finally:
                 evaluator.trace.write()
         summary = finish_trial(experiment, trial, inputs | memory)

@@ -15,6 +15,7 @@ from modelswarms_fast.errors import InputError
 from modelswarms_fast.evaluation.objectives import Files
 from modelswarms_fast.records import run_folder
 from modelswarms_fast.records.analysis import studies, weak_to_strong
+from modelswarms_fast.records.stopping import told_how_to_go_on
 from modelswarms_fast.records.style import svg
 from modelswarms_fast.runs.experiment import Experiment, check_together
 from modelswarms_fast.runs.trial import TrialSpec
@@ -76,7 +77,7 @@ def study(
     claim_folder(
         folder, ASKED, inputs | {"kind": kind, "swarm": asdict(config), "engine": asdict(experiment.engine_config)}
     )
-    with run_folder.locked(folder), experiment:
+    with run_folder.locked(folder), told_how_to_go_on(folder), experiment:
         keep_data(folder, experiment.utility)
         variants = variants_of(kind, config, experiment.initial)
         specs = []

@@ -15,6 +15,7 @@ from modelswarms_fast.config import SwarmConfig
 from modelswarms_fast.errors import InputError
 from modelswarms_fast.evaluation.objectives import Files
 from modelswarms_fast.records import run_folder
+from modelswarms_fast.records.stopping import told_how_to_go_on
 from modelswarms_fast.runs.experiment import Experiment, check_together
 from modelswarms_fast.runs.study import winners_on_test
 from modelswarms_fast.runs.trial import TrialSpec
@@ -90,7 +91,7 @@ def sweep(
         TrialSpec(f"{index:03d}", SwarmConfig(**asdict(first) | drawn | {"seed": first.seed + index}))
         for index, drawn in enumerate(draw(chosen, searches, first.seed))
     ]
-    with run_folder.locked(folder), experiment:
+    with run_folder.locked(folder), told_how_to_go_on(folder), experiment:
         keep_data(folder, experiment.utility)
         trace, clock = experiment.evaluator.trace, time.perf_counter()
         records = run_searches(

@@ -7,8 +7,8 @@ particles start. They move by the rules of any search, and a position is served 
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
-from contextlib import ExitStack, closing
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack, closing, suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ from modelswarms_fast.records import run_folder
 from modelswarms_fast.records.progress import Progress
 from modelswarms_fast.records.report import write_report
 from modelswarms_fast.records.run_folder import ENSEMBLE, Journal
+from modelswarms_fast.records.stopping import told_how_to_go_on
 from modelswarms_fast.runs.experiment import say_data
 from modelswarms_fast.runs.loop import Meter, SearchLoop
 from modelswarms_fast.runs.scheduler import run_alone
@@ -39,6 +40,8 @@ from modelswarms_fast.weights.experts import Experts, expert_folders, read_exper
 from modelswarms_fast.weights.layout import Layout
 from modelswarms_fast.weights.packaged import PACKAGED
 from modelswarms_fast.weights.population import Population
+
+WINNER = Path(run_folder.GLOBAL_BEST, "mixture.json")
 
 
 def token_swarm(
@@ -114,6 +117,7 @@ def token_swarm(
         if overwrite:
             run_folder.clear_run(out)
         stack.enter_context(run_folder.locked(out))
+        stack.enter_context(told_how_to_go_on(out))
         keep_data(out, utility)
         run_folder.write_json(out / run_folder.CONFIG, inputs | asdict(TaskConfig(**of_task)) | chosen)
         journal = stack.enter_context(Journal(out / run_folder.HISTORY))
@@ -125,12 +129,21 @@ def token_swarm(
 
             loop = SearchLoop(swarm, population, utility)
             trial = Trial("token swarm", loop, evaluator, journal, meter=Meter(evaluator), told=told)
-            run_alone(trial, evaluator, bar)
+            try:
+                run_alone(trial, evaluator, bar)
+            except Exception as error:
+                so_far = population.global_best_mixture()
+                if trial.has_a_best and so_far is not None:
+                    with suppress(Exception):  # the search's own error is the one to say
+                        _write_winner(out, names, so_far, inputs)
+                        error.add_note(f"The best so far, {swarm.global_best:.4f} on dev, is in {out / WINNER}.")
+                raise
         position = population.global_best_mixture()
     assert position is not None
     assert trial.meter is not None
     found, costs = trial.start_and_end(names), trial.meter.total()
-    mixture = dict(zip(names, clipped(position).tolist(), strict=True))
+    # The winner is on the disk before anything else can fail.
+    mixture = _write_winner(out, names, position, inputs)
     summary: dict[str, Any] = inputs | {
         "particles": config.particles,
         "seed": config.seed,
@@ -145,10 +158,6 @@ def token_swarm(
         **costs,
     }
     summary["seconds"] = {"setup": setup_seconds} | costs["seconds"]
-    # The winner is on the disk before anything else can fail.
-    run_folder.make_folder(out / run_folder.GLOBAL_BEST)
-    winner = {"mixture": mixture, "sources": inputs["sources"], "base": base}
-    run_folder.write_json(out / run_folder.GLOBAL_BEST / "mixture.json", winner)
     run_folder.write_json(out / run_folder.SUMMARY, summary)
     testing, errors = time.perf_counter(), {}
     best = names.index(found["start"]["expert"])
@@ -162,6 +171,17 @@ def token_swarm(
     run_folder.write_json(out / run_folder.SUMMARY, summary)
     write_report(out)
     return summary
+
+
+def _write_winner(
+    out: Path, names: Sequence[str], position: Sequence[float], inputs: Mapping[str, Any]
+) -> dict[str, float]:
+    """Write what is served at a position, and return it: a coefficient an expert. Raises InputError."""
+    mixture: dict[str, float] = dict(zip(names, clipped(position).tolist(), strict=True))
+    run_folder.make_folder(out / run_folder.GLOBAL_BEST)
+    winner = {"mixture": mixture, "sources": inputs["sources"], "base": inputs["base"]}
+    run_folder.write_json(out / WINNER, winner)
+    return mixture
 
 
 def open_members(sources: Sequence[str | Path], base: str | None, config: EngineConfig) -> list[Member]:

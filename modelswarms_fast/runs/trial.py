@@ -61,6 +61,7 @@ class Trial:
         `meter`: note the cost of each iteration. `told`: called with each line that is recorded."""
         self.name, self.loop = name, loop
         self._evaluator, self.record, self._recorded = evaluator, record, list(recorded)
+        self._known_iterations = len(self._recorded)
         self._most, self.meter, self._told = most, meter, told
         self._update_seconds = 0.0
         self.began = time.perf_counter()
@@ -100,6 +101,11 @@ class Trial:
     def has_a_best(self) -> bool:
         """Whether the initial particles have been scored."""
         return self.loop.swarm.global_best_particle >= 0
+
+    @property
+    def replaying(self) -> bool:
+        """Whether the iteration is one of an earlier record, which is told again."""
+        return self.loop.swarm.iteration < self._known_iterations
 
     def interrupt(self) -> None:
         """End where it is; an iteration that is not complete is dropped."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -127,6 +128,20 @@ def export_winner(
     where = folder / run_folder.GLOBAL_BEST
     export(where, row, form, base=experiment.base_folder, provenance=provenance | cut)
     return cut
+
+
+def keep_best(experiment: Experiment, trial: Trial, inputs: Mapping[str, Any], error: Exception) -> None:
+    """Export the best so far of a search that an error has cut, and note in the error where it is.
+
+    Nothing is done while an earlier record is told again: what it has found may be there already, and better.
+    """
+    if not trial.has_a_best or trial.replaying:
+        return
+    assert isinstance(trial.record, Journal)
+    with suppress(Exception):  # the search's own error is the one to say
+        export_winner(experiment, trial, trial.record.folder, inputs)
+        where = trial.record.folder / run_folder.GLOBAL_BEST
+        error.add_note(f"The best so far, {trial.loop.swarm.global_best:.4f} on dev, is in {where}.")
 
 
 def summary_of(experiment: Experiment, trial: Trial, inputs: Mapping[str, Any]) -> dict[str, Any]:

@@ -58,7 +58,7 @@ def import_function(task: str) -> Callable[[dict[str, Any], str], Any]:
     try:
         importlib.invalidate_caches()  # the file may be newer than the interpreter's list of the folder
         module = importlib.import_module(module_name)
-    except Exception as error:  # whatever the user's module does when it is imported
+    except (Exception, SystemExit) as error:  # whatever the user's module does when it is imported
         raise InputError(
             f'cannot import the module of task "{task}" ({type(error).__name__}: {error}): '
             f"correct it, or start where {module_name} can be imported"

@@ -202,9 +202,9 @@ class Utility:
         examples = self.examples[split]
         try:
             returned = list(self.score_examples([examples[number] for number in numbers], answers))
-        except InputError:
+        except (InputError, KeyboardInterrupt):
             raise
-        except Exception as error:  # whatever a function of the user raises
+        except BaseException as error:  # whatever a function of the user raises, SystemExit among it
             self._each_alone(split, numbers, answers)
             where = self._where(split, *numbers)
             raise InputError(f"{where} raised {type(error).__name__}: {error}; correct the function") from error
