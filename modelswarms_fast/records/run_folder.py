@@ -9,6 +9,7 @@
     test_scores.json    scores of all experts and particles on test, if they were asked for
     analysis.json       the numbers of the report's plots
     report.html         the report
+    files.jsonl         the names of all these, each before its file is written; see `own_files`
 
 The JSON is strict: NaN and infinities, which JSON lacks, are written as null. A file is written whole or not at all; of
 history.jsonl this holds for a line.
@@ -21,7 +22,6 @@ import json
 import math
 import os
 import re
-import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -31,6 +31,7 @@ from typing import Any, BinaryIO, Self
 import numpy as np
 
 from modelswarms_fast.errors import InputError
+from modelswarms_fast.records import own_files
 
 CONFIG = "config.json"
 HISTORY = "history.jsonl"
@@ -55,6 +56,7 @@ class Journal:
         """Open `path` for appending, creating it where it is missing. Raises InputError."""
         self.path = Path(path)
         try:
+            own_files.add(self.path)
             self._file: BinaryIO = self.path.open("ab", buffering=0)
             _sync_folder(self.path.parent)  # else a crash could lose the file's name along with its lines
         except OSError as error:
@@ -98,17 +100,45 @@ def check_name(folder: str | os.PathLike[str]) -> None:
 
 
 def check_run_folder(folder: str | os.PathLike[str], overwrite: bool = False) -> None:
-    """Refuse a folder that holds anything, or anything but a run with `overwrite`; touch nothing. Raises InputError."""
+    """Refuse a folder that holds anything, or with `overwrite` anything that no run wrote; touch nothing.
+
+    Raises InputError.
+    """
     folder = Path(folder)
     try:
-        empty = not folder.exists() or not any(folder.iterdir())
+        if not folder.exists() or own_files.is_empty(folder):
+            return
+        if not overwrite:
+            raise InputError(f"the run folder {folder} is not empty; choose another one or overwrite it")
+        if own_files.listed(folder) is None:
+            raise InputError(
+                f"{folder} is not empty and has no {own_files.FILES}, so no run wrote it; choose another run folder"
+            )
+        if (other := next(own_files.of_others(folder), None)) is not None:
+            raise InputError(f"{folder / other} was written by no run; move it away, or choose another run folder")
     except OSError as error:
         raise _cannot_write(folder, error) from error
-    if not empty and not overwrite:
-        raise InputError(f"the run folder {folder} is not empty; choose another one or overwrite it")
-    # A model's folder has a config.json as well, and a mistyped path must not cost its owner that file.
-    if (folder / CONFIG).exists() and not (folder / HISTORY).exists():
-        raise InputError(f"{folder} holds a {CONFIG} but no {HISTORY}, so no run wrote it; choose another run folder")
+
+
+def begin_run(folder: str | os.PathLike[str]) -> None:
+    """Make a folder where it is missing, and begin the list of what its run writes. Raises InputError."""
+    make_folder(folder)
+    try:
+        own_files.begin(folder)
+    except OSError as error:
+        raise _cannot_write(Path(folder), error) from error
+
+
+def will_write(folder: str | os.PathLike[str], *names: str) -> None:
+    """Put files that others will write, such as a model's, into the list of the run folder. Raises InputError.
+
+    names: relative to the folder; "tensorboard/" or "wandb/" for all that is in it.
+    """
+    try:
+        for name in names:
+            own_files.add(f"{folder}/{name}")
+    except OSError as error:
+        raise _cannot_write(Path(folder), error) from error
 
 
 def make_folder(folder: str | os.PathLike[str]) -> None:
@@ -120,16 +150,12 @@ def make_folder(folder: str | os.PathLike[str]) -> None:
 
 
 def clear_run(folder: str | os.PathLike[str]) -> None:
-    """Remove what a run writes and leave all else alone. Raises InputError.
-
-    That is `config.json`, `history.jsonl`, `summary.json`, `report.html`, `analysis.json`, `test_scores.json`,
-    `answers.json`, `data.json` or `data_1.json` and so on, `tensorboard/` and `global_best/`.
-    """
-    for path in data_files(folder):
-        _remove(path)
-    # The history goes last, so that a folder that is cleared in part is still known as one of a run.
-    for name in (CONFIG, SUMMARY, REPORT, ANALYSIS, TEST_SCORES, ANSWERS, TENSORBOARD, GLOBAL_BEST, HISTORY):
-        _remove(Path(folder) / name)
+    """Remove what the run in this folder wrote, by its own list. Raises InputError where it holds anything else."""
+    check_run_folder(folder, overwrite=True)
+    try:
+        own_files.remove(folder)
+    except OSError as error:
+        raise InputError(f"cannot remove {error.filename}: {error.strerror}; choose another run folder") from error
 
 
 def data_files(folder: str | os.PathLike[str]) -> list[Path]:
@@ -169,9 +195,11 @@ def write_json(path: str | os.PathLike[str], content: Any) -> None:
 def write_text(path: str | os.PathLike[str], text: str) -> None:
     """Write `text` as UTF-8 to `path`, with the same promise as `write_json`. Raises InputError."""
     path = Path(path)
-    temporary = path.with_name(f".{path.name}.tmp")  # same folder, hence same disk: the rename is atomic
+    temporary = own_files.temporary_beside(path)  # same folder, hence same disk: the rename is atomic
     try:
-        with temporary.open("wb") as file:
+        own_files.add(path)
+        # New for certain, so that no link that was put there is followed.
+        with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666), "wb") as file:
             file.write(_encoded(text))
             file.flush()
             os.fsync(file.fileno())
@@ -267,16 +295,6 @@ def to_json_types(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [to_json_types(item) for item in value]
     return str(value) if isinstance(value, Path) else value
-
-
-def _remove(path: Path) -> None:
-    try:
-        if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path)
-        else:
-            path.unlink(missing_ok=True)
-    except OSError as error:
-        raise InputError(f"cannot remove {path}: {error.strerror}; choose another run folder") from error
 
 
 def _sync_folder(folder: Path) -> None:

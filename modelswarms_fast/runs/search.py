@@ -112,12 +112,13 @@ def search(
             run_folder.clear_run(out)
         stack.enter_context(run_folder.locked(out))
         stack.enter_context(told_how_to_go_on(out))
+        run_folder.begin_run(out)
         keep_data(out, experiment.utility)
         extra = memory | {"objective": experiment.utility.report(), "command": command}
         evaluator = experiment.evaluator
         metrics = None
         if log is not None:
-            run_folder.make_folder(out)
+            run_folder.will_write(out, f"{log}/")
             metrics = open_log(log, out, run_folder.to_json_types(inputs | asdict(spec.config)))
             stack.callback(metrics.close)
         with Progress(progress, spec.config.iterations, spec.config.particles) as bar:

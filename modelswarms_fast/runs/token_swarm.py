@@ -118,6 +118,7 @@ def token_swarm(
             run_folder.clear_run(out)
         stack.enter_context(run_folder.locked(out))
         stack.enter_context(told_how_to_go_on(out))
+        run_folder.begin_run(out)
         keep_data(out, utility)
         run_folder.write_json(out / run_folder.CONFIG, inputs | asdict(TaskConfig(**of_task)) | chosen)
         journal = stack.enter_context(Journal(out / run_folder.HISTORY))

@@ -17,7 +17,7 @@ from modelswarms_fast.runs.experiment import Experiment
 from modelswarms_fast.runs.loop import Meter
 from modelswarms_fast.runs.trial import Trial, TrialSpec
 from modelswarms_fast.swarm import Swarm
-from modelswarms_fast.weights.export import export
+from modelswarms_fast.weights.export import export, exported_files
 from modelswarms_fast.weights.mixing import row_form, truncate
 
 # What a config.json says beside what decides the numbers of a search. Sums in another order have other last digits.
@@ -62,7 +62,7 @@ def open_trial(
     swarm = Swarm(spec.config, len(experiment.names), spec.first)
     population = experiment.population(swarm)
     try:
-        run_folder.make_folder(folder)
+        run_folder.begin_run(folder)
         # Written anew as far as it is whole: a line that a crash cut off must not stand before the next one.
         run_folder.write_text(path, "".join(run_folder.to_line(line) for line in old))
         told_too = {"expert_products": experiment.expert_products} | dict(extra or {})
@@ -126,6 +126,7 @@ def export_winner(
         form, row, error = truncate(form, row, rank)
         cut = {"export_rank": rank, "export_error": error}
     where = folder / run_folder.GLOBAL_BEST
+    run_folder.will_write(where, *exported_files(form, experiment.base_folder))
     export(where, row, form, base=experiment.base_folder, provenance=provenance | cut)
     return cut
 
@@ -199,7 +200,7 @@ def claim_folder(folder: Path, name: str, asked: dict[str, Any]) -> None:
         return
     run_folder.check_name(folder)
     run_folder.check_run_folder(folder)
-    run_folder.make_folder(folder)
+    run_folder.begin_run(folder)
     run_folder.write_json(folder / name, asked)
 
 

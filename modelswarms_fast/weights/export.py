@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -31,6 +32,8 @@ _WRITTEN = {
     *TOKENIZER_FILES, "adapter_model.safetensors", "adapter_config.json", "model.safetensors", "config.json",
     "generation_config.json", "README.md",
 }  # fmt: skip
+
+_WEIGHTS = {"lora": "adapter_model.safetensors", "full": "model.safetensors"}
 
 # Of the provenance, what the card says in places of their own.
 _SAID_ELSEWHERE = {"mixture", "settings", "experts", "export_rank", "export_error"}
@@ -60,17 +63,15 @@ def export(folder: str | Path, row: Tensor, experts: Experts, *, base: Path, pro
     if not base.is_dir():
         raise InputError(f"{base} is not a folder: give the folder of the base model, its tokenizer is exported too")
 
-    copies = [*TOKENIZER_FILES, "generation_config.json"] if experts.kind == "full" else list(TOKENIZER_FILES)
-    copies = [name for name in copies if (base / name).is_file()]
+    copies = _copies(experts, base)
     texts = {"README.md": _readme(experts, provenance, base), **_config(experts, base)}
-    weights = "adapter_model.safetensors" if experts.kind == "lora" else "model.safetensors"
+    weights = _WEIGHTS[experts.kind]
     need = experts.layout.nbytes + sum((base / name).stat().st_size for name in copies)
 
-    new = target.parent / f".{target.name}.new-{os.getpid()}"
+    new = target.parent / f".{target.name}.new-{secrets.token_hex(8)}"
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.rmtree(new, ignore_errors=True)
-        new.mkdir()
+        new.mkdir()  # new for certain: a link that was put there would be an error
         save_file(experts.layout.views(row), new / weights, metadata={"format": "pt"})
         for name, text in texts.items():
             (new / name).write_text(text, encoding="utf-8", errors="backslashreplace")
@@ -89,6 +90,17 @@ def export(folder: str | Path, row: Tensor, experts: Experts, *, base: Path, pro
         ) from error
     finally:
         shutil.rmtree(new, ignore_errors=True)
+
+
+def exported_files(experts: Experts, base: Path) -> list[str]:
+    """The names of the files that `export` writes."""
+    return [_WEIGHTS[experts.kind], *_config(experts, base), "README.md", *_copies(experts, base)]
+
+
+def _copies(experts: Experts, base: Path) -> list[str]:
+    """The names of the files that the base model gives."""
+    names = [*TOKENIZER_FILES, "generation_config.json"] if experts.kind == "full" else TOKENIZER_FILES
+    return [name for name in names if (base / name).is_file()]
 
 
 def _check_target(target: Path) -> None:
@@ -114,8 +126,7 @@ def _sync(path: Path) -> None:
 def _swap(new: Path, target: Path) -> None:
     """Put `new` in the place of `target`; at any moment one complete folder exists under some name."""
     if target.exists():
-        old = target.parent / f".{target.name}.old-{os.getpid()}"
-        shutil.rmtree(old, ignore_errors=True)
+        old = target.parent / f".{target.name}.old-{secrets.token_hex(8)}"
         os.rename(target, old)
         try:
             os.rename(new, target)

@@ -8,7 +8,7 @@ import pytest
 
 from modelswarms_fast.errors import InputError
 from modelswarms_fast.records.metrics_log import metrics_of, open_log
-from modelswarms_fast.records.run_folder import clear_run
+from modelswarms_fast.records.run_folder import begin_run, clear_run, will_write
 
 
 def line(iteration, utilities, best, prompts=30, seconds=2.0, idle=0.25):
@@ -38,6 +38,8 @@ def test_tensorboards_own_reader_finds_them(tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
     from tensorboard.util.tensor_util import make_ndarray
 
+    begin_run(tmp_path)
+    will_write(tmp_path, "tensorboard/")
     log = open_log("tensorboard", tmp_path, {})
     for one in LINES:
         log.append(one)
@@ -49,6 +51,7 @@ def test_tensorboards_own_reader_finds_them(tmp_path):
         assert [float(make_ndarray(event.tensor_proto)) for event in events] == values
     log.close()
     clear_run(tmp_path)  # a run that replaces this one shows none of its numbers
+    assert not (tmp_path / "tensorboard").exists()
     assert not list(tmp_path.iterdir())
 
 

@@ -5,6 +5,9 @@ from __future__ import annotations
 import errno
 import json
 import os
+import resource
+import shutil
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -14,12 +17,14 @@ from modelswarms_fast.errors import InputError
 from modelswarms_fast.records import run_folder
 from modelswarms_fast.records.run_folder import (
     Journal,
+    begin_run,
     check_run_folder,
     clear_run,
     locked,
     make_folder,
     read_history,
     read_json,
+    will_write,
     write_json,
 )
 
@@ -141,10 +146,20 @@ def test_missing_and_damaged_files_are_named(tmp_path: Path) -> None:
 
 
 def a_run(folder: Path) -> Path:
+    """What a search writes, in part: a log of another library, and a model with a tokenizer."""
+    begin_run(folder)
     write_json(folder / "config.json", {"seed": 1})
     with Journal(folder / "history.jsonl") as writer:
         writer.append({"iteration": 0})
+    will_write(folder, "tensorboard/", "global_best/model.safetensors", "global_best/README.md")
+    for name in ("tensorboard/events.out", "global_best/model.safetensors", "global_best/README.md"):
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text("ours")
     return folder
+
+
+def tree(folder: Path) -> set[str]:
+    return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if not path.is_dir() or path.is_symlink()}
 
 
 def test_a_folder_that_is_new_or_empty_is_taken_and_another_refused(tmp_path: Path) -> None:
@@ -156,33 +171,170 @@ def test_a_folder_that_is_new_or_empty_is_taken_and_another_refused(tmp_path: Pa
     with pytest.raises(InputError, match="is not empty") as caught:
         check_run_folder(tmp_path / "a" / "b")
     assert str(tmp_path / "a" / "b") in str(caught.value)
+    before = tree(tmp_path)
     check_run_folder(tmp_path / "a" / "b", overwrite=True)
-    assert names(tmp_path / "a" / "b") == {"config.json", "history.jsonl"}
+    assert tree(tmp_path) == before
 
 
-def test_what_a_run_writes_is_removed_and_nothing_else(tmp_path: Path) -> None:
-    (a_run(tmp_path) / "global_best").mkdir()
-    for name in ("summary.json", "report.html", "answers.json", "global_best/model.safetensors", "notes.txt"):
-        (tmp_path / name).write_text("old")
-    (tmp_path / "data").mkdir()
-    clear_run(tmp_path)
-    assert names(tmp_path) == {"notes.txt", "data"}
-
-
-def test_a_link_is_removed_and_not_what_it_points_to(tmp_path: Path) -> None:
-    (tmp_path / "kept").mkdir()
-    (tmp_path / "kept" / "file").write_text("x")
-    (tmp_path / "run").mkdir()
-    (tmp_path / "run" / "global_best").symlink_to(tmp_path / "kept")
+def test_what_a_run_wrote_is_removed(tmp_path: Path) -> None:
+    a_run(tmp_path / "run")
+    (tmp_path / "run" / "empty").mkdir()
     clear_run(tmp_path / "run")
-    assert names(tmp_path / "kept") == {"file"}
-    assert names(tmp_path / "run") == set()
+    assert names(tmp_path / "run") == {"empty"}
+    clear_run(tmp_path / "run")
+    clear_run(tmp_path / "none")
 
 
-def test_the_folder_of_a_model_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "config.json").write_text('{"model_type": "llama"}')
-    with pytest.raises(InputError, match="no run wrote it"):
-        check_run_folder(tmp_path, overwrite=True)
+OTHERS = (
+    "notes.txt", "report.html", "summary.json", "analysis.json", "test_scores.json", "data.json", "answers.json",
+    "global_best/notes.txt", "global_best/vocab.json", "tensorboard.txt", "searches/a/history.jsonl",
+    ".config.json.tmp", "files.jsonl.old", ".global_best.new-0123/notes.txt", "a/files.jsonl",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_a_folder_that_holds_a_file_of_others_is_left_as_it_is(tmp_path: Path, name: str) -> None:
+    a_run(tmp_path)
+    (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / name).write_text("mine")
+    before = tree(tmp_path)
+    for refuse in (lambda: check_run_folder(tmp_path, overwrite=True), lambda: clear_run(tmp_path)):
+        with pytest.raises(InputError, match="was written by no run; move it away") as caught:
+            refuse()
+        assert str(tmp_path / name) in str(caught.value)
+    assert tree(tmp_path) == before
+
+
+def test_a_file_of_others_is_not_written_over(tmp_path: Path) -> None:
+    begin_run(tmp_path)
+    (tmp_path / "report.html").write_text("mine")
+    (tmp_path / "history.jsonl").write_text("mine")
+    with pytest.raises(InputError, match=r"report\.html is there and no run wrote it"):
+        write_json(tmp_path / "report.html", {})
+    with pytest.raises(InputError, match=r"history\.jsonl is there and no run wrote it"):
+        Journal(tmp_path / "history.jsonl")
+    assert {path.read_text() for path in (tmp_path / "report.html", tmp_path / "history.jsonl")} == {"mine"}
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        {"config.json": '{"model_type": "llama"}', "model.safetensors": ""},
+        {"config.json": "{}", "history.jsonl": "{}"},
+        {"report.html": "mine"},
+        {"files.jsonl": '"config.json"\n', "config.json": "{}"},
+        {"files.jsonl": "[]\n", "config.json": "{}"},
+    ],
+)
+def test_a_folder_that_no_run_wrote_is_refused(tmp_path: Path, files: dict[str, str]) -> None:
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
+    for refuse in (lambda: check_run_folder(tmp_path, overwrite=True), lambda: clear_run(tmp_path)):
+        with pytest.raises(InputError, match="no run wrote it; choose another run folder"):
+            refuse()
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == files
+
+
+@pytest.mark.parametrize("name", ["global_best", "config.json", "files.jsonl", "tensorboard", "other", "new"])
+def test_a_link_is_neither_followed_nor_removed(tmp_path: Path, name: str) -> None:
+    """In the place of what the run wrote, or beside it."""
+    run, kept = a_run(tmp_path / "run"), tmp_path / "kept"
+    kept.mkdir()
+    for one in ("README.md", "model.safetensors", "events.out"):
+        (kept / one).write_text("mine")
+    place = run / name
+    if place.is_dir():
+        shutil.rmtree(place)
+        place.symlink_to(kept)
+    else:
+        place.unlink(missing_ok=True)
+        place.symlink_to(kept / "README.md")
+    with pytest.raises(InputError, match="no run"):
+        clear_run(run)
+    assert tree(kept) == {"README.md", "model.safetensors", "events.out"}
+    assert {path.read_text() for path in kept.iterdir()} == {"mine"}
+    assert place.is_symlink()
+
+
+def test_a_model_is_not_written_through_a_link(tmp_path: Path) -> None:
+    begin_run(tmp_path / "run")
+    (tmp_path / "kept").mkdir()
+    (tmp_path / "run" / "global_best").symlink_to(tmp_path / "kept")
+    with pytest.raises(InputError, match="global_best is a link"):
+        will_write(tmp_path / "run", "global_best/README.md")
+    with pytest.raises(InputError, match="global_best is a link"):
+        write_json(tmp_path / "run" / "global_best" / "mixture.json", {})
+    assert names(tmp_path / "kept") == set()
+
+
+def test_a_list_that_names_other_folders_removes_nothing_there(tmp_path: Path) -> None:
+    """A stranger's list."""
+    run, kept = a_run(tmp_path / "run"), tmp_path / "kept"
+    kept.mkdir()
+    (kept / "file").write_text("mine")
+    with (run / "files.jsonl").open("a") as file:
+        for name in ("../kept/file", "../kept/", "../", "/", str(kept / "file"), str(kept) + "/", ".", "", 3, None):
+            file.write(json.dumps(name) + "\n")
+    clear_run(run)
+    assert tree(tmp_path) == {"kept/file"}
+
+
+@pytest.mark.parametrize("torn", ["", '"config.js', '{"files of": "a run of mod'])
+def test_a_run_that_was_killed_while_it_began_can_be_begun_again(tmp_path: Path, torn: str) -> None:
+    """Its list is whole or cut, and what it wrote first has a temporary name."""
+    begin_run(tmp_path)
+    if torn.startswith("{"):
+        (tmp_path / "files.jsonl").write_text(torn)
+    else:
+        with (tmp_path / "files.jsonl").open("a") as file:
+            file.write(torn)
+    (tmp_path / ".modelswarms-0123456789abcdef.tmp").write_text("{")
+    check_run_folder(tmp_path)
+    begin_run(tmp_path)
+    write_json(tmp_path / "config.json", {})
+    check_run_folder(tmp_path, overwrite=True)
+    clear_run(tmp_path)
+    assert names(tmp_path) == set()
+
+
+def test_a_winner_that_was_being_written_is_removed(tmp_path: Path) -> None:
+    run = a_run(tmp_path / "run")
+    for state in ("new", "old"):
+        (run / f".global_best.{state}-01ab").mkdir()
+        (run / f".global_best.{state}-01ab" / "model.safetensors").write_text("half")
+    check_run_folder(run, overwrite=True)
+    clear_run(run)
+    assert tree(run) == set()
+
+
+def test_clearing_that_was_cut_can_be_done_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run, unlink, calls = a_run(tmp_path / "run"), Path.unlink, []
+
+    def cut(path: Path, missing_ok: bool = False) -> None:
+        calls.append(path)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        unlink(path, missing_ok)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "unlink", cut)
+        with pytest.raises(KeyboardInterrupt):
+            clear_run(run)
+    clear_run(run)
+    assert names(run) == set()
+
+
+@pytest.mark.parametrize("name", [".config.json.tmp", ".modelswarms-0123456789abcdef.tmp"])
+def test_a_link_under_a_temporary_name_is_not_followed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setattr("secrets.token_hex", lambda count: "0123456789abcdef")  # nobody can foresee it
+    (tmp_path / "mine").write_text("mine")
+    begin_run(tmp_path / "run")
+    (tmp_path / "run" / name).symlink_to(tmp_path / "mine")
+    with suppress(InputError):
+        write_json(tmp_path / "run" / "config.json", {})
+    assert (tmp_path / "mine").read_text() == "mine"
 
 
 def test_a_file_in_the_place_of_the_folder_is_named(tmp_path: Path) -> None:
@@ -223,12 +375,15 @@ def test_full_disk_is_named_by_the_journal(tmp_path: Path) -> None:
     writer.close()
 
 
-@needs_full
 def test_full_disk_leaves_the_old_file(tmp_path: Path) -> None:
     write_json(tmp_path / "x.json", {"old": 1})
-    (tmp_path / ".x.json.tmp").symlink_to(FULL)
-    with pytest.raises(InputError, match=r"cannot write .*x\.json: No space left"):
-        write_json(tmp_path / "x.json", {"new": 1})
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (5, limits[1]))
+    try:
+        with pytest.raises(InputError, match=r"cannot write .*x\.json: File too large"):
+            write_json(tmp_path / "x.json", {"new": 1})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert read_json(tmp_path / "x.json") == {"old": 1}
     assert names(tmp_path) == {"x.json"}
 

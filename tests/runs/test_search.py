@@ -45,6 +45,7 @@ def test_run_folder_is_complete(run):
         "analysis.json",
         "answers.json",
         "config.json",
+        "files.jsonl",
         "global_best",
         "history.jsonl",
         "report.html",

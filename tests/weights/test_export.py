@@ -159,9 +159,6 @@ def test_an_existing_export_is_replaced(experts: Experts, row: torch.Tensor, tin
     runs = tmp_path / "runs"
     folder = _write(runs / "best", experts.rows[0], experts, tiny_base)
     (runs / "link").symlink_to(folder)
-    for state in ("new", "old"):  # left by a process of the same number that was killed
-        (runs / f".best.{state}-{os.getpid()}").mkdir()
-        (runs / f".best.{state}-{os.getpid()}" / "half").write_text("")
     _write(runs / "link", row, experts, tiny_base)
     assert torch.equal(read_model(folder, experts), row)
     assert sorted(path.name for path in runs.iterdir()) == ["best", "link"]
