@@ -6,9 +6,16 @@ transposed (GPT-2), stacked experts of a layer (Qwen3-MoE, Mixtral), other names
 models that transformers cannot build in vLLM's process (OLMo 2).
 """
 
+import itertools
 import json
 import multiprocessing
+import os
+import sys
+import types
 from concurrent.futures import ProcessPoolExecutor
+from importlib.util import find_spec
+from pathlib import Path
+from site import addsitedir
 
 import pytest
 import torch
@@ -26,10 +33,11 @@ from modelswarms_fast.weights.experts import export, read_experts
 pytest.importorskip("vllm")
 
 from modelswarms_fast.engines.vllm.engine import VllmEngine
-from modelswarms_fast.engines.vllm.launch import lacks_slots, wraps_text
+from modelswarms_fast.engines.vllm.launch import import_vllm, lacks_slots, wraps_text
 
 pytestmark = [pytest.mark.vllm, pytest.mark.slow]
 
+TORCHVISION = Path(__file__).parents[1] / "support" / "torchvision_stand_in"
 PROMPT = [5, 6, 7, 8, 9, 10]
 CONFIG = {"dtype": "float32", "max_model_len": 64, "slots": 2, "serve": "auto", "state": "mixture"}
 THREE = ["merged", "slots", "mixture"]
@@ -119,41 +127,71 @@ def test_models_without_lora_slots_are_known_before_they_are_loaded(tmp_path):
 
 
 def test_slots_that_vllm_lacks_are_one_sentence(tmp_path):
-    make_family(FAMILIES["Falcon"], tmp_path)
+    make_family(FAMILIES["Falcon 7B"], tmp_path)
     experts = read_experts(tmp_path / "experts")
     with pytest.raises(InputError, match=r"^vLLM has no LoRA slots for FalconForCausalLM; use serve='merged', or"):
         start_engine(tmp_path / "base", experts, EngineConfig(**CONFIG | {"serve": "slots", "state": "auto"}))
 
 
-def test_the_text_model_of_a_vision_language_model_is_served(tmp_path, apart):
+@pytest.fixture(scope="module")
+def seeing():
+    """A process that finds torchvision, or what stands in for it, as do the processes that vLLM starts there."""
+    with pytest.MonkeyPatch.context() as patch:
+        if find_spec("torchvision") is None:
+            patch.setenv("PYTHONPATH", str(TORCHVISION), prepend=os.pathsep)
+        spawn = multiprocessing.get_context("spawn")  # which is given the path of this process, hence the initializer
+        with ProcessPoolExecutor(1, spawn, initializer=addsitedir, initargs=(str(TORCHVISION),)) as process:
+            yield process
+
+
+def differences(base, folders, right):
+    """Of each way of serving: how far an engine is from what is right, of the base, the second expert, and the base."""
+    experts = read_experts(folders)
+    engine = start_engine(base, experts, EngineConfig(**CONFIG))
+    found = {mode: [] for mode in engine._modes}
+    for mode, worst in found.items():
+        engine.set_mode(mode)
+        for slot, wanted in zip((None, 0, None), right, strict=True):
+            if slot is None:
+                engine.restore()
+            else:
+                engine.load(slot, experts.rows[1])
+            said = engine.log_probs(Request(slot, PROMPT), top=20)
+            worst.append(max(abs(value - wanted[token]) for token, value in said.items()))
+    engine.close()
+    return found
+
+
+@pytest.mark.parametrize("name", ["Gemma 3 (images)", "Qwen2.5-VL", "Mistral 3"])
+def test_the_text_model_of_a_vision_language_model_is_served(tmp_path, apart, seeing, name):
     """Experts that are named as by its text model alone do what they do in PEFT on the whole model."""
-    pytest.importorskip("torchvision")
-    family, whole = FAMILIES["Gemma 3 (images)"], "model.language_model."
+    family, whole = FAMILIES[name], "model.language_model."
     make_family(family, tmp_path)
-    experts = read_experts(
-        [respell(tmp_path / "experts" / str(seed), tmp_path / f"{seed}", whole, "model.") for seed in range(2)]
-    )
+    folders = [respell(tmp_path / "experts" / str(seed), tmp_path / f"{seed}", whole, "model.") for seed in range(2)]
     adapters = (None, tmp_path / "experts" / "1")
     base, right = (apart.submit(answers, family, tmp_path / "base", one, PROMPT).result() for one in adapters)
     assert max(abs(a - b) for a, b in zip(base, right, strict=True)) > 0.05
-    engine = start_engine(tmp_path / "base", experts, EngineConfig(**CONFIG))
-    try:
-        assert list(engine._modes) == THREE
-        for mode in THREE:
-            engine.set_mode(mode)
-            for slot, wanted in ((None, base), (0, right), (None, base)):
-                if slot is None:
-                    engine.restore()
-                else:
-                    engine.load(slot, experts.rows[1])
-                said = engine.log_probs(Request(slot, PROMPT), top=20)
-                assert max(abs(value - wanted[token]) for token, value in said.items()) < 5e-4
-    finally:
-        engine.close()
+    found = seeing.submit(differences, tmp_path / "base", folders, (base, right, base)).result()
+    assert list(found) == THREE
+    assert max(itertools.chain(*found.values())) < 5e-4, found
 
 
 def test_a_vision_language_model_without_torchvision_is_one_sentence(tmp_path, monkeypatch):
-    monkeypatch.setattr("modelswarms_fast.engines.vllm.launch.find_spec", lambda name: None)
     assert not wraps_text(architectures(tmp_path, model_type="llama"))
-    with pytest.raises(InputError, match=r"^vLLM imports torchvision for .*, which wraps a text model, and it is not"):
-        wraps_text(architectures(tmp_path, text_config={}))
+    family = FAMILIES["Gemma 3 (images)"]
+    make_family(family, tmp_path)
+    monkeypatch.setitem(sys.modules, "torchvision", None)
+    with pytest.raises(InputError, match=r"^vLLM imports torchvision for .*, which wraps a text model, and that fails"):
+        start_engine(tmp_path / "base", read_experts(tmp_path / "experts"), EngineConfig(**CONFIG))
+
+
+def test_a_vllm_that_cannot_be_imported_is_one_sentence(monkeypatch):
+    """As where torchvision is of another torch: transformers, which vLLM imports, raises what torch does."""
+
+    class Broken(types.ModuleType):
+        def __getattr__(self, name):
+            raise RuntimeError("operator torchvision::nms does not exist")
+
+    monkeypatch.setitem(sys.modules, "vllm", Broken("vllm"))
+    with pytest.raises(InputError, match=r"^vLLM cannot be imported \(operator torchvision::nms does not exist\); ins"):
+        import_vllm()

@@ -97,7 +97,7 @@ FAMILIES: dict[str, Family] = {
     "GPT-2": Family("GPT2Config", "GPT2LMHeadModel", _GPT2, ["c_attn", "c_proj", "c_fc"]),
     "OPT": _causal("OPT", ["q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2"], ffn_dim=96, word_embed_proj_dim=128,
                    num_key_value_heads=...),
-    "Falcon": _causal("Falcon", ["query_key_value", "dense", "dense_h_to_4h", "dense_4h_to_h"], ffn_hidden_size=512,
+    "Falcon 7B": _causal("Falcon", ["query_key_value", "dense", "dense_h_to_4h", "dense_4h_to_h"], ffn_hidden_size=512,
                       num_key_value_heads=...),
     "Falcon 40B": _causal("Falcon", ["query_key_value", "dense", "dense_h_to_4h", "dense_4h_to_h"],
                           ffn_hidden_size=512, num_key_value_heads=..., num_kv_heads=2, new_decoder_architecture=True,

@@ -59,6 +59,7 @@ class VllmEngine:
         modules = () if experts is None else experts.modules
         modes = open_modes(config, modules)
         llm_class, known, on_cpu = import_vllm()
+        text_only = wraps_text(base) and "language_model_only" in known
         self.refused: dict[Serve, str] = {}
         """Of the ways to serve that the settings allow, those that the base model or the experts do not, and why."""
         if "slots" in modes and (name := lacks_slots(base, on_cpu)) is not None:
@@ -68,7 +69,6 @@ class VllmEngine:
                 raise InputError(self.refused["slots"])
         check_names(["engine", *modes, *(["cpu"] if on_cpu else [])])
         check_options(config.engine_options, modes, known)
-        text_only = wraps_text(base) and "language_model_only" in known
         arguments = vllm_arguments(
             base, modules, modes, config, dtype=dtype, max_model_len=max_model_len, on_cpu=on_cpu, text_only=text_only
         )

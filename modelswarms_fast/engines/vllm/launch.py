@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import inspect
 import json
 import logging
@@ -9,9 +10,10 @@ import os
 from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import fields
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from modelswarms_fast.engines.cores import asked_threads
 from modelswarms_fast.engines.vllm.tensor_parallel import cores_of_ranks
@@ -31,7 +33,7 @@ def import_vllm() -> tuple[Any, set[str], bool]:
         from vllm import LLM
         from vllm.engine.arg_utils import EngineArgs
         from vllm.platforms import current_platform
-    except ImportError as error:
+    except Exception as error:  # what it imports may not fit the torch that is installed, and raises what it will
         raise InputError(
             f"vLLM cannot be imported ({error}); install modelswarms-fast[vllm], or use engine='transformers'."
         ) from error
@@ -58,15 +60,17 @@ def lacks_slots(base: Path, on_cpu: bool) -> str | None:
 def wraps_text(base: Path) -> bool:
     """Whether the base model is a text model with parts around it that see or hear, which vLLM is to leave out.
 
-    Raises InputError if vLLM would not find what it imports for it all the same.
+    Raises InputError if what vLLM imports for it all the same cannot be imported.
     """
     if not isinstance(json.loads((base / "config.json").read_text()).get("text_config"), dict):
         return False
-    if find_spec("torchvision") is None:
+    try:
+        importlib.import_module("torchvision")
+    except Exception as error:  # a build for another torch raises what it will
         raise InputError(
-            f"vLLM imports torchvision for {base}, which wraps a text model, and it is not installed; install it, or "
-            "use engine='transformers'."
-        )
+            f"vLLM imports torchvision for {base}, which wraps a text model, and that fails ({error}); install the "
+            f"build of torchvision for torch {torch.__version__}, or use engine='transformers'."
+        ) from error
     return True
 
 

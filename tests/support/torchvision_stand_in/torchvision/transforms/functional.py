@@ -1,0 +1,3 @@
+"""Names that transformers imports."""
+
+pil_to_tensor = None

@@ -1,0 +1,1 @@
+"""Has the module that transformers imports."""

@@ -1,0 +1,5 @@
+"""Names that annotations have."""
+
+from torchvision.transforms import InterpolationMode
+
+__all__ = ["InterpolationMode"]
