@@ -61,6 +61,10 @@ def models(result: Path) -> str:
         "transformers or PEFT, answers as the expert that it was made of. *search* is one iteration over the LoRA",
         'experts and one over whole checkpoints, served `merged`, with `parity_check="all"`.',
         f"Measured with {versions}. Nothing was run on a GPU. A family that is not here was not measured.\n",
+        "Of a model that sees, the text model alone is adapted and served. vLLM imports torchvision for it and calls",
+        "nothing of it. Install the build of torchvision for your torch, from where the torch came from.",
+        *(["Here empty names stood in for it."] if found.get("torchvision") == "stand-in" else []),
+        "",
         "| family | class | " + " | ".join(WAYS.values()) + " |",
         "|---|---|" + "---|" * len(WAYS),
     ]

