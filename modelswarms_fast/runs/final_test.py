@@ -17,6 +17,7 @@ from modelswarms_fast.evaluation.objectives import READING, Answer, Utility
 from modelswarms_fast.records.analysis import RunFolder, read_run
 from modelswarms_fast.records.run_folder import ENSEMBLE, TEST_SCORES, data_files, write_json
 from modelswarms_fast.runs.experiment import Experiment
+from modelswarms_fast.runs.trust import check_trusted
 from modelswarms_fast.swarm import Floats, Swarm
 from modelswarms_fast.weights.experts import Experts
 from modelswarms_fast.weights.mixing import mix_row
@@ -45,11 +46,14 @@ def write_test_scores(
     write_json(folder / TEST_SCORES, {"exact": True, "groups": score_groups(evaluator, rows)})
 
 
-def evaluate_run(folder: str | Path) -> None:
+def evaluate_run(
+    folder: str | Path, given: Mapping[str, Any] | None = None, ask: Callable[[str], bool] | None = None
+) -> None:
     """Write test_scores.json of a run folder: its experts are read and its engine is started again.
 
     Particles are mixed from the history's mixtures. With state="weights" that leaves out the rounding
-    of their moves, so that scores may differ in an example that was close: `exact` is false then.
+    of their moves, so that scores may differ in an example that was close: `exact` is false then. `given` and `ask` are
+    those of `check_trusted`.
 
     Raises:
         InputError: the folder lacks what is needed, or what its config.json names is not there any more.
@@ -58,6 +62,7 @@ def evaluate_run(folder: str | Path) -> None:
     if run.config.get("engine", ENSEMBLE) == ENSEMBLE:  # older token swarms name no engine
         raise InputError(f"{folder} is a token swarm, whose mixtures are of no weights; leave --evaluate out.")
     groups = _mixtures(run)
+    check_trusted(run.config, str(folder), given, ask)
     asked = {name: run.config[name] for name in (*TaskConfig.__dataclass_fields__, "confirm") if name in run.config}
     settings = {name: run.config[name] for name in EngineConfig.__dataclass_fields__ if name in run.config}
     settings |= {"stop_early": False, "parity_check": "off"}

@@ -72,7 +72,7 @@ def test_the_run_folder_says_what_it_is(run, tiny):
 def test_the_report_finds_the_same_test_scores_again(run, tmp_path):
     out, _ = run
     shutil.copytree(out, tmp_path / "run")
-    evaluate_run(tmp_path / "run")
+    evaluate_run(tmp_path / "run", {"task": read_json(out / "config.json")["task"]})
     assert read_json(tmp_path / "run" / "test_scores.json") == read_json(out / "test_scores.json")
 
 

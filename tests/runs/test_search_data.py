@@ -45,7 +45,7 @@ def test_a_file_that_was_divided_is_kept_with_the_run(tiny, words, tmp_path, cap
     assert kept["dataset"] == "words"
 
     words.unlink()  # from here on the run folder is enough
-    report(out, evaluate=True)
+    report(out, evaluate=True, given={"task": tiny["task"]})
     end = read(out / "test_scores.json")["groups"]["best"]["scores"][found["end"]["particle"]]
     assert sum(end) / len(end) == pytest.approx(found["end"]["test"], abs=1e-6)
     more = {"base": tiny["base"], "task": tiny["task"], "engine": "transformers", "dtype": "float32"}
@@ -75,7 +75,7 @@ def test_several_tasks_keep_a_file_each_and_a_file_of_splits_none(tiny, words, t
     given = tiny | {"iterations": 0, "task": "multitask", "options": options}
     search(**given | {"data": [words, words]}, **DIVIDED, out=out)
     assert [read(out / f"data_{number}.json")["dataset"] for number in (1, 2)] == ["words", "words"]
-    report(out, evaluate=True)
+    report(out, evaluate=True, given={"task": "multitask", "options": options})
     search(**given | {"data": [tiny["data"]] * 2}, out=out, overwrite=True)
     assert not [path.name for path in out.glob("data*")]
 

@@ -108,7 +108,7 @@ def test_positions_and_scores_of_a_run_are_kept(tiny, tmp_path, state):
     )
     # And again after the fact, from the history: the same, as float32 rounds far below what the score sees.
     before = (out / "test_scores.json").read_text()
-    evaluate_run(out)
+    evaluate_run(out, {"task": read_json(out / "config.json")["task"]})
     again = json.loads((out / "test_scores.json").read_text())
     assert again["exact"] == (state == "mixture")
     assert again["groups"] == json.loads(before)["groups"]

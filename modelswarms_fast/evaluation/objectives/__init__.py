@@ -48,6 +48,12 @@ READING = ("map", "dev_split", "test_split", "split_seed")
 TASKS = (*_LOADERS, "multitask", "lm_eval:TASK")
 
 
+def is_function(task: str) -> bool:
+    """Whether a task is a Python function, which is imported."""
+    kind, colon, _ = task.partition(":")
+    return bool(colon) and kind not in (*_LOADERS, "multitask", "lm_eval")
+
+
 def load_utility(task: str, data: Files = None, **settings: Any) -> Utility:
     """Read an evaluation file and make the utility of `task` from it.
 

@@ -1,0 +1,102 @@
+"""What a run folder may not decide by itself: code to import, servers to call, files to write elsewhere.
+
+A run folder may be a stranger's. What its config.json would have imported or called is therefore given again by the
+user, or confirmed by them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from modelswarms_fast.errors import InputError, quoted, short
+from modelswarms_fast.evaluation.objectives import is_function
+
+_FLAGS = {"task": "--task", "options": "--option", "engine_options": "--engine-option", "trace": "--trace"}
+_OPTIONS = ("endpoint", "key_env", "cache", "functions")  # of a judge, and of a task of lm-eval
+_NUMBERS = (bool, int, float, type(None))
+
+Setting = tuple[str, str]
+"""A setting, and a name within it where it has several: ("options", "endpoint"), ("task", "")."""
+
+
+def to_confirm(config: Mapping[str, Any]) -> dict[Setting, Any]:
+    """Of a run's settings those that import code, call a server, or write outside the run folder.
+
+    They are a task that is a function or a judge, a judge's endpoint, key and cache, scorers that are functions, the
+    code of a task of lm-eval, options of vLLM that are no numbers, and the file of a trace.
+
+    Args:
+        config: the content of the run's config.json, or what says the same of a sweep or study.
+    """
+    task, options = str(config.get("task")), _mapping(config.get("options"))
+    several = task.partition(":")[0] == "multitask"
+    tasks = [one.strip() for one in str(options.get("tasks")).split(",")] if several else [task]
+    found: dict[Setting, Any] = {}
+    if any(one.partition(":")[0] == "judge" or is_function(one) for one in tasks):
+        found["task", ""] = config["task"]
+        if several:
+            found["options", "tasks"] = options["tasks"]
+    for name, value in options.items():
+        own = name.rpartition(".")[2]  # of several tasks an option begins with a number
+        if own in _OPTIONS or (own == "scorer" and ":" in str(value)):
+            found["options", name] = value
+    engine = _mapping(config.get("engine")) or config
+    for name, value in _mapping(engine.get("engine_options")).items():
+        if not isinstance(value, _NUMBERS) or name == "trust_remote_code":
+            found["engine_options", name] = value
+    if config.get("trace") is not None:
+        found["trace", ""] = config["trace"]
+    return found
+
+
+def check_trusted(
+    config: Mapping[str, Any],
+    where: str,
+    given: Mapping[str, Any] | None = None,
+    ask: Callable[[str], bool] | None = None,
+) -> None:
+    """Refuse a run's settings unless the user has given again, or confirms, what they would import, call or write.
+
+    Args:
+        config: as in `to_confirm`.
+        where: the run folder, for messages.
+        given: what the user has given again: task, options, engine_options, trace.
+        ask: puts a question to the user; None where nobody is there to answer.
+
+    Raises:
+        InputError: something is missing, what is given is not what the run has, or the user says no.
+    """
+    again = {
+        (kind, name): value
+        for kind, values in (given or {}).items()
+        for name, value in (values if isinstance(values, Mapping) else {"": values}).items()
+        if value is not None
+    }
+    engine = _mapping(config.get("engine")) or config
+    for (kind, name), value in again.items():
+        known = (engine if kind == "engine_options" else config).get(kind)
+        known = _mapping(known).get(name) if name else known
+        if str(known) != str(value):
+            raise InputError(
+                f"{_word((kind, name), value)} is not what {where} has, which is {quoted(known)}; give that, or leave "
+                "it out"
+            )
+    missing = {setting: value for setting, value in to_confirm(config).items() if setting not in again}
+    if not missing:
+        return
+    words = " ".join(_word(setting, value) for setting, value in missing.items())
+    what = f"by its own settings {where} imports code, calls a server or writes elsewhere ({words})"
+    if ask is None:
+        raise InputError(f"{what}; if you trust it, give these options again")
+    if not ask(f"{what[0].upper()}{what[1:]}. Do you trust it?"):
+        raise InputError(f"{where} is not trusted, so nothing of it was run")
+
+
+def _word(setting: Setting, value: Any) -> str:
+    kind, name = setting
+    return f"{_FLAGS[kind]} {short(f'{name}={value}' if name else str(value))}"
+
+
+def _mapping(value: Any) -> Mapping[str, Any]:
+    return value if isinstance(value, Mapping) else {}
