@@ -2,41 +2,38 @@
 
 vLLM renames, fuses, reorders, transposes and ties tensors while it loads a checkpoint, pads the vocabulary, and gives
 each rank of a tensor-parallel engine a part. All of this is in the model's own `load_weights`, in code that differs
-from model to model. So it is asked: `load_weights` is given tensors that hold their own row or column numbers, and what
-it would write into the live parameters says where each tensor belongs. Nothing is written.
+from model to model. So it is asked, with tensors that hold their own row or column numbers (probes.py).
 """
 
 from __future__ import annotations
 
-import itertools
-import logging
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from safetensors import safe_open
-from torch.utils._python_dispatch import TorchDispatchMode
 
+from modelswarms_fast.engines.vllm.probes import (
+    FIRST,
+    NUMBER,
+    Recorder,
+    Shape,
+    WeightPart,
+    Write,
+    column_numbers,
+    join_parts,
+    named_tensors,
+    parameters_kept,
+    pieces,
+    quiet_loader,
+    row_numbers,
+    without_lora,
+)
 from modelswarms_fast.errors import InputError
 
-Shape = tuple[int, ...]
-NUMBER = 1 << 32
-"""From the numbers of one tensor to those of the next: more than the rows of any tensor."""
-FIRST = 1 << 20
-"""Number of the first tensor. With float64's 53 bits there are as many, and twice the number of one is that of none."""
 FLOATS = (torch.float32, torch.bfloat16, torch.float16)
-
-
-class WeightPart(NamedTuple):
-    """A part of a weight that this process holds, as a view of the live parameter."""
-
-    live: torch.Tensor
-    """Transposed where the checkpoint is (GPT-2)."""
-    start: tuple[int, int] | None = None
-    """Row and column of the whole weight at which the part begins; None: it is the whole weight."""
 
 
 class Weight(NamedTuple):
@@ -69,13 +66,6 @@ class Weight(NamedTuple):
         return self.parts[0]
 
 
-class _Write(NamedTuple):
-    """What the loader would write: `numbers` into `live`, of the same shape."""
-
-    live: torch.Tensor
-    numbers: torch.Tensor
-
-
 class WeightMap:
     """Finds the tensors of a checkpoint in a model that vLLM has built from it.
 
@@ -91,8 +81,8 @@ class WeightMap:
         self._models = [model] if inner is model else [model, inner]
         self._live: dict[str, torch.Tensor] = {}
         """Parameters and buffers by their names without LoRA's wrapping. Tied ones are there by all their names."""
-        with _without_lora(model):
-            for name, one in _tensors(model):
+        with without_lora(model):
+            for name, one in named_tensors(model):
                 self._live[name] = one.detach()
         self._found: dict[tuple[str, Shape], Weight | None] = {}
         """None: the loader takes no such tensor, or has no use for it."""
@@ -181,14 +171,14 @@ class WeightMap:
     def _probe(self, wanted: Mapping[str, Shape]) -> None:
         """Ask the model's loader for those that have not been asked for."""
         asked = [(name, shape) for name, shape in wanted.items() if (name, shape) not in self._found]
-        rows: dict[tuple[str, Shape], list[_Write]] = {}
-        columns: dict[tuple[str, Shape], list[_Write]] = {}
-        with _without_lora(self._model), _parameters_kept(self._model), _quiet_loader():
+        rows: dict[tuple[str, Shape], list[Write]] = {}
+        columns: dict[tuple[str, Shape], list[Write]] = {}
+        with without_lora(self._model), parameters_kept(self._model), quiet_loader():
             # A wrapped text model has a loader of its own, for names as they are in the text model alone.
             for model in self._models:
                 left = [one for one in asked if one not in rows]
-                rows |= self._ask(model, left, _row_numbers, self._ignored)
-                columns |= self._ask(model, [one for one in left if one in rows], _column_numbers, set())
+                rows |= self._ask(model, left, row_numbers, self._ignored)
+                columns |= self._ask(model, [one for one in left if one in rows], column_numbers, set())
         for one in asked:
             writes = rows.get(one)
             self._found[one] = self._alias(*one) if writes is None else self._decode(*one, writes, columns.get(one, []))
@@ -199,9 +189,9 @@ class WeightMap:
         asked: Sequence[tuple[str, Shape]],
         probe: Callable[[int, Shape], torch.Tensor],
         ignored: set[tuple[str, Shape]],
-    ) -> dict[tuple[str, Shape], list[_Write]]:
+    ) -> dict[tuple[str, Shape], list[Write]]:
         """What the loader writes of each; `ignored` gets those that it takes without writing anything."""
-        found: dict[tuple[str, Shape], list[_Write]] = {}
+        found: dict[tuple[str, Shape], list[Write]] = {}
 
         def load(ones: Sequence[tuple[str, Shape]]) -> tuple[int, bool]:
             """How many it has taken before one that it refuses, and whether it has written anything."""
@@ -214,7 +204,7 @@ class WeightMap:
                     yield name, probe(FIRST + number, shape)
                 taken = len(ones)
 
-            recorder = _Recorder(self._live, self._model)
+            recorder = Recorder(self._live, self._model)
             try:
                 with torch.no_grad(), recorder:
                     model.load_weights(given())  # type: ignore[operator]
@@ -246,19 +236,19 @@ class WeightMap:
                     return weight
         return None
 
-    def _decode(self, name: str, shape: Shape, rows: Sequence[_Write], columns: Sequence[_Write]) -> Weight | None:
+    def _decode(self, name: str, shape: Shape, rows: Sequence[Write], columns: Sequence[Write]) -> Weight | None:
         """The parts of a tensor; None where what is written is not the tensor's own elements."""
         if len(rows) != len(columns):
             return None
         parts: list[WeightPart] = []
-        for (live, row_numbers), (_, column_numbers) in zip(rows, columns, strict=True):
+        for (live, row_of), (_, column_of) in zip(rows, columns, strict=True):
             if live.dtype not in FLOATS:
                 return None
             try:
-                parts += _pieces(live, row_numbers, column_numbers, matrix=len(shape) > 1)
+                parts += pieces(live, row_of, column_of, matrix=len(shape) > 1)
             except ValueError:
                 return None
-        parts = _joined(parts)
+        parts = join_parts(parts)
         if len(parts) == 1 and parts[0].live.shape == torch.Size(shape):
             parts = [WeightPart(parts[0].live)]
         first = parts[0].live
@@ -309,147 +299,6 @@ class BaseTensors:
         return torch.equal(right.to(part.live.dtype).float(), live)
 
 
-class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Keeps what is copied into live parameters from being written, and remembers it."""
-
-    def __init__(self, live: Mapping[str, torch.Tensor], model: torch.nn.Module) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.writes: list[_Write] = []
-        self._live, self._model = live, model
-        self._storages = {_address(one) for one in live.values()} - {0}
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        written = _written(func, args, kwargs)
-        live = [place for place in written if _address(place) in self._storages]
-        if func is torch.ops.aten.copy_.default and not live and (place := self._twin(args[0])) is not None:
-            live = [place]
-        if not live:
-            return func(*args, **kwargs)
-        if func is torch.ops.aten.copy_.default and args[1].shape == live[0].shape:
-            self.writes.append(_Write(live[0], args[1]))
-        elif func is torch.ops.aten.fill_.Scalar and live[0].numel() == 1:
-            self.writes.append(_Write(live[0], torch.full(live[0].shape, float(args[1]), dtype=torch.float64)))
-        return args[0]
-
-    def _twin(self, place: torch.Tensor) -> torch.Tensor | None:
-        """The live tensor for one that the loader has just registered in its stead (a head's bias)."""
-        address = _address(place)
-        for name, one in _tensors(self._model):
-            if _address(one) == address and name in self._live and self._live[name].shape == one.shape:
-                base = self._live[name]
-                return base.as_strided(place.shape, place.stride(), base.storage_offset() + place.storage_offset())
-        return None
-
-
-def _written(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[torch.Tensor]:
-    """The tensors that an operator writes into."""
-    if not func._schema.is_mutable:
-        return []
-    found: list[torch.Tensor] = []
-    for number, argument in enumerate(func._schema.arguments):
-        if argument.alias_info is not None and argument.alias_info.is_write:
-            value = args[number] if number < len(args) else kwargs.get(argument.name)
-            values = value if isinstance(value, list | tuple) else [value]
-            found += [one for one in values if isinstance(one, torch.Tensor)]
-    return found
-
-
-def _address(tensor: torch.Tensor) -> int:
-    return tensor.untyped_storage().data_ptr()
-
-
-def _tensors(model: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
-    yield from model.named_parameters(remove_duplicate=False)
-    yield from model.named_buffers(remove_duplicate=False)
-
-
-def _row_numbers(number: int, shape: Shape) -> torch.Tensor:
-    """A tensor of this shape, in no more memory than it has rows, that holds the numbers of its rows."""
-    rows = shape[:-1] if len(shape) > 1 else shape
-    counted = torch.arange(torch.Size(rows).numel(), dtype=torch.float64) + number * NUMBER
-    return counted.view(rows)[..., None].expand(shape) if len(shape) > 1 else counted.view(rows)
-
-
-def _column_numbers(number: int, shape: Shape) -> torch.Tensor:
-    """As `_row_numbers`, with the numbers of its columns: a vector is one column."""
-    columns = torch.arange(shape[-1] if len(shape) > 1 else 1, dtype=torch.float64) + number * NUMBER
-    return columns.expand(shape)
-
-
-def _pieces(live: torch.Tensor, rows: torch.Tensor, columns: torch.Tensor, *, matrix: bool) -> list[WeightPart]:
-    """The parts of a tensor that lie in `live`, from the numbers of their rows and columns.
-
-    Raises ValueError if these are not rows of a tensor or of its transpose.
-    """
-    if live.dim() > 2 and 1 in live.shape:
-        axis = list(live.shape).index(1)
-        return _pieces(live.squeeze(axis), rows.squeeze(axis), columns.squeeze(axis), matrix=matrix)
-    if live.dim() > 2:
-        found = []
-        for one in zip(live, rows, columns, strict=True):
-            found += _pieces(*one, matrix=matrix)
-        return found
-    if live.dim() == 0:
-        live, rows, columns = live[None], rows[None], columns[None]
-    if not matrix:
-        if live.dim() != 1:
-            raise ValueError("a vector in a matrix")
-        return [WeightPart(live[a:b], (start, 0)) for a, b, start in _runs(rows)]
-    if live.dim() == 1:
-        axis = 0 if _constant(rows, 0) else 1
-        live, rows, columns = live.unsqueeze(axis), rows.unsqueeze(axis), columns.unsqueeze(axis)
-    if not _constant(rows, 1):
-        live, rows, columns = live.t(), rows.t(), columns.t()
-    if not (_constant(rows, 1) and _constant(columns, 0)):
-        raise ValueError("rows that are mixed")
-    found = []
-    for left, right, column in _runs(columns[0]):
-        found += [WeightPart(live[a:b, left:right], (row, column)) for a, b, row in _runs(rows[:, 0])]
-    return found
-
-
-def _runs(numbers: torch.Tensor) -> list[tuple[int, int, int]]:
-    """Begin, end and first number of each run of numbers [n] that follow one another."""
-    whole = numbers.remainder(NUMBER).cpu()
-    if not bool((whole == whole.round()).all()):
-        raise ValueError("values that were changed")
-    values = whole.long()
-    breaks = [0, *(torch.nonzero(values.diff() != 1).flatten() + 1).tolist(), len(values)]
-    return [(a, b, int(values[a])) for a, b in itertools.pairwise(breaks) if b > a]
-
-
-def _constant(numbers: torch.Tensor, axis: int) -> bool:
-    """Whether they are the same along an axis."""
-    if numbers.stride(axis) == 0 or numbers.shape[axis] == 1:
-        return True
-    return bool((numbers == numbers.narrow(axis, 0, 1)).all())
-
-
-def _joined(parts: Sequence[WeightPart]) -> list[WeightPart]:
-    """With one part for those that follow one another in the tensor and in memory."""
-    joined: list[WeightPart] = []
-    for part in sorted(parts, key=lambda one: one.start or (0, 0)):
-        if joined and _follows(joined[-1], part):
-            live, start = joined.pop()
-            size = (len(live) + len(part.live), *live.shape[1:])
-            part = WeightPart(live.as_strided(size, live.stride(), live.storage_offset()), start)
-        joined.append(part)
-    return joined
-
-
-def _follows(one: WeightPart, other: WeightPart) -> bool:
-    (row, column), (next_row, next_column) = one.start or (0, 0), other.start or (0, 0)
-    live, after = one.live, other.live
-    return (
-        (next_row, next_column) == (row + len(live), column)
-        and live.shape[1:] == after.shape[1:]
-        and live.stride() == after.stride()
-        and _address(live) == _address(after)
-        and after.storage_offset() == live.storage_offset() + len(live) * live.stride(0)
-    )
-
-
 def _upright(weight: Weight, live: Mapping[str, torch.Tensor]) -> Weight:
     """A linear layer's weight as [outputs, inputs], which is how vLLM keeps it."""
     place = live[weight.parameter]
@@ -459,50 +308,4 @@ def _upright(weight: Weight, live: Mapping[str, torch.Tensor]) -> Weight:
         WeightPart(part.live.t(), None if part.start is None else (part.start[1], part.start[0]))
         for part in weight.parts
     ]
-    return weight._replace(shape=weight.shape[::-1], parts=tuple(_joined(parts)) if len(parts) > 1 else tuple(parts))
-
-
-@contextmanager
-def _without_lora(model: torch.nn.Module) -> Iterator[None]:
-    """The layers that vLLM has wrapped for LoRA in the places of their wrappers, where its loader looks for them."""
-    from vllm.lora.layers import BaseLayerWithLoRA
-
-    wrapped = [
-        (path, module)
-        for path, module in model.named_modules(remove_duplicate=False)
-        if isinstance(module, BaseLayerWithLoRA) and hasattr(module, "base_layer")
-    ]
-    try:
-        for path, module in wrapped:
-            _set(model, path, module.base_layer)
-        yield
-    finally:
-        for path, module in wrapped:
-            _set(model, path, module)
-
-
-def _set(model: torch.nn.Module, path: str, module: torch.nn.Module) -> None:
-    parent, _, leaf = path.rpartition(".")
-    setattr(model.get_submodule(parent), leaf, module)
-
-
-@contextmanager
-def _parameters_kept(model: torch.nn.Module) -> Iterator[None]:
-    """The model's own parameters, whatever its loader registers in their stead."""
-    before = [(module, dict(module._parameters)) for module in model.modules()]
-    try:
-        yield
-    finally:
-        for module, parameters in before:
-            module._parameters.update(parameters)
-
-
-@contextmanager
-def _quiet_loader() -> Iterator[None]:
-    """Without the loader's warnings of tensors that are not of the parameters' type."""
-    before = logging.root.manager.disable
-    logging.disable(logging.CRITICAL)
-    try:
-        yield
-    finally:
-        logging.disable(before)
+    return weight._replace(shape=weight.shape[::-1], parts=tuple(join_parts(parts)) if len(parts) > 1 else tuple(parts))
