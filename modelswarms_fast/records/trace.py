@@ -7,14 +7,17 @@ microseconds, one thread a lane.
 from __future__ import annotations
 
 import json
+import stat
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
+from modelswarms_fast.errors import InputError, short
 from modelswarms_fast.records.run_folder import write_text
 
+_BEGINNING = b'{"traceEvents": ['
 _DRIVER = 0
 _UNSEEN = nullcontext()
 
@@ -23,7 +26,10 @@ class Trace:
     """Adds up how long engines are busy and, given a path, keeps every event to be written there."""
 
     def __init__(self, path: str | Path | None = None) -> None:
+        """Raises InputError for a path at which something else than a trace lies, which would be replaced."""
         self.path = None if path is None else Path(path)
+        if self.path is not None:
+            _check_place(self.path)
         self.now: dict[str, Any] = {}
         """What is worked on, as arguments of the next events."""
         self._busy: dict[int, float] = {}
@@ -75,6 +81,7 @@ class Trace:
             }
             for lane in lanes
         ]
+        # Its beginning is what `_check_place` looks for.
         write_text(self.path, json.dumps({"traceEvents": names + self._events, "displayTimeUnit": "ms"}) + "\n")
 
     def _add(self, what: str, lane: int, start: float, end: float) -> None:
@@ -82,3 +89,19 @@ class Trace:
             ts, duration = (start - self._started) * 1e6, (end - start) * 1e6
             event = {"name": what, "ph": "X", "pid": 0, "tid": lane, "ts": ts, "dur": duration, "args": dict(self.now)}
             self._events.append(event)
+
+
+def _check_place(path: Path) -> None:
+    """Refuse to replace anything but a trace. Raises InputError."""
+    try:
+        trace = stat.S_ISREG(path.lstat().st_mode)
+        if trace:
+            with path.open("rb") as file:
+                trace = file.read(len(_BEGINNING)) == _BEGINNING
+    except (FileNotFoundError, NotADirectoryError):  # the second is said when its folder is made
+        return
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise InputError(f"cannot write the trace {short(str(path))}: {reason}; give another file") from error
+    if not trace:
+        raise InputError(f"{path} is there and is no trace, so it is not replaced; give another file for the trace")
