@@ -70,8 +70,10 @@ def train(
     alpha: int = ALPHA,
 ) -> tuple[Any, list[float]]:
     """One expert: the model with its adapter, and the loss of every step."""
-    tokenizer = AutoTokenizer.from_pretrained(base)
-    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.bfloat16, attn_implementation="eager")
+    tokenizer = AutoTokenizer.from_pretrained(base, trust_remote_code=False)
+    model = AutoModelForCausalLM.from_pretrained(
+        base, dtype=torch.bfloat16, attn_implementation="eager", trust_remote_code=False
+    )
     torch.manual_seed(SEED)
     config = LoraConfig(r=rank, lora_alpha=alpha, target_modules=TARGETS, task_type="CAUSAL_LM", lora_dropout=0.0)
     model = get_peft_model(model, config)  # LoRA weights are float32 on a bfloat16 base

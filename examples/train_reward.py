@@ -77,11 +77,16 @@ def difference(model: Any, tokenizer: Any, some: list[Pair]) -> torch.Tensor:
 
 def start(base: Path, layers: int) -> tuple[Any, Any]:
     """The first layers of the base model under a new head, and the tokenizer."""
-    tokenizer = AutoTokenizer.from_pretrained(base)
+    tokenizer = AutoTokenizer.from_pretrained(base, trust_remote_code=False)
     tokenizer.chat_template = None  # the experts of the demo are asked in plain text
     torch.manual_seed(SEED)
     model = AutoModelForSequenceClassification.from_pretrained(
-        base, num_labels=1, num_hidden_layers=layers, dtype=torch.float32, pad_token_id=tokenizer.pad_token_id
+        base,
+        num_labels=1,
+        num_hidden_layers=layers,
+        dtype=torch.float32,
+        pad_token_id=tokenizer.pad_token_id,
+        trust_remote_code=False,
     )
     # Two thirds of the weights stay as they are: known from the base model, and dear to train on a CPU.
     model.get_input_embeddings().weight.requires_grad_(False)
@@ -156,7 +161,9 @@ def main() -> None:
     means = [sum(losses[i : i + tenth]) / len(losses[i : i + tenth]) for i in range(0, len(losses), tenth)]
     print(f"{time.perf_counter() - begun:.0f} s, loss", " ".join(f"{mean:.3f}" for mean in means), flush=True)
     save(model, tokenizer, arguments.out)
-    saved = AutoModelForSequenceClassification.from_pretrained(arguments.out, dtype=torch.float32)
+    saved = AutoModelForSequenceClassification.from_pretrained(
+        arguments.out, dtype=torch.float32, trust_remote_code=False
+    )
     found = accuracy(saved, tokenizer, arguments.pairs)
     for kind, (right, count) in found.items():
         print(f"{kind}: {right} of {count} held-out pairs in the right order")

@@ -44,7 +44,7 @@ FIELDS = (
 
 def qwen2_of(base: Path) -> Qwen2ForCausalLM:
     """A Qwen2 in bfloat16 with the layers KEPT of a Llama."""
-    llama = AutoModelForCausalLM.from_pretrained(base, dtype=torch.bfloat16)
+    llama = AutoModelForCausalLM.from_pretrained(base, dtype=torch.bfloat16, trust_remote_code=False)
     fields = {name: getattr(llama.config, name) for name in FIELDS}
     model = Qwen2ForCausalLM(Qwen2Config(num_hidden_layers=len(KEPT), **fields)).to(torch.bfloat16)
     model.model.embed_tokens.load_state_dict(llama.model.embed_tokens.state_dict())
@@ -66,7 +66,7 @@ def main() -> None:
     parser.add_argument("skills", nargs="+", choices=skills.skills())
     arguments = parser.parse_args()
     base = resolve_base(BASE)
-    tokenizer = AutoTokenizer.from_pretrained(base)
+    tokenizer = AutoTokenizer.from_pretrained(base, trust_remote_code=False)
     torch.manual_seed(SEED)
     lora = LoraConfig(r=RANK, lora_alpha=ALPHA, target_modules="all-linear", task_type="CAUSAL_LM")
     model = get_peft_model(qwen2_of(base), lora).train()

@@ -59,15 +59,17 @@ def reference(file: Path) -> sentencepiece.SentencePieceProcessor:
 def main() -> None:
     """Compare, and print."""
     folder = resolve_base(GEMMA3)
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16)
+    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16, trust_remote_code=False)
     rng = random.Random(0)
     texts = ODD + ["".join(rng.choice(LETTERS) for _ in range(rng.randint(1, 40))) for _ in range(5000)]
     texts += [line for file in sys.argv[1:] for line in Path(file).read_text(encoding="utf-8").split("\n")]
     with tempfile.TemporaryDirectory() as place:
         file = Path(place) / "model.gguf"
         packaged_gguf(GEMMA3, file)
-        other = AutoModelForCausalLM.from_pretrained(place, gguf_file=file.name, dtype=torch.bfloat16).state_dict()
+        other = AutoModelForCausalLM.from_pretrained(
+            place, gguf_file=file.name, dtype=torch.bfloat16, trust_remote_code=False
+        ).state_dict()
         pieces = reference(file)
     differing = [name for name, tensor in model.state_dict().items() if not torch.equal(tensor, other[name])]
     print(f"weights: {len(differing)} of {len(other)} tensors differ from transformers' reading", *differing)

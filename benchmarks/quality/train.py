@@ -47,8 +47,8 @@ def completion_loss(model: Any, batch: list[Example]) -> torch.Tensor:
 
 def train(base: Path, pairs: Pairs, *, steps: int, learning_rate: float) -> tuple[Any, list[float]]:
     """The model with its adapter, and the loss of every step."""
-    tokenizer = AutoTokenizer.from_pretrained(base)
-    model: Any = AutoModelForCausalLM.from_pretrained(base, dtype=torch.bfloat16)
+    tokenizer = AutoTokenizer.from_pretrained(base, trust_remote_code=False)
+    model: Any = AutoModelForCausalLM.from_pretrained(base, dtype=torch.bfloat16, trust_remote_code=False)
     torch.manual_seed(SEED)
     config = LoraConfig(r=RANK, lora_alpha=ALPHA, target_modules="all-linear", task_type="CAUSAL_LM")
     model = get_peft_model(model, config).train()  # A and B in float32

@@ -95,6 +95,12 @@ def test_options_that_are_refused(options, modes, sentence):
     assert sentence in str(refused.value)
 
 
+@pytest.mark.parametrize("name", ["trust_remote_code", "load_format", "ignore_patterns", "hf_token"])
+def test_options_that_run_code_or_hold_a_key_are_refused(name):
+    with pytest.raises(InputError, match=f"engine_options has '{name}'"):
+        check_options({name: True}, ("merged",), KNOWN | {name})
+
+
 def test_options_that_are_not():
     check_options({"seed": 1, "enforce_eager": False, "gpu_memory_utilization": 0.5}, ("merged", "slots"), KNOWN)
     check_options({"enforce_eager": True}, ("mixture",), KNOWN)

@@ -31,6 +31,8 @@ _RELIED_ON = (
     "worker_cls", "worker_extension_cls", "distributed_executor_backend", "pipeline_parallel_size",
     "data_parallel_size", "enable_lora", "lora_target_modules", "fully_sharded_loras",
 )  # fmt: skip
+# Options by which a model's folder brings code, or weights that are unpickled, which runs code.
+_CODE = ("trust_remote_code", "load_format", "ignore_patterns")
 # Options that say how much memory the key-value cache takes.
 _CACHE_SIZES = ("gpu_memory_utilization", "kv_cache_memory_bytes", "num_gpu_blocks_override")
 
@@ -55,6 +57,10 @@ def check_options(options: Mapping[str, object], modes: Sequence[Serve], known: 
             raise InputError(f"engine_options has {name!r}, which this vLLM does not know; correct its name.")
         if name in _SETTINGS:
             raise InputError(f"engine_options has {name!r}; set {_SETTINGS[name]} instead.")
+        if name in _CODE:
+            raise InputError(f"engine_options has {name!r}, by which files of a model can run code; leave it out.")
+        if name == "hf_token":
+            raise InputError("engine_options has 'hf_token', which would be recorded; set the variable HF_TOKEN.")
         if name in _RELIED_ON:
             raise InputError(f"engine_options has {name!r}, on which loading particles relies; leave it out.")
     if "mixture" in modes and not options.get("enforce_eager", True):

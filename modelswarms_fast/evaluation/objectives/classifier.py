@@ -30,9 +30,13 @@ class Classifier:
         if name.startswith(("/", ".")) and not Path(name).is_dir():  # no hub id, as which it would be looked for
             raise InputError(f"the classifier's folder {name} does not exist; give a folder or a hub id")
         try:
-            self.tokenizer: Any = AutoTokenizer.from_pretrained(name, truncation_side="left")
+            self.tokenizer: Any = AutoTokenizer.from_pretrained(name, truncation_side="left", trust_remote_code=False)
             loaded: Any = AutoModelForSequenceClassification.from_pretrained(
-                name, dtype=getattr(torch, dtype), use_safetensors=True, output_loading_info=True
+                name,
+                dtype=getattr(torch, dtype),
+                use_safetensors=True,
+                output_loading_info=True,
+                trust_remote_code=False,
             )
         except Exception as error:  # whatever a broken folder makes transformers raise
             why = f"{type(error).__name__}: {error}".strip().split("\n")[0]

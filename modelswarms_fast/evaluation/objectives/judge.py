@@ -233,7 +233,7 @@ def chat_form(name: str) -> Callable[[str], str]:
 
     folder = resolve_base(name)
     with loading(folder):
-        tokenizer: Any = AutoTokenizer.from_pretrained(folder)
+        tokenizer: Any = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     if not tokenizer.chat_template:
         raise InputError(f"the tokenizer of {name} has no chat template; leave --option chat out")
 
