@@ -74,6 +74,12 @@ class Experts:
     whole: tuple[str, ...] = ()
     """Tensors of the base model that an expert has trained whole, by its names; in a row behind PEFT's prefix."""
 
+    @property
+    def layer_shapes(self) -> dict[str, tuple[int, int]]:
+        """[outputs, inputs] of each adapted layer, by its name."""
+        shapes = {spec.name: spec.shape for spec in self.layout.specs}
+        return {module.name: (shapes[module.b][0], shapes[module.a][1]) for module in self.modules}
+
 
 def read_experts(
     source: str | Path | Sequence[str | Path],

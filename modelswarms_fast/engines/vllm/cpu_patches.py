@@ -147,7 +147,7 @@ class GroupedPunicaWrapper(PunicaWrapperCPU):  # type: ignore[misc]
 
 
 def _table(parts: list[LowRankPart]) -> _Table:
-    return _Table(parts, LowRank(parts) if LowRank.able(parts) else None)
+    return _Table(parts, LowRank.of(parts))
 
 
 def rms_norm(

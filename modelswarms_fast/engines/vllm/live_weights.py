@@ -72,7 +72,7 @@ def merged_lora(weights: WeightMap, experts: Experts) -> LiveWeights:
     rows = row_form(experts)
     specs = {spec.name: spec for spec in rows.layout.specs}
     targets = []
-    found = weights.linear({one.name: (specs[one.b].shape[0], specs[one.a].shape[1]) for one in rows.modules})
+    found = weights.linear(rows.layer_shapes)
     for module in rows.modules:
         a, b, weight = specs[module.a], specs[module.b], found[module.name]
         _check_untied(weights, weight)

@@ -45,9 +45,8 @@ class RowSlots:
     ) -> None:
         """`experts` [n, D], `room` [R, D].
 
-        `in_room` says which row of the room a slot serves, for slots that serve one; `changed` is called when it has
-        changed. A load that copies nothing is a few calls whose code the caches have lost since the last one: so few,
-        and so short.
+        `in_room` says which row of the room a slot serves, for slots that serve one. `changed` is called after each
+        load. Loads are kept short: the caches have lost their code since the last one, so every call costs.
         """
         self._own, self._experts, self._room, self._in_room, self._changed = own, experts, room, in_room, changed
 
@@ -107,8 +106,7 @@ def lora_slots(runner: Any, weights: WeightMap, experts: Experts) -> RowSlots | 
     manager._last_mapping = None
     if manager.lora_index_to_id != [slot + 1 for slot in range(manager.lora_slots)]:
         raise RuntimeError(f"vLLM placed its adapters as {manager.lora_index_to_id}")
-    specs, found = {spec.name: spec for spec in experts.layout.specs}, []
-    places = weights.linear({one.name: (specs[one.b].shape[0], specs[one.a].shape[1]) for one in experts.modules})
+    places, found = weights.linear(experts.layer_shapes), []
     for module in experts.modules:
         weight = places[module.name]
         layer = manager.modules.get(weight.module)

@@ -74,6 +74,11 @@ class LowRank:
         self._outputs = max(part.column + part.b.shape[1] for part in parts)
         self._inputs = inputs
 
+    @classmethod
+    def of(cls, parts: Sequence[LowRankPart]) -> LowRank | None:
+        """None where the extension cannot do it with these tensors."""
+        return cls(parts) if cls.able(parts) else None
+
     @staticmethod
     def able(parts: Sequence[LowRankPart]) -> bool:
         """Whether the extension can do it with these tensors."""

@@ -51,13 +51,13 @@ class MixtureServer:
     def __init__(
         self, experts: Experts, slices: Mapping[str, OutputSlice], device: torch.device, dtype: torch.dtype
     ) -> None:
-        specs = {spec.name: spec for spec in experts.layout.specs}
+        shapes = experts.layer_shapes
         adapted: dict[torch.nn.Module, list[tuple[LoraModule, OutputSlice]]] = {}
         for module in experts.modules:
             if module.name not in slices:
                 raise InputError(f"The base model has no linear layer {module.name} to mix in; use serve='merged'.")
             output = slices[module.name]
-            shape = (specs[module.b].shape[0], specs[module.a].shape[1])
+            shape = shapes[module.name]
             whole = output.whole or (output.size, output.inputs)
             if shape != whole:
                 raise InputError(
@@ -200,7 +200,7 @@ class _MixedLinear:
             LowRankPart(self.a[:, index], b.transpose(0, 1), output.start, module.scaling)
             for index, (b, (module, output)) in enumerate(zip(self.b, parts, strict=True))
         ]
-        self.compiled = LowRank(low) if LowRank.able(low) else None
+        self.compiled = LowRank.of(low)
 
     def add(self, x: torch.Tensor, y: torch.Tensor, step: torch.Tensor | TokenGroups) -> None:
         """Add to y what the tokens' mixtures make of x.

@@ -19,7 +19,7 @@ Shape = tuple[int, ...]
 NUMBER = 1 << 32
 """From the numbers of one tensor to those of the next: more than the rows of any tensor."""
 FIRST = 1 << 20
-"""Number of the first tensor. With float64's 53 bits there are as many, and twice the number of one is that of none."""
+"""Number of the first tensor; the last is below twice that, as float64 has 53 bits. So no sum of two is a number."""
 
 
 class WeightPart(NamedTuple):

@@ -117,7 +117,7 @@ class _Update:
             LowRankPart(a[None], b[None], output.start, module.scaling)
             for a, b, (module, output) in zip(self.a.split_with_sizes(ranks), self.b, parts, strict=True)
         ]
-        self.compiled = LowRank(self._parts) if LowRank.able(self._parts) else None
+        self.compiled = LowRank.of(self._parts)
 
     def add(self, x: torch.Tensor, y: torch.Tensor, step: TokenCoefficients) -> None:
         """Add to y [tokens or more, out] what the tokens' mixtures make of x [tokens or more, in]."""

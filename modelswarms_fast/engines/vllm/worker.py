@@ -105,9 +105,8 @@ def _mixtures(runner: Any, weights: WeightMap, experts: Experts) -> MixtureServe
 
 def _output_slices(model: torch.nn.Module, weights: WeightMap, experts: Experts) -> dict[str, OutputSlice]:
     """Of each adapted linear layer, where the model computes it."""
-    specs = {spec.name: spec for spec in experts.layout.specs}
     slices: dict[str, OutputSlice] = {}
-    found = weights.linear({one.name: (specs[one.b].shape[0], specs[one.a].shape[1]) for one in experts.modules})
+    found = weights.linear(experts.layer_shapes)
     for adapted in experts.modules:
         weight = found[adapted.name]
         live, start = weight.part
