@@ -6,10 +6,10 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
-from numbers import Integral
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-from modelswarms_fast.errors import InputError
+from modelswarms_fast.errors import InputError, quoted
+from modelswarms_fast.errors.arguments import LAST_SEED, check_fields, check_path, check_range
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -26,7 +26,11 @@ Rounding = Literal["nearest", "stochastic"]
 CheckedLoads = Literal["off", "first", "all"]
 
 LARGEST = 1_000_000
-"""Bound of weights, step lengths and the number of particles: far above any use, far below an overflow."""
+"""Bound of weights, step lengths, particles and iterations: far above any use, far below an overflow."""
+LONGEST = 2**31 - 1
+"""Bound of numbers of tokens and of examples, which engines hold in 32 bits."""
+MOST_ENGINES = 1024
+"""Bound of engines, and of the processes of each."""
 
 
 def fields_of(kind: type[DataclassInstance], settings: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -40,15 +44,10 @@ def _check(condition: bool, sentence: str) -> None:
         raise InputError(sentence)
 
 
-def _check_integers(config: object, *names: str) -> None:
+def _check_range(config: object, low: float, high: float, *names: str) -> None:
+    """Refuse fields outside of a range in which the arithmetic holds."""
     for name in names:
-        value = getattr(config, name)
-        _check(isinstance(value, Integral), f"{name} is {value!r}; give a whole number.")
-
-
-def _check_choice(name: str, value: object, choices: object) -> None:
-    allowed = get_args(choices)
-    _check(value in allowed, f"{name} is {value!r}; choose one of {', '.join(map(repr, allowed))}.")
+        check_range(name, getattr(config, name), low, high)
 
 
 _UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
@@ -62,7 +61,7 @@ def parse_bytes(name: str, amount: str | None) -> float:
     unit = ({"BYTES": 1, "B": 1} | _UNITS).get(match[2].upper()) if match else None
     count = float(match[1]) * unit if match and unit else math.inf
     if count == math.inf:  # of several hundred digits, if it is a number at all
-        raise InputError(f"{name} is {amount!r}; give a number and a unit, such as '8GB' or '512MiB'.")
+        raise InputError(f"{name} is {quoted(amount)}; give a number and a unit, such as '8GB' or '512MiB'.")
     return math.floor(count)
 
 
@@ -141,24 +140,19 @@ class TaskConfig:
     """System message before each prompt; needs chat."""
 
     def __post_init__(self) -> None:
-        for name in ("samples", "pass_k"):
-            if getattr(self, name) is not None:
-                _check_integers(self, name)
-        _check_integers(self, "split_seed")
-        for name in ("limit_dev", "limit_test", "max_tokens", "samples", "pass_k"):
-            value = getattr(self, name)
-            _check(value is None or value >= 1, f"{name} is {value}; give at least 1.")
-        _check_integers(self, "sample_seed")
-        _check(
-            0 <= self.sample_seed < 2**63, f"sample_seed is {self.sample_seed}; give an integer from 0 to 2**63 - 1."
-        )
+        check_fields(self)
+        _check_range(self, 1, LONGEST, "limit_dev", "limit_test", "max_tokens")
+        _check_range(self, 1, LARGEST, "samples", "pass_k")
+        _check_range(self, 0, LAST_SEED, "sample_seed", "split_seed")
         heat = self.temperature or 0.0
         _check(
             heat == 0 or COLDEST <= heat <= HOTTEST,
-            f"temperature is {self.temperature}; give 0, or a number from {COLDEST:g} to {HOTTEST:g}.",
+            f"temperature is {quoted(self.temperature)}; give 0, or a number from {COLDEST:g} to {HOTTEST:g}.",
         )
-        _check(self.top_p is None or 0 < self.top_p <= 1, f"top_p is {self.top_p}; give a number above 0, at most 1.")
-        _check_choice("scoring", self.scoring, Scoring)
+        _check(
+            self.top_p is None or 0 < self.top_p <= 1,
+            f"top_p is {quoted(self.top_p)}; give a number above 0, at most 1.",
+        )
         _check(self.chat != "", "chat is empty; give 'base', or a .jinja file.")
         _check(
             self.system is None or self.chat is not None,
@@ -222,11 +216,13 @@ class SwarmConfig:
 
     From 0 to 1,000,000."""
     iterations: int = 200
-    """Most iterations after the initial evaluation; 0 only evaluates the initial particles."""
+    """Most iterations after the initial evaluation; 0 only evaluates the initial particles.
+
+    From 0 to 1,000,000."""
     patience: int = 10
     """Iterations without a new global best after which the search stops.
 
-    At least 1."""
+    From 1 to 1,000,000."""
     restart: bool = True
     """Send a particle that finds nothing new back to its own best position, with velocity 0."""
     restart_patience: float = 0.5
@@ -246,29 +242,20 @@ class SwarmConfig:
     From 0 to below 1. Called dropN in the paper."""
 
     def __post_init__(self) -> None:
-        _check_integers(self, "particles", "seed", "iterations", "patience")
-        _check(self.particles >= 2, f"particles is {self.particles}; a swarm needs at least 2.")
-        _check(self.particles <= LARGEST, f"particles is {self.particles}; give at most {LARGEST}.")
-        _check(0 <= self.seed < 2**63, f"seed is {self.seed}; give an integer from 0 to 2**63 - 1.")
-        weights = ("inertia", "cognitive_coeff", "social_coeff", "repel_coeff")
-        for name in (*weights, "restart_patience", "step_length", "minimum_step_length"):
-            value = getattr(self, name)
-            _check(0 <= value <= LARGEST, f"{name} is {value}; give a number from 0 to {LARGEST}.")
-        _check(
-            0 <= self.step_length_factor <= 1,
-            f"step_length_factor is {self.step_length_factor}; give a number from 0 to 1.",
-        )
+        check_fields(self)
+        _check(self.particles >= 2, f"particles is {quoted(self.particles)}; a swarm needs at least 2.")
+        _check_range(self, 0, LAST_SEED, "seed")
+        _check_range(self, 0, LARGEST, "particles", "inertia", "cognitive_coeff", "social_coeff", "repel_coeff")
+        _check_range(self, 0, LARGEST, "restart_patience", "step_length", "minimum_step_length", "iterations")
+        _check_range(self, 0, 1, "step_length_factor")
+        _check_range(self, 1, LARGEST, "patience")
         _check(
             self.inertia + self.cognitive_coeff + self.social_coeff + self.repel * self.repel_coeff > 0,
             "inertia, cognitive_coeff, social_coeff and repel_coeff are all 0; nothing would move.",
         )
-        _check(self.iterations >= 0, f"iterations is {self.iterations}; give 0 or more.")
-        _check(self.patience >= 1, f"patience is {self.patience}; give 1 or more.")
         for name in ("drop_k", "drop_n"):
             value = getattr(self, name)
-            _check(0 <= value < 1, f"{name} is {value}; give a probability from 0 to below 1.")
-        _check_choice("randomness", self.randomness, Randomness)
-        _check_choice("start_velocity", self.start_velocity, StartVelocity)
+            _check(0 <= value < 1, f"{name} is {quoted(value)}; give a probability from 0 to below 1.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -291,15 +278,15 @@ class EngineConfig:
     slots: int = 4
     """Particles that one batch serves with slots, or with auto if it takes slots.
 
-    At least 1."""
+    From 1 to 1,000,000."""
     engines: int = 1
     """Number of engines on this machine, each in its own process with its share of the cores.
 
-    At least 1."""
+    From 1 to 1,024."""
     tensor_parallel: int = 1
     """Number of processes that share one engine's model, each with a part of every layer.
 
-    At least 1; it must divide the number of attention heads. vLLM only."""
+    From 1 to 1,024; it must divide the number of attention heads. vLLM only."""
     state: State = "auto"
     """What is kept of a particle: its weights, or its coefficients of the experts (mixture).
 
@@ -358,18 +345,11 @@ class EngineConfig:
     The search takes the same steps. The objective must have a known range of scores."""
 
     def __post_init__(self) -> None:
-        _check_choice("engine", self.engine, EngineName)
-        _check_choice("serve", self.serve, Serve)
-        _check_choice("state", self.state, State)
-        _check_choice("combine", self.combine, Combine)
-        _check_choice("dtype", self.dtype, DType)
-        _check_choice("row_dtype", self.row_dtype, DType)
-        _check_choice("rounding", self.rounding, Rounding)
-        _check_choice("parity_check", self.parity_check, CheckedLoads)
-        _check_integers(self, "slots", "engines", "tensor_parallel", "max_model_len")
-        _check(self.slots >= 1, f"slots is {self.slots}; give 1 or more.")
-        for name in ("engines", "tensor_parallel"):
-            _check(getattr(self, name) >= 1, f"{name} is {getattr(self, name)}; give 1 or more.")
+        check_fields(self)
+        _check_range(self, 1, LARGEST, "slots", "max_num_seqs", "export_rank")
+        _check_range(self, 1, MOST_ENGINES, "engines", "tensor_parallel")
+        _check_range(self, 16, LONGEST, "max_model_len")
+        check_path("spill", self.spill)
         _check(
             self.tensor_parallel == 1 or self.engine == "vllm",
             f"tensor_parallel is {self.tensor_parallel} but the transformers engine is one process; use engine='vllm'.",
@@ -381,18 +361,14 @@ class EngineConfig:
         self._check_combine()
         for name in ("host_memory", "device_memory"):
             parse_bytes(name, getattr(self, name))
-        _check(self.max_model_len >= 16, f"max_model_len is {self.max_model_len}; give 16 or more.")
-        _check(
-            self.max_num_seqs is None or self.max_num_seqs >= 1, f"max_num_seqs is {self.max_num_seqs}; give 1 or more."
-        )
         _check(
             self.max_num_seqs is None or self.engine == "vllm",
             f"max_num_seqs is {self.max_num_seqs} but the transformers engine has no such setting; use engine='vllm'.",
         )
         _check(
             not self.engine_options or self.engine == "vllm",
-            f"engine_options has {next(iter(self.engine_options), '')!r} but the transformers engine takes none; use "
-            "engine='vllm'.",
+            f"engine_options has {quoted(next(iter(self.engine_options), ''))} but the transformers engine takes none; "
+            "use engine='vllm'.",
         )
         _check(
             self.engine == "vllm" or self.serve == "merged",
@@ -420,8 +396,6 @@ class EngineConfig:
             "serve='merged' or serve='mixture'.",
         )
         if self.export_rank is not None:
-            _check_integers(self, "export_rank")
-            _check(self.export_rank >= 1, f"export_rank is {self.export_rank}; give 1 or more.")
             _check(
                 delta,
                 f"export_rank is {self.export_rank} but combine='factors' exports the experts' own rank; use "

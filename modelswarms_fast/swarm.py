@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 from modelswarms_fast.config import SwarmConfig
 from modelswarms_fast.errors import InputError
+from modelswarms_fast.errors.arguments import checked
 
 Floats = npt.NDArray[np.float64]
 Bools = npt.NDArray[np.bool_]
@@ -70,6 +71,7 @@ class Swarm:
         InputError: fewer than 2 experts, or fewer particles than experts.
     """
 
+    @checked
     def __init__(self, config: SwarmConfig, n_experts: int, first: Sequence[int] | None = None) -> None:
         """`first`: the experts that the first particles are, by number, some perhaps several times and others not at
         all; left out, each of them once."""

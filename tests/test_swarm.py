@@ -262,7 +262,7 @@ def test_settings_that_contradict_each_other_are_refused():
         ({"state": "weights"}, "combine is 'delta' but state='weights'"),
         ({"rounding": "stochastic"}, "rounding is 'stochastic' but combine='delta'"),
         ({"serve": "slots"}, "serve is 'slots' but combine='delta' .* use serve='merged' or serve='mixture'"),
-        ({"export_rank": 0}, "export_rank is 0; give 1 or more"),
+        ({"export_rank": 0}, "export_rank is 0; give a number from 1 to 1,000,000"),
     ):
         with pytest.raises(InputError, match=sentence):
             EngineConfig(**{"combine": "delta"} | settings)

@@ -25,7 +25,6 @@ from modelswarms_fast.weights.experts import Experts
 from modelswarms_fast.weights.mixing import mix_row, row_form
 
 BATCH = 16
-_FIELDS = LoraConfig.__dataclass_fields__
 LOGITS = 4096  # tokens of a forward pass that looks at continuations: each has a logit for every word there is
 
 
@@ -65,13 +64,21 @@ def _adapter_names(model: Any, form: Experts) -> dict[str, str]:
     return found
 
 
-def _config(form: Experts, names: Mapping[str, str]) -> dict[str, Any]:
-    """adapter_config.json of rows whose modules have these names in the model."""
-    if all(names[module.name] == module.name for module in form.modules):
-        return form.config
+def _config(form: Experts, names: Mapping[str, str]) -> LoraConfig:
+    """PEFT's config of rows whose modules have these names in the model.
+
+    It says where the modules are, their ranks and their scaling. All else in an expert's adapter_config.json is about
+    training, or has been found not to matter by the time that it is read.
+    """
     modules = [replace(module, name=names[module.name]) for module in form.modules]
-    off = dict.fromkeys(("exclude_modules", "layers_to_transform", "layers_pattern"))
-    return form.config | ranks_and_alphas(modules) | off | {"target_modules": [module.name for module in modules]}
+    whole = sorted({names[f"{PREFIX}{name}"].removeprefix(PREFIX).rpartition(".")[0] for name in form.whole})
+    return LoraConfig(
+        **ranks_and_alphas(modules),
+        target_modules=[module.name for module in modules],
+        modules_to_save=whole or None,
+        task_type="CAUSAL_LM",
+        inference_mode=True,
+    )
 
 
 class TransformersEngine:
@@ -126,9 +133,7 @@ class TransformersEngine:
         if experts is not None and adapter:
             form = row_form(experts)
             names = _adapter_names(model, form)
-            fields = {key: value for key, value in _config(form, names).items() if key in _FIELDS}
-            fields |= {"inference_mode": True, "base_model_name_or_path": str(base)}
-            model = get_peft_model(model, LoraConfig(**fields), autocast_adapter_dtype=False)
+            model = get_peft_model(model, _config(form, names), autocast_adapter_dtype=False)
         self.model: Any = model.to(self.device).eval()
         self.model.get_output_embeddings().register_forward_pre_hook(_contiguous)
         self.dtype: torch.dtype = self.model.dtype

@@ -16,8 +16,9 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from modelswarms_fast.config import SwarmConfig
+from modelswarms_fast.config import LONGEST, SwarmConfig
 from modelswarms_fast.errors import InputError
+from modelswarms_fast.errors.arguments import check_range, checked
 from modelswarms_fast.evaluation.objectives import Files, named
 from modelswarms_fast.records.run_folder import locked, read_json, write_json
 from modelswarms_fast.records.stopping import told_how_to_go_on
@@ -32,6 +33,7 @@ _NUMBER = (int, float, type(None))
 _MEASURED = {"dev", "test", "test_standard_error", "test_scores", "evaluations", "prompts", "seconds", "recipe"}
 
 
+@checked
 def compare(
     experts: str | Path | Sequence[str | Path],
     *,
@@ -70,6 +72,7 @@ def compare(
         TypeError: a setting does not exist.
     """
     swarm = swarm or {}
+    check_range("budget", budget, 1, LONGEST)
     if unknown := swarm.keys() - {field.name for field in fields(SwarmConfig)}:
         raise InputError(f"swarm has no setting {sorted(unknown)[0]!r}; give fields of SwarmConfig.")
     SwarmConfig(particles=2, seed=seed)

@@ -8,6 +8,7 @@ from typing import Any
 from modelswarms_fast.config import EngineConfig, TaskConfig, fields_of
 from modelswarms_fast.engines.start import start_engine
 from modelswarms_fast.errors import InputError
+from modelswarms_fast.errors.arguments import checked
 from modelswarms_fast.evaluation.evaluator import Evaluator
 from modelswarms_fast.evaluation.objectives import SPLITS, Files, load_utility
 from modelswarms_fast.runs.dry_run import dry_evaluation
@@ -15,6 +16,7 @@ from modelswarms_fast.weights.base_model import resolve_base
 from modelswarms_fast.weights.experts import read_experts
 
 
+@checked
 def evaluate(
     model: str,
     *,

@@ -20,6 +20,7 @@ from modelswarms_fast.engines.protocol import Engine
 from modelswarms_fast.engines.start import start_engine
 from modelswarms_fast.engines.vllm.arguments import GPU_SHARE
 from modelswarms_fast.errors import InputError
+from modelswarms_fast.errors.arguments import checked
 from modelswarms_fast.evaluation.early_stopping import Scores
 from modelswarms_fast.evaluation.evaluator import Candidate, Evaluator
 from modelswarms_fast.evaluation.holdout import hold_back
@@ -73,6 +74,7 @@ class Experiment:
     engine: Engine
     evaluator: Evaluator
 
+    @checked
     def __init__(
         self,
         experts: str | Path | Sequence[str | Path],

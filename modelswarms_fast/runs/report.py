@@ -6,10 +6,12 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from modelswarms_fast.errors.arguments import checked
 from modelswarms_fast.records.report import write_plots, write_report
 from modelswarms_fast.runs.final_test import evaluate_run
 
 
+@checked
 def report(
     run: str | Path,
     *,

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from modelswarms_fast.config import EngineConfig, SwarmConfig, TaskConfig, fields_of
+from modelswarms_fast.errors.arguments import checked
 from modelswarms_fast.evaluation.holdout import CONFIRM
 from modelswarms_fast.evaluation.objectives import Files
 from modelswarms_fast.records import run_folder
@@ -38,6 +39,7 @@ from modelswarms_fast.swarm import Swarm
 from modelswarms_fast.weights.experts import read_experts, read_model
 
 
+@checked
 def search(
     experts: str | Path | Sequence[str | Path],
     *,

@@ -10,8 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from modelswarms_fast.config import SwarmConfig
+from modelswarms_fast.config import LARGEST, SwarmConfig
 from modelswarms_fast.errors import InputError
+from modelswarms_fast.errors.arguments import check_range, checked
 from modelswarms_fast.evaluation.objectives import Files
 from modelswarms_fast.records import run_folder
 from modelswarms_fast.records.analysis import studies, weak_to_strong
@@ -32,6 +33,7 @@ Variant = tuple[dict[str, Any], tuple[int, ...] | None]
 """Settings that differ, and the experts that the first particles are."""
 
 
+@checked
 def study(
     kind: str,
     experts: str | Path | Sequence[str | Path],
@@ -64,8 +66,8 @@ def study(
     """
     if kind not in KINDS:
         raise InputError(f"there is no study {kind!r}; choose {', '.join(KINDS)}.")
-    if seeds < 1 or at_once < 1:
-        raise InputError(f"seeds is {seeds} and at_once {at_once}; give 1 or more.")
+    check_range("seeds", seeds, 1, LARGEST)
+    check_range("at_once", at_once, 1, LARGEST)
     folder = Path(out)
     experiment = Experiment(
         experts, base=base, task=task, data=data, out=out, swarm=swarm, searches=at_once, **settings

@@ -11,8 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from modelswarms_fast.config import SwarmConfig
+from modelswarms_fast.config import LARGEST, LONGEST, SwarmConfig
 from modelswarms_fast.errors import InputError
+from modelswarms_fast.errors.arguments import check_range, checked
 from modelswarms_fast.evaluation.objectives import Files
 from modelswarms_fast.records import run_folder
 from modelswarms_fast.records.stopping import told_how_to_go_on
@@ -39,6 +40,7 @@ _DRAWN = {field.name for field in fields(SwarmConfig) if field.type == "float"}
 _DRAWS = 101  # the second word of the generator's key: no swarm uses it
 
 
+@checked
 def sweep(
     experts: str | Path | Sequence[str | Path],
     *,
@@ -75,9 +77,9 @@ def sweep(
     """
     folder, shared = Path(out), dict(swarm or {})
     chosen = check_ranges(PUBLISHED if ranges is None else ranges)
-    for name, value in (("searches", searches), ("at_once", at_once)):
-        if value < 1:
-            raise InputError(f"{name} is {value}; give 1 or more.")
+    for name, value in (("searches", searches), ("at_once", at_once), ("evaluations", evaluations)):
+        check_range(name, value, 1, LARGEST if name != "evaluations" else LONGEST)
+    check_range("minutes", minutes, 0, LARGEST)
     experiment = Experiment(
         experts, base=base, task=task, data=data, out=out, swarm=shared, searches=at_once, **settings
     )

@@ -22,6 +22,7 @@ from modelswarms_fast.engines.ensemble.engine import EnsembleEngine, Member, cli
 from modelswarms_fast.engines.start import start_here
 from modelswarms_fast.engines.transformers import TransformersEngine
 from modelswarms_fast.errors import InputError
+from modelswarms_fast.errors.arguments import checked
 from modelswarms_fast.evaluation.evaluator import Evaluator
 from modelswarms_fast.evaluation.objectives import Files, load_utility, named
 from modelswarms_fast.records import run_folder
@@ -44,6 +45,7 @@ from modelswarms_fast.weights.population import Population
 WINNER = Path(run_folder.GLOBAL_BEST, "mixture.json")
 
 
+@checked
 def token_swarm(
     experts: str | Path | Sequence[str | Path],
     *,

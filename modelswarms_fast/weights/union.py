@@ -14,7 +14,7 @@ import torch
 
 from modelswarms_fast.errors import InputError
 from modelswarms_fast.weights.adapter_forms import PREFIX
-from modelswarms_fast.weights.adapters import LoraModule, ranks_and_alphas
+from modelswarms_fast.weights.adapters import LoraModule, plain_config, ranks_and_alphas
 from modelswarms_fast.weights.checkpoint import Checkpoint
 
 
@@ -48,27 +48,22 @@ def unite(experts: Sequence[Checkpoint]) -> Union:
         modules.append(replace(module, rank=max(ranks), scaling=scaling, ranks=ranks))
         shapes[module.a] = (max(ranks), first.tensors[module.a].shape[1])
         shapes[module.b] = (first.tensors[module.b].shape[0], max(ranks))
-    config = dict(experts[0].config)
+    config = plain_config(experts[0].config, experts[0].modules)
     if not config.get("base_model_name_or_path"):
         config["base_model_name_or_path"] = next(
             (base for expert in experts if (base := expert.config.get("base_model_name_or_path"))), None
         )
-    if isinstance(config.get("init_lora_weights"), str):
-        config["init_lora_weights"] = True  # how training began says nothing about a row, and PEFT would begin so again
     whole = {name: expert.tensors[f"{PREFIX}{name}"].shape for expert in experts for name in expert.whole}
     shapes |= {f"{PREFIX}{name}": shape for name, shape in whole.items()}
     # Whatever else these named are copies of the base's tensors, which are left out.
     saved = sorted({name.rpartition(".")[0] for name in whole}) or None
-    config |= {
-        field: on for field, on in (("modules_to_save", saved), ("bias", "none")) if config.get(field) or on == saved
-    }
+    config["modules_to_save"] = saved
     if list(map(_meaning, modules)) != list(map(_meaning, experts[0].modules)):
         config |= ranks_and_alphas(modules)
         modules = [replace(module, scaling=module.alpha / module.rank) for module in modules]
         if any(len(of) < len(modules) for of in own):
             # Full names, as no pattern of one expert has to fit the modules of the others.
             config |= {"target_modules": [module.name for module in modules]}
-            config |= dict.fromkeys(config.keys() & {"exclude_modules", "layers_to_transform", "layers_pattern"})
     return Union(tuple(modules), shapes, config, tuple(sorted(whole)))
 
 

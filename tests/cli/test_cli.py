@@ -158,7 +158,7 @@ def test_rounding_reaches_the_search(tiny, arguments, tmp_path, monkeypatch):
         (["--task", "nowhere:nothing"], "nowhere"),
         (["--base", "nowhere/at/all"], "nowhere/at/all"),
         (["--particles", "2"], "3 experts"),
-        (["--base", "x" * 300], "File name too long"),
+        (["--base", "x" * 300], "longer than a name may be"),
         (["--base", "~nobody-at-all"], "~nobody-at-all"),
     ],
 )

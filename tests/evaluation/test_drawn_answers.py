@@ -142,9 +142,9 @@ def test_a_function_says_how_it_wants_answers(monkeypatch, tmp_path):
         ({"temperature": 0.001}, "temperature is 0.001; give 0"),
         ({"temperature": math.nan}, "temperature is nan; give 0"),
         ({"top_p": 0}, "top_p is 0; give a number above 0, at most 1"),
-        ({"samples": 0}, "samples is 0; give at least 1"),
+        ({"samples": 0}, "samples is 0; give a number from 1 to 1,000,000"),
         ({"samples": 1.5}, "samples is 1.5; give a whole number"),
-        ({"sample_seed": -1}, "sample_seed is -1; give an integer"),
+        ({"sample_seed": -1}, "sample_seed is -1; give a number from 0"),
     ],
 )
 def test_settings_that_do_not_do_are_one_sentence(file, settings, message):

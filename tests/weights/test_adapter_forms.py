@@ -139,7 +139,9 @@ def test_a_pool_of_equal_scalings_keeps_its_values_and_config(tiny_base: Path, t
     for index in range(2):
         make_adapter(tiny_base, tmp_path / str(index), seed=index, r=3, lora_alpha=5, use_rslora=True)
     pool = read_experts(tmp_path)
-    assert pool.config == json.loads((tmp_path / "0" / "adapter_config.json").read_text())
+    saved = json.loads((tmp_path / "0" / "adapter_config.json").read_text())
+    assert pool.config == {name: saved[name] for name in pool.config}
+    assert pool.config.keys() >= {"r", "lora_alpha", "use_rslora", "target_modules", "base_model_name_or_path"}
     assert {module.scaling for module in pool.modules} == {5 / math.sqrt(3)}
     for index, row in enumerate(pool.rows):
         content = load_file(tmp_path / str(index) / "adapter_model.safetensors")
@@ -376,6 +378,58 @@ def test_settings_of_training_alone_change_nothing(form: str, tiny_base: Path, t
     assert torch.equal(found.rows, plain.rows)
     assert found.modules == plain.modules
     assert found.config["init_lora_weights"] is True
+
+
+ODD: dict[str, dict[str, Any]] = {
+    "no patterns": {"alpha_pattern": None, "rank_pattern": None},
+    "layers": {"layers_to_transform": [0, 1], "layers_pattern": "layers"},
+    "layers that are none": {"layers_to_transform": {"a": 1}, "layers_pattern": 3},
+    "excluded modules": {"exclude_modules": "x"},
+    "a runtime": {"runtime_config": {"ephemeral_gpu_offload": 3}},
+    "a task": {"task_type": "x"},
+    "a start": {"init_lora_weights": "x"},
+    "no numbers": {"lora_dropout": "x", "fan_in_fan_out": 3, "inference_mode": [], "bias": 7, "revision": 1.5},
+    "fields of other methods": {"eva_config": 3, "corda_config": "x", "loftq_config": [], "lora_ga_config": 1},
+    "unknown": {"nobody_knows": {"a": [None]}},
+}
+
+
+@pytest.mark.parametrize("form", ODD)
+def test_what_says_nothing_about_the_tensors_is_neither_given_to_peft_nor_exported(form: str, tmp_path: Path) -> None:
+    base = make_base(tmp_path / "base", shape={"head_dim": 32})
+    write_tokenizer(base)
+    for index in range(2):
+        make_adapter(base, tmp_path / "pool" / str(index), seed=index)
+    plain = read_experts(tmp_path / "pool")
+    edit_config(tmp_path / "pool" / "0", **ODD[form])
+    found = read_experts(tmp_path / "pool")
+    assert torch.equal(found.rows, plain.rows)
+    assert found.modules == plain.modules
+    engine = TransformersEngine(base, found)
+    engine.load(0, found.rows[0])
+    export(tmp_path / "winner", found.rows[0], found, base=base, provenance={})
+    model = LlamaForCausalLM.from_pretrained(base, dtype=torch.float32)
+    model = PeftModel.from_pretrained(model, tmp_path / "winner")
+    tokens = torch.tensor([[1, 2, 3]])
+    ours = engine.log_probs(Request([1, 2, 3], 0))
+    theirs = torch.log_softmax(model(tokens).logits[0, -1].float(), dim=-1)
+    assert max(abs(ours[token] - float(value)) for token, value in enumerate(theirs)) < 1e-5
+
+
+@pytest.mark.parametrize("field", ["target_modules", "rank_pattern", "alpha_pattern"])
+def test_a_pattern_that_backtracks_for_ever_is_refused_within_seconds(
+    field: str, tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("modelswarms_fast.weights.adapters.SECONDS", 0.2)
+    for index in range(2):
+        make_adapter(tiny_base, tmp_path / str(index), seed=index)
+    pattern = r"(?:(\w|.)+)+[!?]"
+    edit_config(tmp_path / "1", **{field: pattern if field == "target_modules" else {pattern: 4}})
+    with pytest.raises(InputError, match=r"1/adapter_config.json: the patterns .* take more than 0.2 s to match"):
+        read_experts(tmp_path)
+    edit_config(tmp_path / "1", **{field: "x" * 10**6 if field == "target_modules" else {"x" * 10**6: 4}})
+    with pytest.raises(InputError, match=r"has a pattern of 1,000,000 characters, more than 10,000: shorten it"):
+        read_experts(tmp_path)
 
 
 MERGED = [

@@ -1,4 +1,7 @@
-"""The exceptions that end a run with one sentence, and how a sentence quotes what it was given."""
+"""The exceptions that end a run with one sentence, and how a sentence quotes what it was given.
+
+`arguments` checks the types of what is given by their annotations, `files` reads files that anybody may have written.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,7 @@ import re
 
 QUOTED = 100
 """Most characters that a sentence quotes of one value."""
-LONGEST = 600
+LONGEST = 1200
 """Most characters of a sentence, however much it quotes."""
 
 _COLOURS = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]|\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)|\x1b[@-_]")
