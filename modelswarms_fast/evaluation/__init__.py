@@ -5,5 +5,7 @@ template. `early_stopping` says when a particle's fate is decided, `score_cache`
 what it all has cost. `holdout` keeps examples back for the choice of a winner. `objectives/` has one file for each
 thing a particle can be scored by.
 
+`bounded` keeps what a server answers within a size and a time.
+
 `dataset_files` reads the files that people have, `dataset` makes dev and test of them.
 """

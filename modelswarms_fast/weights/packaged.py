@@ -59,6 +59,14 @@ def cache_folder() -> Path:
     return (Path(shared) if shared else Path.home() / ".cache") / "modelswarms_fast"
 
 
+def make_private(folder: Path) -> None:
+    """Make a folder of a cache, and those above it, where they are missing: for their owner alone. Raises OSError."""
+    for one in (*reversed(folder.parents), folder):
+        if not one.exists():
+            one.mkdir(mode=0o700, exist_ok=True)
+    folder.mkdir(exist_ok=True)  # says so where it is a file
+
+
 def packaged_folder(name: str) -> Path:
     """The checkpoint of a packaged model in the cache folder; converted when it is not there yet.
 

@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import gzip
 import json
+import socket
+import threading
+import time
+from contextlib import suppress
+from itertools import chain, repeat
 from pathlib import Path
 from typing import Any
 
@@ -154,6 +160,12 @@ def test_a_damaged_entry_is_asked_again(data: Path, endpoint: Endpoint, content:
     assert all(path.suffix == ".json" for path in file.parent.iterdir())  # nothing half written is left
 
 
+def test_the_cache_is_the_owners_alone(data: Path, endpoint: Endpoint) -> None:
+    cache = data.parent / "new" / "cache"
+    load(data, endpoint, cache=str(cache)).score("dev", [0], answers("a"))
+    assert [path.stat().st_mode & 0o077 for path in (cache.parent, cache, *cache.iterdir())] == [0] * 4
+
+
 def test_an_entry_of_another_question_is_not_taken(data: Path, endpoint: Endpoint) -> None:
     utility = load(data, endpoint)
     utility.score("dev", [0], answers("a"))
@@ -166,6 +178,109 @@ def test_a_cache_that_cannot_be_written(data: Path, endpoint: Endpoint) -> None:
     (data.parent / "cache").write_text("a file")
     with pytest.raises(InputError, match=r"cannot write to the judge's cache .*; give --option cache=FOLDER"):
         load(data, endpoint)
+
+
+# What an endpoint must not get, or not do
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://me:sesame@127.0.0.1/v1", "https://sesame@host/v1", "http://host/v1?key=sesame", "http://host/v1#sesame",
+        "me:sesame@host/v1", "http:\\\\me:sesame@host", "http://host@sesame",
+    ],
+)  # fmt: skip
+def test_an_endpoint_with_a_password_is_refused_without_showing_it(data: Path, url: str) -> None:
+    with pytest.raises(InputError, match="holds a name, a password or a query, which would be recorded") as caught:
+        load_utility("judge", data, options={"model": "m", "endpoint": url})
+    assert "sesame" not in str(caught.value)
+
+
+@pytest.mark.parametrize("url", ["host/v1", "ftp://host", "http:///v1", "file:///etc/passwd"])
+def test_an_endpoint_is_an_address_of_the_web(data: Path, url: str) -> None:
+    with pytest.raises(InputError, match="give an address such as"):
+        load_utility("judge", data, options={"model": "m", "endpoint": url})
+
+
+@pytest.mark.parametrize("status", [400, 404, 500])
+def test_a_key_that_is_sent_back_is_neither_shown_nor_kept(
+    data: Path, endpoint: Endpoint, monkeypatch: pytest.MonkeyPatch, status: int
+) -> None:
+    monkeypatch.setenv("MY_KEY", "sesame-open")
+    utility = load(data, endpoint, key_env="MY_KEY")
+    endpoint.usual = (200, completion("Rating: 6/10, Bearer sesame-open"), 0.0)
+    assert utility.score("dev", [0], answers("a")) == [6]
+    kept = [path.read_text() for path in (data.parent / "cache").iterdir()]
+    assert len(kept) == 2
+    assert not any("sesame" in text for text in kept)
+    said = "\x1b]0;title\x07no \x1b[31mse\x1b[0msame-open\r\nand\u202e " + "x" * 100_000
+    endpoint.usual = (status, {"error": {"message": said}}, 0.0)
+    with pytest.raises(InputError) as caught:
+        utility.score("dev", [1], answers("b"))
+    assert "sesame" not in str(caught.value)
+    assert str(caught.value).isprintable()
+    assert len(str(caught.value)) < 300
+
+
+class Talker:
+    """A server on loopback that sends these parts, the last one again and again, until it is closed."""
+
+    def __init__(self, *parts: bytes, wait: float = 0.0) -> None:
+        self.sent, self._open = 0, True
+        self._socket = socket.create_server(("127.0.0.1", 0))
+        self.url = f"http://127.0.0.1:{self._socket.getsockname()[1]}/v1"
+
+        def talk() -> None:
+            while self._open:
+                with suppress(OSError):
+                    peer, _ = self._socket.accept()
+                    with peer:
+                        peer.recv(100_000)
+                        for part in chain(parts, repeat(parts[-1])):
+                            if not self._open:
+                                break
+                            peer.sendall(part)
+                            self.sent += len(part)
+                            time.sleep(wait)
+
+        self._thread = threading.Thread(target=talk, daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        self._open = False
+        self._socket.shutdown(socket.SHUT_RDWR)
+        self._socket.close()
+        self._thread.join(5)
+
+
+HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n"
+PACKED = gzip.compress(b'{"choices": [' + b" " * 50_000_000)
+
+
+@pytest.mark.parametrize(
+    ("parts", "wait", "said"),
+    [
+        ((HEAD + b"\r\n", b" " * 100_000), 0.0, "answered more than 1,048,576 bytes, or compressed"),
+        ((HEAD.replace(b"200 OK", b"400 No") + b"\r\n", b" " * 100_000), 0.0, "answered more than 1,048,576 bytes"),
+        ((HEAD + b"Content-Encoding: gzip\r\n\r\n", PACKED), 0.0, "or compressed"),
+        ((HEAD + b"\r\n", b" "), 0.05, "took more than 0.3 s"),
+        ((HEAD, b"X-More: 1\r\n"), 0.05, "took more than 1.3 s in all"),
+    ],
+    ids=["endless", "endless error", "packed", "slow", "slow head"],
+)
+def test_an_answer_without_end_is_cut(
+    data: Path, monkeypatch: pytest.MonkeyPatch, parts: tuple[bytes, ...], wait: float, said: str
+) -> None:
+    monkeypatch.setattr(judge, "LONGEST_PAUSE", 1.0)
+    talker = Talker(*parts, wait=wait)
+    try:
+        with pytest.raises(InputError, match=said):
+            load_utility(
+                "judge", data, options={"model": "m", "endpoint": talker.url, "retries": "0", "timeout": "0.3"}
+            )
+    finally:
+        talker.close()
+    assert talker.sent < 30_000_000  # what the client has taken, and what lay in buffers
 
 
 # Failures
@@ -202,7 +317,7 @@ def test_what_may_pass_is_asked_again(data: Path, endpoint: Endpoint) -> None:
 def test_an_endpoint_that_fails_is_one_sentence(data: Path, endpoint: Endpoint, usual: Any, said: str) -> None:
     endpoint.usual = usual
     with pytest.raises(InputError, match=said) as caught:
-        load(data, endpoint, timeout="0.3")
+        load(data, endpoint, timeout="0.3" if usual[2] else "30")
     assert "\n" not in str(caught.value)
     assert "sk-12" not in str(caught.value)
 

@@ -18,13 +18,14 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from modelswarms_fast.errors import InputError
+from modelswarms_fast.errors import InputError, one_line, quoted, short
+from modelswarms_fast.evaluation.bounded import LARGEST_ANSWER, TooMuch, TooSlow, bound_answers, within
 from modelswarms_fast.evaluation.dataset import Data
 from modelswarms_fast.evaluation.objectives.callables import prompt
 from modelswarms_fast.evaluation.objectives.data import Wanted, dataset_of, read_examples
 from modelswarms_fast.evaluation.objectives.utility import Answer, Ask, Utility
 from modelswarms_fast.weights.base_model import loading, resolve_base
-from modelswarms_fast.weights.packaged import cache_folder
+from modelswarms_fast.weights.packaged import cache_folder, make_private
 
 OPTIONS = (
     "model", "endpoint", "key_env", "cache", "concurrency", "retries", "timeout", "price_in", "price_out", "chat"
@@ -32,6 +33,8 @@ OPTIONS = (
 MAX_TOKENS = 512
 RATING_TOKENS = 20
 LOWEST, HIGHEST = 1.0, 10.0
+LONGEST_PAUSE = 60.0  # before the client asks again
+LARGEST_ERROR = 10_000  # characters of an error that are looked through for the key
 
 # A number right after "Rating:", whole or not, alone or out of ten. `(?>` does not give back what it took, so that
 # "80" is no 8.
@@ -48,6 +51,8 @@ def load(data: Data, wanted: Wanted) -> Utility:
     if "price_in" in wanted.options or "price_out" in wanted.options:
         prices = wanted.number("price_in", 0, least=0), wanted.number("price_out", 0, least=0)
     concurrency, limit = wanted.whole("concurrency", 8), wanted.max_tokens or MAX_TOKENS
+    if "endpoint" in wanted.options:
+        check_endpoint(wanted.text("endpoint"))
     judge = Judge(
         wanted.text("model"),
         endpoint=wanted.options.get("endpoint"),
@@ -75,6 +80,19 @@ def load(data: Data, wanted: Wanted) -> Utility:
         score_range=(LOWEST, HIGHEST),
         report=judge.report,
     )
+
+
+def check_endpoint(endpoint: str) -> None:
+    """Refuse what is no plain address: a name, a password or a query would be recorded. Raises InputError."""
+    if any(mark in endpoint for mark in "@?#"):
+        raise InputError(
+            "the judge's endpoint holds a name, a password or a query, which would be recorded; give the address "
+            "alone, and the key in the environment variable that --option key_env names"
+        )
+    if not re.match(r"https?://[^/]", endpoint, re.IGNORECASE):
+        raise InputError(
+            f"the judge's endpoint is {quoted(endpoint)}; give an address such as http://127.0.0.1:8000/v1"
+        )
 
 
 def question(prompt: str, response: str) -> str:
@@ -114,14 +132,23 @@ class Judge:
     ) -> None:
         """`prices`: of a million tokens in and out. Raises InputError without the client or a key."""
         try:
-            from openai import OpenAI
+            from openai import DefaultHttpxClient, OpenAI
         except ImportError as error:
             raise InputError("judge needs the package openai; install modelswarms-fast[objectives]") from error
         key = os.environ.get(key_env)
         if not key and endpoint is None:
             raise InputError(f"judge finds no key in the environment variable {key_env}; set it, or give key_env")
         # A server of one's own often wants no key, but the client insists on one.
-        self._client = OpenAI(api_key=key or "none", base_url=endpoint, max_retries=retries, timeout=timeout)
+        self._client = OpenAI(
+            api_key=key or "none",
+            base_url=endpoint,
+            max_retries=retries,
+            timeout=timeout,
+            default_headers={"Accept-Encoding": "identity"},
+            http_client=DefaultHttpxClient(event_hooks={"response": [bound_answers(timeout)]}),
+        )
+        self._key = key or ""
+        self._longest = (retries + 1) * (timeout + LONGEST_PAUSE)
         self._model, self._key_env, self._cache = model, key_env, cache
         self._concurrency, self._prices = concurrency, prices
         self._spent = dict.fromkeys(("ratings", "unparsable", "requests", "cached", "tokens_in", "tokens_out"), 0)
@@ -165,15 +192,22 @@ class Judge:
         """The reply, which is then in the cache, and its tokens in and out."""
         import openai
 
-        try:
-            completion = self._client.chat.completions.create(
+        def create() -> Any:
+            return self._client.chat.completions.create(
                 model=self._model,
                 messages=[{"role": "user", "content": asked}],
                 temperature=0,
                 max_tokens=RATING_TOKENS,
             )
-            reply, usage = completion.choices[0].message.content or "", completion.usage
-        except openai.OpenAIError as error:
+
+        try:
+            completion = within(self._longest, create)
+            reply, usage = self._without_key(completion.choices[0].message.content or ""), completion.usage
+        except TimeoutError as error:
+            raise InputError(
+                f"the judge at {self._client.base_url} took more than {self._longest:g} s in all; see what keeps it"
+            ) from error
+        except (openai.OpenAIError, TooMuch, TooSlow) as error:
             raise self._failed(error) from error
         except (ValueError, AttributeError, TypeError, IndexError) as error:  # neither JSON nor a completion
             raise InputError(
@@ -187,16 +221,26 @@ class Judge:
         import openai
 
         where = f"the judge at {self._client.base_url}"
-        if isinstance(error, openai.APITimeoutError):
+        cause = error if isinstance(error, TooMuch | TooSlow) else error.__cause__
+        if isinstance(cause, TooMuch):
+            return InputError(
+                f"{where} answered more than {LARGEST_ANSWER:,} bytes, or compressed; give the endpoint of an "
+                "OpenAI-compatible server"
+            )
+        if isinstance(error, openai.APITimeoutError) or isinstance(cause, TooSlow):
             return InputError(f"{where} took more than {self._client.timeout:g} s; raise --option timeout")
         if isinstance(error, openai.APIConnectionError):
             return InputError(f"{where} cannot be reached; start it or correct --option endpoint")
         if isinstance(error, (openai.AuthenticationError, openai.PermissionDeniedError)):
             return InputError(f"{where} refuses the key; put a valid one into the environment variable {self._key_env}")
-        said = " ".join(str(getattr(error, "message", error)).split())[:200]
+        said = short(self._without_key(one_line(str(getattr(error, "message", error))[:LARGEST_ERROR])))
         if isinstance(error, openai.NotFoundError):
             return InputError(f"{where} does not know the model {self._model} ({said}); correct model or endpoint")
         return InputError(f"{where} failed: {said}")
+
+    def _without_key(self, text: str) -> str:
+        """What a server says, which may repeat the key that it was sent."""
+        return text.replace(self._key, "…") if self._key else text
 
     def _file(self, asked: str) -> Path:
         return self._cache / f"{hashlib.sha256(json.dumps([self._model, asked]).encode()).hexdigest()}.json"
@@ -214,7 +258,7 @@ class Judge:
         target = self._file(asked)
         entry = json.dumps({"model": self._model, "question": asked, "reply": reply})
         try:
-            self._cache.mkdir(parents=True, exist_ok=True)
+            make_private(self._cache)
             with tempfile.NamedTemporaryFile("w", dir=self._cache, encoding="utf-8", delete=False) as file:
                 file.write(entry)
             os.replace(file.name, target)
