@@ -86,7 +86,9 @@ def command_line() -> str:
     lines = [
         "# Command line\n",
         WRITTEN,
-        "A mistake in the input ends with one sentence and exit status 2.",
+        "A mistake in the input ends with one sentence and exit status 2, and so does an engine that failed.",
+        "A failed [parity check](../explanation/inside-vllm.md#the-parity-check) is one sentence and exit status 3:",
+        "the engine does not serve what it was given.",
         "`modelswarms-fast COMMAND --help` shows the same as this page.\n",
     ]
     assert app.registered_callback is not None

@@ -24,7 +24,7 @@ from modelswarms_fast.cli.search import search_command
 from modelswarms_fast.cli.study import study_command
 from modelswarms_fast.cli.sweep import sweep_command
 from modelswarms_fast.cli.token_swarm import token_swarm_command
-from modelswarms_fast.errors import EngineError, InputError
+from modelswarms_fast.errors import EngineError, InputError, ParityError
 from modelswarms_fast.records.progress import log, say
 from modelswarms_fast.records.stopping import exit_status, stop_at_once, stop_signals
 
@@ -77,8 +77,9 @@ def program(
 def main() -> None:
     """Run a command: a user's mistake, or an engine that failed, is one sentence and exit status 2.
 
-    So is a file that cannot be used; --verbose shows where that was found out. A run that was cut ends with the command
-    that goes on with it. Ctrl-C, SIGTERM and SIGHUP end a command with 128 and their number.
+    So is a file that cannot be used; --verbose shows where that was found out. A failed parity check is one sentence
+    and exit status 3. A run that was cut ends with the command that goes on with it. Ctrl-C, SIGTERM and SIGHUP end a
+    command with 128 and their number.
     """
     _quiet()
     if isinstance(sys.stdout, io.TextIOWrapper):  # as stderr is: what it cannot encode must not cost the results
@@ -89,7 +90,7 @@ def main() -> None:
     except (InputError, EngineError) as error:
         say(f"error: {error}", style="red")
         _say_notes(error)
-        sys.exit(2)
+        sys.exit(3 if isinstance(error, ParityError) else 2)
     except OSError as error:
         if error.filename is None:
             raise

@@ -4,6 +4,7 @@
 and exact; `checkpoint_names` says where tensors lie in its models, and `tensor_names` which layer an adapter means.
 `vllm/` is fast; `pool/` is several engines in processes of their own behind the same protocol; `ensemble/` mixes what
 experts say next. `sampling` draws tokens.
-`parity_check` compares what an engine serves with the `oracle`: the transformers engine in a process of its own.
+`parity_check` compares what an engine serves with the `oracle`: the transformers engine in a process of its own;
+`agreement` is how.
 `cores` shares out the cores.
 """

@@ -84,13 +84,13 @@ class Oracle:
     def restore(self) -> None:
         """Look at the base model: at what was said of it before the first load."""
 
-    def log_probs(self, request: Request) -> dict[int, float]:
-        """Natural log-probabilities of the next token by token id, of all tokens; slot None is the base model."""
+    def log_probs(self, request: Request, top: int) -> dict[int, float]:
+        """Natural log-probabilities of the `top` most likely next tokens by token id; slot None is the base model."""
         if request.slot is not None:
-            return self._ask("log_probs", request)  # type: ignore[no-any-return]
-        known = tuple(request.prompt)
+            return self._ask("log_probs", request, top)  # type: ignore[no-any-return]
+        known = (top, *request.prompt)
         if known not in self._base:
-            self._base[known] = self._ask("log_probs", request)
+            self._base[known] = self._ask("log_probs", request, top)
         return self._base[known]
 
     def close(self) -> None:
@@ -143,9 +143,9 @@ class _Served:
         """Load the row that this memory holds, and give the memory back."""
         self._engine.load(0, torch.from_file(path, shared=True, size=self._layout.size, dtype=self._layout.dtype))
 
-    def log_probs(self, request: Request) -> dict[int, float]:
+    def log_probs(self, request: Request, top: int) -> dict[int, float]:
         """As the engine's."""
-        return self._engine.log_probs(request)
+        return self._engine.log_probs(request, top)
 
 
 def main(arguments: Sequence[str]) -> None:

@@ -292,7 +292,7 @@ class TransformersEngine:
         """Natural log-probabilities of the next token by token id: the `top` most likely, or all."""
         self._check(request)
         logits = self.model(torch.tensor([request.prompt], device=self.device)).logits[0, -1]
-        values, tokens = torch.log_softmax(logits.float(), dim=-1).topk(top or logits.numel())
+        values, tokens = torch.log_softmax(logits.float(), dim=-1).topk(min(top or logits.numel(), logits.numel()))
         return dict(zip(tokens.tolist(), values.tolist(), strict=True))
 
     def close(self) -> None:

@@ -78,3 +78,10 @@ class EngineError(RuntimeError):
 
     def __init__(self, message: object = "") -> None:
         super().__init__(_sentence(message))
+
+
+class ParityError(EngineError):
+    """The parity check found that an engine does not serve what it was given: one sentence that says which load.
+
+    The command line prints the message and exits with status 3.
+    """

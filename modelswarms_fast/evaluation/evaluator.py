@@ -162,6 +162,11 @@ class Evaluator:
         """Token ids of all that the examples of a split ask first, continuations included."""
         return self._tracker.prompts(split)
 
+    def probes(self, split: str) -> list[list[int]]:
+        """Token ids of the prompts alone, each once, as they are sent."""
+        asked = (one.prompt for asks in self._tracker.asked(split) for one in asks)
+        return list(map(list, dict.fromkeys(map(tuple, asked))))
+
     def sent(self, split: str, example: int) -> str:
         """The text of an example's first prompt as it is sent, with its chat template if there is one."""
         return self._tracker.sent(split, example)

@@ -179,7 +179,9 @@ class Experiment:
                     self.engine.autotune(self.evaluator.prompts("dev"), self.utility.max_tokens)
             if oracle is not None:
                 with phase("preparing the parity check", show=self._progress):
-                    self.evaluator.parity_check = make_parity_check(self.engine, oracle, self.experts, config)
+                    self.evaluator.parity_check = make_parity_check(
+                        self.engine, oracle, self.experts, config, self.evaluator.probes("dev")
+                    )
             self._started = True
             self._calibrate()
             self._processes = stack.pop_all()
@@ -338,7 +340,7 @@ class Experiment:
         """Serve the base model again, and prove that nothing of what was served is left in it.
 
         Raises:
-            RuntimeError: something is.
+            ParityError: something is.
         """
         self.engine.restore()
         if self.evaluator.parity_check is not None:

@@ -6,7 +6,6 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from types import SimpleNamespace
 
 import helpers_search
 import pytest
@@ -18,7 +17,7 @@ from peft import LoraConfig, get_peft_model
 
 from modelswarms_fast.config import EngineConfig
 from modelswarms_fast.engines.oracle import Oracle
-from modelswarms_fast.engines.parity_check import PROBES, ParityCheck, start_oracle
+from modelswarms_fast.engines.parity_check import start_oracle
 from modelswarms_fast.engines.protocol import Request
 from modelswarms_fast.engines.transformers import TransformersEngine
 from modelswarms_fast.errors import EngineError, InputError
@@ -75,23 +74,23 @@ def test_it_says_what_transformers_says_here(kind, tiny, tmp_path, oracles, monk
     monkeypatch.setattr(transformers.LlamaModel, "__init__", lambda *arguments, **settings: 1 / 0)
     oracle = oracles(base, experts)
     before = engine.log_probs(Request(None, PROMPT))
-    assert oracle.log_probs(Request(None, PROMPT)) == before
+    assert oracle.log_probs(Request(None, PROMPT), 64) == before
     for row in (experts.rows[1], experts.rows[0], experts.rows.mean(dim=0)):
         engine.load(0, row)
         oracle.load(0, row)
-        found = oracle.log_probs(Request(0, PROMPT))
+        found = oracle.log_probs(Request(0, PROMPT), 64)
         assert found == engine.log_probs(Request(0, PROMPT))
     assert found != before
     if kind == "lora":
         os.kill(oracle._process.process.pid, signal.SIGKILL)
         with pytest.raises(EngineError, match=KILLED):
-            oracle.log_probs(Request(0, PROMPT))
+            oracle.log_probs(Request(0, PROMPT), 64)
     oracle.close()
     assert ended(oracle._process.process.pid)
     oracle.restore()
-    assert oracle.log_probs(Request(None, PROMPT)) == before, "kept"
+    assert oracle.log_probs(Request(None, PROMPT), 64) == before, "kept"
     with pytest.raises(RuntimeError, match="has ended"):
-        oracle.log_probs(Request(0, PROMPT))
+        oracle.log_probs(Request(0, PROMPT), 64)
 
 
 def test_a_base_that_cannot_be_loaded_is_the_same_sentence(tiny, tmp_path, oracles):
@@ -100,7 +99,7 @@ def test_a_base_that_cannot_be_loaded_is_the_same_sentence(tiny, tmp_path, oracl
     edit_tensors(tmp_path / "base", model__norm__weight=...)
     oracle = oracles(tmp_path / "base", adapters(tiny)[1])
     with pytest.raises(InputError, match=r"has no tensor model\.norm\.weight"):
-        oracle.log_probs(Request(None, PROMPT))
+        oracle.log_probs(Request(None, PROMPT), 64)
     assert ended(oracle._process.process.pid)
 
 
@@ -119,7 +118,7 @@ from modelswarms_fast.engines.oracle import Oracle
 from modelswarms_fast.engines.protocol import Request
 from modelswarms_fast.weights.experts import read_experts
 oracle = Oracle(Path({tiny["base"]!r}), read_experts({str(tiny["experts"])!r}), "float32")
-oracle.log_probs(Request(None, [1]))
+oracle.log_probs(Request(None, [1]), 64)
 assert "vllm" not in sys.modules
 print(oracle._process.process.pid, flush=True)
 os.kill(os.getpid(), signal.SIGKILL)
@@ -133,72 +132,6 @@ def test_it_starts_only_when_it_is_asked_for(tiny):
     base, experts = adapters(tiny)
     for settings in ({"parity_check": "off"}, {"engine": "transformers"}):
         assert start_oracle(base, experts, EngineConfig(**settings)) is None
-
-
-def served_by(oracle, change):
-    """An engine that answers as the oracle does, changed."""
-
-    def log_probs(request, top=None):
-        found = change(oracle, request)
-        return dict(sorted(found.items(), key=lambda item: -item[1])[:top])
-
-    letters = [[1 + ord(letter) % 60 for letter in probe] for probe in PROBES]
-    return SimpleNamespace(
-        tokenizer=lambda text: {"input_ids": letters[PROBES.index(text)]}, log_probs=log_probs, dtype=torch.float32
-    )
-
-
-@pytest.fixture(scope="module")
-def exact(tiny):
-    base, experts = adapters(tiny)
-    return TransformersEngine(base, experts, dtype="float32"), experts
-
-
-def test_an_adapter_that_the_engine_ignores_is_found(exact):
-    oracle, experts = exact
-    known = {}
-
-    def ignoring(oracle, request):
-        key = tuple(request.prompt)
-        return known.setdefault(key, oracle.log_probs(request))
-
-    oracle.restore()
-    check = ParityCheck(served_by(oracle, ignoring), oracle)
-    check.begin(experts)
-    with pytest.raises(
-        EngineError, match=r"no effect in the engine.*model\.layers\.0\.mlp\.down_proj to model\.layers"
-    ):
-        check.check(0, experts.rows[0])
-
-
-def test_an_adapter_that_is_zero_is_named_and_no_error(exact, caplog):
-    oracle, experts = exact
-    rows = experts.rows.clone()
-    for module in experts.modules:
-        experts.layout.views(rows[1])[module.b].zero_()
-    oracle.restore()
-    check = ParityCheck(served_by(oracle, TransformersEngine.log_probs), oracle)
-    check.begin(SimpleNamespace(**{**vars(experts), "rows": rows}))
-    assert [record.getMessage() for record in caplog.records if "parity" in record.name] == [
-        "The expert bob changes nothing: its adapter is zero."
-    ]
-    assert check.check(0, rows[1]) == 0
-    assert check.check(0, rows[0]) == 0
-
-
-@pytest.mark.parametrize("engines", [1, 2])
-def test_the_oracle_is_closed_after_the_last_load_that_is_checked(engines, exact):
-    oracle, experts = exact
-    oracle.restore()
-    closed = []
-    watched = SimpleNamespace(
-        load=oracle.load, restore=oracle.restore, log_probs=oracle.log_probs, close=lambda: closed.append(1)
-    )
-    check = ParityCheck(served_by(oracle, TransformersEngine.log_probs), watched, engines, every=False)
-    for slot in range(engines):
-        assert not closed
-        check.after_load(slot, experts.rows[slot])
-    assert closed
 
 
 # Of models that vLLM serves by its transformers backend, which changes classes of transformers to compile them.

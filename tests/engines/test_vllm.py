@@ -13,11 +13,11 @@ import pytest
 import torch
 
 from modelswarms_fast.config import EngineConfig, Sampling
-from modelswarms_fast.engines.parity_check import PROBES, ParityCheck
+from modelswarms_fast.engines.parity_check import FIXED, ParityCheck
 from modelswarms_fast.engines.protocol import Request, complete
 from modelswarms_fast.engines.start import start_engine
 from modelswarms_fast.engines.transformers import TransformersEngine
-from modelswarms_fast.errors import EngineError, InputError
+from modelswarms_fast.errors import EngineError, InputError, ParityError
 from modelswarms_fast.records.run_folder import read_history
 from modelswarms_fast.runs.evaluate import evaluate
 from modelswarms_fast.runs.search import search
@@ -84,7 +84,7 @@ def engine(request, engines):
 
 @pytest.fixture(scope="module")
 def probe(oracle):
-    return list(oracle.tokenizer(PROBES[0])["input_ids"])
+    return list(oracle.tokenizer(FIXED[0])["input_ids"])
 
 
 @pytest.fixture(scope="module")
@@ -160,34 +160,53 @@ def test_answers_are_drawn_each_by_its_own_seed(engine, oracle, experts, probe, 
         assert abs(often - share) < 5 * (share / count) ** 0.5 + 1 / count
 
 
-def test_the_parity_check_proves_each_load(engine, oracle, probe, experts):
+def test_the_parity_check_proves_each_load(engine, oracle, probe, prompts, experts):
     """Every load, to every slot, serves the weights given; the base is the base before and after."""
-    parity_check = ParityCheck(engine, oracle)
+    oracle.restore()
+    parity_check = ParityCheck(engine, oracle, prompts)
     parity_check.check(None, None)
     before = engine.log_probs(Request(None, probe))
     mixed = experts.rows.mean(dim=0)
     for turn, row in enumerate([*experts.rows[:4], mixed, 1.5 * experts.rows[0] - 0.5 * experts.rows[1]]):
         slot = 0 if engine.serve == "mixture" else turn % engine.slots
         engine.load(slot, row)
-        assert parity_check.check(slot, row) < 2e-3
+        found = parity_check.check(slot, row)
+        assert found is not None
+        assert found[:2] == pytest.approx((1, 1), abs=1e-3)
     engine.restore()
-    assert parity_check.check(None, None) < 2e-3
+    parity_check.check(None, None)
     assert engine.log_probs(Request(None, probe)) == before, "bit for bit"
 
 
-def test_the_parity_check_sees_a_wrong_load(engine, oracle, probe, experts):
-    parity_check = ParityCheck(engine, oracle)
+def test_the_parity_check_sees_a_wrong_load(engine, oracle, prompts, experts):
+    oracle.restore()
+    parity_check = ParityCheck(engine, oracle, prompts)
+    parity_check.begin(experts)
     engine.load(0, experts.rows[1])
-    with pytest.raises(EngineError, match="does not serve the weights"):
+    with pytest.raises(ParityError, match=r"the weights it was given \(the expert addition, in slot 0\)"):
         parity_check.check(0, experts.rows[0])
 
 
-def test_the_parity_check_sees_a_base_that_is_not_restored(engines, oracle, probe, experts, monkeypatch):
-    engine = engines("merged")
-    parity_check = ParityCheck(engine, oracle)
+def test_the_parity_check_sees_a_stale_prefix_cache(engine, oracle, prompts, experts):
+    """Answers whose prompt was read by the load before: only its last tokens are new."""
+    oracle.restore()
+    parity_check = ParityCheck(engine, oracle, prompts)
+    parity_check.begin(experts)
     engine.load(0, experts.rows[0])
+    assert parity_check.check(0, experts.rows[0]) is not None
+    engine._version -= 1  # as if the load were the same as before
+    engine.load(0, experts.rows[1])
+    with pytest.raises(ParityError, match="the expert category, in slot 0"):
+        parity_check.check(0, experts.rows[1])
+
+
+def test_the_parity_check_sees_a_base_that_is_not_restored(engines, oracle, probe, prompts, experts, monkeypatch):
+    engine = engines("merged")
+    engine.load(0, experts.rows[0])
+    oracle.restore()
+    parity_check = ParityCheck(engine, oracle, prompts)
     monkeypatch.setattr(engine, "_versions", {})  # as if it had been restored
-    with pytest.raises(EngineError, match="does not serve the base model"):
+    with pytest.raises(ParityError, match="does not serve the base model"):
         parity_check.check(None, None)
     monkeypatch.undo()
     engine.restore()
@@ -466,7 +485,8 @@ def test_full_weights_are_served_in_place(base, probe, prompts):
             view.mul_(1.05)
     engine = start_engine(base, weights, EngineConfig(dtype="float32", max_model_len=512))
     oracle = TransformersEngine(base, weights, dtype="float32", device=torch.device("cpu"))
-    parity_check = ParityCheck(engine, oracle)
+    parity_check = ParityCheck(engine, oracle, prompts)
+    parity_check.check(None, None)
     before = engine.log_probs(Request(None, probe))
     for row in (weights.rows[0], changed):
         engine.load(0, row)

@@ -58,7 +58,7 @@ def test_arguments(settings, modes, on_cpu, expected):
     common = {
         "model": "base", "dtype": "bfloat16", "max_model_len": 99, "enable_prefix_caching": True,
         "disable_log_stats": True, "trust_remote_code": False, "use_tqdm_on_load": False,
-        "seed": 0, "worker_extension_cls": WORKER,
+        "seed": 0, "worker_extension_cls": WORKER, "max_logprobs": 1000,
     }  # fmt: skip
     found = vllm_arguments(
         Path("base"), MODULES, modes, EngineConfig(**settings), dtype="bfloat16", max_model_len=99, on_cpu=on_cpu

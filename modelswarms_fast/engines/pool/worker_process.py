@@ -184,7 +184,7 @@ def main(descriptor: int) -> None:
 
 def portable(error: Exception) -> Exception:
     """What can be raised on the other side: what is one sentence as it is, the rest with its trace."""
-    if type(error) in (InputError, EngineError):
+    if isinstance(error, InputError | EngineError):
         return error
     return RuntimeError("an engine failed:\n" + "".join(traceback.format_exception(error)))
 

@@ -13,6 +13,7 @@ from modelswarms_fast.weights.adapters import LoraModule
 # Of a GPU's memory, what vLLM takes: rows and the untouched base weights want the rest.
 GPU_SHARE = 0.75
 CPU_KV_CACHE_BYTES = 1 << 30
+LOG_PROBS = 1000  # most tokens that log_probs can be asked for
 LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # the ranks that vLLM's slots can have
 WORKER = "modelswarms_fast.engines.vllm.worker.SwarmWorker"
 RANK_WORKER = "modelswarms_fast.engines.vllm.rank_worker.RankWorker"
@@ -94,6 +95,7 @@ def vllm_arguments(
         "enforce_eager": on_cpu or "mixture" in modes,
         "enable_prefix_caching": True,
         "disable_log_stats": True,
+        "max_logprobs": LOG_PROBS,
         "trust_remote_code": False,
         "use_tqdm_on_load": False,
         "seed": 0,

@@ -82,6 +82,7 @@ class VllmEngine:
         self.device = torch.device("cpu" if on_cpu or config.tensor_parallel > 1 else "cuda")
         self.max_model_len = max_model_len
         self.dtype: torch.dtype = self.llm.llm_engine.model_config.dtype
+        self._words: int = self.llm.llm_engine.model_config.get_vocab_size()
         self._version = 0
         self._versions: dict[int, int] = {}
         """Slot → version of what it serves."""
@@ -224,13 +225,13 @@ class VllmEngine:
         self.llm.llm_engine.abort_request([str(key) for key in keys])
 
     def log_probs(self, request: Request, top: int = 20) -> dict[int, float]:
-        """Natural log-probabilities of the `top` most likely next tokens, by token id.
+        """Natural log-probabilities of the `top` most likely next tokens, at most LOG_PROBS, by token id.
 
         Raises RuntimeError while other requests run.
         """
         if self.llm.llm_engine.has_unfinished_requests():
             raise RuntimeError("log_probs() while requests run; step() until they have ended")
-        self._add("log_probs", request, self._params(max_tokens=1, logprobs=top))
+        self._add("log_probs", request, self._params(max_tokens=1, logprobs=min(top, self._words)))
         while not (outputs := self._step()):
             pass
         return {token: entry.logprob for token, entry in outputs[0].outputs[0].logprobs[0].items()}
