@@ -10,7 +10,7 @@ import json
 import os
 import secrets
 import shutil
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +19,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from modelswarms_fast.errors import InputError
+from modelswarms_fast.weights.model_card import model_card
 
 if TYPE_CHECKING:
     from modelswarms_fast.weights.experts import Experts
@@ -34,9 +35,6 @@ _WRITTEN = {
 }  # fmt: skip
 
 _WEIGHTS = {"lora": "adapter_model.safetensors", "full": "model.safetensors"}
-
-# Of the provenance, what the card says in places of their own.
-_SAID_ELSEWHERE = {"mixture", "settings", "experts", "export_rank", "export_error"}
 
 
 def export(folder: str | Path, row: Tensor, experts: Experts, *, base: Path, provenance: Mapping[str, Any]) -> None:
@@ -64,7 +62,7 @@ def export(folder: str | Path, row: Tensor, experts: Experts, *, base: Path, pro
         raise InputError(f"{base} is not a folder: give the folder of the base model, its tokenizer is exported too")
 
     copies = _copies(experts, base)
-    texts = {"README.md": _readme(experts, provenance, base), **_config(experts, base)}
+    texts = {"README.md": model_card(experts, provenance, base), **_config(experts, base)}
     weights = _WEIGHTS[experts.kind]
     need = experts.layout.nbytes + sum((base / name).stat().st_size for name in copies)
 
@@ -150,58 +148,3 @@ def _config(experts: Experts, base: Path) -> dict[str, str]:
     key = "dtype" if "dtype" in experts.config else "torch_dtype"
     config = {**experts.config, key: str(experts.layout.dtype).removeprefix("torch.")}
     return {"config.json": json.dumps(config, indent=2) + "\n"}
-
-
-def _readme(experts: Experts, provenance: Mapping[str, Any], folder: Path) -> str:
-    """A model card: YAML front matter, then tables of experts, utility and settings."""
-    lora = experts.kind == "lora"
-    # For full checkpoints the experts are what the result was made of.
-    base = experts.config.get("base_model_name_or_path") or str(folder) if lora else list(experts.sources)
-    front = [
-        "---",
-        f"base_model: {json.dumps(base, ensure_ascii=False)}",  # JSON is YAML, so no name needs other quotes
-        f"library_name: {'peft' if lora else 'transformers'}",
-        "tags:",
-        *(f"- {tag}" for tag in (["lora"] if lora else []) + ["model-swarms", "merge"]),
-        "---",
-        "",
-    ]
-    what = "LoRA adapter" if lora else "checkpoint"
-    lines = [*front, f"# {what} found by a model swarm", ""]
-    lines += [
-        f"A point in the weight space of {len(experts.names)} experts, found without training by the search",
-        "of [Model Swarms](https://arxiv.org/abs/2410.11163). The tables name the experts, the utility",
-        "and the settings of the search.",
-        "",
-    ]
-    if (error := provenance.get("export_error")) is not None:
-        lines += [
-            f"What the search found was cut to rank {provenance['export_rank']} by SVD. By that the update matrices",
-            f"of all modules together have a relative error of {error:.3g} (Frobenius norm).",
-            "",
-        ]
-    mixture = provenance.get("mixture")
-    columns: list[Sequence[Any]] = [experts.names, experts.sources]
-    if mixture is not None:
-        columns.append([mixture[name] for name in experts.names])
-    lines += _table("Experts", ("expert", "source", "coefficient")[: len(columns)], zip(*columns, strict=True))
-    utility = {k: v for k, v in provenance.items() if k not in _SAID_ELSEWHERE}
-    for title, values in (("Utility", utility), ("Settings", provenance.get("settings"))):
-        if values:
-            lines += _table(title, ("name", "value"), values.items())
-    return "\n".join(lines)
-
-
-def _table(title: str, head: Sequence[str], rows: Iterable[Sequence[Any]]) -> list[str]:
-    lines = [f"## {title}", "", _line(head), _line(["---"] * len(head))]
-    return [*lines, *map(_line, rows), ""]
-
-
-def _line(cells: Sequence[Any]) -> str:
-    texts = []
-    for cell in cells:
-        if isinstance(cell, Mapping | list | tuple):
-            cell = json.dumps(cell, ensure_ascii=False, default=str)
-        text = f"{cell:.6g}" if isinstance(cell, float) else str(cell)
-        texts.append(" ".join(text.split()).replace("|", "\\|"))
-    return f"| {' | '.join(texts)} |"
