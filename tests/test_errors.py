@@ -22,6 +22,14 @@ def test_a_text_is_quoted_as_python_writes_it():
     assert quoted("x" * 101) == f"'{'x' * 100}'…"
 
 
+@pytest.mark.parametrize("kind", [short, quoted, InputError, EngineError])
+def test_no_name_or_password_of_an_address_is_quoted(kind):
+    shown = str(kind("cannot reach http://me:sesame@host:80/v1 or https://sesame@other"))
+    assert "cannot reach http://…@host:80/v1 or https://…@other" in shown
+    assert "sesame" not in str(kind("x" * 90 + "http://me:" + "sesame" * 50 + "@host"))
+    assert "http://host/owner/name@main" in str(kind("http://host/owner/name@main"))
+
+
 def test_a_value_that_python_cannot_print_is_named_by_its_type():
     nested: list[object] = []
     for _ in range(100_000):

@@ -13,6 +13,7 @@ LONGEST = 1200
 """Most characters of a sentence, however much it quotes."""
 
 _COLOURS = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]|\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)|\x1b[@-_]")
+_USERINFO = re.compile(r"(?<=://)[^/\s@]+(?=@)")  # a name and a password in an address
 _LINE_ENDS = re.compile(r" *[\t\n\r\v\f\x1c-\x1e\x85\u2028\u2029]\s*")
 
 
@@ -20,7 +21,8 @@ def short(value: object, longest: int = QUOTED) -> str:
     """A value as a sentence may quote it: on one line, without control characters, of at most `longest` characters.
 
     Texts of other libraries and of servers go through it as well: their colour codes are dropped, line ends become
-    spaces, and other characters that a terminal would obey are written as escapes. A longer text loses its end.
+    spaces, and other characters that a terminal would obey are written as escapes. A name and a password in an address
+    are left out. A longer text loses its end.
     """
     text = one_line(_text(value)[: 8 * longest])
     return text if len(text) <= longest else f"{text[: longest - 1]}…"
@@ -28,7 +30,15 @@ def short(value: object, longest: int = QUOTED) -> str:
 
 def quoted(value: object, longest: int = QUOTED) -> str:
     """A value as Python would write it, so in quotes if it is a text; else as `short`."""
-    return short(repr(value[:longest]) + "…" * (len(value) > longest) if isinstance(value, str) else value, longest + 3)
+    if isinstance(value, str):
+        value = without_password(value)
+        value = repr(value[:longest]) + "…" * (len(value) > longest)
+    return short(value, longest + 3)
+
+
+def without_password(text: str) -> str:
+    """A text in which addresses have no name and password."""
+    return _USERINFO.sub("…", text)
 
 
 def one_line(text: str) -> str:
@@ -44,7 +54,7 @@ def _printed(character: str) -> str:
 def _text(value: object) -> str:
     """What `str` makes of an error or a text, and `repr` of any other value, if they can."""
     try:
-        return str(value) if isinstance(value, str | BaseException) else repr(value)
+        return without_password(str(value) if isinstance(value, str | BaseException) else repr(value))
     except Exception:  # nested too deeply, or a whole number of more digits than Python prints
         return f"what cannot be shown, of type {type(value).__name__}"
 

@@ -16,6 +16,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from modelswarms_fast.errors import InputError
+from modelswarms_fast.errors.files import read_bytes
 
 FILES = "files.jsonl"
 _FORM = {"files of": "a run of modelswarms_fast"}  # the first line
@@ -64,8 +65,9 @@ def add(path: str | os.PathLike[str]) -> None:
 def listed(folder: str | os.PathLike[str]) -> frozenset[str] | None:
     """The names in the list of a run folder, relative to it; None where it has no list of a run."""
     try:
-        with open(os.open(Path(folder) / FILES, os.O_RDONLY | os.O_NOFOLLOW), "rb") as file:
-            lines = file.read().split(b"\n")
+        if (path := Path(folder) / FILES).is_symlink():
+            return None
+        lines = read_bytes(path).split(b"\n")
     except OSError:
         return None
     found = []
@@ -86,6 +88,15 @@ def of_others(folder: str | os.PathLike[str]) -> Iterator[str]:
     """Files and links in a folder that its run did not write, by their names relative to it. Raises OSError."""
     known = listed(folder) or frozenset()
     return (name for name in _others(Path(folder)) if not _is_listed(name, known, Path(folder, name).is_symlink()))
+
+
+def links_out(folder: str | os.PathLike[str]) -> Iterator[str]:
+    """Links in a folder that lead out of it, by their names relative to it. Raises OSError."""
+    root = os.path.realpath(folder)
+    for name in _files(Path(folder)):
+        path = Path(folder, name)
+        if path.is_symlink() and not Path(os.path.realpath(path)).is_relative_to(root):
+            yield name
 
 
 def remove(folder: str | os.PathLike[str]) -> None:

@@ -120,9 +120,23 @@ def check_run_folder(folder: str | os.PathLike[str], overwrite: bool = False) ->
         raise _cannot_write(folder, error) from error
 
 
+def check_links(folder: str | os.PathLike[str]) -> None:
+    """Refuse a run folder with a link that leads out of it: it may be somebody else's. Raises InputError."""
+    try:
+        link = next(own_files.links_out(folder), None) if Path(folder).is_dir() else None
+    except OSError as error:
+        raise InputError(f"cannot read {error.filename}: {error.strerror}; {_REMEDY}") from error
+    if link is not None:
+        raise InputError(f"{Path(folder, link)} is a link out of the run folder, which is not followed; remove it")
+
+
 def begin_run(folder: str | os.PathLike[str]) -> None:
-    """Make a folder where it is missing, and begin the list of what its run writes. Raises InputError."""
+    """Make a folder where it is missing, and begin the list of what its run writes.
+
+    Raises InputError, also for a link that leads out of the folder.
+    """
     make_folder(folder)
+    check_links(folder)
     try:
         own_files.begin(folder)
     except OSError as error:

@@ -20,7 +20,7 @@ from modelswarms_fast.config import LONGEST, SwarmConfig
 from modelswarms_fast.errors import InputError
 from modelswarms_fast.errors.arguments import check_range, checked
 from modelswarms_fast.evaluation.objectives import Files, named
-from modelswarms_fast.records.run_folder import locked, read_json, write_json
+from modelswarms_fast.records.run_folder import check_links, locked, read_json, write_json
 from modelswarms_fast.records.stopping import told_how_to_go_on
 from modelswarms_fast.runs.baselines import METHODS, OF_FACTORS, Run, load_method
 from modelswarms_fast.runs.experiment import Experiment
@@ -137,6 +137,7 @@ def compare(
 
 def _start(file: Path, asked: dict[str, Any], examples: int) -> dict[str, Any]:
     """What the file holds if it is of the same arguments; else a new content. Raises InputError."""
+    check_links(file.parent)
     if file.exists():
         content = read_json(file)
         config = content.get("config")

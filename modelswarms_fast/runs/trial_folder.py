@@ -194,6 +194,7 @@ def keep_sources(out: Path, sources: Iterable[str | Path | None]) -> None:
 
 def claim_folder(folder: Path, name: str, asked: dict[str, Any]) -> None:
     """Have the folder say in a file of this name what is asked for. Raises InputError if it says something else."""
+    run_folder.check_links(folder)
     if (folder / name).exists():
         if run_folder.read_json(folder / name) != run_folder.to_json_types(asked):
             raise InputError(f"{folder} holds searches of other arguments ({name}); choose another folder")

@@ -15,9 +15,12 @@ import pytest
 
 from modelswarms_fast.errors import InputError
 from modelswarms_fast.records import run_folder
+from modelswarms_fast.records.analysis import read_run
+from modelswarms_fast.records.report import write_report
 from modelswarms_fast.records.run_folder import (
     Journal,
     begin_run,
+    check_links,
     check_run_folder,
     clear_run,
     locked,
@@ -254,6 +257,34 @@ def test_a_link_is_neither_followed_nor_removed(tmp_path: Path, name: str) -> No
     assert tree(kept) == {"README.md", "model.safetensors", "events.out"}
     assert {path.read_text() for path in kept.iterdir()} == {"mine"}
     assert place.is_symlink()
+
+
+@pytest.mark.parametrize("name", ["summary.json", "answers.json", "global_best", "searches/a", "notes"])
+def test_a_link_out_of_the_folder_is_refused(tmp_path: Path, name: str) -> None:
+    """Whatever is done with the folder: reports of it would show what the link points to."""
+    run = a_run(tmp_path / "run")
+    write_json(run / "config.json", {"experts": ["a"]})
+    (tmp_path / "secret").write_text('{"key": "sesame"}')
+    place = run / name
+    if place.is_dir():
+        shutil.rmtree(place)
+    place.parent.mkdir(exist_ok=True)
+    place.symlink_to("../../secret" if "/" in name else "../secret")
+    for use in (read_run, check_links, begin_run, write_report):
+        with pytest.raises(InputError, match="is a link out of the run folder, which is not followed") as caught:
+            use(run)
+        assert str(place) in str(caught.value)
+    assert not (run / "report.html").exists()
+    assert (tmp_path / "secret").read_text() == '{"key": "sesame"}'
+
+
+def test_a_link_within_the_folder_may_stay_and_the_folder_may_be_reached_by_one(tmp_path: Path) -> None:
+    run = a_run(tmp_path / "run")
+    (run / "tensorboard" / "latest").symlink_to("events.out")
+    (tmp_path / "latest").symlink_to("run")
+    check_links(tmp_path / "latest")
+    clear_run(tmp_path / "latest")
+    assert names(run) == set()
 
 
 def test_a_model_is_not_written_through_a_link(tmp_path: Path) -> None:

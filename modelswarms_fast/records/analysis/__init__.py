@@ -97,9 +97,10 @@ def read_run(folder: str | os.PathLike[str]) -> RunFolder:
     """Read a run folder, also of a run that has not ended.
 
     Raises:
-        InputError: a file is missing or damaged.
+        InputError: a file is missing or damaged, or a link leads out of the folder.
     """
     path = Path(folder)
+    run_folder.check_links(path)
     config, history = run_folder.read_json(path / run_folder.CONFIG), run_folder.read_history(path / run_folder.HISTORY)
     if not isinstance(config.get("experts"), list):
         raise InputError(f"{path / run_folder.CONFIG} names no experts; give the folder of a search")
