@@ -27,11 +27,7 @@ def resolve_base(base: str) -> Path:
     Raises InputError when the folder, its weights, its tokenizer or the hub repository cannot be used.
     """
     if base in PACKAGED:
-        target = packaged_folder(base)
-        try:
-            return _checked(target)
-        except InputError as error:
-            raise InputError(f"the cached base model is damaged ({error}); delete {target} and start again") from None
+        return packaged_folder(base)
     folder = Path(os.path.expanduser(base))  # leaves the ~ of a user who does not exist
     if folder.is_dir():
         return _checked(folder)

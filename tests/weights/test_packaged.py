@@ -5,12 +5,14 @@ from __future__ import annotations
 import errno
 import hashlib
 import importlib.util
+import json
 import logging
 import os
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import helpers_gguf
 import pytest
@@ -77,7 +79,8 @@ def test_parts_are_converted_once_and_the_terms_are_named(
     ]
     files = {path.name: path.stat() for path in folder.iterdir()}
     assert files.keys() == {
-        "config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"
+        "config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json",
+        "checksums.json",
     }  # fmt: skip
     assert all(stat.st_mode & 0o444 == 0o444 for stat in [*files.values(), folder.stat()])
     monkeypatch.setattr(packaged, "convert_gguf", lambda source, folder: pytest.fail("converted again"))
@@ -104,6 +107,8 @@ def test_loser_of_a_race_takes_the_winners_folder(tiny: Path, monkeypatch: pytes
     def convert(source: Path, folder: Path) -> None:
         checkpoint(tiny / TINY)  # the other process finishes while this one works
         shutil.copytree(tiny / TINY, folder, dirs_exist_ok=True)
+        sums = {path.name: packaged._checksum(path) for path in (tiny / TINY).iterdir()}
+        (tiny / TINY / "checksums.json").write_text(json.dumps(sums))
 
     monkeypatch.setattr(packaged, "convert_gguf", convert)
     assert resolve_base(TINY) == tiny / TINY
@@ -135,10 +140,77 @@ def test_missing_and_damaged_packages_say_what_to_do(tiny: Path, monkeypatch: py
     assert list(tiny.iterdir()) == []
 
 
-def test_a_damaged_cache_says_what_to_do(tiny: Path) -> None:
-    (tiny / TINY).mkdir()
-    with pytest.raises(InputError, match=f"damaged .*config.json.*; delete {tiny / TINY}"):
+def zeroed(folder: Path) -> None:
+    file = folder / "model.safetensors"
+    content = file.read_bytes()
+    file.write_bytes(content[: len(content) // 2] + bytes(len(content) - len(content) // 2))
+
+
+def not_a_number(folder: Path) -> None:
+    file = folder / "model.safetensors"
+    content = file.read_bytes()
+    file.write_bytes(content[:-4096] + b"\xc0\x7f" * 2048)
+
+
+def half_written(folder: Path) -> None:
+    (folder / "tokenizer.json").write_bytes((folder / "tokenizer.json").read_bytes()[:100])
+
+
+def unknown(folder: Path) -> None:
+    (folder / "checksums.json").unlink()
+
+
+def emptied(folder: Path) -> None:
+    for path in folder.iterdir():
+        path.unlink()
+
+
+@pytest.mark.parametrize("damage", [zeroed, not_a_number, half_written, unknown, emptied])
+def test_a_damaged_cache_is_converted_anew(tiny: Path, caplog: pytest.LogCaptureFixture, damage: Any) -> None:
+    folder = resolve_base(TINY)
+    files = {path.name: path.read_bytes() for path in folder.iterdir()}
+    damage(folder)
+    caplog.clear()
+    with caplog.at_level(logging.WARNING):
+        assert resolve_base(TINY) == folder
+    assert f"{folder} is not as it was written; the base model is converted anew." in caplog.messages
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == files
+    assert [path.name for path in tiny.iterdir()] == [TINY]
+
+
+def test_a_model_is_read_once_a_process_and_seen_when_it_changes(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    resolve_base(TINY)
+    packaged._CHECKED.clear()
+    read = []
+    checksum = packaged._checksum
+    monkeypatch.setattr(packaged, "_checksum", lambda path: read.append(path.name) or checksum(path))
+    for _ in range(2):
         resolve_base(TINY)
+    assert sorted(read).count("model.safetensors") == 1
+
+
+@pytest.mark.parametrize(("name", "what"), [(".", "the cache folder"), (TINY, "a base model")])
+def test_a_file_in_the_place_of_the_cache_is_one_sentence(
+    tiny: Path, monkeypatch: pytest.MonkeyPatch, name: str, what: str
+) -> None:
+    file = tiny / "cache" / name
+    file.parent.mkdir(exist_ok=True)
+    if name == ".":
+        file = tiny / "file"
+    file.write_text("mine")
+    monkeypatch.setenv("MODELSWARMS_CACHE", str(file if name == "." else file.parent))
+    with pytest.raises(InputError, match=f"^{file} is a file where {what} should be; remove it, or set"):
+        resolve_base(TINY)
+    assert file.read_text() == "mine"
+
+
+def test_a_conversion_that_was_killed_leaves_nothing_for_long(tiny: Path) -> None:
+    left = tiny / f".{TINY}-abcd1234"
+    left.mkdir()
+    (left / "model.gguf").write_bytes(bytes(1000))
+    (tiny / ".other-abcd1234").mkdir()
+    resolve_base(TINY)
+    assert {path.name for path in tiny.iterdir()} == {TINY, ".other-abcd1234"}
 
 
 def test_cache_folder_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
