@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from modelswarms_fast.config import SwarmConfig
-from modelswarms_fast.errors import InputError
+from modelswarms_fast.errors import InputError, NoScoreError
 from modelswarms_fast.errors.arguments import checked
 
 Floats = npt.NDArray[np.float64]
@@ -193,7 +193,7 @@ class Swarm:
 
         Raises:
             ValueError: not P utilities.
-            InputError: no initial particle has a finite utility.
+            NoScoreError: no initial particle has a finite utility.
         """
         given = np.asarray(utilities, dtype=np.float64)
         if given.shape != (self.config.particles,):
@@ -202,7 +202,7 @@ class Swarm:
             )
         finite = np.isfinite(given)
         if self.iteration == 0 and not finite.any():
-            raise InputError("No initial particle has a finite utility; check the task, the data and the experts.")
+            raise NoScoreError("No initial particle has a finite utility; check the task, the data and the experts.")
         self.utilities = given.copy()
         self._told = True
 

@@ -6,5 +6,5 @@ and exact; `checkpoint_names` says where tensors lie in its models, and `tensor_
 experts say next. `sampling` draws tokens.
 `parity_check` compares what an engine serves with the `oracle`: the transformers engine in a process of its own;
 `agreement` is how.
-`cores` shares out the cores.
+`cores` shares out the cores, and `stopped` finds processes that stand still.
 """

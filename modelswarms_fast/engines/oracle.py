@@ -150,7 +150,8 @@ class _Served:
 
 def main(arguments: Sequence[str]) -> None:
     """Answer until the pipe is closed."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the other process's to answer
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # the other process's to answer
+        signal.signal(number, signal.SIG_IGN)
     pipe = Connection(int(arguments[0]))
     messages: queue.SimpleQueue[Any] = queue.SimpleQueue()
     threading.Thread(target=listen, args=(pipe, messages), daemon=True).start()

@@ -37,6 +37,8 @@ class Completion(NamedTuple):
     """Natural, summed over the continuation's tokens, if there is one."""
     greedy: bool = True
     """Whether each of these was the likeliest token at its position."""
+    finite: bool = True
+    """Whether all the model's logits were numbers; else the answer says nothing."""
 
 
 Watch = Callable[[str, int, float, float], None]

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from modelswarms_fast.config import EngineConfig
-from modelswarms_fast.engines.protocol import Engine
+from modelswarms_fast.engines.protocol import Engine, Request
 from modelswarms_fast.errors import InputError
+from modelswarms_fast.weights.base_model import check_finite
 from modelswarms_fast.weights.experts import Experts
 
 
@@ -39,6 +41,18 @@ def start_here(base: Path, experts: Experts | None, config: EngineConfig) -> Eng
     from modelswarms_fast.engines.vllm.engine import VllmEngine
 
     return VllmEngine(base, experts, config, dtype=dtype, max_model_len=longest)
+
+
+def check_base_answers(engine: Engine, base: Path, prompt: list[int]) -> None:
+    """Raise InputError if the base model, which the engine serves, computes NaN or infinity after this prompt."""
+    if all(map(math.isfinite, engine.log_probs(Request(None, prompt), 1).values())):
+        return
+    check_finite(base)
+    dtype = str(engine.dtype).removeprefix("torch.")
+    raise InputError(
+        f"the base model in {base} computes NaN in {dtype}, though all its weights are numbers; use another dtype, "
+        "such as float32"
+    )
 
 
 def text_config(base: Path) -> dict[str, Any]:

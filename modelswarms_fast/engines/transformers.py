@@ -47,6 +47,22 @@ class _DrawnTokens(LogitsProcessor):
         return scores
 
 
+class _Finite(LogitsProcessor):
+    """Notes of each sequence of a batch whether all its logits were numbers, -inf among them."""
+
+    def __init__(self) -> None:
+        self.found: list[torch.Tensor] = []
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        self.found.append(torch.isfinite(scores.amax(dim=-1)))  # NaN, where one is NaN
+        return scores
+
+    def all(self) -> list[bool]:
+        """[batch] over all steps."""
+        flags: list[bool] = torch.stack(self.found).all(dim=0).tolist()
+        return flags
+
+
 def _contiguous(module: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
     """Else torch multiplies by a copy of a frozen head for each prompt: 335 MB with a vocabulary of 262,144."""
     return (inputs[0].contiguous(), *inputs[1:])
@@ -252,14 +268,15 @@ class TransformersEngine:
         )
         inputs = inputs.to(self.device)
         drawn = [None if one.sampling is None else Draw(one.sampling) for one in requests]
-        more = {"logits_processor": LogitsProcessorList([_DrawnTokens(drawn)])} if any(drawn) else {}
-        output = self.model.generate(**inputs, generation_config=greedy, **more)
+        finite = _Finite()
+        processors = LogitsProcessorList([finite, *([_DrawnTokens(drawn)] if any(drawn) else [])])
+        output = self.model.generate(**inputs, generation_config=greedy, logits_processor=processors)
         completions = []
-        for key, row in zip(keys, output[:, inputs["input_ids"].shape[1] :].tolist(), strict=True):
+        rows = output[:, inputs["input_ids"].shape[1] :].tolist()
+        for key, row, good in zip(keys, rows, finite.all(), strict=True):
             tokens = self._until_end(row)
-            completions.append(
-                (key, Completion(str(self.tokenizer.decode(tokens, skip_special_tokens=True)), len(tokens)))
-            )
+            text = str(self.tokenizer.decode(tokens, skip_special_tokens=True))
+            completions.append((key, Completion(text, len(tokens), finite=good)))
         return completions
 
     def _look(self) -> list[tuple[int, Completion]]:

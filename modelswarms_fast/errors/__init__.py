@@ -80,6 +80,10 @@ class InputError(ValueError):
         super().__init__(_sentence(message))
 
 
+class NoScoreError(InputError):
+    """No initial particle has a score, so that there is nothing to search from."""
+
+
 class EngineError(RuntimeError):
     """An engine failed while it worked, and cannot go on: one sentence that says what happened.
 

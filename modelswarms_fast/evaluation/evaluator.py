@@ -245,7 +245,7 @@ class Evaluator:
     def generate(self, row: torch.Tensor, split: str) -> list[list[Answer]]:
         """Answers of one row [D] to each example of the split, from a slot of each engine; not scored and not kept."""
         answers = self._ask(split, self._longest_first[split], self._load_everywhere(row), row_name(row))
-        return [answers[example] for example in range(self._tracker.count(split))]
+        return [answers[example].given for example in range(self._tracker.count(split))]
 
     def _load_everywhere(self, row: torch.Tensor) -> range:
         slots = range(min(self._engines, self.engine.slots))
@@ -267,22 +267,22 @@ class Evaluator:
     def _complete(self, split: str, scores: PartialScores, slots: Sequence[int | None], name: bytes | None) -> None:
         """Give every example that has no score yet its score."""
         order = [example for example in self._longest_first[split] if scores.scores[example] is None]
-        answers = self._ask(split, order, slots, name)
+        asked = self._ask(split, order, slots, name)
         with self.spent.clock("score"):
-            found = self.utility.score(split, order, [answers[example] for example in order])
+            found = self._scores(split, [asked[example] for example in order])
         for example, score in zip(order, found, strict=True):
             scores.scores[example] = score
 
     def _ask(
         self, split: str, order: Sequence[int], slots: Sequence[int | None], name: bytes | None
-    ) -> dict[int, list[Answer]]:
-        """Ask the slots, which serve a position of this name, in turn for these examples."""
-        answers: dict[int, list[Answer]] = {}
+    ) -> dict[int, PendingExample]:
+        """Ask the slots, which serve a position of this name, in turn for these examples; they have all answers."""
+        answers: dict[int, PendingExample] = {}
         with self.spent.clock("generate"):
             for index, example in enumerate(order):
                 self._tracker.submit(split, example, slots[index % len(slots)], name)
             while not self._tracker.idle:
-                answers |= {asked.example: asked.given for asked in self._collect(self.engine.step())}
+                answers |= {asked.example: asked for asked in self._collect(self.engine.step())}
         self.spent.evaluations += 1
         return answers
 
@@ -361,11 +361,15 @@ class Evaluator:
         self._tracker.drop([asked for one in done for asked in one.asked.values()])
         return done
 
+    def _scores(self, split: str, ended: Sequence[PendingExample]) -> list[float]:
+        """The score of each example from its answers: NaN where the model computed what is no number."""
+        good = [asked for asked in ended if asked.finite]
+        found = iter(self.utility.score(split, [asked.example for asked in good], [asked.given for asked in good]))
+        return [next(found) if asked.finite else math.nan for asked in ended]
+
     def _score(self, work: _Round) -> None:
         """Score the examples that have ended, of all candidates together."""
-        numbers = [asked.example for asked in work.ended]
-        found = self.utility.score(work.split, numbers, [asked.given for asked in work.ended])
-        running = work.running
+        found, running = self._scores(work.split, work.ended), work.running
         for asked, score in zip(work.ended, found, strict=True):
             assert asked.slot is not None
             one, example = running[asked.slot], asked.example

@@ -41,6 +41,8 @@ class PendingExample:
     names: dict[int, tuple[int, EncodedAsk]]
     """Of its requests under way → which answer, and what was asked."""
     followed: bool = False
+    finite: bool = True
+    """Whether all that the model computed for its answers were numbers."""
 
     @property
     def given(self) -> list[Answer]:
@@ -106,6 +108,7 @@ class RequestTracker:
             names = asked.names
             index, encoded = names.pop(name)
             asked.answers[index] = _answer(encoded.ask, completion)
+            asked.finite &= completion.finite and math.isfinite(completion.log_prob)
             if not names:
                 last.append(asked)
         if self._utility.follow_up is None:
@@ -115,7 +118,7 @@ class RequestTracker:
     def _follow(self, asked: PendingExample) -> bool:
         """Ask what follows up on the first answers; whether there is such a thing."""
         assert self._utility.follow_up is not None
-        if asked.followed:
+        if asked.followed or not asked.finite:
             return False
         asked.followed = True
         ask = self._utility.follow_up(self._utility.examples[asked.split][asked.example], asked.given)

@@ -6,7 +6,7 @@ from contextlib import closing
 from typing import Any
 
 from modelswarms_fast.config import EngineConfig, TaskConfig, fields_of
-from modelswarms_fast.engines.start import start_engine
+from modelswarms_fast.engines.start import check_base_answers, start_engine
 from modelswarms_fast.errors import InputError
 from modelswarms_fast.errors.arguments import checked
 from modelswarms_fast.evaluation.evaluator import Evaluator
@@ -52,6 +52,7 @@ def evaluate(
         return dry_evaluation(base_folder, utility, config, split)
     with closing(start_engine(base_folder, loaded, config)) as served:
         evaluator = Evaluator(served, utility, splits=(split,), engines=config.engines)
+        check_base_answers(served, base_folder, evaluator.prompts(split)[0])
         scores = evaluator.score_base(split) if loaded is None else evaluator.score_model(loaded.rows[0], split)
     return {
         "model": model,

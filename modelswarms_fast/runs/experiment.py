@@ -17,9 +17,9 @@ import torch
 from modelswarms_fast.config import EngineConfig, SwarmConfig, TaskConfig, fields_of
 from modelswarms_fast.engines.parity_check import make_parity_check, start_oracle
 from modelswarms_fast.engines.protocol import Engine
-from modelswarms_fast.engines.start import start_engine
+from modelswarms_fast.engines.start import check_base_answers, start_engine
 from modelswarms_fast.engines.vllm.arguments import GPU_SHARE
-from modelswarms_fast.errors import InputError
+from modelswarms_fast.errors import InputError, NoScoreError
 from modelswarms_fast.errors.arguments import checked
 from modelswarms_fast.evaluation.early_stopping import Scores
 from modelswarms_fast.evaluation.evaluator import Candidate, Evaluator
@@ -33,7 +33,7 @@ from modelswarms_fast.runs.scheduler import run_alone
 from modelswarms_fast.runs.trial import Trial
 from modelswarms_fast.swarm import Floats, Swarm
 from modelswarms_fast.weights.arena import empty_rows
-from modelswarms_fast.weights.base_model import resolve_base
+from modelswarms_fast.weights.base_model import check_finite, resolve_base
 from modelswarms_fast.weights.experts import Experts, base_row, inner_products, read_experts
 from modelswarms_fast.weights.mixing import mix_row, products_of_updates
 from modelswarms_fast.weights.placement import Placement, fits, plan_memory
@@ -172,6 +172,7 @@ class Experiment:
             stack.callback(lambda: self.engine.close())
             splits = tuple(self.utility.asks)
             self.evaluator = Evaluator(self.engine, self.utility, splits, self._trace, config.engines)
+            check_base_answers(self.engine, self.base_folder, self.evaluator.prompts("dev")[0])
             if config.serve == "auto":
                 if oracle is not None:
                     oracle.wait()
@@ -190,8 +191,13 @@ class Experiment:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """End the engine, and the oracle of its parity check."""
+        """End the engine, and the oracle of its parity check.
+
+        Raises InputError if no initial particle had a score because of the base model's weights.
+        """
         self._processes.close()
+        if isinstance(error, NoScoreError):
+            check_finite(self.base_folder)
 
     @property
     def row_dtype(self) -> torch.dtype | None:

@@ -69,6 +69,7 @@ class SearchLoop:
             "utilities": utilities,
             "evaluated": [particle in found for particle in everyone],
             "bounded": sorted(bounded, key=lambda one: one["particle"]),
+            "without_score": [particle for particle in sorted(found) if math.isnan(utilities[particle])],
             "restarts": [] if moves is None else np.flatnonzero(moves.restarts),
             "improved": np.flatnonzero(update.improved),
             **swarm.bests(),

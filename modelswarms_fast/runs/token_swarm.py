@@ -158,6 +158,7 @@ def token_swarm(
         "mixture": mixture,
         "position": dict(zip(names, position, strict=True)),
         "expert_passes": engine.passes,
+        "without_score": trial.without_score,
         **costs,
     }
     summary["seconds"] = {"setup": setup_seconds} | costs["seconds"]

@@ -11,6 +11,7 @@ from modelswarms_fast.config import SwarmConfig
 from modelswarms_fast.errors import InputError
 from modelswarms_fast.evaluation.early_stopping import PartialScores
 from modelswarms_fast.evaluation.evaluator import Evaluator
+from modelswarms_fast.records.progress import log
 from modelswarms_fast.records.run_folder import to_json_types
 from modelswarms_fast.runs.loop import Meter, SearchLoop
 from modelswarms_fast.swarm import best_of
@@ -67,6 +68,8 @@ class Trial:
         self.began = time.perf_counter()
         self.evaluations = 0
         """Particles scored up to now, the experts at its start left out."""
+        self.without_score: list[dict[str, int]] = []
+        """Iteration and particle of each evaluation that gave no score."""
         self.stopped: str | None = None
         """Why it has ended."""
         self.known: dict[int, PartialScores] = {}
@@ -164,6 +167,8 @@ class Trial:
         return "budget" if self._most is not None and self.loop.swarm.iteration >= self._most else stop()
 
     def _keep(self, line: dict[str, Any]) -> None:
+        iteration = line["iteration"]
+        self.without_score += [{"iteration": iteration, "particle": one} for one in line["without_score"]]
         if self._recorded:
             old, new = self._recorded.pop(0), to_json_types(line)
             if {name: old.get(name) for name in new} != new:
@@ -172,6 +177,12 @@ class Trial:
                     "remove its folder to run this search anew"
                 )
             return
+        for particle in line["without_score"]:
+            scores = line["scores"][particle]
+            log.warning(
+                "Iteration %d: particle %d has no score, since %d of its %d answers gave NaN or infinity.",
+                iteration, particle, scores.count("nan"), len(scores),
+            )  # fmt: skip
         if self.meter is not None:
             line |= self.meter.lap(self._update_seconds)
         with self._evaluator.trace.span("journal"):

@@ -163,6 +163,7 @@ def summary_of(experiment: Experiment, trial: Trial, inputs: Mapping[str, Any]) 
         **trial.start_and_end(experiment.names),
         "objective": experiment.utility.report(),
         "evaluations": trial.evaluations,
+        "without_score": trial.without_score,
         "wall_seconds": time.perf_counter() - trial.began,
     }
     return summary if trial.meter is None else summary | trial.meter.total()

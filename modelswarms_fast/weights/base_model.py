@@ -108,6 +108,20 @@ def read_object(file: Path, remedy: str) -> dict[str, Any]:
     return content
 
 
+def check_finite(folder: Path) -> None:
+    """Read all weights, and raise InputError for the first tensor that holds NaN or infinity."""
+    from safetensors import safe_open
+
+    for file in sorted(folder.glob("*.safetensors")):
+        with safe_open(file, framework="pt") as handle:
+            for name in handle.keys():  # noqa: SIM118
+                tensor = handle.get_tensor(name)
+                if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
+                    raise InputError(
+                        f"{file}: tensor {name} of the base model holds NaN or infinity; copy the checkpoint again"
+                    )
+
+
 def _check_whole(folder: Path) -> None:
     """Raise InputError for a file that was cut off: the engines would say so in words of their own."""
     from safetensors import SafetensorError, safe_open

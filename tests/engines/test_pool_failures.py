@@ -21,6 +21,7 @@ from helpers_search import told
 
 from modelswarms_fast.cli import main
 from modelswarms_fast.config import EngineConfig
+from modelswarms_fast.engines import stopped as standing
 from modelswarms_fast.engines.pool import supervisor, worker_process
 from modelswarms_fast.engines.pool.pool import EnginePool
 from modelswarms_fast.engines.protocol import Request, complete
@@ -72,6 +73,52 @@ def test_an_engine_that_hangs_is_started_anew_and_a_slow_one_is_not(fakes):
     assert not any(map(lives, before[:3]))
     with pytest.raises(InputError, match=r"^Engine 1 of 6 did not answer for 3 s and was killed after .* than 6\.$"):
         ask(group, [STOP + AGAIN])
+
+
+def test_an_engine_that_is_stopped_is_not_waited_for_as_long(fakes, monkeypatch):
+    hurry(monkeypatch, limit=300.0, stopped=0.5)
+    group = fakes(2)
+    assert ask(group, [STOP], [RIGHT] * 2) == [1, 2]
+    assert fakes.lines() == ["Engine 1 of 2 was stopped for 0 s and was killed; it is started anew."]
+
+
+def test_a_stopped_process_that_goes_on_is_let_be(monkeypatch):
+    monkeypatch.setattr(standing, "LIMIT", 0.2)
+    process = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    found = standing.StoppedProcesses()
+
+    def look(seconds):
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            if late := found.too_long([process.pid]):
+                return late
+            time.sleep(0.01)
+        return []
+
+    process.send_signal(signal.SIGSTOP)
+    assert look(0.1) == []
+    process.send_signal(signal.SIGCONT)
+    assert look(0.5) == []
+    process.send_signal(signal.SIGSTOP)
+    assert look(30) == [process.pid]
+    process.kill()
+    process.wait()
+    process.stdin.close()
+    assert found.too_long([process.pid]) == []
+
+
+def test_the_signals_of_a_job_are_not_an_engines(tiny):
+    """A job's system may send SIGTERM to all processes; the driver's answer to it needs its engines."""
+    config = EngineConfig(engine="transformers", dtype="float32", engines=2)
+    group = EnginePool(Path(tiny["base"]), None, config)
+    for pid in pids(group):
+        os.kill(pid, signal.SIGTERM)
+        os.kill(pid, signal.SIGHUP)
+    before = pids(group)
+    assert [one.tokens for one in complete(group, [Request(None, [1, 2])] * 2, 3)] == [3, 3]
+    assert pids(group) == before
+    group.close()
+    assert not any(map(lives, before))
 
 
 def test_a_step_that_ends_nothing_is_told_of_now_and_then(monkeypatch):

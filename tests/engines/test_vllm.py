@@ -400,6 +400,23 @@ def test_what_is_served_does_not_depend_on_what_was_before(engine, prompts, expe
 
 
 # Before the tests with engines of their own: with an engine end the process groups that all of a process share.
+def test_a_particle_that_overflowed_says_so_and_leaves_the_others_alone(engine, prompts, experts):
+    requests = [*(Request(0, prompt) for prompt in prompts), Request(0, prompts[0], prompts[1][-3:])]
+    engine.load(0, experts.rows[0])
+    good = complete(engine, requests, 10)
+    engine.load(0, torch.full_like(experts.rows[0], math.nan))
+    others = []
+    if engine.serve == "slots":
+        engine.load(1, experts.rows[0])
+        others = [Request(1, prompt) for prompt in prompts]
+    bad = complete(engine, requests + others, 10)
+    assert [one.finite and math.isfinite(one.log_prob) for one in bad] == [False] * 5 + [True] * len(others)
+    assert [one.text for one in bad[5:]] == [one.text for one in good[: len(others)]]
+    engine.load(0, experts.rows[0])
+    assert complete(engine, requests, 10) == good
+    assert all(one.finite for one in good)
+
+
 def test_continuations_are_as_likely_as_transformers_says(engine, oracle, prompts, experts):
     """In one batch with prompts, and in the same slots; on the base as well. One is what the particle itself says."""
     row = experts.rows[0]

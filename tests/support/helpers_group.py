@@ -6,13 +6,16 @@ from pathlib import Path
 
 import pytest
 
+from modelswarms_fast.engines import stopped as standing
 from modelswarms_fast.engines.pool import pool as groups
 from modelswarms_fast.engines.pool import supervisor
 from modelswarms_fast.engines.pool.pool import EnginePool
 
 
-def hurry(monkeypatch, limit):
-    """Shorten the seconds that an engine has to answer."""
+def hurry(monkeypatch, limit, stopped=60.0):
+    """Shorten the seconds that an engine has to answer, and those that it may be stopped for."""
+    monkeypatch.setattr(standing, "LIMIT", stopped)
+    monkeypatch.setattr(supervisor, "PIPE_LIMIT", limit)
     for module in (groups, supervisor):
         monkeypatch.setattr(module, "LOOK", 0.02)
     monkeypatch.setattr(supervisor, "PATIENCE", 1.0)

@@ -17,8 +17,10 @@ from typing import Any
 
 import torch
 
+from modelswarms_fast.engines import stopped
 from modelswarms_fast.engines.cores import asked_threads, share_cores
 from modelswarms_fast.engines.pool.worker_process import Start
+from modelswarms_fast.engines.stopped import StoppedProcesses
 from modelswarms_fast.errors import InputError
 
 MODULE = ("-m", "modelswarms_fast.engines.pool.worker_process")
@@ -26,6 +28,7 @@ LOOK = 1.0  # seconds between two looks at the processes
 PATIENCE = 10.0  # seconds that a process has to end by itself
 STEP_LIMIT = 300.0  # seconds within which a process that owes an answer says something
 START_LIMIT = 1800.0  # and those that it has to load its model
+PIPE_LIMIT = 60.0  # seconds in which it takes in a message: a thread of its own does so, whatever its engine does
 
 
 class Supervisor:
@@ -61,7 +64,8 @@ class Supervisor:
         """Prompts."""
         self._why_killed = ""
         self.pipe, theirs = Pipe()
-        _limit(self.pipe, STEP_LIMIT)
+        self._stopped = StoppedProcesses()
+        _limit(self.pipe, PIPE_LIMIT)
         modules = os.pathsep.join(path or os.getcwd() for path in sys.path)  # those that this process can import
         mine = os.sched_getaffinity(0)
         try:
@@ -89,7 +93,7 @@ class Supervisor:
         try:
             self.pipe.send(message)
         except BlockingIOError:
-            self._give_up(f"took in nothing for {STEP_LIMIT:.0f} s")
+            self._give_up(f"took in nothing for {PIPE_LIMIT:.0f} s")
         except (BrokenPipeError, ConnectionResetError):
             pass
 
@@ -102,9 +106,12 @@ class Supervisor:
     def check(self, *, owes: bool) -> None:
         """Kill the process if it owes an answer and has said nothing for too long; to be called again and again.
 
-        A process that works says so after each step of its engine (`worker_process.BEAT`).
+        A process that works says so after each step of its engine (`worker_process.BEAT`). One that is stopped will say
+        nothing, and is not waited for as long.
         """
         limit = STEP_LIMIT if self.ready else START_LIMIT
+        if self._stopped.too_long([self.process.pid] if owes else []):
+            self._give_up(f"was stopped for {stopped.LIMIT:.0f} s")
         if not owes:
             self.heard()
         elif time.monotonic() - self._last > limit:
@@ -120,7 +127,7 @@ class Supervisor:
     def end(self) -> None:
         """End the process, if it lives."""
         self.pipe.close()
-        for stop in (None, self.process.terminate, self._kill):
+        for stop in (None, self._kill):  # SIGTERM is for this process to answer, and means nothing to that one
             if stop is not None:
                 stop()
             try:

@@ -162,7 +162,8 @@ def _serve(served: Served, calls: queue.SimpleQueue[list[tuple[Any, ...]]]) -> N
 
 def main(descriptor: int) -> None:
     """Serve until the pipe is closed."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the pool's to answer
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # the pool's to answer; its end is seen in the pipe
+        signal.signal(number, signal.SIG_IGN)
     pipe = Connection(descriptor)
     try:
         start = pipe.recv()

@@ -20,11 +20,11 @@ from modelswarms_fast.engines.vllm.launch import (
     environment_of,
     import_vllm,
     lacks_slots,
+    start_ranks,
     start_vllm,
     wraps_text,
 )
 from modelswarms_fast.engines.vllm.relied_on import check_names
-from modelswarms_fast.engines.vllm.tensor_parallel import Ranks
 from modelswarms_fast.errors import InputError
 from modelswarms_fast.weights.experts import Experts
 
@@ -74,9 +74,17 @@ class VllmEngine:
         )
         self.watch: Watch | None = None
         self.auto_timings: dict[str, float] = {}
+        self._worker: Any
         variables = environment_of(config.tensor_parallel, on_cpu)
         whole = experts is not None and not modules
-        self.llm = start_vllm(llm_class, arguments, variables, on_cpu, whole=whole)
+        if config.tensor_parallel > 1:
+            self.llm, self._worker = start_ranks(llm_class, arguments, variables, on_cpu)
+            self._working = self._worker.working
+        else:
+            self.llm = start_vllm(llm_class, arguments, variables, on_cpu, whole=whole)
+            # In this process, so a load is a call of it: the way through vLLM's layers would cost as much as a load.
+            self._worker = self.llm.collective_rpc("swarm_worker")[0]
+            self._working = partial(working, "vLLM")
         self.tokenizer = self.llm.get_tokenizer()
         # Of the rows: the ranks read them in the host's memory.
         self.device = torch.device("cpu" if on_cpu or config.tensor_parallel > 1 else "cuda")
@@ -88,15 +96,11 @@ class VllmEngine:
         """Slot → version of what it serves."""
         self._continuations: dict[int, int] = {}
         """Key → tokens of the continuation that is looked at."""
+        self._not_finite: set[int] = set()
+        """Keys of requests with a logit that is NaN."""
+        self._watch_logits()
         self._slots = config.slots
         self._experts = experts
-        if config.tensor_parallel > 1:
-            self._worker: Any = Ranks(self.llm)
-            self._working = self._worker.working
-        else:
-            # In this process, so a load is a call of it: the way through vLLM's layers would cost as much as a load.
-            self._worker = self.llm.collective_rpc("swarm_worker")[0]
-            self._working = partial(working, "vLLM")
         try:
             self._modes = modes if experts is None else self._attach(experts, modes)
         except BaseException:
@@ -204,8 +208,22 @@ class VllmEngine:
         self._add(str(key), request, params)
 
     def step(self) -> list[tuple[int, Completion]]:
-        """One step of the continuous batch; the keys that ended in it and their completions."""
+        """One step of the continuous batch; the keys that ended in it and their completions.
+
+        A request with a logit that is NaN ends at once, as not finite. What is no number in the cache is made 0: its
+        blocks will be others' blocks, and attention multiplies what it does not look at by 0.
+        """
         outputs = self._step()
+        if bad := self._not_finite:
+            self._not_finite = set()
+            self.drop(bad)
+            with self._working():
+                self._worker.swarm_scrub()
+            outputs = [output for output in outputs if int(output.request_id) not in bad]
+            return [(key, Completion("", 0, finite=False)) for key in sorted(bad)] + self._completions(outputs)
+        return self._completions(outputs)
+
+    def _completions(self, outputs: Sequence[Any]) -> list[tuple[int, Completion]]:
         if not outputs:
             return []
         keys = [int(output.request_id) for output in outputs]
@@ -289,6 +307,22 @@ class VllmEngine:
                     params.extra_args = {"particle": slot}
                 prompt["cache_salt"] = f"version-{version}"
         self.llm.llm_engine.add_request(name, prompt, params, lora_request=adapter)
+
+    def _watch_logits(self) -> None:
+        """Note the requests of which vLLM says that a logit is NaN; it says so to its own statistics alone."""
+        core = self.llm.llm_engine.engine_core
+        get_output = core.get_output
+
+        def watched() -> Any:
+            outputs = get_output()
+            for one in outputs.outputs:
+                if one.num_nans_in_logits:
+                    key = one.request_id.partition("-")[0]  # vLLM appends characters of its own
+                    if key.isdecimal():
+                        self._not_finite.add(int(key))
+            return outputs
+
+        core.get_output = watched
 
     def _check_slot(self, slot: int) -> int:
         if not 0 <= slot < self.slots:

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from modelswarms_fast.engines.cores import asked_threads
-from modelswarms_fast.engines.vllm.tensor_parallel import cores_of_ranks
+from modelswarms_fast.engines.vllm.tensor_parallel import Ranks, cores_of_ranks
 from modelswarms_fast.errors import EngineError, InputError
 
 # How configs call the number of experts of a mixture of experts.
@@ -76,7 +76,10 @@ def wraps_text(base: Path) -> bool:
 
 def environment_of(ranks: int, on_cpu: bool) -> dict[str, str]:
     """Variables that vLLM reads while it starts."""
-    variables = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0"}  # rows are handed to the worker by reference
+    variables = {
+        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # rows are handed to the worker by reference
+        "VLLM_COMPUTE_NANS_IN_LOGITS": "1",  # told with each output; a particle may have overflowed
+    }
     if ranks > 1:
         # A fork of a process that has looked for GPUs cannot use them.
         variables["VLLM_WORKER_MULTIPROC_METHOD"] = "spawn"
@@ -123,3 +126,20 @@ def start_vllm(
                 os.environ.pop(name, None)
             else:
                 os.environ[name] = value
+
+
+def start_ranks(
+    llm_class: Any, arguments: dict[str, Any], variables: Mapping[str, str], on_cpu: bool
+) -> tuple[Any, Ranks]:
+    """As `start_vllm`, with several processes; and what calls them. What they talk through has lost its names."""
+    from modelswarms_fast.engines.vllm.nameless import SOCKETS, Rings, sockets_folder
+
+    with sockets_folder() as folder:
+        rings = Rings()
+        try:
+            llm = start_vllm(llm_class, arguments, {**variables, SOCKETS: str(folder)}, on_cpu)
+        finally:
+            rings.stop()
+        ranks = Ranks(llm)
+        rings.forget_names()
+    return llm, ranks

@@ -15,11 +15,13 @@ import torch
 from vllm.platforms import current_platform
 
 from modelswarms_fast.engines.vllm import cpu_patches
+from modelswarms_fast.engines.vllm.nameless import Rings
 from modelswarms_fast.engines.vllm.worker import SwarmWorker
 from modelswarms_fast.errors import InputError
 from modelswarms_fast.weights.shared_memory import SharedTensor
 
 PR_SET_PDEATHSIG = 1  # of <sys/prctl.h>
+RINGS = Rings()
 
 if current_platform.is_cpu():
     cpu_patches.apply()
@@ -58,6 +60,9 @@ class RankWorker(SwarmWorker):
         All ranks have mapped the memory through which they add up by now, so its names can go.
         """
         self.swarm_worker()
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # the run's to answer
+            signal.signal(number, signal.SIG_IGN)
+        RINGS.forget_names()
         for file in Path("/dev/shm").glob(f"{os.environ.get('VLLM_DIST_IDENT', '?')}-*cpushm*"):
             file.unlink(missing_ok=True)
         parent = os.getppid()

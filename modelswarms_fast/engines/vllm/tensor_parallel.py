@@ -20,11 +20,13 @@ import torch
 
 from modelswarms_fast.engines.cores import share_cores
 from modelswarms_fast.engines.protocol import working
+from modelswarms_fast.engines.stopped import LIMIT, StoppedProcesses
 from modelswarms_fast.errors import InputError
 from modelswarms_fast.weights.experts import Experts
 from modelswarms_fast.weights.shared_memory import locate
 
 PATIENCE = 10.0  # seconds in which the end of a process is noticed
+LOOK = 1.0  # seconds between two looks at whether a process is stopped
 
 
 def cores_of_ranks(cores: list[int], threads: int, count: int) -> str:
@@ -74,6 +76,10 @@ class Ranks:
         """As a serving mode's."""
         self._call("swarm_restore", self._serve)
 
+    def swarm_scrub(self) -> None:
+        """As the worker's."""
+        self._call("swarm_scrub")
+
     @contextmanager
     def working(self) -> Iterator[None]:
         """As `engines.working`, and says which process has ended where that is the reason."""
@@ -95,13 +101,23 @@ class Ranks:
                 raise InputError(sentence)
 
     def _watch(self) -> None:
-        first = wait([process.sentinel for process in self._processes])[0]
+        sentinels, stopped = {process.sentinel: process for process in self._processes}, StoppedProcesses()
+        while not (ended := wait(sentinels, LOOK)):
+            if late := stopped.too_long(process.pid or 0 for process in self._processes):
+                number = next(index for index, process in enumerate(self._processes) if process.pid == late[0])
+                self._give_up(number, f"was stopped for {LIMIT:.0f} s and was killed")
+                return
+        first = ended[0]
         number = next(index for index, process in enumerate(self._processes) if process.sentinel == first)
         self._processes[number].join(1)
         if self._processes[number].exitcode is None:  # a thread of vLLM's asks as well, and only one is told at once
             time.sleep(0.1)
         code = self._processes[number].exitcode
         how = f"was killed by {signal.Signals(-code).name}" if code is not None and code < 0 else "ended"
+        self._give_up(number, how)
+
+    def _give_up(self, number: int, how: str) -> None:
+        """End all processes, since one of them has ended or will not go on."""
         self._end = f"its process {number + 1} of {len(self._processes)} {how}"
         for process in self._processes:
             process.kill()

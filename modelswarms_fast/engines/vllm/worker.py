@@ -87,6 +87,16 @@ class SwarmWorker:
             mode = full_weights(weights, experts)
         self._swarm_modes[serve] = mode
 
+    def swarm_scrub(self) -> None:
+        """Write 0 wherever the cache of keys and values holds NaN or infinity."""
+        left = list(self.model_runner.kv_caches)
+        while left:
+            one = left.pop()
+            if not isinstance(one, torch.Tensor):
+                left += one
+            elif one.dtype in (torch.float32, torch.float16, torch.bfloat16):
+                torch.nan_to_num_(one, nan=0.0, posinf=0.0, neginf=0.0)
+
     def swarm_serve(self, serve: str) -> ServingMode:
         """Serve in this mode from now on, and in no other. Nothing may be loaded."""
         for name, mode in self._swarm_modes.items():

@@ -174,8 +174,8 @@ class Utility:
 
         The answers of an example are those of its samples, one sample after the other.
 
-        Raises InputError when `score_examples` raises, or returns anything else than one finite number or NaN in
-        `score_range` for each; ValueError when the number of answers is not that of the examples.
+        Raises InputError when `score_examples` raises, or returns anything else than one number in `score_range`, NaN
+        or infinity for each; ValueError when the number of answers is not that of the examples.
         """
         if len(answers) != len(numbers):
             raise ValueError(f"answers to {len(answers)} examples for {len(numbers)} of {split}")
@@ -219,11 +219,13 @@ class Utility:
             self._returned(split, [number], [given])
 
     def _checked(self, returned: Any, split: str, number: int, lowest: float, highest: float) -> float:
-        try:
-            score = math.inf if isinstance(returned, (str, bytes)) else float(returned)
-        except (TypeError, ValueError, OverflowError, RuntimeError):
-            score = math.inf
         what = f"{self._where(split, number)} returned {returned!r}"
+        try:
+            score = LARGEST_SCORE * 10 if isinstance(returned, (str, bytes)) else float(returned)
+        except (TypeError, ValueError, OverflowError, RuntimeError):
+            score = LARGEST_SCORE * 10
+        if not math.isfinite(score):
+            return math.nan
         if abs(score) > LARGEST_SCORE:
             raise InputError(f"{what}; return a number of at most {LARGEST_SCORE:g}, or NaN")
         if score < lowest or score > highest:

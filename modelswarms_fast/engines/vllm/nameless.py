@@ -1,0 +1,88 @@
+"""What vLLM's processes talk through has no name once all of them have it: nothing is left, whatever ends them.
+
+Between processes vLLM has rings of chunks in shared memory (`/dev/shm`) and sockets in a folder. Their names are needed
+until each process has opened them. A run that is killed before that leaves them, and the next one removes them.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from vllm.distributed.device_communicators.shm_broadcast import ShmRingBuffer
+
+SOCKETS = "VLLM_RPC_BASE_PATH"  # of vLLM: where its sockets are made
+PREFIX = "modelswarms-vllm-"
+MEMORY = Path("/dev/shm")
+
+
+class Rings:
+    """The rings that this process creates, until `forget_names`; their names are noted in the folder of the sockets."""
+
+    def __init__(self) -> None:
+        self._created: list[Any] = []
+        self._initialize = ShmRingBuffer.__init__
+        initialize = self._initialize
+
+        def recorded(ring: Any, *arguments: Any, **given: Any) -> None:
+            initialize(ring, *arguments, **given)
+            if ring.is_creator:
+                self._created.append(ring)
+                if (folder := Path(os.environ.get(SOCKETS, ""))).name.startswith(PREFIX):
+                    (folder / ring.shared_memory.name.strip("/")).touch()
+
+        ShmRingBuffer.__init__ = recorded
+
+    def stop(self) -> None:
+        """Note no more of them."""
+        ShmRingBuffer.__init__ = self._initialize
+
+    def forget_names(self) -> None:
+        """All processes have opened them: their names go, and the memory with the last process that has it."""
+        self.stop()
+        for ring in self._created:
+            ring.shared_memory.unlink()
+            ring.is_creator = False  # whose end would take the name away
+        self._created = []
+
+
+@contextmanager
+def sockets_folder() -> Iterator[Path]:
+    """A folder for sockets, which is removed at the end; those of processes that were killed are removed first."""
+    place = Path(tempfile.gettempdir())
+    for left in place.glob(f"{PREFIX}*"):
+        _sweep(left)
+    folder = Path(tempfile.mkdtemp(prefix=PREFIX, dir=place))
+    held = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(held, fcntl.LOCK_EX)  # as long as this process lives
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        os.close(held)
+
+
+def _sweep(folder: Path) -> None:
+    """Remove a folder of sockets, and the memory that it names, unless its process lives or is another user's."""
+    try:
+        held = os.open(folder, os.O_RDONLY | os.O_NOFOLLOW | os.O_DIRECTORY)
+    except OSError:
+        return
+    try:
+        if os.fstat(held).st_uid != os.getuid():
+            return
+        fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        for name in os.listdir(held):
+            if name.startswith("psm_") and (MEMORY / name).is_file() and (MEMORY / name).stat().st_uid == os.getuid():
+                (MEMORY / name).unlink()
+        shutil.rmtree(folder, ignore_errors=True)
+    except OSError:  # its process lives, or another one sweeps
+        pass
+    finally:
+        os.close(held)
