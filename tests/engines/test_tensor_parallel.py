@@ -192,10 +192,12 @@ def test_a_row_in_other_memory_is_refused(engine, experts):
 def test_a_killed_rank_is_one_sentence(engine, experts, prompts):
     ranks = engine._worker._processes
     assert len(ranks) == 2
-    maps = Path(f"/proc/{ranks[1].pid}/maps").read_text().splitlines()
-    segments = [line for line in maps if "cpushm" in line]
+    maps = [Path(f"/proc/{pid}/maps").read_text().splitlines() for pid in (ranks[1].pid, os.getpid())]
+    segments = [line for lines in maps for line in lines if "cpushm" in line]
     assert segments or not hasattr(torch.ops._C, "init_shm_manager"), "vLLM's build without AVX-512 has none"
-    assert all(line.endswith("(deleted)") for line in segments), "nothing may be left of ranks that are killed"
+    rings = [line for lines in maps for line in lines if "/psm_" in line]
+    assert rings
+    assert all(line.endswith("(deleted)") for line in segments + rings), "nothing may be left of what is killed"
     engine.set_mode("merged")
     engine.load(0, experts.rows[0])
     for key, prompt in enumerate(prompts):

@@ -1,0 +1,54 @@
+"""What vLLM's processes leave when they are killed while they start is removed by the next start."""
+
+import os
+import subprocess
+import sys
+import tempfile
+
+import pytest
+
+pytest.importorskip("vllm")
+
+from modelswarms_fast.engines.vllm import nameless
+from modelswarms_fast.engines.vllm.nameless import sockets_folder
+
+pytestmark = pytest.mark.vllm
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch):
+    """Where sockets lie, and memory with names."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(nameless, "MEMORY", tmp_path / "shm")
+    (tmp_path / "shm").mkdir()
+    return tmp_path
+
+
+def test_a_folder_for_sockets_is_gone_at_the_end(place):
+    with sockets_folder() as folder:
+        (folder / "socket").touch()
+        assert folder.stat().st_mode & 0o077 == 0
+    assert [path.name for path in place.iterdir()] == ["shm"]
+
+
+def test_what_a_killed_start_has_left_is_removed_and_nothing_else(place):
+    code = (
+        "import os, signal, sys, tempfile\n"
+        "tempfile.tempdir = sys.argv[1]\n"
+        "from modelswarms_fast.engines.vllm.nameless import sockets_folder\n"
+        "with sockets_folder() as folder:\n"
+        "    for name in ('psm_12', 'psm_34', 'mine'): (folder / name).touch()\n"
+        "    os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    subprocess.run([sys.executable, "-c", code, str(place)], check=False)
+    (left,) = place.glob("modelswarms-vllm-*")
+    for name in ("psm_12", "psm_56", "mine"):
+        (place / "shm" / name).write_bytes(bytes(10))
+    link = place / "modelswarms-vllm-link"
+    link.symlink_to(place / "shm")
+    with sockets_folder() as living:  # which another start leaves alone
+        assert not left.exists()
+        with sockets_folder():
+            assert living.exists()
+    assert sorted(os.listdir(place / "shm")) == ["mine", "psm_56"]
+    assert link.is_symlink()
