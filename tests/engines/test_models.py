@@ -124,6 +124,8 @@ def test_models_without_lora_slots_are_known_before_they_are_loaded(tmp_path):
     mixture = architectures(tmp_path, architectures=["MixtralForCausalLM"], num_local_experts=4)
     assert lacks_slots(mixture, True) == "MixtralForCausalLM on a CPU"
     assert lacks_slots(mixture, False) is None
+    dense = architectures(tmp_path, architectures=["Qwen3ForCausalLM"], text_config={"num_experts": None})
+    assert lacks_slots(dense, True) is None
 
 
 def test_slots_that_vllm_lacks_are_one_sentence(tmp_path):

@@ -49,7 +49,7 @@ def lacks_slots(base: Path, on_cpu: bool) -> str | None:
     config = json.loads((base / "config.json").read_text())
     names = [str(name) for name in config.get("architectures") or []]
     # With LoRA vLLM computes experts by Triton, whichever layers are adapted, and a CPU has none.
-    if on_cpu and any(name in part for name in EXPERTS for part in (config, config.get("text_config") or {})):
+    if on_cpu and any(part.get(name) for name in EXPERTS for part in (config, config.get("text_config") or {})):
         return f"{names[0] if names else 'a mixture of experts'} on a CPU"
     for name in names:
         if name in ModelRegistry.models:
