@@ -29,6 +29,7 @@ CHECKPOINT = {
     "attn.square.weight": (INPUTS, INPUTS),
     "embed.weight": (10, INPUTS),
     "experts.1.w1.weight": (5, INPUTS),
+    "conv1d.weight": (6, 1, 4),
     "doubled.weight": (4, INPUTS),
     "unused.weight": (4, INPUTS),
 }
@@ -60,6 +61,7 @@ class Loader(torch.nn.Module):
         self.embed = Holder(16, INPUTS)
         self.lm_head = self.embed
         self.experts = Holder(2, 10, INPUTS)
+        self.conv1d = Holder(6, 1, 4)
         self.doubled = Holder(4, INPUTS)
 
     def load_weights(self, weights):

@@ -249,8 +249,8 @@ class WeightMap:
             except ValueError:
                 return None
         parts = join_parts(parts)
-        if len(parts) == 1 and parts[0].live.shape == torch.Size(shape):
-            parts = [WeightPart(parts[0].live)]
+        if len(parts) == 1 and parts[0].live.squeeze().shape == tuple(size for size in shape if size != 1):
+            parts = [WeightPart(parts[0].live.view(shape))]  # that of a convolution has a dimension of one channel
         first = parts[0].live
         parameter = self._owner(first)
         if any((part.start or (0, 0))[0] + len(part.live) > shape[0] for part in parts if shape):
