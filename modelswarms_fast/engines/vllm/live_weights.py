@@ -17,7 +17,15 @@ from modelswarms_fast.weights.weight_loader import CopyTarget, LoraMerger, Merge
 class Loaders:
     """Several that write different tensors of one row."""
 
-    def __init__(self, loaders: Sequence[LoraMerger | WeightCopier]) -> None:
+    @classmethod
+    def copying(cls, targets: Sequence[CopyTarget]) -> Loaders:
+        """A copier for each number type of the places: vLLM keeps some tensors in float32 whatever the model's is."""
+        by_type: dict[torch.dtype, list[CopyTarget]] = {}
+        for target in targets:
+            by_type.setdefault(target.place.dtype, []).append(target)
+        return cls([WeightCopier(own) for own in by_type.values()])
+
+    def __init__(self, loaders: Sequence[LoraMerger | WeightCopier | Loaders]) -> None:
         self._loaders = loaders
 
     def load(self, row: torch.Tensor) -> None:
@@ -36,7 +44,7 @@ class LiveWeights:
 
     def __init__(
         self,
-        loader: LoraMerger | WeightCopier | Loaders,
+        loader: LoraMerger | Loaders,
         live: Sequence[torch.Tensor],
         base: Sequence[torch.Tensor],
         experts: Experts,
@@ -89,7 +97,7 @@ def merged_lora(weights: WeightMap, experts: Experts) -> LiveWeights:
         copies += [CopyTarget(specs[f"{PREFIX}{name}"], live, start=start) for live, start in weight.parts]
     places += [copy.place for copy in copies]
     base += [copy.place.clone() for copy in copies]
-    return LiveWeights(Loaders((LoraMerger(targets), WeightCopier(copies))), places, base, experts)
+    return LiveWeights(Loaders((LoraMerger(targets), Loaders.copying(copies))), places, base, experts)
 
 
 def _check_untied(weights: WeightMap, weight: Weight) -> None:
@@ -115,4 +123,4 @@ def full_weights(weights: WeightMap, experts: Experts) -> LiveWeights:
         CopyTarget(specs[name], live, start=start) for name, weight in found.items() for live, start in weight.parts
     ]
     live = [target.place for target in targets]
-    return LiveWeights(WeightCopier(targets), live, [one.clone() for one in live], experts)
+    return LiveWeights(Loaders.copying(targets), live, [one.clone() for one in live], experts)
