@@ -220,12 +220,14 @@ def test_what_is_not_there_is_refused(weights):
     assert weights.resolve({"attn.o_proj.bias": (6,)}), "others are found beside them"
 
 
-def test_weights_that_vllm_has_changed_after_loading_are_refused(tmp_path):
+@pytest.mark.parametrize("path", ["attn.o_proj", "conv1d"])
+def test_weights_that_vllm_has_changed_after_loading_are_refused(tmp_path, path):
     """Packed for a kernel they have the right shape, and other values."""
     _, (model,) = loaded(tmp_path)
-    model.attn.o_proj.weight.copy_(model.attn.o_proj.weight.flip(0))
-    with pytest.raises(InputError, match=r"keeps attn\.o_proj\.weight packed"):
-        WeightMap(model, tmp_path).resolve({"attn.o_proj.weight": (6, INPUTS)})
+    weight = model.get_parameter(f"{path}.weight")
+    weight.copy_(weight.flip(0))
+    with pytest.raises(InputError, match=rf"keeps {path}\.weight packed"):
+        WeightMap(model, tmp_path).resolve({f"{path}.weight": CHECKPOINT[f"{path}.weight"]})
 
 
 def test_tensors_that_a_checkpoint_lacks(weights):

@@ -289,13 +289,13 @@ class BaseTensors:
     def holds(self, name: str, part: WeightPart) -> bool:
         """Whether the first row of a part is what the checkpoint has there; true of a tensor that it lacks."""
         shape = self.shapes.get(name)
-        if shape is None or len(shape) not in (1, 2):
+        if shape is None or not shape or (len(shape) > 2 and part.start is not None):
             return True
         row, column = part.start or (0, 0)
         with safe_open(self._files[name], framework="pt") as handle:
             stored = handle.get_slice(name)[row : row + 1]
         live = part.live[:1].to("cpu", torch.float32)
-        right = stored if len(shape) == 1 else stored[:, column : column + live.shape[1]]
+        right = stored[:, column : column + live.shape[1]] if len(shape) == 2 else stored
         return torch.equal(right.to(part.live.dtype).float(), live)
 
 
