@@ -26,8 +26,10 @@ _BASIC: dict[str, Any] = {
 _HEADS: dict[str, Any] = {"head_dim": 32}
 _ROPE = {"rope_type": "llama3", "rope_theta": 5e5, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
          "original_max_position_embeddings": 64}  # fmt: skip
+_YARN = {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0, "original_max_position_embeddings": 32,
+         "beta_fast": 32.0, "beta_slow": 1.0, "mscale": 1.0, "mscale_all_dim": 1.0,
+         "llama_4_scaling_beta": 0.1}  # fmt: skip
 _GPT2: dict[str, Any] = {"n_embd": 128, "n_inner": 96, "n_layer": 2, "n_head": 4, "n_positions": 128}
-_LEFT_OUT = ("num_key_value_heads",)
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,8 @@ class Family:
     targets: list[str] | str = field(default_factory=lambda: LLAMA)
     """Names or a regular expression, as in PEFT."""
     build: Callable[[Family], Any] | None = None
+    dtype: str = "float32"
+    """What vLLM computes it in."""
 
     def config_of(self) -> Any:
         """The tiny config."""
@@ -68,11 +72,13 @@ def _whole(family: Family, text: dict[str, Any], vision: dict[str, Any], setting
     return getattr(transformers, family.config)(text_config=_BASIC | text, vision_config=vision, **tied, **settings)
 
 
-def _wrapped(stem: str, text: dict[str, Any], vision: dict[str, Any], **settings: Any) -> Family:
+def _wrapped(
+    stem: str, text: dict[str, Any], vision: dict[str, Any], dtype: str = "float32", **settings: Any
+) -> Family:
     """A vision-language model; its text model alone is adapted."""
     build = partial(_whole, text=text, vision=vision, settings=settings)
     targets = rf".*\.language_model\..*\.({'|'.join(LLAMA)})"
-    return Family(f"{stem}Config", f"{stem}ForConditionalGeneration", targets=targets, build=build)
+    return Family(f"{stem}Config", f"{stem}ForConditionalGeneration", targets=targets, build=build, dtype=dtype)
 
 
 FAMILIES: dict[str, Family] = {
@@ -114,6 +120,28 @@ FAMILIES: dict[str, Family] = {
     "Mistral 3": _wrapped(
         "Mistral3", {"model_type": "mistral", "head_dim": 32, "tie_word_embeddings": False},
         {"model_type": "pixtral", **_SEES}, image_token_index=63),
+    "Ministral 3": _wrapped(
+        "Mistral3", {"model_type": "ministral3", **_HEADS, "tie_word_embeddings": False, "rope_parameters": _YARN},
+        {"model_type": "pixtral", **_SEES}, image_token_index=63),
+    "Qwen3-VL": _wrapped(
+        "Qwen3VL", _HEADS | {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4,
+                                                 "mrope_section": [6, 5, 5]}},
+        _SEES_QWEN | {"deepstack_visual_indexes": [0], "num_position_embeddings": 16},
+        image_token_id=60, video_token_id=61, vision_start_token_id=62, vision_end_token_id=63),
+    "Qwen3.5": _wrapped(
+        "Qwen3_5", _HEADS | {"layer_types": ["linear_attention", "full_attention"], "linear_key_head_dim": 128,
+                             "linear_value_head_dim": 128, "linear_num_key_heads": 1, "linear_num_value_heads": 2,
+                             "rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 1, 1],
+                                                 "partial_rotary_factor": 0.25, "mrope_interleaved": True}},
+        _SEES_QWEN | {"num_position_embeddings": 16}, "bfloat16",  # vLLM's linear attention on a CPU
+        image_token_id=60, video_token_id=61, vision_start_token_id=62, vision_end_token_id=63),
+    "Gemma 4": _wrapped(
+        "Gemma4", _HEADS | {"global_head_dim": 64, "sliding_window": 32, "vocab_size_per_layer_input": 64,
+                            "hidden_size_per_layer_input": 16, "layer_types": ["sliding_attention", "full_attention"]},
+        {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 1,
+         "num_key_value_heads": 1, "head_dim": 32, "position_embedding_size": 16},
+        boi_token_id=58, eoi_token_id=59, image_token_id=60, video_token_id=61, boa_token_id=57, eoa_token_index=56,
+        audio_token_id=55),
 }  # fmt: skip
 
 
