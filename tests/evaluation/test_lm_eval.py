@@ -3,6 +3,8 @@
 import json
 import logging
 import math
+import re
+import shutil
 
 import pytest
 from helpers_models import make_base
@@ -94,6 +96,7 @@ WORDS = """
 def ask(doc):
     return "Say " + doc["question"]
 """
+YES = {"functions": "yes"}  # more.yaml has one
 VOTE = (
     GENERATE.replace("tiny_generate", "tiny_vote")
     .replace("do_sample: false", "do_sample: true, temperature: 0.5, top_p: 0.9")
@@ -206,7 +209,7 @@ def scored(utility, split="test"):
 
 @pytest.mark.parametrize(("name", "metric"), [("tiny_group", "acc"), ("tiny_group", "acc_norm"), ("tiny_tag", "acc")])
 def test_a_group_is_weighted_as_lm_eval_weighs_it(folder, monkeypatch, name, metric):
-    utility = load_utility(f"lm_eval:{name}", folder, options={"metric": metric})
+    utility = load_utility(f"lm_eval:{name}", folder, options={"metric": metric} | YES)
     found = by_lm_eval(name, folder, monkeypatch)["results"]
     expected = found.get(name, found["tiny_more"])[f"{metric},none"]
     assert scored(utility) == pytest.approx(expected, abs=1e-12)
@@ -220,6 +223,49 @@ def test_a_group_is_weighted_as_lm_eval_weighs_it(folder, monkeypatch, name, met
         assert utility.dataset == (
             f"tiny_choice (dev: validation, test: test; {metric}) + tiny_more (dev: test, test: validation; {metric})"
         )
+
+
+MARK = "__import__('pathlib').Path('{marker}').touch()"
+EVIL = {
+    "function": ("doc_to_text: !function evil.ask", "has code of its own, !function 'evil.ask'"),
+    "installed": ("doc_to_text: !function os.getcwd", "!function 'os.getcwd'"),
+    "metric": (
+        "metric_list: [{metric: evil.py, aggregation: mean, higher_is_better: true}]",
+        "metric 'evil.py' is none",
+    ),
+    "evaluate": ("metric_list: [{metric: acc, hf_evaluate: true}]", "metric 'acc' is none of lm-eval's"),
+    "class": ("class: !function evil.Task", "!function 'evil.Task'"),
+    "python": ("process_docs: !!python/name:evil.ask", "lm-eval has no task 'evil'"),
+    "template": (
+        "doc_to_text: \"{{ cycler.__init__.__globals__.os.system('touch {marker}') }}\"",
+        "access to attribute '__init__' of 'type' object is unsafe",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", EVIL)
+@pytest.mark.parametrize("included", [False, True])
+def test_no_code_of_a_yaml_file_runs_unless_the_user_says_so(folder, monkeypatch, kind, included):
+    marker = folder / "was_run"
+    line, said = EVIL[kind]
+    (folder / "evil.py").write_text(MARK.format(marker=marker) + "\ndef ask(doc):\n    return 'x'\nclass Task: pass\n")
+    line = line.replace("{marker}", str(marker))
+    key = line.partition(":")[0] + ":"
+    kept = [one for one in CHOICE.replace("tiny_choice", "evil").splitlines() if not one.startswith(key)]
+    kept = [one for one in kept if key != "metric_list:" or not one.startswith("  - {metric")]
+    text = "\n".join([*kept, line])
+    if included:
+        (folder / "inner").mkdir()
+        (folder / "inner" / "all.yaml").write_text(text.replace("task: evil", "").replace(" evil", " evil"))
+        shutil.copy(folder / "evil.py", folder / "inner" / "evil.py")
+        text = "include: inner/all.yaml\ntask: evil\n"
+    (folder / "evil.yaml").write_text(text)
+    with pytest.raises(InputError, match=re.escape(said)):
+        load_utility("lm_eval:evil", folder, limit_dev=2, limit_test=2)
+    assert not marker.exists()
+    if kind == "function":
+        load_utility("lm_eval:evil", folder, limit_dev=2, limit_test=2, options={"functions": "yes"})
+        assert marker.exists(), "a test of something"
 
 
 def test_confirm_and_samples_hold_for_each_task_of_a_group(folder):
@@ -268,9 +314,9 @@ def test_a_real_model_scores_as_lm_eval_says(folder, tmp_path, monkeypatch, name
     model = HFLM(pretrained=AutoModelForCausalLM.from_pretrained(base), tokenizer=AutoTokenizer.from_pretrained(base))
     manager = TaskManager(include_path=str(folder), include_defaults=False)
     found = simple_evaluate(model, tasks=[name], task_manager=manager, bootstrap_iters=0)["results"][name]
-    metric, options = "acc,none", {}
+    metric, options = "acc,none", YES
     if name == "tiny_generate":  # whether the answer has no number in it
-        metric, options = "exact_match,number", {"filter": "number"}
+        metric, options = "exact_match,number", YES | {"filter": "number"}
     ours = evaluate(
         str(base), base=str(base), task=f"lm_eval:{name}", data=folder, engine="transformers", dtype="float32",
         max_model_len=512, options=options,
@@ -321,8 +367,8 @@ def test_no_document_is_an_example_of_its_own(folder):
             "the YAML of tiny_choice sets it to 0",
         ),
         ("tiny_choice", {}, {"num_fewshot": "40"}, "lm-eval cannot make the task tiny_choice"),
-        ("tiny_group", {"acc_norm,": "acc_mutual_info,"}, {"metric": "acc_norm"}, "option metric .* choose acc$"),
-        ("tiny_group", {"metric: acc,": "metric: f1,", "metric: acc_norm,": "metric: f1,"}, {}, "common to its tasks"),
+        ("tiny_group", {"acc_norm,": "acc_mutual_info,"}, YES | {"metric": "acc_norm"}, "option metric .* choose acc$"),
+        ("tiny_group", {"metric: acc,": "metric: f1,", "metric: acc_norm,": "metric: f1,"}, YES, "common to its tasks"),
         ("tiny_choice", {"test.jsonl": "absent.jsonl"}, {}, "lm-eval cannot make the task tiny_choice"),
         ("tiny_choice", {"{{question}}": "{{none.of.it}}"}, {}, "lm-eval cannot make the task tiny_choice"),
         ("tiny_choice", {"multiple_choice": "loglikelihood_rolling"}, {}, "of type loglikelihood_rolling"),

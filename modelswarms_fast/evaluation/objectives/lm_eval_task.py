@@ -12,6 +12,7 @@ from typing import Any
 
 from modelswarms_fast.errors import InputError
 from modelswarms_fast.evaluation.objectives.data import Wanted
+from modelswarms_fast.evaluation.objectives.lm_eval_code import use_sandbox, without_code
 from modelswarms_fast.evaluation.objectives.lm_eval_requests import ask_of, choice_of, requests_of, score
 from modelswarms_fast.evaluation.objectives.multitask import join
 from modelswarms_fast.evaluation.objectives.utility import Answer, Ask, Utility
@@ -30,15 +31,17 @@ def load(path: Path | None, wanted: Wanted) -> Utility:
     or validation where there is none; of the only split there is, dev gets the first half and test the second. The
     utility's `dataset` names both. Options: `metric`, one that lm-eval averages over documents and that is better when
     higher (default: the task's first); `filter`, of several the one whose results count (default: the first);
-    `num_fewshot` examples before each question, in place of the task's own number.
+    `num_fewshot` examples before each question, in place of the task's own number; `functions`, "yes" where the code
+    of a YAML file of the user may run.
 
     The utility of a group is the mean of its tasks' as its `aggregate_metric_list` says: each weighs as much as it has
     documents, or with `weight_by_size: false` as much as any other. Limits apply to each task. Raises InputError.
     """
     name = wanted.task.partition(":")[2]
-    wanted.check_options("metric", "filter", "num_fewshot")
+    wanted.check_options("metric", "filter", "num_fewshot", "functions")
+    trusted = path is None or wanted.choice("functions", "no", "yes") == "yes"
     with contextlib.chdir(_folder(path) or "."):  # data files of a YAML are beside it
-        tasks, aggregates = _find(name, path)
+        tasks, aggregates = _find(name, path, trusted)
     for each, task in tasks.items():
         _check(task, each)
         _set_shots(task, each, wanted)
@@ -110,8 +113,11 @@ def _folder(path: Path | None) -> Path | None:
     return path if path.is_dir() else path.parent
 
 
-def _find(name: str, path: Path | None) -> tuple[dict[str, Any], list[Any]]:
-    """The tasks of this name, several of a group or tag, and how a group aggregates their metrics."""
+def _find(name: str, path: Path | None, trusted: bool) -> tuple[dict[str, Any], list[Any]]:
+    """The tasks of this name, several of a group or tag, and how a group aggregates their metrics.
+
+    Not `trusted`, a task has no code but lm-eval's own.
+    """
     try:
         from lm_eval.tasks import TaskManager
     except ImportError as error:
@@ -127,7 +133,8 @@ def _find(name: str, path: Path | None) -> tuple[dict[str, Any], list[Any]]:
                 f"lm-eval has no task {name!r}; choose one that it lists (lm-eval ls tasks), or give the folder of its "
                 "YAML as the data"
             )
-    with _failing(name, manager.task_index[name].cfg):
+    with _failing(name, manager.task_index[name].cfg), contextlib.nullcontext() if trusted else without_code():
+        use_sandbox()
         found = manager.load(name)
     if not found["tasks"]:
         raise InputError(f"{name} of lm-eval holds no task; give it some")
