@@ -56,10 +56,10 @@ def models(result: Path) -> str:
     lines = [
         "# Models\n",
         "<!-- Written by docs/write_reference.py; run python -m benchmarks.engine.models, then it. -->\n",
-        "Tiny random checkpoints of each family were served in every way, on a CPU, and had to answer as transformers",
-        "and PEFT do: the base model, a LoRA expert, and a whole checkpoint. *export* means that an export, loaded by",
-        "transformers or PEFT, answers as the expert that it was made of. *search* is one iteration over the LoRA",
-        'experts and one over whole checkpoints, served `merged`, with `parity_check="all"`.',
+        "Tiny random checkpoints of each family were served in every way, on a CPU in float32, and had to answer as",
+        "transformers and PEFT do: the base model, a LoRA expert, and a whole checkpoint. *export* means that an",
+        "export, loaded by transformers or PEFT, answers as the expert that it was made of. *search* is one iteration",
+        'over the LoRA experts and one over whole checkpoints, served `merged`, with `parity_check="all"`.',
         f"Measured with {versions}. Nothing was run on a GPU. A family that is not here was not measured.\n",
         "Of a model that sees, the text model alone is adapted and served. vLLM imports torchvision for it and calls",
         "nothing of it. Install the build of torchvision for your torch, from where the torch came from.",
@@ -68,7 +68,11 @@ def models(result: Path) -> str:
         "| family | class | " + " | ".join(WAYS.values()) + " |",
         "|---|---|" + "---|" * len(WAYS),
     ]
-    notes = []
+    notes = [
+        f"- **{family}** was served by vLLM in {one['dtype']}."
+        for family, one in found["families"].items()
+        if one.get("dtype", "float32") != "float32"
+    ]
     for family, one in found["families"].items():
         said = {way: one.get(way) or one.get("lora") for way in WAYS}  # one sentence for all where LoRA does not start
         marks = ["yes" if answer == "ok" else "no" if answer else "not run" for answer in said.values()]

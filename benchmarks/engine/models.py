@@ -58,7 +58,8 @@ def main() -> None:
     }
     path = new_result(RESULTS)
     for name in sys.argv[1:] or FAMILIES:
-        found["families"][name] = {"class": FAMILIES[name].model, **measured(name)}
+        family = FAMILIES[name]
+        found["families"][name] = {"class": family.model, "dtype": family.dtype, **measured(name)}
         print(name, found["families"][name], flush=True)
         if not sys.argv[1:]:
             path.parent.mkdir(parents=True, exist_ok=True)
