@@ -20,6 +20,9 @@ constexpr std::int64_t kPartial = 16;
 // Tokens whose sums the most registers have room for.
 constexpr int kTokens = 4;
 
+// Of one part: its scaling is kept for each of them.
+constexpr std::int64_t kMostRanks = 1 << 20;
+
 // Fewer tokens than that are done before a second thread has woken.
 constexpr std::int64_t kTokensOfThread = 16;
 
@@ -57,7 +60,7 @@ TokenGroups::TokenGroups(std::vector<std::int64_t> given, std::vector<TokenGroup
   for (const TokenGroup& group : groups) {
     MS_CHECK(group.tokens > 0 && group.first >= 0 && !group.coefficients.empty(),
              "a group of tokens is empty, or has no weights");
-    tokens += group.tokens;
+    tokens = plus(tokens, group.tokens);
   }
   MS_CHECK(tokens == static_cast<std::int64_t>(order.size()), "groups must have all of the tokens");
 }
@@ -71,26 +74,28 @@ LowRank::LowRank(std::vector<LowRankPart> parts, std::int64_t inputs, std::int64
     MS_CHECK(part.rank > 0 && part.outputs > 0 && part.column >= 0 && part.a_row >= inputs,
              "a low-rank part has no numbers, or rows that overlap");
     MS_CHECK(part.a != nullptr && part.b != nullptr, "a low-rank part has no place");
+    MS_CHECK(part.rank <= kMostRanks, "a low-rank part has a rank above 2**20");
     scalings_.insert(scalings_.end(), static_cast<std::size_t>(part.rank), static_cast<float>(part.scaling));
-    largest = std::max(largest, part.rank * part.outputs);
+    largest = std::max(largest, times(part.rank, part.outputs));
   }
-  padded_ = (inputs + kPartial - 1) / kPartial * kPartial;
-  mixed_bytes_ = std::max(2 * largest, inputs) * itemsize(dtype);
+  padded_ = plus(inputs, kPartial - 1) / kPartial * kPartial;
+  mixed_bytes_ = times(std::max(times(2, largest), inputs), itemsize(dtype));
+  MS_CHECK(MS_PICK(run_tokens_of)(dtype_) != nullptr, "unknown dtype code");
 }
 
 void LowRank::add(const TokenGroups& groups, const LowRankStep& step) const {
   for (const TokenGroup& group : groups.groups)
-    MS_CHECK(group.first + static_cast<std::int64_t>(group.coefficients.size()) <= blocks_,
+    MS_CHECK(plus(group.first, static_cast<std::int64_t>(group.coefficients.size())) <= blocks_,
              "a group of tokens has blocks that there are not");
   const RunTokens run = MS_PICK(run_tokens_of)(dtype_);
   const auto tokens = static_cast<std::int64_t>(groups.order.size());
   const auto threads = static_cast<int>(
       std::clamp<std::int64_t>(tokens / kTokensOfThread, 1, std::max(omp_get_max_threads(), 1)));
   // For each thread, before they begin: memory that is not to be had is an exception here, and the end there.
-  const std::int64_t numbers = (width() + kTokens) * padded_;
-  const std::int64_t bytes = (numbers * 4 + mixed_bytes_ + 63) / 64 * 64;
+  const std::int64_t numbers = times(width() + kTokens, padded_);
+  const std::int64_t bytes = plus(plus(times(numbers, 4), mixed_bytes_), 63) / 64 * 64;
   const std::unique_ptr<char[], Freed> room(
-      static_cast<char*>(::operator new[](static_cast<std::size_t>(bytes * threads), std::align_val_t{64})));
+      static_cast<char*>(::operator new[](static_cast<std::size_t>(times(bytes, threads)), std::align_val_t{64})));
   const auto work = [&](int thread) {
     char* own = room.get() + thread * bytes;
     auto* a = reinterpret_cast<float*>(own);

@@ -26,11 +26,21 @@ using MergeMixedRows = void (*)(const MergePart&, const RowMixture&, void* a, st
 #define MS_KERNEL "plan_kernel.h"
 #include "each_simd_level.h"
 
+constexpr std::int64_t kLargestItem = 8;  // bytes of an element
+
 template <class Part>
 std::vector<std::int64_t> starts_of(const std::vector<Part>& parts) {
   std::vector<std::int64_t> starts{0};
-  for (const Part& part : parts) starts.push_back(starts.back() + part.rows * part.columns);
+  for (const Part& part : parts) starts.push_back(plus(starts.back(), times(part.rows, part.columns)));
+  times(starts.back(), kLargestItem);  // the bytes of all of them
   return starts;
+}
+
+// Elements up to the end of `rows` rows that are `step` apart. Throws if they are more than bytes can count.
+std::int64_t end_of(std::int64_t first, std::int64_t rows, std::int64_t step, std::int64_t columns) {
+  const std::int64_t end = plus(plus(first, times(rows - 1, step)), columns);
+  times(end, kLargestItem);
+  return end;
 }
 
 // work(part, begin, end) for rows of parts, shared out so that every thread has as many elements. `serial`:
@@ -65,8 +75,10 @@ WeightCopier::WeightCopier(std::vector<CopyPart> parts, DType dtype)
                  part.stride >= part.columns,
              "a part of a copy plan has no elements, or rows that overlap");
     MS_CHECK(part.place != nullptr, "a part of a copy plan has no place");
-    end_ = std::max(end_, part.offset + (part.rows - 1) * part.step + part.columns);
+    end_ = std::max(end_, end_of(part.offset, part.rows, part.step, part.columns));
+    end_of(0, part.rows, part.stride, part.columns);
   }
+  MS_CHECK(MS_PICK(load_rows_of)(dtype_) != nullptr, "unknown dtype code");
 }
 
 void WeightCopier::load(const void* row) const {
@@ -92,9 +104,11 @@ LoraMerger::LoraMerger(std::vector<MergePart> parts, DType dtype)
              "a part of a merge plan has no elements, or rows that overlap");
     MS_CHECK(part.rank <= kMaxRank, "a part of a merge plan has a rank above 512");
     MS_CHECK(part.base != nullptr && part.live != nullptr, "a part of a merge plan has no place");
-    end_ =
-        std::max({end_, part.a + (part.rank - 1) * part.step + part.columns, part.b + part.rows * part.rank});
+    end_ = std::max({end_, end_of(part.a, part.rank, part.step, part.columns),
+                     end_of(part.b, part.rows, part.rank, part.rank)});
+    end_of(0, part.rows, part.stride, part.columns);
   }
+  MS_CHECK(MS_PICK(merge_rows_of)(dtype_) != nullptr, "unknown dtype code");
 }
 
 void LoraMerger::load(const void* row) const {
@@ -110,8 +124,9 @@ void LoraMerger::load_mixture(const RowMixture& row) const {
   const std::int64_t item = itemsize(dtype_);
   // For each thread, before they begin: memory that is not to be had is an exception here, and the end there.
   std::int64_t largest = 0;
-  for (const MergePart& part : parts_) largest = std::max(largest, part.rank * part.columns * item);
-  const std::unique_ptr<char[]> room(new char[static_cast<std::size_t>(largest * omp_get_max_threads())]);
+  for (const MergePart& part : parts_) largest = std::max(largest, times(times(part.rank, part.columns), item));
+  const std::int64_t bytes = times(largest, omp_get_max_threads());
+  const std::unique_ptr<char[]> room(new char[static_cast<std::size_t>(bytes)]);
   for_rows_of_parts(parts_, starts_, item, kSerialBytes,
                     [&](const MergePart& part, std::int64_t begin, std::int64_t end) {
                       rows(part, row, room.get() + omp_get_thread_num() * largest, begin, end);

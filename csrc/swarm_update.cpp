@@ -36,13 +36,14 @@ void swarm_update(const SwarmUpdate& given) {
   const SwarmUpdateColumns columns = MS_PICK(swarm_update_columns_of)(args);
   MS_CHECK(columns != nullptr, "unknown dtype code");
   const std::int64_t row = itemsize(args.dtype);
-  args.stream = worth_streaming(3 * args.particles * args.size * row) &&
+  const std::int64_t moved = times(times(args.particles, args.size), 3 * row);
+  args.stream = worth_streaming(moved) &&
                 aligned(args.position, args.position_stride * row) &&
                 aligned(args.velocity, args.velocity_stride * row);
   // Rows that lie a multiple of a page apart keep each other out of the first cache, the more of them the
   // worse.
   args.one_by_one = args.position_stride * row % 4096 == 0 || args.velocity_stride * row % 4096 == 0;
-  for_sections(args.size, 3 * args.particles * args.size * row,
+  for_sections(args.size, moved,
                [&](std::int64_t begin, std::int64_t end) { columns(args, begin, end); });
 }
 

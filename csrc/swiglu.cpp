@@ -22,7 +22,8 @@ void swiglu(const Swiglu& args) {
   MS_CHECK(args.rows >= 0 && args.width > 0, "rows must not be negative, and the width is at least 1");
   const SwigluColumns columns = MS_PICK(swiglu_columns_of)(args.dtype);
   MS_CHECK(columns != nullptr, "the dtype must be float32, bfloat16 or float16");
-  for_sections(args.rows * args.width, 3 * args.rows * args.width * itemsize(args.dtype),
+  const std::int64_t all = times(args.rows, args.width);
+  for_sections(all, times(all, 3 * itemsize(args.dtype)),
                [&](std::int64_t begin, std::int64_t end) { columns(args, begin, end); });
 }
 

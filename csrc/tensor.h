@@ -38,6 +38,7 @@ struct TensorType {
   PyTypeObject* type = nullptr;
   int (*from_object)(void*, dlpack::Tensor*) = nullptr;
   PyObject* requires_grad = nullptr;
+  PyObject* is_neg = nullptr;
 };
 
 inline TensorType& tensor_type() {
@@ -52,10 +53,11 @@ inline bool know_tensors(PyObject* type, PyObject* capsule) {
       static_cast<const dlpack::ExchangeApi*>(PyCapsule_GetPointer(capsule, "dlpack_exchange_api"));
   while (api != nullptr && api->major != 1) api = api->previous;
   if (api == nullptr || api->from_object == nullptr) return false;
-  PyObject* name = PyUnicode_InternFromString("requires_grad");
-  if (name == nullptr) return false;
+  PyObject* grad = PyUnicode_InternFromString("requires_grad");
+  PyObject* neg = PyUnicode_InternFromString("is_neg");
+  if (grad == nullptr || neg == nullptr) return false;
   Py_INCREF(type);
-  tensor_type() = {reinterpret_cast<PyTypeObject*>(type), api->from_object, name};
+  tensor_type() = {reinterpret_cast<PyTypeObject*>(type), api->from_object, grad, neg};
   return true;
 }
 
@@ -65,13 +67,17 @@ struct TensorRows {
   std::int64_t count = 0, size = 0, stride = 0;  // of one dimension: count 1
   std::uint8_t code = 0, bits = 0;
 
-  // Looks, and asks that there is no gradient, which only matters to what writes or computes.
+  // Looks, and asks that there is no gradient, and no view of numbers whose memory has the other sign, of which
+  // DLPack does not tell. Both only matter to what writes or computes.
   bool read(PyObject* object, int dimensions) {
-    if (!look(object, dimensions)) return false;
-    PyObject* grad = PyObject_GetAttr(object, tensor_type().requires_grad);
-    if (grad == nullptr) PyErr_Clear();
-    Py_XDECREF(grad);
-    return grad == Py_False;
+    return look(object, dimensions) && is_false(PyObject_GetAttr(object, tensor_type().requires_grad)) &&
+           is_false(PyObject_CallMethodNoArgs(object, tensor_type().is_neg));
+  }
+
+  static bool is_false(PyObject* answer) {
+    if (answer == nullptr) PyErr_Clear();
+    Py_XDECREF(answer);
+    return answer == Py_False;
   }
 
   bool look(PyObject* object, int dimensions) {

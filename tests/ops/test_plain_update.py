@@ -61,6 +61,8 @@ WRONG: dict[str, tuple[int, Callable[[list[torch.Tensor]], object]]] = {
     "a gradient": (2, lambda a: a[2].requires_grad_()),
     "a gradient of the coefficients": (5, lambda a: a[5].requires_grad_()),
     "a parameter": (2, lambda a: torch.nn.Parameter(a[2], requires_grad=False)),
+    "a negative view": (2, lambda a: torch._neg_view(a[2])),
+    "negative coefficients": (5, lambda a: torch._neg_view(a[5])),
     "nothing in it": (0, lambda a: a[0][:0]),
     "sparse": (2, lambda a: a[2].to_sparse()),
     "without memory": (2, lambda a: a[2].to("meta")),

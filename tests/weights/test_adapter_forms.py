@@ -411,7 +411,7 @@ def test_what_says_nothing_about_the_tensors_is_neither_given_to_peft_nor_export
     model = LlamaForCausalLM.from_pretrained(base, dtype=torch.float32)
     model = PeftModel.from_pretrained(model, tmp_path / "winner")
     tokens = torch.tensor([[1, 2, 3]])
-    ours = engine.log_probs(Request([1, 2, 3], 0))
+    ours = engine.log_probs(Request(0, [1, 2, 3]))
     theirs = torch.log_softmax(model(tokens).logits[0, -1].float(), dim=-1)
     assert max(abs(ours[token] - float(value)) for token, value in enumerate(theirs)) < 1e-5
 
