@@ -12,7 +12,12 @@ import typer
 import yaml
 
 from modelswarms_fast.config import EngineConfig, SwarmConfig, TaskConfig
-from modelswarms_fast.errors import InputError
+from modelswarms_fast.errors import InputError, quoted, short
+from modelswarms_fast.errors.arguments import check_path
+from modelswarms_fast.errors.files import read_text
+
+LARGEST = 1 << 23
+"""Bytes of a file of settings: 8 MiB. YAML is read slowly."""
 
 RECORDED = {
     "architectures", "asks", "command", "confirm_examples", "data_read", "data_warnings", "dataset", "dev_examples",
@@ -46,10 +51,10 @@ def read_config(context: typer.Context, path: Path | None) -> Path | None:
         if name is None:
             if key(given) in RECORDED | SETTINGS:
                 continue
-            raise InputError(f"{path} sets {given!r}, which is no option of {context.info_name}; see its --help.")
+            raise InputError(f"{path} sets {quoted(given)}, which is no option of {context.info_name}; see its --help.")
         several = parameters[name].nargs == -1 or getattr(parameters[name], "multiple", False)
         if isinstance(value, list | dict) and not several:
-            raise InputError(f"{path} gives several values for {given}; give one.")
+            raise InputError(f"{path} gives several values for {short(given)}; give one.")
         if value is not None:
             found[str(name)] = words(value) if several else words(value)[0]
     context.default_map = found
@@ -81,13 +86,13 @@ def _content(path: Path) -> dict[str, Any]:
     """What a file of settings holds. Each value of YAML is a text, so that it means what it does on a command line."""
     form = "JSON" if path.suffix == ".json" else "YAML"
     try:
-        text = path.read_text(encoding="utf-8")
+        check_path("config", path)
+        text = read_text(path, LARGEST)
         content = json.loads(text) if form == "JSON" else yaml.load(text, yaml.BaseLoader)
     except OSError as error:
-        raise InputError(f"cannot read {path}: {error.strerror}; give an existing file with --config.") from error
+        raise InputError(f"cannot read {path}: {error.strerror}; give another file with --config.") from error
     except (ValueError, RecursionError, yaml.YAMLError) as error:
-        reason = " ".join(str(error).split())
-        raise InputError(f"{path} is not {form} ({reason}); correct it.") from error
+        raise InputError(f"{path} is not {form} ({short(error, 200)}); correct it.") from error
     if not isinstance(content, dict):
         raise InputError(f"{path} holds no names with values; write lines such as 'iterations: 10'.")
     if form == "YAML":

@@ -14,6 +14,7 @@ LONGEST = 1200
 
 _COLOURS = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]|\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)|\x1b[@-_]")
 _USERINFO = re.compile(r"(?<=://)[^/\s@]+(?=@)")  # a name and a password in an address
+_LONG_WORD = re.compile(r"\S{250,}")
 _LINE_ENDS = re.compile(r" *[\t\n\r\v\f\x1c-\x1e\x85\u2028\u2029]\s*")
 
 
@@ -60,13 +61,20 @@ def _text(value: object) -> str:
 
 
 def _sentence(message: object) -> str:
-    """A message on one line of at most LONGEST characters. A longer one keeps its beginning and its end, the remedy."""
+    """A message on one line of at most LONGEST characters. A longer one keeps its beginning and its end, the remedy.
+
+    So does a word that is longer than any path: whoever raised the error need not think of it.
+    """
     text = _text(message)
-    head, tail = 2 * LONGEST // 3, LONGEST // 3 - 1
     if len(text) > 8 * LONGEST:  # cleaned in part, so that megabytes cost no time
-        text = text[: 4 * LONGEST] + text[-4 * LONGEST :]
-    text = one_line(text)
-    return text if len(text) <= LONGEST else f"{text[:head]}…{text[-tail:]}"
+        text = f"{text[: 4 * LONGEST]}…{text[-4 * LONGEST :]}"
+    text = _LONG_WORD.sub(lambda word: _without_middle(word[0], QUOTED), one_line(text))
+    return _without_middle(text, LONGEST)
+
+
+def _without_middle(text: str, longest: int) -> str:
+    tail = longest // 3
+    return text if len(text) <= longest else f"{text[: longest - tail - 1]}…{text[-tail:]}"
 
 
 class InputError(ValueError):

@@ -20,10 +20,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from modelswarms_fast.errors import InputError
+from modelswarms_fast.errors import InputError, short
+from modelswarms_fast.errors.files import read_bytes
 
 KNOWN_SPLITS = ("train", "training", "dev", "val", "valid", "validation", "test")
 """Names that files give their splits. A later one is the likelier to be for testing."""
+LARGEST = 1 << 32
+"""Bytes of a file of examples: 4 GiB."""
 HUB = "hf:"
 SUFFIXES = (".json", ".jsonl", ".ndjson", ".csv", ".tsv", ".parquet")
 
@@ -76,9 +79,9 @@ def _given(splits: Mapping[str, Split]) -> dict[str, Callable[[], Split]]:
 
 def _read_file(path: Path) -> Found:
     try:
-        data = path.read_bytes()
-    except (OSError, ValueError) as error:  # a name that no file can have
-        reason = error.strerror if isinstance(error, OSError) else error
+        data = read_bytes(path, LARGEST)
+    except OSError as error:
+        reason = error.strerror or short(error)
         raise InputError(f"cannot read {path}: {reason}; {_REMEDY}, a folder of it, or hf:NAME") from error
     if path.suffix == ".parquet" or data[:4] == b"PAR1":
         return _read_parquet(path)

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import os
 import shlex
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,8 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from modelswarms_fast.errors import InputError
+from modelswarms_fast.errors import InputError, short
+from modelswarms_fast.errors.arguments import check_path
 from modelswarms_fast.records import plots, run_folder
 from modelswarms_fast.records.analysis import RunFolder, read_run
 from modelswarms_fast.records.analysis.registry import ANALYSES, analyse, draw
@@ -51,6 +53,11 @@ def write_report(run: str | os.PathLike[str]) -> Path:
         InputError: a file of the run is missing or damaged, or the report cannot be written.
     """
     folder = read_run(run)
+    with _shown(folder):
+        return _write_report(folder)
+
+
+def _write_report(folder: RunFolder) -> Path:
     facts = folder.facts
     numbers = analyse(folder)
     if numbers:
@@ -81,16 +88,33 @@ def write_plots(run: str | os.PathLike[str], target: str | os.PathLike[str]) -> 
         InputError: a file of the run is missing or damaged, or a plot cannot be written.
     """
     folder = read_run(run)
+    check_path("plots", target)
     try:
         Path(target).mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"cannot make {target}: {error.strerror}; choose another folder for --plots.") from error
     written = []
-    for plot in _plots(folder, analyse(folder)):
+    with _shown(folder):
+        found = _plots(folder, analyse(folder))
+    for plot in found:
         if "picture" in plot:
             written.append(Path(target, f"{plot['name']}.svg"))
             run_folder.write_text(written[-1], plot["picture"].decode())
     return written
+
+
+@contextmanager
+def _shown(folder: RunFolder) -> Iterator[None]:
+    """What numbers that no run finds do to a plot, or a field that no schema knows to the page, is one sentence."""
+    try:
+        yield
+    except (InputError, ImportError, MemoryError):
+        raise
+    except Exception as error:
+        raise InputError(
+            f"{folder.path} holds what cannot be shown ({type(error).__name__}: {short(error)}); restore good copies"
+            " of its files"
+        ) from error
 
 
 def _template() -> Any:

@@ -30,7 +30,8 @@ from typing import Any, BinaryIO, Self
 
 import numpy as np
 
-from modelswarms_fast.errors import InputError
+from modelswarms_fast.errors import InputError, short
+from modelswarms_fast.errors.files import read_bytes
 from modelswarms_fast.records import own_files
 
 CONFIG = "config.json"
@@ -234,7 +235,7 @@ def read_json(path: str | os.PathLike[str], remedy: str = _REMEDY) -> dict[str, 
     try:
         content = json.loads(_read(Path(path), remedy))
     except (ValueError, RecursionError) as error:  # neither UTF-8 nor JSON, or nested too deeply
-        raise InputError(f"{path} is not JSON ({error}); {remedy}") from error
+        raise InputError(f"{path} is not JSON ({short(error)}); {remedy}") from error
     if not isinstance(content, dict):
         raise InputError(f"{path} is not a JSON object; {remedy}")
     return content
@@ -262,7 +263,7 @@ def read_history(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
 
 def _read(path: Path, remedy: str = _REMEDY) -> bytes:
     try:
-        return path.read_bytes()
+        return read_bytes(path, largest=None)
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror}; {remedy}") from error
 

@@ -113,7 +113,8 @@ def _mixtures(run: RunFolder) -> dict[str, Floats]:
         raise InputError(f"{run.path} does not say where its particles were; only newer runs of mixtures do")
     best = positions[0].copy()
     for line, mixtures in zip(run.history, positions, strict=True):
-        best[line["improved"]] = mixtures[line["improved"]]
+        improved = line.get("improved", [])
+        best[improved] = mixtures[improved]
     return {"start": positions[0], "best": best, "end": positions[-1]}
 
 

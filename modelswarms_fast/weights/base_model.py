@@ -10,9 +10,16 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from modelswarms_fast.errors import InputError
+from modelswarms_fast.errors import InputError, quoted, short
+from modelswarms_fast.errors.arguments import check_path
+from modelswarms_fast.errors.files import check_regular, read_text
 from modelswarms_fast.weights.hub import HUB_ID, download
 from modelswarms_fast.weights.packaged import PACKAGED, packaged_folder
+
+# Fields of a config that are counted up to when a model is built.
+_LAYERS = re.compile(r"num_hidden_layers|num_layers|n_layers?|(num_)?(encoder|decoder)_layers")
+_COUNTED = re.compile(r"layers?|experts?|labels|groups|heads")
+_FEW_LAYERS, _MOST = 256, 1_000_000
 
 VOCABULARIES = ("tokenizer.json", "tokenizer.model", "vocab.json")
 PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
@@ -26,6 +33,7 @@ def resolve_base(base: str) -> Path:
     base: a local folder, a hub id, or the name of a packaged model (converted once into the cache folder).
     Raises InputError when the folder, its weights, its tokenizer or the hub repository cannot be used.
     """
+    check_path("base", base)
     if base in PACKAGED:
         return packaged_folder(base)
     folder = Path(os.path.expanduser(base))  # leaves the ~ of a user who does not exist
@@ -54,18 +62,18 @@ def _checked(folder: Path) -> Path:
     index = folder / "model.safetensors.index.json"
     if index.is_file():
         try:
-            named = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-        except (ValueError, KeyError, TypeError, AttributeError):
+            named = set(json.loads(read_text(index))["weight_map"].values())
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
             raise InputError(f"{index} is not a safetensors index; copy the checkpoint again") from None
         for name in named:
             if not isinstance(name, str) or not PLAIN_NAME.fullmatch(name):
                 raise InputError(
-                    f"{index} names {name!r}, which is not the plain name of a safetensors file in the same folder; "
-                    "copy the checkpoint again from a source you trust"
+                    f"{index} names {quoted(name)}, which is not the plain name of a safetensors file in the same "
+                    "folder; copy the checkpoint again from a source you trust"
                 )
         missing = sorted(name for name in named if not (folder / name).is_file())
         if missing:
-            raise InputError(f"{folder} lacks {missing[0]}, which {index.name} names; copy the checkpoint again")
+            raise InputError(f"{folder} lacks {short(missing[0])}, which {index.name} names; copy the checkpoint again")
     if not any((folder / name).is_file() for name in VOCABULARIES):
         raise InputError(f"{folder} has no tokenizer; copy tokenizer.json and tokenizer_config.json into it")
     _check_whole(folder)
@@ -90,7 +98,7 @@ def loading(folder: Path) -> Iterator[None]:
     except InputError:
         raise
     except Exception as error:  # of nearly every type: its own checks are few
-        reason = " ".join(str(error).split())[:300] or "no reason given"
+        reason = short(error, 200) or "no reason given"
         raise InputError(
             f"{folder} cannot be loaded by transformers ({type(error).__name__}: {reason}); correct its files, or give "
             "another model"
@@ -100,9 +108,10 @@ def loading(folder: Path) -> Iterator[None]:
 def read_object(file: Path, remedy: str) -> dict[str, Any]:
     """The JSON object that a file of a model holds. Raises InputError, which says what to do about it."""
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
+        content = json.loads(read_text(file))
     except (OSError, ValueError, RecursionError) as error:
-        raise InputError(f"{file} cannot be read as JSON ({error}): {remedy}") from error
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else short(error)
+        raise InputError(f"{file} cannot be read as JSON ({reason}): {remedy}") from error
     if not isinstance(content, dict):
         raise InputError(f"{file} is not a JSON object: {remedy}")
     return content
@@ -126,14 +135,34 @@ def _check_whole(folder: Path) -> None:
     """Raise InputError for a file that was cut off: the engines would say so in words of their own."""
     from safetensors import SafetensorError, safe_open
 
-    for name in ("config.json", "tokenizer.json", "tokenizer_config.json"):
-        if (file := folder / name).is_file():
-            read_object(file, "copy the checkpoint again")
+    tensors = 0
     for file in sorted(folder.glob("*.safetensors")):
         try:
-            with safe_open(file, framework="numpy"):
-                pass
+            check_regular(file)
+            with safe_open(file, framework="numpy") as handle:
+                tensors += len(handle.keys())
         except (OSError, SafetensorError) as error:
             raise InputError(
-                f"{file} is not a complete safetensors file ({error}); copy the checkpoint again"
+                f"{file} is not a complete safetensors file ({short(error)}); copy the checkpoint again"
             ) from error
+    remedy = "copy the checkpoint again"
+    for name in ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json"):
+        if os.path.lexists(file := folder / name):
+            content = read_object(file, remedy)
+            if name != "tokenizer.json":
+                _check_sizes(content, file, tensors)
+
+
+def _check_sizes(config: dict[str, Any], file: Path, tensors: int) -> None:
+    """Raise InputError for numbers that transformers would count up to for ever, or would compare with a length.
+
+    A model has as many layers as its file says, each of a tensor or more; a few share theirs.
+    """
+    longest = config.get("model_max_length")
+    if longest is not None and type(longest) not in (int, float):
+        raise InputError(f"{file}: model_max_length is {quoted(longest)}; make it a number")
+    parts = [config, *(one for one in config.values() if isinstance(one, dict))]
+    for name, value in ((name, value) for part in parts for name, value in part.items()):
+        most = max(tensors, _FEW_LAYERS) if _LAYERS.fullmatch(name) else _MOST if _COUNTED.search(name) else None
+        if most is not None and type(value) in (int, float) and not value <= most:
+            raise InputError(f"{file}: {short(name)} is {quoted(value)}, more than {most:,}; copy the checkpoint again")

@@ -15,7 +15,8 @@ import numpy as np
 import numpy.typing as npt
 
 from modelswarms_fast.errors import InputError
-from modelswarms_fast.records import run_folder
+from modelswarms_fast.errors.arguments import check_path
+from modelswarms_fast.records import run_folder, schemas
 
 Floats = npt.NDArray[np.float64]
 
@@ -71,7 +72,7 @@ class RunFolder:
         start = _array(lines[0])
         end, best = start.copy(), start.copy()
         for line, scores in zip(self.history[1:], lines[1:], strict=True):
-            improved = set(line["improved"])
+            improved = set(line.get("improved", []))
             for particle, values in enumerate(scores):
                 if values is not None:
                     end[particle] = _array(values)
@@ -99,17 +100,26 @@ def read_run(folder: str | os.PathLike[str]) -> RunFolder:
     Raises:
         InputError: a file is missing or damaged, or a link leads out of the folder.
     """
+    check_path("run", folder)
     path = Path(folder)
     run_folder.check_links(path)
     config, history = run_folder.read_json(path / run_folder.CONFIG), run_folder.read_history(path / run_folder.HISTORY)
     if not isinstance(config.get("experts"), list):
         raise InputError(f"{path / run_folder.CONFIG} names no experts; give the folder of a search")
+    schemas.check(schemas.Config, config, path / run_folder.CONFIG)
+    schemas.check_history(history, path / run_folder.HISTORY, len(config["experts"]))
 
     def if_there(name: str) -> dict[str, Any] | None:
-        return run_folder.read_json(path / name) if (path / name).exists() else None
+        return run_folder.read_json(path / name) if os.path.lexists(path / name) else None
 
-    others = (if_there(name) for name in (run_folder.SUMMARY, run_folder.TEST_SCORES, run_folder.ANSWERS))
-    return RunFolder(path, config, history, *others)
+    summary, test, answers = map(if_there, (run_folder.SUMMARY, run_folder.TEST_SCORES, run_folder.ANSWERS))
+    if summary is not None:
+        schemas.check(schemas.Summary, summary, path / run_folder.SUMMARY)
+    if test is not None:
+        schemas.check_test_scores(test, path / run_folder.TEST_SCORES)
+    if answers is not None:
+        schemas.check(schemas.Answers, answers, path / run_folder.ANSWERS)
+    return RunFolder(path, config, history, summary, test, answers)
 
 
 def right(scores: Floats) -> npt.NDArray[np.bool_] | None:

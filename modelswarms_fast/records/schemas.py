@@ -1,0 +1,241 @@
+"""What the files of a run folder hold: one schema a file, checked once where it is read.
+
+A file that a run wrote, of whatever state, fits; fields that are not named here are left alone. A schema says what the
+report, a resumed run and the analyses take for granted, so that none of them meets a text where a number should be.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from modelswarms_fast.errors import InputError, short
+
+LARGEST = 1e30
+"""Bound of every number: squares and sums of such numbers are finite."""
+_REMEDY = "restore a good copy"
+
+Number = Annotated[float, Field(ge=-LARGEST, le=LARGEST)]
+Count = Annotated[int, Field(ge=0, lt=2**53)]
+Seconds = dict[str, Number | None]
+Score = Number | Literal["nan"] | None
+"""Of an example: "nan" for a NaN, null where none was needed."""
+
+
+class _Schema(BaseModel):
+    model_config = ConfigDict(strict=True, extra="allow", protected_namespaces=())
+
+
+class Best(_Schema):
+    """A global best or worst: who found it, and its utility."""
+
+    particle: int
+    utility: Number | None = None
+
+
+class Line(_Schema):
+    """A line of history.jsonl: one iteration."""
+
+    iteration: Count
+    utilities: list[Number | None]
+    """[P] one a particle."""
+    evaluated: list[bool] | None = None
+    """[P] false where a particle kept its last utility."""
+    improved: list[Count] = []
+    """Particles with a new personal best."""
+    global_best: Best | None = None
+    global_worst: Best | None = None
+    bounded: list[dict[str, Number | None]] = []
+    """Particles that were stopped early, with both bounds of their utility."""
+    restarts: list[Count] = []
+    step_length: Number | None = None
+    global_best_mixture: list[Number] | None = None
+    """[n] the best so far as coefficients of the experts."""
+    mixtures: list[list[Number]] | None = None
+    """[P][n] every position."""
+    scores: list[list[Score] | None] | None = None
+    """[P][E] every particle on every dev example."""
+    prompts: Count | None = None
+    tokens: Count | None = None
+    engine_idle_share: Number | None = None
+    seconds: Seconds | None = None
+
+
+class RecordedLine(Line):
+    """A line that a search goes on from: nothing of it may be missing."""
+
+    evaluated: list[bool]
+    improved: list[Count]
+    global_best: Best
+    global_worst: Best
+    scores: list[list[Score] | None]
+
+
+class Config(_Schema):
+    """config.json: what was asked for. Beside these fields it has every setting."""
+
+    experts: Annotated[list[str], Field(min_length=1)]
+    sources: list[str] | None = None
+    first: list[Count] | None = None
+    """The experts that the first particles are; null if each is one of them."""
+    base: str | None = None
+    task: str | None = None
+    dataset: str | None = None
+    data: str | list[str] | None = None
+    command: list[str] | None = None
+    particles: Count | None = None
+    seed: Count | None = None
+    expert_products: list[list[Number | None]] | None = None
+    dev_examples: Count | None = None
+    test_examples: Count | None = None
+
+
+class End(_Schema):
+    """The best expert at the start, or the winner, and their scores."""
+
+    particle: Count | None = None
+    expert: str | None = None
+    dev: Number | None = None
+    confirm: Number | None = None
+    test: Number | None = None
+
+
+class Summary(_Schema):
+    """summary.json: what was found. A resumed sweep or study goes by it."""
+
+    start: End | None = None
+    end: End | None = None
+    mixture: dict[str, Number | None] | None = None
+    """Expert → coefficient of the winner."""
+    test_standard_error: dict[str, Number | None] | None = None
+    iterations: Count | None = None
+    stopped: str | None = None
+    evaluations: Count | None = None
+    prompts: Count | None = None
+    tokens: Count | None = None
+    reused_scores: Count | None = None
+    skipped_examples: Count | None = None
+    engine_idle_share: Number | None = None
+    prompts_per_second: Number | None = None
+    wall_seconds: Number | None = None
+    seconds: Seconds | None = None
+    candidates: list[dict[str, Any]] | None = None
+
+
+class Ended(Summary):
+    """summary.json of a search of a sweep or study that has ended."""
+
+    name: str
+    seed: Count
+    particles: Count
+    iterations: Count
+    stopped: str
+    evaluations: Count
+    start: End
+    end: End
+
+
+class Group(_Schema):
+    """Scores and votes of some rows on test."""
+
+    scores: list[list[Number | None]]
+    labels: list[list[str | Number | None]]
+
+
+class TestScores(_Schema):
+    """test_scores.json: every expert and particle on each test example."""
+
+    exact: bool = True
+    groups: dict[str, Group]
+
+
+class Question(_Schema):
+    """A test question on which the winner and the best expert differ."""
+
+    example: Count
+    prompt: str
+    expected: str | None = None
+    best_expert: str
+    winner: str
+
+
+class Counts(_Schema):
+    """How many test questions changed, and how many did not."""
+
+    gained: Count = 0
+    lost: Count = 0
+    both: Count = 0
+    neither: Count = 0
+
+
+class Answers(_Schema):
+    """answers.json: test questions that changed."""
+
+    split: str = "test"
+    best_expert: str | None = None
+    winner: str | None = None
+    counts: Counts
+    gained: list[Question]
+    lost: list[Question]
+
+
+SCHEMAS: dict[str, type[BaseModel]] = {
+    "config.json": Config,
+    "history.jsonl": Line,
+    "summary.json": Summary,
+    "test_scores.json": TestScores,
+    "answers.json": Answers,
+}
+"""By file; the lines of history.jsonl are checked one by one."""
+
+
+def check(schema: type[BaseModel], content: object, where: str | Path, remedy: str = _REMEDY) -> None:
+    """Raise InputError for content that does not fit its schema: the first place where it does not, and the remedy."""
+    try:
+        schema.model_validate(content)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_context=False, include_input=False)[0]
+        place = ".".join(map(str, first["loc"]))
+        raise InputError(
+            f"{where}: {short(place)} is not what a run writes ({short(first['msg'])}); {remedy}"
+        ) from None
+
+
+def check_history(
+    history: Sequence[Mapping[str, Any]], path: Path, experts: int | None = None, schema: type[Line] = Line
+) -> None:
+    """Raise InputError for lines that do not fit their schema, or each other: other particles, experts or examples."""
+    particles = examples = 0
+    for number, line in enumerate(history, start=1):
+        where = f"{path}: line {number}"
+        check(schema, line, where)
+        if number == 1:
+            particles = len(line["utilities"])
+            examples = max((len(one) for one in line.get("scores") or [] if one), default=0)
+        mixtures, best = line.get("mixtures"), line.get("global_best_mixture")
+        rows = [*(mixtures or []), *([] if best is None else [best])]
+        lists = [line["utilities"], *(one for one in (line.get("evaluated"), mixtures, line.get("scores")) if one)]
+        inside = [*line.get("improved", []), *line.get("restarts", [])]
+        inside += [line[name]["particle"] for name in ("global_best", "global_worst") if line.get(name)]
+        fits = {
+            "iteration": line["iteration"] == number - 1,
+            "a list of particles": particles > 0 and all(len(one) == particles for one in lists),
+            "the number of a particle": all(one < particles for one in inside),
+            "a mixture": len({experts or len(row) for row in rows} | {len(row) for row in rows}) < 2,
+            "a list of scores": all(len(one) == examples for one in line.get("scores") or [] if one is not None),
+        }
+        if wrong := [what for what, right in fits.items() if not right]:
+            raise InputError(f"{where}: {wrong[0]} does not fit the lines before it and config.json; {_REMEDY}")
+
+
+def check_test_scores(content: Mapping[str, Any], path: Path) -> None:
+    """Raise InputError for test scores that do not fit their schema, or whose lists are not of one length."""
+    check(TestScores, content, path)
+    groups = content["groups"]
+    lengths = {len(row) for group in groups.values() for name in ("scores", "labels") for row in group[name]}
+    pairs = all(len(group["scores"]) == len(group["labels"]) > 0 for group in groups.values())
+    if not pairs or len(lengths) != 1 or 0 in lengths or not groups.keys() >= {"experts", "start", "best"}:
+        raise InputError(f"{path}: the groups are not those of a run, of one length; {_REMEDY}")
