@@ -32,7 +32,7 @@ class _Schema(BaseModel):
 class Best(_Schema):
     """A global best or worst: who found it, and its utility."""
 
-    particle: int
+    particle: int | None = None
     utility: Number | None = None
 
 
@@ -219,7 +219,7 @@ def check_history(
         rows = [*(mixtures or []), *([] if best is None else [best])]
         lists = [line["utilities"], *(one for one in (line.get("evaluated"), mixtures, line.get("scores")) if one)]
         inside = [*line.get("improved", []), *line.get("restarts", [])]
-        inside += [line[name]["particle"] for name in ("global_best", "global_worst") if line.get(name)]
+        inside += [(line.get(name) or {}).get("particle") or 0 for name in ("global_best", "global_worst")]
         fits = {
             "iteration": line["iteration"] == number - 1,
             "a list of particles": particles > 0 and all(len(one) == particles for one in lists),

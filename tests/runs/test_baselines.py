@@ -8,9 +8,8 @@ import torch
 
 from modelswarms_fast.errors import InputError
 from modelswarms_fast.runs.baselines import METHODS, Choice, load_method
-from modelswarms_fast.runs.baselines.cma_es import affine
 from modelswarms_fast.runs.baselines.evolmerge import layer_of
-from modelswarms_fast.runs.baselines.random_search import draw
+from modelswarms_fast.runs.baselines.random_search import affine, draw
 from modelswarms_fast.runs.baselines.slerp import fold
 from modelswarms_fast.swarm import best_of
 from modelswarms_fast.weights.layout import Layout, TensorSpec

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from modelswarms_fast.config import Scoring
-from modelswarms_fast.errors import InputError
+from modelswarms_fast.errors import InputError, quoted, short
 from modelswarms_fast.evaluation.dataset import SPLITS, Data
 
 Files = str | os.PathLike[str] | Sequence[str | os.PathLike[str]] | None
@@ -19,6 +19,8 @@ Files = str | os.PathLike[str] | Sequence[str | os.PathLike[str]] | None
 Fields = Mapping[str, tuple[type, ...]]
 """Name of a field → types that it may have."""
 
+MOST = 1e30
+"""Bound of an option that is a number."""
 ANSWER = (str, int, float, bool, list)
 """Types of an answer, or of several that are right."""
 
@@ -45,13 +47,13 @@ class Wanted:
         for name in self.options:
             if name not in names:
                 known = f"it knows {', '.join(names)}" if names else "it has none"
-                raise InputError(f'task "{self.task}" has no option {name}; {known}')
+                raise InputError(f'task "{self.task}" has no option {short(name)}; {known}')
 
     def choice(self, name: str, *choices: str) -> str:
         """The value of an option, the first choice where it is not given. Raises InputError for any other."""
         value = self.options.get(name, choices[0])
         if value not in choices:
-            raise InputError(f'option {name} of task "{self.task}" is {value!r}; choose {", ".join(choices)}')
+            raise InputError(f'option {name} of task "{self.task}" is {quoted(value)}; choose {", ".join(choices)}')
         return value
 
     def text(self, name: str, default: str | None = None) -> str:
@@ -62,21 +64,22 @@ class Wanted:
             )
         return value
 
-    def number(self, name: str, default: float | None = None, least: float = -math.inf) -> float:
-        """A finite number from `least` on. Raises InputError."""
+    def number(self, name: str, default: float | None = None, least: float = -math.inf, most: float = MOST) -> float:
+        """A number from `least` to `most`. Raises InputError."""
         text = self.text(name, None if default is None else str(default))
         try:
             value = float(text)
         except ValueError:
             value = math.nan
-        if not least <= value < math.inf:
+        if not (least <= value and abs(value) <= most):
             limit = f" from {least:g} on" if least > -math.inf else ""
-            raise InputError(f'option {name} of task "{self.task}" is {text!r}; give a number{limit}')
+            limit = limit if not value >= least or value == math.inf else f" of at most {most:g}"
+            raise InputError(f'option {name} of task "{self.task}" is {quoted(text)}; give a number{limit}')
         return value
 
-    def whole(self, name: str, default: int, least: int = 1) -> int:
-        """A whole number from `least` on. Raises InputError."""
-        value = self.number(name, default, least)
+    def whole(self, name: str, default: int, least: int = 1, most: int = 1_000_000) -> int:
+        """A whole number from `least` to `most`. Raises InputError."""
+        value = self.number(name, default, least, most)
         if value != int(value):
             raise InputError(f'option {name} of task "{self.task}" is {value:g}; give a whole number')
         return int(value)

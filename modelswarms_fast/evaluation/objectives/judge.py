@@ -33,6 +33,7 @@ OPTIONS = (
 MAX_TOKENS = 512
 RATING_TOKENS = 20
 LOWEST, HIGHEST = 1.0, 10.0
+MOST_RETRIES, LONGEST_TIMEOUT = 100, 86_400.0  # a judge that is not there is not waited for longer
 LONGEST_PAUSE = 60.0  # before the client asks again
 LARGEST_ERROR = 10_000  # characters of an error that are looked through for the key
 
@@ -59,8 +60,8 @@ def load(data: Data, wanted: Wanted) -> Utility:
         key_env=wanted.text("key_env", "OPENAI_API_KEY"),
         cache=Path(wanted.text("cache", str(cache_folder() / "judge"))).expanduser(),
         concurrency=concurrency,
-        retries=wanted.whole("retries", 5, least=0),
-        timeout=wanted.number("timeout", 60, least=0.001),
+        retries=wanted.whole("retries", 5, least=0, most=MOST_RETRIES),
+        timeout=wanted.number("timeout", 60, least=0.001, most=LONGEST_TIMEOUT),
         prices=prices,
     )
     form = chat_form(wanted.options["chat"]) if "chat" in wanted.options else str

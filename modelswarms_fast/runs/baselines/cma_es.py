@@ -6,11 +6,9 @@ import numpy as np
 from cmaes import CMA
 
 from modelswarms_fast.runs.baselines import Choice, loss, mixture_choice
+from modelswarms_fast.runs.baselines.random_search import SPREAD, affine
 from modelswarms_fast.runs.experiment import Experiment
-from modelswarms_fast.swarm import Floats, best_of
-
-SPREAD = 0.3
-"""Standard deviation of the first steps from the mean of all experts; an expert itself is at a distance of nearly 1."""
+from modelswarms_fast.swarm import best_of
 
 
 def run(experiment: Experiment, budget: int, seed: int) -> Choice:
@@ -28,9 +26,3 @@ def run(experiment: Experiment, budget: int, seed: int) -> Choice:
         utilities += found
     best = best_of(np.array(utilities))
     return mixture_choice(experiment, mixtures[best], utilities[best], len(mixtures))
-
-
-def affine(point: Floats) -> Floats:
-    """[n] the mixture of sum 1 that is nearest to the mean of all plus this point [n]."""
-    mixture: Floats = 1 / len(point) + point - point.mean()
-    return mixture

@@ -5,9 +5,11 @@ from __future__ import annotations
 import numpy as np
 
 from modelswarms_fast.runs.baselines import Choice, mixture_choice
-from modelswarms_fast.runs.baselines.cma_es import SPREAD, affine
 from modelswarms_fast.runs.experiment import Experiment
 from modelswarms_fast.swarm import Floats, best_of
+
+SPREAD = 0.3
+"""Standard deviation of the first steps from the mean of all experts; an expert itself is at a distance of nearly 1."""
 
 
 def run(experiment: Experiment, budget: int, seed: int) -> Choice:
@@ -35,3 +37,9 @@ def draw(number: int, count: int, seed: int) -> Floats:
         else:
             mixtures[index] = affine(random.normal(0, SPREAD, count))
     return mixtures
+
+
+def affine(point: Floats) -> Floats:
+    """[n] the mixture of sum 1 that is nearest to the mean of all plus this point [n]."""
+    mixture: Floats = 1 / len(point) + point - point.mean()
+    return mixture
