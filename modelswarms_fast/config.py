@@ -372,7 +372,8 @@ class EngineConfig:
         )
         _check(
             self.engine == "vllm" or self.serve == "merged",
-            f"serve is {self.serve!r} but the transformers engine serves one particle at a time; use engine='vllm'.",
+            f"serve is {quoted(self.serve)} but the transformers engine serves one particle at a time; use"
+            " engine='vllm'.",
         )
         _check(
             self.serve != "mixture" or self.state != "weights",

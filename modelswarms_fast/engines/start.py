@@ -11,7 +11,7 @@ import torch
 
 from modelswarms_fast.config import EngineConfig
 from modelswarms_fast.engines.protocol import Engine, Request
-from modelswarms_fast.errors import InputError
+from modelswarms_fast.errors import InputError, quoted
 from modelswarms_fast.weights.base_model import check_finite
 from modelswarms_fast.weights.experts import Experts
 
@@ -68,7 +68,7 @@ def max_model_len_of(base: Path, config: EngineConfig) -> int:
     file = base / "config.json"
     longest = text_config(base).get("max_position_embeddings", config.max_model_len)
     if type(longest) is not int or longest < 1:
-        raise InputError(f"{file}: max_position_embeddings is {longest!r}; make it a whole number above 0")
+        raise InputError(f"{file}: max_position_embeddings is {quoted(longest)}; make it a whole number above 0")
     return min(config.max_model_len, longest)
 
 
@@ -86,7 +86,7 @@ def dtype_of(base: Path, config: EngineConfig) -> str:
     base_config = text_config(base)
     own = base_config.get("dtype") or base_config.get("torch_dtype") or "float32"
     if own not in ("float32", "bfloat16", "float16", "float64"):
-        raise InputError(f"{file}: dtype is {own!r}; make it float32, bfloat16 or float16")
+        raise InputError(f"{file}: dtype is {quoted(own)}; make it float32, bfloat16 or float16")
     if not torch.cuda.is_available() and torch.backends.cpu.get_cpu_capability() == "AVX2":
         return "float32"
     return str(own)
@@ -98,7 +98,9 @@ def _check_parts(base_config: dict[str, Any], parts: int) -> None:
     def whole(name: str) -> int | None:
         value = base_config.get(name)
         if value is not None and (type(value) is not int or value < 1):
-            raise InputError(f"{name} is {value!r} in the base model's config.json; make it a whole number above 0")
+            raise InputError(
+                f"{name} is {quoted(value)} in the base model's config.json; make it a whole number above 0"
+            )
         return value
 
     for name, what, unit in (

@@ -17,7 +17,7 @@ from modelswarms_fast.engines.checkpoint_names import tensors_in
 from modelswarms_fast.engines.protocol import Completion, Request, Watch, working
 from modelswarms_fast.engines.sampling import Draw
 from modelswarms_fast.engines.tensor_names import auto_class, names_in_model
-from modelswarms_fast.errors import InputError
+from modelswarms_fast.errors import InputError, short
 from modelswarms_fast.weights.adapter_forms import PREFIX
 from modelswarms_fast.weights.adapters import ranks_and_alphas
 from modelswarms_fast.weights.base_model import cap_attention, loading
@@ -193,7 +193,9 @@ class TransformersEngine:
                 )
             for name, parameter in parameters.items():
                 if parameter.data_ptr() not in covered:
-                    raise InputError(f"The experts have no tensor {name}, which the base model has; use their base.")
+                    raise InputError(
+                        f"The experts have no tensor {short(name)}, which the base model has; use their base."
+                    )
         return found
 
     def autotune(self, prompts: Sequence[list[int]], max_tokens: int) -> None:

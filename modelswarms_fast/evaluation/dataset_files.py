@@ -88,7 +88,9 @@ def _read_file(path: Path) -> Found:
     try:
         text = data.decode(json.detect_encoding(data)).removeprefix("\ufeff")
     except UnicodeDecodeError as error:
-        raise InputError(f"{path} is neither UTF-8 nor UTF-16 ({error}), so it is not JSON or CSV; {_REMEDY}") from None
+        raise InputError(
+            f"{path} is neither UTF-8 nor UTF-16 ({short(error)}), so it is not JSON or CSV; {_REMEDY}"
+        ) from None
     if path.suffix in (".csv", ".tsv"):
         return _read_table(path, text)
     return _read_json(path, text)
@@ -143,7 +145,7 @@ def parse_json(text: str, where: str, remedy: str = _REMEDY) -> Any:
     try:
         return json.loads(text, object_pairs_hook=pairs, parse_constant=constant, parse_float=number)
     except (ValueError, RecursionError) as error:
-        raise InputError(f"{where} is not JSON ({error}); {remedy}") from error
+        raise InputError(f"{where} is not JSON ({short(error)}); {remedy}") from error
 
 
 def _shape(path: Path, content: Any) -> tuple[str, dict[str, Split], dict[str, Any]]:
@@ -220,7 +222,7 @@ def _read_table(path: Path, text: str) -> Found:
                 lines.append(last + 1)
             last = reader.line_num
     except csv.Error as error:
-        raise InputError(f"{path}: line {reader.line_num} is not CSV ({error}); correct its quotes") from error
+        raise InputError(f"{path}: line {reader.line_num} is not CSV ({short(error)}); correct its quotes") from error
     form = "TSV" if path.suffix == ".tsv" else "CSV"
     if _is_headless(rows):
         header, form = ["question", *_LETTERS[: len(rows[0]) - 2], "answer"], f"{form} without a header"

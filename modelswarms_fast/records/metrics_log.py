@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, Protocol, get_args
 
-from modelswarms_fast.errors import InputError
+from modelswarms_fast.errors import InputError, quoted
 from modelswarms_fast.records.run_folder import TENSORBOARD
 
 MetricsKind = Literal["tensorboard", "wandb"]
@@ -40,7 +40,7 @@ def open_log(kind: MetricsKind, folder: str | Path, config: Mapping[str, Any]) -
         return _TensorBoard(_library("tensorboard.summary", kind), Path(folder))
     if kind == "wandb":
         return _Wandb(_library("wandb", kind), Path(folder), config)
-    raise InputError(f"log is {kind!r}; choose {' or '.join(get_args(MetricsKind))}.")
+    raise InputError(f"log is {quoted(kind)}; choose {' or '.join(get_args(MetricsKind))}.")
 
 
 def metrics_of(line: Mapping[str, Any]) -> dict[str, float]:
@@ -92,4 +92,6 @@ def _library(module: str, kind: str) -> Any:
     try:
         return importlib.import_module(module)
     except ImportError as error:
-        raise InputError(f"log is {kind!r}, which is not installed: pip install {kind}, or leave log out.") from error
+        raise InputError(
+            f"log is {quoted(kind)}, which is not installed: pip install {kind}, or leave log out."
+        ) from error

@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.table import Table
 
 from modelswarms_fast.config import LONGEST, SwarmConfig
-from modelswarms_fast.errors import InputError
+from modelswarms_fast.errors import InputError, quoted
 from modelswarms_fast.errors.arguments import check_range, checked
 from modelswarms_fast.evaluation.objectives import Files, named
 from modelswarms_fast.records.run_folder import check_links, locked, read_json, write_json
@@ -74,7 +74,7 @@ def compare(
     swarm = swarm or {}
     check_range("budget", budget, 1, LONGEST)
     if unknown := swarm.keys() - {field.name for field in fields(SwarmConfig)}:
-        raise InputError(f"swarm has no setting {sorted(unknown)[0]!r}; give fields of SwarmConfig.")
+        raise InputError(f"swarm has no setting {quoted(sorted(unknown)[0])}; give fields of SwarmConfig.")
     SwarmConfig(particles=2, seed=seed)
     SwarmConfig(**({"particles": 2} | swarm))
     delta = settings.get("combine") == "delta"

@@ -7,7 +7,7 @@ from typing import Any
 
 from modelswarms_fast.config import EngineConfig, TaskConfig, fields_of
 from modelswarms_fast.engines.start import check_base_answers, start_engine
-from modelswarms_fast.errors import InputError
+from modelswarms_fast.errors import InputError, quoted
 from modelswarms_fast.errors.arguments import checked
 from modelswarms_fast.evaluation.evaluator import Evaluator
 from modelswarms_fast.evaluation.objectives import SPLITS, Files, load_utility
@@ -41,7 +41,7 @@ def evaluate(
         InputError: something given cannot be used; the message names it and the remedy.
     """
     if split not in SPLITS:
-        raise InputError(f"split is {split!r}; choose dev or test.")
+        raise InputError(f"split is {quoted(split)}; choose dev or test.")
     one: dict[str, Any] = {"slots": 1, "parity_check": "off"}
     of_task, of_engine = fields_of(TaskConfig, settings)
     config = EngineConfig(**one | of_engine)

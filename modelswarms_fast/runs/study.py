@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from modelswarms_fast.config import LARGEST, SwarmConfig
-from modelswarms_fast.errors import InputError
+from modelswarms_fast.errors import InputError, quoted
 from modelswarms_fast.errors.arguments import check_range, checked
 from modelswarms_fast.evaluation.objectives import Files
 from modelswarms_fast.records import run_folder
@@ -65,7 +65,7 @@ def study(
         InputError: something given cannot be used.
     """
     if kind not in KINDS:
-        raise InputError(f"there is no study {kind!r}; choose {', '.join(KINDS)}.")
+        raise InputError(f"there is no study {quoted(kind)}; choose {', '.join(KINDS)}.")
     check_range("seeds", seeds, 1, LARGEST)
     check_range("at_once", at_once, 1, LARGEST)
     folder = Path(out)

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from modelswarms_fast.config import LARGEST, LONGEST, SwarmConfig
-from modelswarms_fast.errors import InputError
+from modelswarms_fast.errors import InputError, quoted
 from modelswarms_fast.errors.arguments import check_range, checked
 from modelswarms_fast.evaluation.objectives import Files
 from modelswarms_fast.records import run_folder
@@ -178,7 +178,7 @@ def parse_range(text: str) -> tuple[str, tuple[float, float]]:
     try:
         return name.strip(), (float(low), float(high if colon else low))
     except ValueError as error:
-        raise InputError(f"the range is {text!r}; give a setting and its ends, as in inertia=0.1:0.3") from error
+        raise InputError(f"the range is {quoted(text)}; give a setting and its ends, as in inertia=0.1:0.3") from error
 
 
 def draw(ranges: Mapping[str, tuple[float, float]], count: int, seed: int) -> list[dict[str, float]]:

@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from modelswarms_fast.errors import InputError
+from modelswarms_fast.errors import InputError, short
 
 Pairs = list[tuple[str, str]]
 
@@ -25,7 +25,7 @@ def _read(path: Path) -> Pairs:
         lines = path.read_text(encoding="utf-8").split("\n")  # a text may hold other separators of lines
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(
-            f"cannot read {path} ({error}); the training data is one NAME.jsonl for each expert NAME."
+            f"cannot read {path} ({short(error)}); the training data is one NAME.jsonl for each expert NAME."
         ) from error
     pairs = []
     for number, line in enumerate(lines, start=1):

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
-from modelswarms_fast.errors import InputError
+from modelswarms_fast.errors import InputError, short
 
 PREFIX = "base_model.model."
 _HALF = re.compile(r"(?P<module>.+)\.lora_(?P<half>[AB])(\.(?P<adapter>[^.]+))?\.weight")
@@ -48,7 +48,8 @@ def plain_names(keys: Iterable[str], file: Path, advice: str) -> tuple[dict[str,
             halves[key] = f"{PREFIX}{match['module']}.lora_{match['half']}.weight"
         elif "lora_" in plain:
             raise InputError(
-                f"{file}: tensor {key} is not the lora_A or lora_B weight of a linear layer, which is all that is"
+                f"{file}: tensor {short(key)} is not the lora_A or lora_B weight of a linear layer, which is all"
+                " that is"
                 f" supported: {advice}"
             )
         else:
@@ -59,6 +60,6 @@ def plain_names(keys: Iterable[str], file: Path, advice: str) -> tuple[dict[str,
     seen: dict[str, str] = {}
     for key, name in (halves | whole).items():
         if name in seen:
-            raise InputError(f"{file}: tensors {seen[name]} and {key} are the same one: export the expert again")
+            raise InputError(f"{file}: tensors {short(seen[name])} and {key} are the same one: export the expert again")
         seen[name] = key
     return halves, whole

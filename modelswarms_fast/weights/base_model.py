@@ -127,7 +127,8 @@ def check_finite(folder: Path) -> None:
                 tensor = handle.get_tensor(name)
                 if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
                     raise InputError(
-                        f"{file}: tensor {name} of the base model holds NaN or infinity; copy the checkpoint again"
+                        f"{file}: tensor {short(name)} of the base model holds NaN or infinity; copy the"
+                        " checkpoint again"
                     )
 
 

@@ -17,7 +17,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from modelswarms_fast.errors import InputError
+from modelswarms_fast.errors import InputError, quoted, short
 from modelswarms_fast.weights.adapter_forms import PREFIX, merge_advice, plain_names
 from modelswarms_fast.weights.adapters import LoraModule, check_config, lora_modules
 from modelswarms_fast.weights.base_model import PLAIN_NAME, read_object
@@ -75,7 +75,7 @@ class Checkpoint:
         bad = layout.first_not_finite(row)
         if bad is not None:
             file = self.tensors[bad].file
-            raise InputError(f"{file}: tensor {bad} holds NaN or infinity as {layout.dtype}: {_AGAIN}")
+            raise InputError(f"{file}: tensor {short(bad)} holds NaN or infinity as {layout.dtype}: {_AGAIN}")
 
 
 def scan(folder: Path, base: Path | None = None) -> Checkpoint:
@@ -133,7 +133,8 @@ def _adapter(
             same = name in of_base and of_base[name].shape == tensors[key].shape
             if not same or module in adapted or (kind == "bias" and config.get("bias", "none") != "none"):
                 raise InputError(
-                    f"{file}: tensor {key} is a whole one and not the base model's (a bias, a resized vocabulary, or"
+                    f"{file}: tensor {short(key)} is a whole one and not the base model's (a bias, a resized"
+                    " vocabulary, or"
                     f" a layer that is adapted too), which is not supported: {advice}"
                 )
             found[f"{PREFIX}{name}"] = tensors[key]
@@ -159,14 +160,15 @@ def _sharded(folder: Path, index_file: Path) -> dict[str, Stored]:
     for name, file in index.items():
         if not isinstance(file, str) or not PLAIN_NAME.fullmatch(file):
             raise InputError(
-                f"{index_file}: tensor {name} lies in {file!r}, which is not the plain name of a safetensors"
+                f"{index_file}: tensor {short(name)} lies in {quoted(file)}, which is not the plain name of a"
+                " safetensors"
                 " file in the same folder: download the checkpoint again from a source you trust"
             )
     tensors = _headers([_weights(folder, file) for file in sorted(set(index.values()))])
     for name in sorted(index.keys() | tensors.keys()):
         if name not in tensors or name not in index or tensors[name].file.name != index[name]:
             where = tensors[name].file if name in tensors else folder / index[name]
-            raise InputError(f"{where}: tensor {name} is not where {index_file.name} says: {_AGAIN}")
+            raise InputError(f"{where}: tensor {short(name)} is not where {index_file.name} says: {_AGAIN}")
     return tensors
 
 
@@ -198,7 +200,7 @@ def _open(file: Path) -> Any:
     try:
         return safe_open(file, framework="pt")
     except (OSError, SafetensorError) as error:
-        raise InputError(f"{file} is not a complete safetensors file ({error}): {_AGAIN}") from error
+        raise InputError(f"{file} is not a complete safetensors file ({short(error)}): {_AGAIN}") from error
 
 
 def _headers(files: Iterable[Path]) -> dict[str, Stored]:
@@ -209,11 +211,13 @@ def _headers(files: Iterable[Path]) -> dict[str, Stored]:
                 part = handle.get_slice(name)
                 stored = Stored(file, tuple(part.get_shape()), part.get_dtype(), name)
                 if name in tensors:
-                    raise InputError(f"{file}: tensor {name} is also in {tensors[name].file}: delete one of them")
+                    raise InputError(
+                        f"{file}: tensor {short(name)} is also in {tensors[name].file}: delete one of them"
+                    )
                 if stored.dtype not in DTYPES:
-                    raise InputError(f"{file}: tensor {name} is {stored.dtype}: save it as bfloat16 or float32")
+                    raise InputError(f"{file}: tensor {short(name)} is {stored.dtype}: save it as bfloat16 or float32")
                 if math.prod(stored.shape) == 0:
-                    raise InputError(f"{file}: tensor {name} of shape {list(stored.shape)} is empty: {_AGAIN}")
+                    raise InputError(f"{file}: tensor {short(name)} of shape {list(stored.shape)} is empty: {_AGAIN}")
                 tensors[name] = stored
         if not tensors:
             raise InputError(f"{file} holds no tensors: {_AGAIN}")

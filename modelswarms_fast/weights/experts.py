@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from modelswarms_fast.config import Combine
-from modelswarms_fast.errors import InputError
+from modelswarms_fast.errors import InputError, quoted, short
 from modelswarms_fast.weights.adapter_forms import PREFIX
 from modelswarms_fast.weights.adapters import LoraModule
 from modelswarms_fast.weights.arena import empty_rows
@@ -206,18 +206,21 @@ def _check_same(expert: Checkpoint, first: Checkpoint, shapes: Mapping[str, tupl
         mine, theirs = expert.config.get(field), first.config.get(field)
         if mine != theirs and mine is not None and theirs is not None:
             raise InputError(
-                f"{expert.config_file}: {field} is {mine!r}, but {theirs!r} in {other}: give experts of the same base"
+                f"{expert.config_file}: {field} is {quoted(mine)}, but {quoted(theirs)} in {other}: give experts"
+                " of the same base"
                 " model"
             )
     for name in sorted(shapes.keys() | expert.tensors.keys()):
         if name not in expert.tensors or name not in shapes:
             weights = next(iter(expert.tensors.values())).file
             verb = "is missing, but is" if name in shapes else "is not"
-            raise InputError(f"{weights}: tensor {name} {verb} in {other.parent}: give experts of the same modules")
+            raise InputError(
+                f"{weights}: tensor {short(name)} {verb} in {other.parent}: give experts of the same modules"
+            )
         stored = expert.tensors[name]
         if stored.shape != shapes[name]:
             raise InputError(
-                f"{stored.file}: tensor {name} has shape {list(stored.shape)}, but {list(shapes[name])} in"
+                f"{stored.file}: tensor {short(name)} has shape {list(stored.shape)}, but {list(shapes[name])} in"
                 f" {other.parent}: give experts of the same base model"
             )
 
@@ -227,12 +230,14 @@ def _check_part(model: Checkpoint, first: Checkpoint, shapes: Mapping[str, tuple
     for name, stored in model.tensors.items():
         if name not in shapes:
             raise InputError(
-                f"{stored.file}: tensor {name} is not in {first.config_file.parent} and the other experts: give a model"
+                f"{stored.file}: tensor {short(name)} is not in {first.config_file.parent} and the other experts:"
+                " give a model"
                 " of their modules"
             )
         if len(stored.shape) != len(shapes[name]) or any(map(int.__gt__, stored.shape, shapes[name])):
             raise InputError(
-                f"{stored.file}: tensor {name} has shape {list(stored.shape)}, but {list(shapes[name])} in the rows of"
+                f"{stored.file}: tensor {short(name)} has shape {list(stored.shape)}, but {list(shapes[name])} in"
+                " the rows of"
                 f" {first.config_file.parent} and the other experts: give a model of their base and ranks"
             )
 
@@ -243,7 +248,9 @@ def _widest(experts: Sequence[Checkpoint]) -> tuple[torch.dtype, list[str]]:
     for expert in experts:
         for name, stored in expert.tensors.items():
             if DTYPES[stored.dtype] not in _ROW_DTYPES:
-                raise InputError(f"{stored.file}: tensor {name} is {stored.dtype}: set row_dtype, to which it is cast")
+                raise InputError(
+                    f"{stored.file}: tensor {short(name)} is {stored.dtype}: set row_dtype, to which it is cast"
+                )
             found.setdefault(stored.dtype, stored.file)
     dtype = widest(DTYPES[word] for word in found)
     if len(found) == 1:

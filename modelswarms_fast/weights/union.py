@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from modelswarms_fast.errors import InputError
+from modelswarms_fast.errors import InputError, short
 from modelswarms_fast.weights.adapter_forms import PREFIX
 from modelswarms_fast.weights.adapters import LoraModule, plain_config, ranks_and_alphas
 from modelswarms_fast.weights.checkpoint import Checkpoint
@@ -100,6 +100,7 @@ def _check_size(expert: Checkpoint, name: str, axis: int, first: Checkpoint) -> 
     stored, wanted = expert.tensors[name], first.tensors[name].shape[axis]
     if stored.shape[axis] != wanted:
         raise InputError(
-            f"{stored.file}: tensor {name} has shape {list(stored.shape)}, but {list(first.tensors[name].shape)} in"
+            f"{stored.file}: tensor {short(name)} has shape {list(stored.shape)}, but"
+            f" {list(first.tensors[name].shape)} in"
             f" {first.config_file.parent}: give experts of the same base model"
         )

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from modelswarms_fast.config import EngineConfig, Serve
-from modelswarms_fast.errors import InputError
+from modelswarms_fast.errors import InputError, quoted
 from modelswarms_fast.weights.adapters import LoraModule
 
 # Of a GPU's memory, what vLLM takes: rows and the untouched base weights want the rest.
@@ -41,7 +41,7 @@ _CACHE_SIZES = ("gpu_memory_utilization", "kv_cache_memory_bytes", "num_gpu_bloc
 def open_modes(config: EngineConfig, modules: Sequence[LoraModule]) -> tuple[Serve, ...]:
     """The serving modes that an engine is started for; several with serve="auto". Raises InputError for none."""
     if config.serve in ("slots", "mixture") and not modules:
-        raise InputError(f"serve is {config.serve!r} but there are no LoRA experts to serve; use serve='merged'.")
+        raise InputError(f"serve is {quoted(config.serve)} but there are no LoRA experts to serve; use serve='merged'.")
     if config.serve != "auto":
         return (config.serve,)
     if not modules:
@@ -55,15 +55,17 @@ def check_options(options: Mapping[str, object], modes: Sequence[Serve], known: 
     """Raise InputError for the first option that vLLM does not know (`known`), or that must not be changed."""
     for name in options:
         if name not in known:
-            raise InputError(f"engine_options has {name!r}, which this vLLM does not know; correct its name.")
+            raise InputError(f"engine_options has {quoted(name)}, which this vLLM does not know; correct its name.")
         if name in _SETTINGS:
-            raise InputError(f"engine_options has {name!r}; set {_SETTINGS[name]} instead.")
+            raise InputError(f"engine_options has {quoted(name)}; set {_SETTINGS[name]} instead.")
         if name in _CODE:
-            raise InputError(f"engine_options has {name!r}, by which files of a model can run code; leave it out.")
+            raise InputError(
+                f"engine_options has {quoted(name)}, by which files of a model can run code; leave it out."
+            )
         if name == "hf_token":
             raise InputError("engine_options has 'hf_token', which would be recorded; set the variable HF_TOKEN.")
         if name in _RELIED_ON:
-            raise InputError(f"engine_options has {name!r}, on which loading particles relies; leave it out.")
+            raise InputError(f"engine_options has {quoted(name)}, on which loading particles relies; leave it out.")
     if "mixture" in modes and not options.get("enforce_eager", True):
         raise InputError(
             "engine_options turns enforce_eager off, but a compiled model does not ask whose tokens it is given, as "

@@ -17,7 +17,7 @@ import torch
 
 from modelswarms_fast.engines.cores import asked_threads
 from modelswarms_fast.engines.vllm.tensor_parallel import Ranks, cores_of_ranks
-from modelswarms_fast.errors import EngineError, InputError
+from modelswarms_fast.errors import EngineError, InputError, short
 
 # How configs call the number of experts of a mixture of experts.
 EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
@@ -35,7 +35,7 @@ def import_vllm() -> tuple[Any, set[str], bool]:
         from vllm.platforms import current_platform
     except Exception as error:  # what it imports may not fit the torch that is installed, and raises what it will
         raise InputError(
-            f"vLLM cannot be imported ({error}); install modelswarms-fast[vllm], or use engine='transformers'."
+            f"vLLM cannot be imported ({short(error)}); install modelswarms-fast[vllm], or use engine='transformers'."
         ) from error
     known = {*inspect.signature(LLM.__init__).parameters, *(field.name for field in fields(EngineArgs))}
     return LLM, known - {"self", "kwargs"}, bool(current_platform.is_cpu())
@@ -68,7 +68,8 @@ def wraps_text(base: Path) -> bool:
         importlib.import_module("torchvision")
     except Exception as error:  # a build for another torch raises what it will
         raise InputError(
-            f"vLLM imports torchvision for {base}, which wraps a text model, and that fails ({error}); install the "
+            f"vLLM imports torchvision for {base}, which wraps a text model, and that fails ({short(error)});"
+            " install the "
             f"build of torchvision for torch {torch.__version__}, or use engine='transformers'."
         ) from error
     return True

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 
 from modelswarms_fast.engines.vllm.weight_map import Weight, WeightMap
-from modelswarms_fast.errors import InputError
+from modelswarms_fast.errors import InputError, short
 from modelswarms_fast.weights.adapter_forms import PREFIX
 from modelswarms_fast.weights.experts import Experts
 from modelswarms_fast.weights.mixing import ProductRow, row_form
@@ -118,7 +118,9 @@ def full_weights(weights: WeightMap, experts: Experts) -> LiveWeights:
             "experts without lm_head.weight, or untie the base model."
         )
     if (name := weights.missing(found)) is not None:
-        raise InputError(f"The experts have no tensor {name}, which the base model has; use the base they share.")
+        raise InputError(
+            f"The experts have no tensor {short(name)}, which the base model has; use the base they share."
+        )
     targets = [
         CopyTarget(specs[name], live, start=start) for name, weight in found.items() for live, start in weight.parts
     ]

@@ -19,7 +19,7 @@ from modelswarms_fast.engines.vllm.lora_slots import lora_slots
 from modelswarms_fast.engines.vllm.mixture import MixtureServer, OutputSlice
 from modelswarms_fast.engines.vllm.model_runners import watch_batches
 from modelswarms_fast.engines.vllm.weight_map import WeightMap
-from modelswarms_fast.errors import InputError
+from modelswarms_fast.errors import InputError, quoted
 from modelswarms_fast.weights.experts import Experts
 
 
@@ -69,7 +69,7 @@ class SwarmWorker:
             )
         if experts.whole and serve != "merged":
             raise InputError(
-                f"An expert has trained {experts.whole[0]} whole (modules_to_save), which serve={serve!r} has no "
+                f"An expert has trained {experts.whole[0]} whole (modules_to_save), which serve={quoted(serve)} has no "
                 "place for; use serve='merged'."
             )
         if self._swarm_weights is None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from modelswarms_fast.config import Sampling, TaskConfig
-from modelswarms_fast.errors import InputError
+from modelswarms_fast.errors import InputError, quoted, short
 from modelswarms_fast.evaluation.dataset import Data
 from modelswarms_fast.evaluation.objectives.data import Wanted, dataset_of, read_examples
 from modelswarms_fast.evaluation.objectives.sampling import SAMPLING
@@ -60,7 +60,7 @@ def import_function(task: str) -> Callable[[dict[str, Any], str], Any]:
         module = importlib.import_module(module_name)
     except (Exception, SystemExit) as error:  # whatever the user's module does when it is imported
         raise InputError(
-            f'cannot import the module of task "{task}" ({type(error).__name__}: {error}): '
+            f'cannot import the module of task "{task}" ({type(error).__name__}: {short(error)}): '
             f"correct it, or start where {module_name} can be imported"
         ) from error
     finally:
@@ -76,7 +76,9 @@ def max_tokens(function: Callable[..., Any], task: str) -> int:
     """New tokens an example may take: the function's attribute `max_tokens`, or 10. Raises InputError."""
     value = getattr(function, "max_tokens", DEFAULT_MAX_TOKENS)
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise InputError(f'task "{task}": the attribute max_tokens is {value!r}; make it a whole number from 1 on')
+        raise InputError(
+            f'task "{task}": the attribute max_tokens is {quoted(value)}; make it a whole number from 1 on'
+        )
     return value
 
 
@@ -86,7 +88,7 @@ def sampling(function: Callable[..., Any], task: str) -> TaskConfig:
     given = {name: getattr(function, name) for name in SAMPLING if hasattr(function, name)}
     for name, value in given.items():
         if not isinstance(value, int | float) or isinstance(value, bool):
-            raise InputError(f'task "{task}": the attribute {name} is {value!r}; make it a number')
+            raise InputError(f'task "{task}": the attribute {name} is {quoted(value)}; make it a number')
     try:
         return TaskConfig(**given)
     except InputError as error:
@@ -103,7 +105,9 @@ def score_range(function: Callable[..., Any], task: str) -> tuple[float, float] 
     except (TypeError, ValueError):
         lowest = highest = math.nan
     if not -math.inf < lowest < highest < math.inf:
-        raise InputError(f'task "{task}": the attribute score_range is {value!r}; make it (lowest, highest) score')
+        raise InputError(
+            f'task "{task}": the attribute score_range is {quoted(value)}; make it (lowest, highest) score'
+        )
     return lowest, highest
 
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from modelswarms_fast.errors import InputError
+from modelswarms_fast.errors import InputError, quoted, short
 from modelswarms_fast.weights.base_model import cap_attention
 
 DTYPES = ("float32", "bfloat16", "float16")
@@ -53,7 +53,9 @@ class Classifier:
             self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
             self.model.to(self.device).eval()
         except Exception as error:
-            raise InputError(f"cannot put {name} on the device {device!r} ({error}); give cpu or cuda") from error
+            raise InputError(
+                f"cannot put {name} on the device {quoted(device)} ({short(error)}); give cpu or cuda"
+            ) from error
         if self.tokenizer.pad_token is None:
             self.tokenizer.pad_token = self.tokenizer.eos_token
         if self.model.config.pad_token_id is None:  # a decoder finds its last token by what is no padding

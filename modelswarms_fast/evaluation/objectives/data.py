@@ -158,7 +158,7 @@ def _check_texts(value: dict[str, Any], where: str) -> None:
         json.dumps(value, ensure_ascii=False).encode()
     except UnicodeEncodeError as error:
         half = error.object[error.start]
-        raise InputError(f"{where} holds {half!r}, which is half a character; correct the text") from error
+        raise InputError(f"{where} holds {quoted(half)}, which is half a character; correct the text") from error
 
 
 def _check_value(value: Any, types: tuple[type, ...], where: str) -> None:

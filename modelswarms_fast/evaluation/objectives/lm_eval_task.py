@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from modelswarms_fast.errors import InputError
+from modelswarms_fast.errors import InputError, quoted, short
 from modelswarms_fast.evaluation.objectives.data import Wanted
 from modelswarms_fast.evaluation.objectives.lm_eval_code import use_sandbox, without_code
 from modelswarms_fast.evaluation.objectives.lm_eval_requests import ask_of, choice_of, requests_of, score
@@ -122,7 +122,7 @@ def _find(name: str, path: Path | None, trusted: bool) -> tuple[dict[str, Any], 
         from lm_eval.tasks import TaskManager
     except ImportError as error:
         raise InputError(
-            f"lm-eval cannot be imported ({error}); install modelswarms-fast[objectives], or choose another task"
+            f"lm-eval cannot be imported ({short(error)}); install modelswarms-fast[objectives], or choose another task"
         ) from error
     with _failing(name):
         # lm-eval's own thousands are only listed where the user's folder does not have the task.
@@ -130,7 +130,8 @@ def _find(name: str, path: Path | None, trusted: bool) -> tuple[dict[str, Any], 
         manager = here if here is not None and name in here.all_tasks else TaskManager(include_path=path and ".")
         if name not in manager.all_tasks:
             raise InputError(
-                f"lm-eval has no task {name!r}; choose one that it lists (lm-eval ls tasks), or give the folder of its "
+                f"lm-eval has no task {quoted(name)}; choose one that it lists (lm-eval ls tasks), or give the"
+                " folder of its "
                 "YAML as the data"
             )
     with _failing(name, manager.task_index[name].cfg), contextlib.nullcontext() if trusted else without_code():

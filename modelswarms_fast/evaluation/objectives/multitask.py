@@ -19,7 +19,7 @@ from collections.abc import Callable, Hashable, Sequence
 from pathlib import Path
 from typing import Any
 
-from modelswarms_fast.errors import InputError
+from modelswarms_fast.errors import InputError, quoted
 from modelswarms_fast.evaluation.objectives.data import Wanted
 from modelswarms_fast.evaluation.objectives.utility import Answer, Ask, Utility
 
@@ -193,7 +193,9 @@ def _weights(task: str, given: str | None, count: int) -> list[float]:
     except ValueError:
         weights = []
     if len(weights) != count or not all(0 < weight < math.inf for weight in weights):
-        raise InputError(f'task "{task}": the option weights is {given!r}; give {count} numbers above 0, as in 2,1')
+        raise InputError(
+            f'task "{task}": the option weights is {quoted(given)}; give {count} numbers above 0, as in 2,1'
+        )
     return weights
 
 

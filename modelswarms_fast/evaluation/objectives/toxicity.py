@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from modelswarms_fast.errors import InputError
+from modelswarms_fast.errors import InputError, short
 from modelswarms_fast.evaluation.dataset import Data
 from modelswarms_fast.evaluation.objectives.callables import import_function, prompt
 from modelswarms_fast.evaluation.objectives.classifier import DTYPES, Classifier
@@ -91,7 +91,7 @@ def _function(name: str) -> Scorer:
         try:
             value = float(function(text))  # type: ignore[call-arg, arg-type]
         except Exception as error:  # whatever a function of the user raises
-            raise InputError(f"the scorer {name} raised {type(error).__name__}: {error}; correct it") from error
+            raise InputError(f"the scorer {name} raised {type(error).__name__}: {short(error)}; correct it") from error
         if not 0 <= value <= 1 and not math.isnan(value):
             raise InputError(f"the scorer {name} returned {value:g}; return the toxicity of a text, from 0 to 1")
         return value

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeVar
 
 from modelswarms_fast.config import Sampling
-from modelswarms_fast.errors import InputError
+from modelswarms_fast.errors import InputError, quoted, short
 from modelswarms_fast.evaluation.chat import Chat
 from modelswarms_fast.evaluation.dataset import Data
 
@@ -207,7 +207,7 @@ class Utility:
         except BaseException as error:  # whatever a function of the user raises, SystemExit among it
             self._each_alone(split, numbers, answers)
             where = self._where(split, *numbers)
-            raise InputError(f"{where} raised {type(error).__name__}: {error}; correct the function") from error
+            raise InputError(f"{where} raised {type(error).__name__}: {short(error)}; correct the function") from error
         if len(returned) != len(numbers):
             self._each_alone(split, numbers, answers)
             raise InputError(f"{self._where(split, *numbers)} returned {len(returned)} scores; return one for each")
@@ -219,7 +219,7 @@ class Utility:
             self._returned(split, [number], [given])
 
     def _checked(self, returned: Any, split: str, number: int, lowest: float, highest: float) -> float:
-        what = f"{self._where(split, number)} returned {returned!r}"
+        what = f"{self._where(split, number)} returned {quoted(returned)}"
         try:
             score = LARGEST_SCORE * 10 if isinstance(returned, (str, bytes)) else float(returned)
         except (TypeError, ValueError, OverflowError, RuntimeError):

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from modelswarms_fast.errors import InputError
+from modelswarms_fast.errors import InputError, quoted
 from modelswarms_fast.evaluation.early_stopping import Scores
 from modelswarms_fast.runs.experiment import Experiment
 from modelswarms_fast.swarm import Floats
@@ -70,7 +70,7 @@ Run = Callable[[Experiment, int, int], Choice]
 def load_method(name: str) -> Run:
     """The function `run` of a method's file. Raises InputError for an unknown name or a library that is missing."""
     if name not in METHODS:
-        raise InputError(f"there is no method {name!r}; choose from {', '.join(METHODS)}.")
+        raise InputError(f"there is no method {quoted(name)}; choose from {', '.join(METHODS)}.")
     try:
         run: Run = importlib.import_module(f"modelswarms_fast.runs.baselines.{name}").run
     except ModuleNotFoundError as error:
