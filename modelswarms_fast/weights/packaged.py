@@ -90,7 +90,7 @@ def packaged_folder(name: str) -> Path:
         if path.exists() and not path.is_dir():
             raise InputError(f"{path} is a file where {what} should be; remove it, or set MODELSWARMS_CACHE")
     try:
-        cache.mkdir(parents=True, exist_ok=True)
+        make_private(cache)
         lock = os.open(cache, os.O_RDONLY)
     except OSError as error:
         raise InputError(
@@ -134,10 +134,8 @@ def _convert(name: str, target: Path) -> None:
             raise InputError(
                 f"{temporary} cannot be written ({short(error)}); make room, or set MODELSWARMS_CACHE"
             ) from error
-        # mkdtemp and safetensors make them private; a cache that several users share has to be readable.
-        temporary.chmod(0o755)
-        (temporary / "model.safetensors").chmod(0o644)
         for path in [*temporary.iterdir(), temporary]:
+            path.chmod(0o700 if path.is_dir() else 0o600)
             _sync(path)
         try:
             temporary.rename(target)

@@ -82,7 +82,7 @@ def test_parts_are_converted_once_and_the_terms_are_named(
         "config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json",
         "checksums.json",
     }  # fmt: skip
-    assert all(stat.st_mode & 0o444 == 0o444 for stat in [*files.values(), folder.stat()])
+    assert not any(stat.st_mode & 0o077 for stat in [*files.values(), folder.stat()]), "the owner's alone"
     monkeypatch.setattr(packaged, "convert_gguf", lambda source, folder: pytest.fail("converted again"))
     caplog.clear()
     assert resolve_base(TINY) == folder
