@@ -3,5 +3,5 @@
 # Files bench_GROUP.py and the rooms they are in, in the order in which they run: engines pin threads, so they are last.
 GROUPS = {
     **dict.fromkeys(("update", "mix", "rows", "variants", "stream", "overhead", "growth"), "operators"),
-    **dict.fromkeys(("load", "delta", "evaluate", "search"), "engine"),
+    **dict.fromkeys(("load", "delta", "durability", "evaluate", "search"), "engine"),
 }

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from modelswarms_fast.runs.evaluate import evaluate
     from modelswarms_fast.runs.experiment import Experiment
     from modelswarms_fast.runs.report import report
+    from modelswarms_fast.runs.resume import resume
     from modelswarms_fast.runs.search import search
     from modelswarms_fast.runs.study import study
     from modelswarms_fast.runs.sweep import sweep
@@ -34,6 +35,7 @@ _HOME = {
     "evaluate": "runs.evaluate",
     "mix_": "ops",
     "report": "runs.report",
+    "resume": "runs.resume",
     "search": "runs.search",
     "stream_update_rows_": "weights.streaming",
     "study": "runs.study",
@@ -55,6 +57,7 @@ __all__ = [
     "evaluate",
     "mix_",
     "report",
+    "resume",
     "search",
     "stream_update_rows_",
     "study",

@@ -72,9 +72,16 @@ class Swarm:
     """
 
     @checked
-    def __init__(self, config: SwarmConfig, n_experts: int, first: Sequence[int] | None = None) -> None:
+    def __init__(
+        self,
+        config: SwarmConfig,
+        n_experts: int,
+        first: Sequence[int] | None = None,
+        first_patience: int | None = None,
+    ) -> None:
         """`first`: the experts that the first particles are, by number, some perhaps several times and others not at
-        all; left out, each of them once."""
+        all; left out, each of them once. `first_patience`: the patience by which particles restart, if that of the
+        search was raised since."""
         self.first = list(range(n_experts)) if first is None else list(first)
         if len(self.first) < 2:
             raise InputError(f"There is {len(self.first)} expert; a swarm needs at least 2.")
@@ -94,6 +101,7 @@ class Swarm:
         self.global_best_iteration = 0
         self.global_worst = np.inf
         self.global_worst_particle = -1
+        self._restart_after = config.restart_patience * (first_patience or config.patience)
         self._step_length = config.step_length
         self._told = False
         self._generator = np.random.Generator(np.random.Philox(0))
@@ -176,7 +184,7 @@ class Swarm:
         coefficients = weighted / weighted.sum(axis=1, keepdims=True)
 
         stale = self.iteration - 1 - self.personal_best_iteration
-        restarts = (stale >= config.restart_patience * config.patience) & (stale > 0) & config.restart
+        restarts = (stale >= self._restart_after) & (stale > 0) & config.restart
         return Moves(
             iteration=self.iteration,
             restarts=restarts,

@@ -6,7 +6,7 @@ import functools
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
@@ -21,6 +21,7 @@ from modelswarms_fast.evaluation.early_stopping import DecisionBounds
 from modelswarms_fast.evaluation.evaluator import Evaluator
 from modelswarms_fast.evaluation.objectives import Utility, load_utility
 from modelswarms_fast.records.run_folder import Journal, read_history
+from modelswarms_fast.records.score_file import ScoreFile
 from modelswarms_fast.runs.loop import Meter, SearchLoop, limits_of
 from modelswarms_fast.runs.scheduler import run_alone
 from modelswarms_fast.runs.trial import Trial
@@ -48,6 +49,8 @@ class Iteration:
     """What the record says of it."""
     limits: dict[int, DecisionBounds]
     """What each utility was compared with; none of them where the particles start."""
+    written: float = 0.0
+    """Of the seconds, those in which scores were written into a file."""
 
     @property
     def decisions(self) -> dict[str, Any]:
@@ -76,6 +79,18 @@ class NotingLoop(SearchLoop):
         """Note it, and move the particles."""
         self.compared.append(limits_of(self.swarm, self._utility))
         super().move()
+
+
+class TimedScores(ScoreFile):
+    """Knows how long it has written."""
+
+    seconds = 0.0
+
+    def append(self, *arguments: Any) -> None:
+        """Write a line."""
+        start = time.perf_counter()
+        super().append(*arguments)
+        self.seconds += time.perf_counter() - start
 
 
 @functools.cache
@@ -162,9 +177,14 @@ def iterate(
     skill: str | None = None,
     particles: int = PARTICLES,
     base: BaseModel | None = None,
+    durable: bool = False,
 ) -> Iteration:
-    """One iteration of the loop on a running engine: the particles are evaluated where they start, and moved once."""
-    loop, ran = _loop(server, serve, utility_of_benchmark(prompts, skill), particles, 0, base=base)
+    """One iteration of the loop on a running engine: the particles are evaluated where they start, and moved once.
+
+    `durable`: their scores are on the disk as they come.
+    """
+    utility = utility_of_benchmark(prompts, skill)
+    loop, ran = _loop(server, serve, utility, particles, 0, base=base, durable=durable)
     start = time.perf_counter()
     loop.move()
     seconds, one = time.perf_counter() - start, ran[-1]
@@ -203,24 +223,32 @@ def _loop(
     known: Mapping[str, Any] | None = None,
     base: BaseModel | None = None,
     pace: float = 1.0,
+    durable: bool = False,
 ) -> tuple[SearchLoop, list[Iteration]]:
     chosen = config(serve, stop_early=stop_early)
     swarm = fresh_swarm(particles, moves)
     rows = fresh_population(fresh_experts(particles if chosen.state == "weights" else 0), swarm, chosen, server.device)
+    stack = ExitStack()
+    folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+    file = TimedScores(folder, "benchmark") if durable else None
     evaluator = Evaluator(server, utility, splits=("dev",))
+    if file is not None:
+        evaluator.keep_in(file)
     loop = NotingLoop(swarm, rows, utility, evaluator.difficulty_order("dev") if stop_early else None)
     others = [0.0]  # seconds that the base model has worked by the end of each iteration
 
     def told(line: Mapping[str, Any]) -> None:
         others.append(0.0 if base is None else base.seconds)
 
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder, "history.jsonl")
+    with stack:
+        path = folder / "history.jsonl"
         with Journal(path) as journal, beside(server, base, pace):
             recorded = [] if known is None else [dict(known)]
             trial = Trial("search", loop, evaluator, journal, recorded=recorded, meter=Meter(evaluator), told=told)
             run_alone(trial, evaluator)
         lines = read_history(path)
+        if file is not None:
+            file.close()
     server.watch = None
     ran = []
     for line, (before, after) in zip(lines, pairwise(others), strict=True):
@@ -236,6 +264,7 @@ def _loop(
                 tokens=line["tokens"],
                 line=line,
                 limits=loop.compared[line["iteration"]],
+                written=0.0 if file is None else file.seconds,
             )
         )
     return loop, ran

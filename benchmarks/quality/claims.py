@@ -87,6 +87,7 @@ def run(
         swarm=SWARM,
         train=train,
         progress=True,
+        resume=True,
         **settings,
     )
     (out / name).mkdir(exist_ok=True)

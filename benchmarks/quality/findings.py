@@ -68,7 +68,8 @@ def run(name: str, experts: str, data: Path, out: Path, kinds: list[str], seeds:
         if not (folder / kind / STUDY).exists():
             # Early stopping changes no decision but by rounding: it asks for fewer examples at once, and what shares a
             # batch can change an answer in bfloat16, most with AMX. All variants of a study stop early alike.
-            study(kind, experts, out=folder / kind, seeds=seeds, swarm=swarm, say=print, stop_early=True, **common)
+            more: dict[str, Any] = {"resume": True, "stop_early": True, "say": print}
+            study(kind, experts, out=folder / kind, seeds=seeds, swarm=swarm, **more, **common)
         found["studies"][kind] = shown(read_json(folder / kind / STUDY))
     return found
 

@@ -20,9 +20,11 @@ LARGEST = 1 << 23
 """Bytes of a file of settings: 8 MiB. YAML is read slowly."""
 
 RECORDED = {
-    "architectures", "asks", "command", "confirm_examples", "data_read", "data_warnings", "dataset", "dev_examples",
-    "examples", "expert_products", "experts", "first", "memory", "objective", "sources", "state_reason",
-    "test_examples", "weights",
+    "architectures", "asks", "at_once", "base_files", "budget", "command", "computed_in", "confirm_examples",
+    "data_read", "data_warnings", "dataset", "dev_examples", "directory", "evaluations", "examples",
+    "expert_products", "experts", "final_test", "first", "forced", "kind", "log", "memory", "methods", "minutes",
+    "objective", "raised", "ranges", "reuse", "run", "seal", "searches", "seeds", "served", "sources", "state_reason",
+    "swarm", "test_examples", "trace", "train", "versions", "weights",
 }  # fmt: skip
 """What a run's config.json holds beside its settings."""
 

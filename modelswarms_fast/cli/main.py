@@ -20,6 +20,7 @@ from modelswarms_fast.cli.demo import demo_command
 from modelswarms_fast.cli.evaluate import evaluate_command
 from modelswarms_fast.cli.options import PROGRAM
 from modelswarms_fast.cli.report import report_command
+from modelswarms_fast.cli.resume import resume_command
 from modelswarms_fast.cli.search import search_command
 from modelswarms_fast.cli.study import study_command
 from modelswarms_fast.cli.sweep import sweep_command
@@ -31,6 +32,7 @@ from modelswarms_fast.records.stopping import exit_status, stop_at_once, stop_si
 COMMANDS: dict[str, Callable[..., None]] = {
     "demo": demo_command,
     "search": search_command,
+    "resume": resume_command,
     "evaluate": evaluate_command,
     "report": report_command,
     "sweep": sweep_command,

@@ -39,7 +39,7 @@ _MEMBERS = {
         "max_tokens", "scoring", "temperature", "top_p", "samples", "pass_k", "sample_seed", "options", "chat",
         "system", "train",
     ),
-    "Output": ("out", "overwrite", "resume", "log", "trace"),
+    "Output": ("out", "overwrite", "resume", "force", "reuse", "log", "trace"),
     "Search": (
         "particles", "iterations", "patience", "seed", "stop_early", "searches", "seeds", "budget", "evaluations",
         "minutes", "methods", "ranges", "at_once",
@@ -73,6 +73,14 @@ class Inputs:
 
 Experts = Annotated[list[str], typer.Argument(help="A folder that holds the experts' folders, or several experts.")]
 Out = Annotated[Path, typer.Option(help="Folder to write.")]
+Resume = Annotated[bool, typer.Option("--resume", help="Go on with the run in --out that was cut, if there is one.")]
+Force = Annotated[
+    bool, typer.Option("--force", help="With --resume: go on although experts, data, base or versions have changed.")
+]
+Reuse = Annotated[
+    list[Path] | None,
+    typer.Option(help="Run folder of the same experts, base, data and settings, whose scores are used; repeatable."),
+]
 AtOnce = Annotated[int, typer.Option(help="Searches that run side by side on the engine.")]
 
 

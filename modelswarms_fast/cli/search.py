@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from modelswarms_fast.cli.dry_run import show_dry_run
-from modelswarms_fast.cli.options import Experts, Inputs, Out, command_of, settings
+from modelswarms_fast.cli.options import Experts, Force, Inputs, Out, Resume, Reuse, command_of, settings
 from modelswarms_fast.cli.summary import show
 from modelswarms_fast.config import EngineConfig, SwarmConfig, TaskConfig
 
@@ -18,7 +18,9 @@ def search_command(
     experts: Experts,
     out: Out,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier run in --out.")] = False,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with the search in --out that was cut.")] = False,
+    resume: Resume = False,
+    force: Force = False,
+    reuse: Reuse = None,
     log: Annotated[
         Literal["tensorboard", "wandb"] | None, typer.Option(help="Write the numbers of each iteration for this tool.")
     ] = None,
@@ -36,7 +38,7 @@ def search_command(
 ) -> None:
     """Search for a better model among the mixtures of EXPERTS, and export the best one found."""
     own: dict[str, Any] = {"overwrite": overwrite, "resume": resume, "log": log, "trace": trace, "confirm": confirm}
-    own |= {"final_test": final_test}
+    own |= {"final_test": final_test, "force": force, "reuse": reuse or []}
     if dry_run:
         from modelswarms_fast.runs.search import search
 
@@ -50,5 +52,5 @@ def run_search(arguments: dict[str, Any]) -> None:
     """Run a search, show what is being done, and show its end."""
     from modelswarms_fast.runs.search import search
 
-    again = command_of("search", {name: value for name, value in arguments.items() if name != "resume"})
+    again = command_of("search", {name: value for name, value in arguments.items() if name not in ("resume", "force")})
     show(search(**arguments, command=again, progress=True), arguments["out"], "global_best")

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.table import Table
 
-from modelswarms_fast.cli.options import AtOnce, Experts, Inputs, Out, settings, split_settings
+from modelswarms_fast.cli.options import AtOnce, Experts, Force, Inputs, Out, Resume, Reuse, settings, split_settings
 from modelswarms_fast.cli.summary import line, wide_console
 from modelswarms_fast.config import EngineConfig, SwarmConfig, TaskConfig
 from modelswarms_fast.records.progress import say
@@ -25,12 +26,12 @@ def sweep_command(
     evaluations: Annotated[int | None, typer.Option(help="Most particles evaluated by all searches.")] = None,
     minutes: Annotated[float | None, typer.Option(help="Minutes after which no search begins.")] = None,
     at_once: AtOnce = 2,
+    resume: Resume = False,
+    force: Force = False,
+    reuse: Reuse = None,
     **given: Any,
 ) -> None:
-    """Search many times with settings drawn from ranges, on one engine, and keep the best by dev.
-
-    A sweep that was cut goes on where it stopped.
-    """
+    """Search many times with settings drawn from ranges, on one engine, and keep the best by dev."""
     from modelswarms_fast.runs.sweep import parse_range, sweep
 
     swarm, others = split_settings(given)
@@ -44,8 +45,16 @@ def sweep_command(
         at_once=at_once,
         swarm=swarm,
         say=say,
+        resume=resume,
+        force=force,
+        reuse=reuse or [],
         **others,
     )
+    show_sweep(content, out)
+
+
+def show_sweep(content: dict[str, Any], out: Path) -> None:
+    """Print the searches of a sweep, the best first."""
     table = Table("search", *content["ranges"], "dev", "iterations", "evaluations", "stopped")
     for one in content["searches"]:
         drawn = [f"{one[name]:.3f}" for name in content["ranges"]]

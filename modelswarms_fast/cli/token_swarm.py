@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from modelswarms_fast.cli.options import Inputs, Out, settings
+from modelswarms_fast.cli.options import Force, Inputs, Out, Resume, Reuse, command_of, settings
 from modelswarms_fast.cli.summary import show
 from modelswarms_fast.config import EngineConfig, SwarmConfig, TaskConfig
 
@@ -16,10 +16,15 @@ def token_swarm_command(
     experts: Annotated[list[str], typer.Argument(help="Full checkpoints of any architectures, or LoRA adapters.")],
     out: Out,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier run in --out.")] = False,
+    resume: Resume = False,
+    force: Force = False,
+    reuse: Reuse = None,
     **given: Any,
 ) -> None:
     """Search over mixtures of what EXPERTS say next, token by token: for experts of different architectures."""
     from modelswarms_fast.runs.token_swarm import token_swarm
 
-    summary = token_swarm(experts, out=out, overwrite=overwrite, progress=True, **given)
+    own: dict[str, Any] = {"resume": resume, "force": force, "reuse": reuse or []}
+    again = command_of("token-swarm", {"experts": experts, "out": out} | given)
+    summary = token_swarm(experts, out=out, overwrite=overwrite, command=again, progress=True, **own, **given)
     show(summary, out, "global_best/mixture.json")

@@ -9,7 +9,7 @@ from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 
@@ -26,6 +26,7 @@ from modelswarms_fast.evaluation.objectives import SPLITS, Answer, Utility
 from modelswarms_fast.evaluation.requests import PendingExample, RequestTracker
 from modelswarms_fast.evaluation.score_cache import ScoreCache
 from modelswarms_fast.evaluation.spent import Spent
+from modelswarms_fast.records.score_file import Cost, ScoreFile, Visit
 from modelswarms_fast.records.trace import Trace
 from modelswarms_fast.weights.population import Position
 from modelswarms_fast.weights.row_name import row_name
@@ -64,8 +65,24 @@ class _Running:
     scores: PartialScores
     waiting: deque[int]
     """Examples that have not been asked for, those of a low score first."""
+    reused: int = 0
+    """Scores that were known."""
     asked: dict[int, PendingExample] = field(default_factory=dict)
     """Examples that have been asked for and have no score yet."""
+    served: bool = False
+    """Whether it was given a slot."""
+    prompts: int = 0
+    tokens: int = 0
+
+    def spend(self, asked: PendingExample) -> None:
+        """An example has ended, or is given up."""
+        self.prompts += asked.prompts
+        self.tokens += asked.tokens
+
+    @property
+    def cost(self) -> Cost:
+        """What it has taken."""
+        return Cost(int(self.served), self.prompts, self.tokens, self.reused)
 
     def next_examples(self, floor: int) -> Iterator[int]:
         """The examples to ask for now: about as many as will be needed, but at least `floor` under way.
@@ -156,7 +173,16 @@ class Evaluator:
         engine.watch = self.trace.watch
         self._tracker = RequestTracker(engine, utility, splits)
         self._longest_first = {split: longest_first(self._tracker.lengths(split)) for split in splits}
+        self.file: ScoreFile | None = None
+        """What `keep_in` has named."""
+        self.asked_by = ""
+        """Who asks for evaluations, as the file names it."""
         self._cache = ScoreCache()
+
+    def keep_in(self, file: ScoreFile) -> None:
+        """From now on write what is evaluated into a file, and do not evaluate what is there."""
+        self.file = file
+        self._cache = ScoreCache(file=file)
 
     def prompts(self, split: str) -> list[list[int]]:
         """Token ids of all that the examples of a split ask first, continuations included."""
@@ -199,12 +225,13 @@ class Evaluator:
         split: str,
         arrivals: Callable[[bool], Mapping[int, Candidate]],
         limits: Mapping[int, DecisionBounds],
+        visits: Mapping[int, Visit] | None = None,
     ) -> Generator[tuple[int, PartialScores]]:
         """Scores of candidates as they are complete or, where they have limits, decided, while others are worked on.
 
         Before each step of the engine arrivals(idle) gives further candidates, by numbers that none under way has.
         If idle, there is nothing else to do: it may wait for some, and if it gives none the stream ends. Closed before
-        that, it drops what runs.
+        that, it drops what runs. `visits` says which particles of which searches they are.
         """
         work = _Round(split, limits)
         try:
@@ -214,7 +241,7 @@ class Evaluator:
                     return
                 # Candidates whose scores are known need no slot; only when there are none is it the engine's turn.
                 for one in self._fill(work) or self._step(work):
-                    self._cache.keep(split, one.name, one.scores)
+                    self._keep(split, one, None if visits is None else visits.get(one.number))
                     self.spent.skipped += one.scores.scores.count(None)
                     yield one.number, one.scores
         except BaseException:
@@ -225,10 +252,14 @@ class Evaluator:
     def score_model(self, row: torch.Tensor, split: str) -> Scores:
         """Scores of one row [D] on each example of the split, from a slot of each engine at once."""
         name, scores = row_name(row), self.partial_scores(split)
-        self.spent.reused += self._cache.fill(split, name, scores)
+        known = self._fill_in(split, name, scores)
         if not scores.complete:
+            before = self.spent.copy()
             self._complete(split, scores, self._load_everywhere(row), name)
             self._cache.keep(split, name, scores)
+            self._write("scores", split, name, scores.scores, self._cost_since(before, known))
+        elif self.file is not None and not self.file.holds("scores", split, name):
+            self._write("scores", split, name, scores.scores, Cost(reused=known))
         return scores.known
 
     def score_loaded(self, split: str, slots: Sequence[int | None] = (0,)) -> Scores:
@@ -243,9 +274,22 @@ class Evaluator:
         return self.score_loaded(split, [None])
 
     def generate(self, row: torch.Tensor, split: str) -> list[list[Answer]]:
-        """Answers of one row [D] to each example of the split, from a slot of each engine; not scored and not kept."""
-        answers = self._ask(split, self._longest_first[split], self._load_everywhere(row), row_name(row))
-        return [answers[example].given for example in range(self._tracker.count(split))]
+        """Answers of one row [D] to each example of the split, from a slot of each engine; not scored.
+
+        They are kept in the file, if there is one.
+        """
+        name, count = row_name(row), self._tracker.count(split)
+        if self.file is not None and (known := self.file.position("answers", split, name)) is not None:
+            if (cost := self.file.unpaid("answers", split, name, self.asked_by)) is not None:
+                self.spent.add(cost)
+            if not self.file.holds("answers", split, name):
+                self._write("answers", split, name, known, Cost())
+            return [[Answer.of(one) for one in given] for given in known]
+        before = self.spent.copy()
+        answers = self._ask(split, self._longest_first[split], self._load_everywhere(row), name)
+        found = [answers[example].given for example in range(count)]
+        self._write("answers", split, name, found, self._cost_since(before))
+        return found
 
     def _load_everywhere(self, row: torch.Tensor) -> range:
         slots = range(min(self._engines, self.engine.slots))
@@ -263,6 +307,35 @@ class Evaluator:
     def partial_scores(self, split: str, limits: DecisionBounds | None = None) -> PartialScores:
         """The scores of a candidate on a split, none of them known yet."""
         return PartialScores(self._tracker.count(split), partial(self.utility.utility_of, split), limits)
+
+    def _fill_in(self, split: str, name: bytes | None, scores: PartialScores) -> int:
+        """Fill in the scores that are known of a position, and count them; how many these are."""
+        known = self._cache.fill(split, name, scores)
+        cost = self.file.unpaid("scores", split, name, self.asked_by) if known and self.file is not None else None
+        if cost is None:
+            self.spent.reused += known
+        else:
+            self.spent.add(cost)
+        return known
+
+    def _keep(self, split: str, one: _Running, visit: Visit | None) -> None:
+        """Remember what was found, in the file too unless it is there."""
+        self._cache.keep(split, one.name, one.scores)
+        if self.file is None:
+            return
+        if one.served or not one.scores.complete or not self.file.holds("scores", split, one.name):
+            self._write("scores", split, one.name, one.scores.scores, one.cost, visit)
+
+    def _write(
+        self, kind: str, split: str, name: bytes | None, found: Sequence[Any], cost: Cost, visit: Visit | None = None
+    ) -> None:
+        if self.file is not None:
+            with self.trace.span("journal"):
+                self.file.append(kind, split, name, found, cost, self.asked_by, visit)
+
+    def _cost_since(self, before: Spent, reused: int = 0) -> Cost:
+        spent = self.spent.since(before)
+        return Cost(spent.evaluations, spent.prompts, spent.tokens, reused)
 
     def _complete(self, split: str, scores: PartialScores, slots: Sequence[int | None], name: bytes | None) -> None:
         """Give every example that has no score yet its score."""
@@ -306,6 +379,7 @@ class Evaluator:
                     known.append(one)
                     continue
                 work.begin(slot, one)
+                one.served = True
                 self.trace.now["particles"] = [one.number]
                 with self.spent.clock("load"):
                     load(self.engine, slot, one.candidate.position())
@@ -325,10 +399,9 @@ class Evaluator:
             number, candidate, name = taken
             scores = self.partial_scores(work.split, work.limits.get(number))
             order = (scores.limits and scores.limits.order) or self._longest_first[work.split]
-            if known := self._cache.fill(work.split, name, scores):
-                self.spent.reused += known
+            if known := self._fill_in(work.split, name, scores):
                 order = [example for example in order if scores.scores[example] is None]
-            return _Running(number, candidate, name, scores, deque(order))
+            return _Running(number, candidate, name, scores, deque(order), known)
 
     def _submit(self, slot: int, work: _Round) -> None:
         """Ask for the examples of the candidate in a slot that may be needed."""
@@ -358,6 +431,9 @@ class Evaluator:
             if slot not in decided:
                 self._submit(slot, work)
         done = [work.end(slot) for slot in sorted(decided)]
+        for one in done:
+            for asked in one.asked.values():
+                one.spend(asked)
         self._tracker.drop([asked for one in done for asked in one.asked.values()])
         return done
 
@@ -374,4 +450,4 @@ class Evaluator:
             assert asked.slot is not None
             one, example = running[asked.slot], asked.example
             one.scores.scores[example] = score
-            del one.asked[example]
+            one.spend(one.asked.pop(example))

@@ -43,6 +43,9 @@ class PendingExample:
     followed: bool = False
     finite: bool = True
     """Whether all that the model computed for its answers were numbers."""
+    prompts: int = 0
+    """Of its answers that have come, and `tokens`."""
+    tokens: int = 0
 
     @property
     def given(self) -> list[Answer]:
@@ -109,6 +112,8 @@ class RequestTracker:
             index, encoded = names.pop(name)
             asked.answers[index] = _answer(encoded.ask, completion)
             asked.finite &= completion.finite and math.isfinite(completion.log_prob)
+            asked.prompts += 1
+            asked.tokens += completion.tokens
             if not names:
                 last.append(asked)
         if self._utility.follow_up is None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass, field
 
+from modelswarms_fast.records.score_file import Cost
+
 
 class _Clock:
     """A context, several of which every particle has: made by contextlib it would take three times as long."""
@@ -36,6 +38,14 @@ class Spent:
     skipped: int = 0
     """Scores that could change no decision any more."""
     seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(("load", "generate", "score"), 0.0))
+
+    def add(self, cost: Cost, skipped: int = 0) -> None:
+        """Count what an earlier call of this run has spent on an evaluation."""
+        self.evaluations += cost.evaluations
+        self.prompts += cost.prompts
+        self.tokens += cost.tokens
+        self.reused += cost.reused
+        self.skipped += skipped
 
     def clock(self, phase: str) -> _Clock:
         """Add the seconds of a block to a phase."""

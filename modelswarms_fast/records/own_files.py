@@ -11,6 +11,7 @@ import json
 import os
 import re
 import secrets
+import shutil
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -114,6 +115,20 @@ def remove(folder: str | os.PathLike[str]) -> None:
         with suppress(OSError):  # not empty: something else is in it
             one.rmdir()
     (folder / FILES).unlink(missing_ok=True)
+
+
+def remove_leftovers(folder: str | os.PathLike[str]) -> None:
+    """Remove what a kill has left: files and a winner that were not in their place yet, and one that was replaced.
+
+    Links are left alone. Raises OSError.
+    """
+    for path in Path(folder).iterdir():
+        if path.is_symlink():
+            continue
+        if _TEMPORARY.fullmatch(path.name):
+            path.unlink()
+        elif _UNFINISHED.fullmatch(f"{path.name}/-") and path.is_dir():
+            shutil.rmtree(path)
 
 
 def _is_own(name: str, known: frozenset[str], link: bool) -> bool:

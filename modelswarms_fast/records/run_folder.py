@@ -3,6 +3,7 @@
     config.json         what was asked for
     data.json           the examples, where nothing else says which they are: divided here, or from the Hub
     history.jsonl       a line for each iteration, appended when it has ended
+    scores.jsonl        a line for each evaluation, appended when it has ended; see `score_file`
     summary.json        what was found, once the run has ended
     global_best/        the winner, as a model
     answers.json        test questions on which the winner and the best expert differ
@@ -36,6 +37,7 @@ from modelswarms_fast.records import own_files
 
 CONFIG = "config.json"
 HISTORY = "history.jsonl"
+SCORES = "scores.jsonl"
 SUMMARY = "summary.json"
 REPORT = "report.html"
 GLOBAL_BEST = "global_best"
@@ -47,11 +49,12 @@ DATA = "data.json"
 # The engine that a token swarm's records name: its mixtures are of what experts say, not of their weights.
 ENSEMBLE = "ensemble"
 _NUMBERED = re.compile(r"data_([1-9][0-9]*)\.json")
+_LOCKS: set[int] = set()
 _REMEDY = "give the folder of a run, with its files whole"
 
 
 class Journal:
-    """Appends lines to a `history.jsonl`; a line is on the disk when `append` returns and never changes."""
+    """Appends lines to a `history.jsonl` or `scores.jsonl`; a line is on the disk when `append` returns, unchanged."""
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         """Open `path` for appending, creating it where it is missing. Raises InputError."""
@@ -70,7 +73,11 @@ class Journal:
 
     def append(self, line: Mapping[str, Any]) -> None:
         """Write one line and wait until the disk has it. Raises InputError when it cannot be written."""
-        data = memoryview(_encoded(to_line(line)))
+        self.write(_encoded(to_line(line)))
+
+    def write(self, line: bytes) -> None:
+        """Write one line as it is, with the same promise. Raises InputError when it cannot be written."""
+        data = memoryview(line)
         try:
             while data:  # an unbuffered write may take only a part
                 data = data[self._file.write(data) :]
@@ -183,19 +190,62 @@ def data_files(folder: str | os.PathLike[str]) -> list[Path]:
 
 @contextmanager
 def locked(folder: str | os.PathLike[str]) -> Iterator[None]:
-    """Keep other processes from filling the folder, which is made if it is missing. Raises InputError if one does."""
-    make_folder(folder)
-    handle = os.open(folder, os.O_RDONLY)
+    """Keep other processes from filling the folder until the block ends; what killed ones left half-written is removed.
+
+    The folder is made if it is missing, and removed again if nothing was put into it. Raises InputError if another
+    process has it.
+    """
+    folder = Path(folder)
+    missing = [one for one in (folder, *folder.parents) if not one.exists()]
+    handle = _lock(folder)
+    _LOCKS.add(handle)
     try:
+        remove_leftovers(folder)
+        yield
+    finally:
+        for one in missing:
+            with suppress(OSError):  # it holds something
+                one.rmdir()
+        _LOCKS.discard(handle)
+        os.close(handle)
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove what killed processes have left half-written. Raises InputError."""
+    try:
+        own_files.remove_leftovers(folder)
+    except OSError as error:
+        raise InputError(f"cannot remove {error.filename}: {error.strerror}; choose another run folder") from error
+
+
+def _lock(folder: Path) -> int:
+    """The handle that holds the lock of a folder. Raises InputError."""
+    while True:
+        make_folder(folder)
+        try:
+            handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        except FileNotFoundError:  # removed meanwhile, by who had made it for nothing
+            continue
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
+            os.close(handle)
             raise InputError(f"another process is at work in {folder}; wait for it, or choose another folder") from None
         except OSError:  # a file system without locks
-            pass
-        yield
-    finally:
+            return handle
+        with suppress(OSError):
+            if os.path.samestat(os.stat(folder), os.fstat(handle)):
+                return handle
         os.close(handle)
+
+
+def _let_go() -> None:
+    """Close the locks of the parent: a process that outlives it must not hold them."""
+    while _LOCKS:
+        os.close(_LOCKS.pop())
+
+
+os.register_at_fork(after_in_child=_let_go)
 
 
 def write_json(path: str | os.PathLike[str], content: Any) -> None:
@@ -258,6 +308,20 @@ def read_history(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
             lines.append(line)
         elif number < len(raw):
             raise InputError(f"{path}: line {number} is not a JSON object, the history is damaged; restore a good copy")
+    return lines
+
+
+def read_whole_history(path: Path) -> list[dict[str, Any]]:
+    """The lines of a `history.jsonl` up to the first that is damaged or out of order; none where there is no file.
+
+    Raises InputError where the file cannot be read.
+    """
+    lines: list[dict[str, Any]] = []
+    for text in _read(path).split(b"\n") if path.exists() else ():
+        line = _object(text)
+        if line is None or line.get("iteration") != len(lines) or not isinstance(line.get("scores"), list):
+            break
+        lines.append(line)
     return lines
 
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import importlib
-import json
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, fields
+from contextlib import ExitStack
+from dataclasses import fields
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,12 +19,13 @@ from rich.table import Table
 from modelswarms_fast.config import LONGEST, SwarmConfig
 from modelswarms_fast.errors import InputError, quoted
 from modelswarms_fast.errors.arguments import check_range, checked
-from modelswarms_fast.evaluation.objectives import Files, named
-from modelswarms_fast.records.run_folder import check_links, locked, read_json, write_json
-from modelswarms_fast.records.stopping import told_how_to_go_on
+from modelswarms_fast.evaluation.objectives import Files
+from modelswarms_fast.records.run_folder import read_json, write_json
 from modelswarms_fast.runs.baselines import METHODS, OF_FACTORS, Run, load_method
 from modelswarms_fast.runs.experiment import Experiment
-from modelswarms_fast.runs.trial_folder import keep_data
+from modelswarms_fast.runs.started import Run as StartedRun
+from modelswarms_fast.runs.started import run_in
+from modelswarms_fast.runs.trial_folder import config_of, inputs_of
 
 RESULTS = "baselines.json"
 RESAMPLES = 10_000
@@ -45,12 +46,13 @@ def compare(
     methods: Sequence[str] | None = None,
     seed: int = 0,
     swarm: dict[str, Any] | None = None,
+    resume: bool = False,
+    force: bool = False,
+    reuse: Sequence[str | Path] = (),
     progress: bool = False,
     **settings: Any,
 ) -> dict[str, Any]:
     """Run every method, score what each chooses on test, and compare it with Model Swarms.
-
-    A method that `out` already holds is not run again, so that a run that was cut goes on where it stopped.
 
     Args:
         experts, base, task, data, progress: as in `search`.
@@ -60,6 +62,9 @@ def compare(
             combine="delta" none that makes rows of factors.
         seed: of all that is drawn.
         swarm: fields of SwarmConfig for Model Swarms, where the defaults are not wanted.
+        resume: go on with the comparison in `out`, or begin it if nothing of it is there. methods may be others than
+            before; those that have ended are not run again.
+        force, reuse: as in `search`.
         settings: the other arguments of `Experiment`, fields of EngineConfig among them.
 
     Returns:
@@ -90,68 +95,50 @@ def compare(
     runs: dict[str, Run] = {name: load_method(name) for name in methods}  # a name that is none is refused at once
     if SWARM in runs:
         runs[SWARM] = partial(runs[SWARM], **swarm)
-    experiment = Experiment(
-        experts, base=base, task=task, data=data, out=out, progress=progress, swarm=swarm, searches=1, **settings
-    )
-    if budget < len(experiment.experts.names):
-        raise InputError(
-            f"the budget is {budget} evaluations, less than the {len(experiment.experts.names)} experts take; "
-            "give more."
+    out = Path(out)
+    with ExitStack() as stack:
+        run = stack.enter_context(run_in(out, "compare", resume=resume))
+        experiment = Experiment(
+            experts, base=base, task=task, data=data, out=out, progress=progress, swarm=swarm, searches=1, **settings
         )
-    asked = {
-        "base": base,
-        "task": task,
-        "data": named(data),
-        "dataset": experiment.utility.dataset,
-        **experiment.utility.digests(),
-        "experts": list(experiment.experts.names),
-        "sources": list(experiment.experts.sources),
-        "weights": experiment.expert_digests,
-        "budget": budget,
-        "seed": seed,
-        "swarm": swarm,
-        **asdict(experiment.task_config),
-        "train": None if experiment.train is None else str(experiment.train),
-        "engine": asdict(experiment.engine_config),
-    }
-    file = Path(out) / RESULTS
-    content = _start(file, json.loads(json.dumps(asked)), len(experiment.utility.examples["test"]))
-    left = [name for name in runs if name not in content["methods"]]
-    if "cbtm" in left:  # what it cannot use is refused before an engine starts
-        importlib.import_module("modelswarms_fast.runs.baselines.cbtm").prompts_of(experiment)
-    if left:
+        if budget < len(experiment.experts.names):
+            raise InputError(
+                f"the budget is {budget} evaluations, less than the {len(experiment.experts.names)} experts take; "
+                "give more."
+            )
+        inputs, train = inputs_of(experiment, task, data), experiment.train
+        own = {"budget": budget, "methods": ",".join(runs), "seed": seed, "swarm": swarm}
+        own |= {"train": None if train is None else str(train)}
+        run.check(config_of(experiment, inputs, **own), force=force, reuse=reuse)
+        content = _start(out / RESULTS, run, len(experiment.utility.examples["test"]))
+        left = [name for name in runs if name not in content["methods"]]
+        if "cbtm" in left:  # what it cannot use is refused before an engine starts
+            importlib.import_module("modelswarms_fast.runs.baselines.cbtm").prompts_of(experiment)
+        if not left:
+            return content
         console = Console(stderr=True, quiet=not progress)
-        with locked(file.parent), told_how_to_go_on(file.parent), experiment:
-            keep_data(file.parent, experiment.utility)
-            for name in left:
-                result = _measure(experiment, partial(runs[name], experiment, budget, seed))
-                content["methods"][name] = result
-                content["objective"] = experiment.utility.report()
-                known = {} if name == SWARM else content.get("against_model_swarms", {})
-                content["against_model_swarms"] = against_model_swarms(experiment, content["methods"], seed, known)
-                write_json(file, content)
-                console.print(f"{name}: dev {_text(result['dev'])}, test {_text(result['test'])}", highlight=False)
-            experiment.check_base()
-    return read_json(file) if content["methods"] else content
+        run.serve(experiment, stack)
+        for name in left:
+            experiment.evaluator.asked_by = name
+            result = _measure(experiment, partial(runs[name], experiment, budget, seed))
+            content["methods"][name] = result
+            content["objective"] = experiment.utility.report()
+            known = {} if name == SWARM else content.get("against_model_swarms", {})
+            content["against_model_swarms"] = against_model_swarms(experiment, content["methods"], seed, known)
+            write_json(out / RESULTS, content)
+            console.print(f"{name}: dev {_text(result['dev'])}, test {_text(result['test'])}", highlight=False)
+        experiment.check_base()
+        return read_json(out / RESULTS)
 
 
-def _start(file: Path, asked: dict[str, Any], examples: int) -> dict[str, Any]:
-    """What the file holds if it is of the same arguments; else a new content. Raises InputError."""
-    check_links(file.parent)
-    if file.exists():
+def _start(file: Path, run: StartedRun, examples: int) -> dict[str, Any]:
+    """What was found up to now, on so many test examples. Raises InputError."""
+    content: dict[str, Any] = {"methods": {}}
+    if run.goes_on and file.exists():
         content = read_json(file)
-        config = content.get("config")
-        if not isinstance(config, dict) or not _are_results(content, examples):
+        if not _are_results(content, examples):
             raise InputError(f"{file} does not hold results of a comparison; choose another folder, or remove it.")
-        for name, value in asked.items():
-            if config.get(name) != value:
-                raise InputError(f"{file} holds results of another {name}; choose another folder, or remove it.")
-        return content
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"cannot make {file.parent}: {error.strerror}; choose another folder.") from error
-    return {"config": asked, "methods": {}}
+    return {"config": run.config} | content | run.forced
 
 
 def _are_results(content: dict[str, Any], examples: int) -> bool:

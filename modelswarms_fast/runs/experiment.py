@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from modelswarms_fast.config import EngineConfig, SwarmConfig, TaskConfig, fields_of
+from modelswarms_fast.config import EngineConfig, Serve, SwarmConfig, TaskConfig, fields_of
 from modelswarms_fast.engines.parity_check import make_parity_check, start_oracle
 from modelswarms_fast.engines.protocol import Engine
 from modelswarms_fast.engines.start import check_base_answers, start_engine
@@ -27,13 +27,14 @@ from modelswarms_fast.evaluation.holdout import hold_back
 from modelswarms_fast.evaluation.objectives import Files, Utility, load_utility
 from modelswarms_fast.evaluation.spent import Spent
 from modelswarms_fast.records.progress import log, phase, say
+from modelswarms_fast.records.score_file import ScoreFile
 from modelswarms_fast.records.trace import Trace
 from modelswarms_fast.runs.loop import SearchLoop
 from modelswarms_fast.runs.scheduler import run_alone
 from modelswarms_fast.runs.trial import Trial
 from modelswarms_fast.swarm import Floats, Swarm
 from modelswarms_fast.weights.arena import empty_rows
-from modelswarms_fast.weights.base_model import check_finite, resolve_base
+from modelswarms_fast.weights.base_model import check_finite, digest_of_base, resolve_base
 from modelswarms_fast.weights.experts import Experts, base_row, inner_products, read_experts
 from modelswarms_fast.weights.mixing import mix_row, products_of_updates
 from modelswarms_fast.weights.placement import Placement, fits, plan_memory
@@ -120,6 +121,10 @@ class Experiment:
         self._progress, self._trace = progress, Trace(trace)
         self._swarm, self._searches = dict(swarm or {}), searches
         self._started = False
+        self.open_scores: Callable[[], ScoreFile] | None = None
+        """Opens the file that evaluations are written into, once nothing is left that the input could fail at."""
+        self.served: Serve | None = None
+        """How an earlier call of the run was served, with serve="auto"."""
         self.why_state = "as asked for"
         """Why `engine_config.state` is what it is."""
         self.base_folder = resolve_base(base)
@@ -163,6 +168,8 @@ class Experiment:
                 say(f"{self.placement} (state {self.engine_config.state}: {self.why_state})")
             log.info("%s", self.placement.details())
         config = self.engine_config
+        if config.serve == "auto" and self.served is not None:  # to time again could give another answer
+            config = replace(config, serve=self.served)
         with ExitStack() as stack:
             oracle = start_oracle(self.base_folder, self.experts, config)
             if oracle is not None:
@@ -184,6 +191,8 @@ class Experiment:
                         self.engine, oracle, self.experts, config, self.evaluator.probes("dev")
                     )
             self._started = True
+            if self.open_scores is not None:
+                self.evaluator.keep_in(self.open_scores())
             self._calibrate()
             self._processes = stack.pop_all()
         return self
@@ -209,8 +218,10 @@ class Experiment:
     def initial_scores(self) -> list[Scores]:
         """Scores of the experts on each dev example, evaluated when they are first asked for."""
         if self._initial is None:
-            before = self.evaluator.spent.copy()
+            before, asked_by = self.evaluator.spent.copy(), self.evaluator.asked_by
+            self.evaluator.asked_by = "experts"
             self._initial = self.score_mixtures(np.eye(len(self.experts.names)), "dev")
+            self.evaluator.asked_by = asked_by
             self.initial_spent = self.evaluator.spent.since(before)
         return self._initial
 
@@ -225,6 +236,11 @@ class Experiment:
         if self.experts.combine == "delta":
             return products_of_updates(self.experts)
         return inner_products(self.experts.rows)
+
+    @cached_property
+    def base_digest(self) -> str:
+        """What names the base model's weights, config and tokenizer."""
+        return digest_of_base(self.base_folder)
 
     @cached_property
     def expert_digests(self) -> list[str]:

@@ -85,41 +85,54 @@ class Meter:
 
     def __init__(self, evaluator: Evaluator) -> None:
         self._spent, self._trace = evaluator.spent, evaluator.trace
-        self._before, self._began = evaluator.spent.copy(), time.perf_counter()
-        self._busy_before = evaluator.trace.busy()
+        self._before = evaluator.spent.copy()
+        self._seconds = {"update": 0.0} | dict.fromkeys(self._before.seconds, 0.0)
+        self._total = self._worked = 0.0
         # An iteration begins where the last one was measured, before its line was written.
-        self._lap, self._mark, self._busy = self._before, self._began, self._busy_before
-        self.update_seconds = 0.0
-        """Of all iterations."""
+        self._mark()
 
     def lap(self, update_seconds: float) -> dict[str, Any]:
         """The cost of the iteration that ends now, `update_seconds` of it for the update."""
-        now, busy = time.perf_counter(), self._trace.busy()
-        spent, total = self._spent.since(self._lap), now - self._mark
-        idle = self._trace.idle(busy - self._busy, total)
-        self._lap, self._mark, self._busy = self._spent.copy(), now, busy
-        self.update_seconds += update_seconds
-        return {
+        spent, busy = self._spent.since(self._lap), self._trace.busy() - self._busy
+        total = time.perf_counter() - self._began
+        line = {
             "prompts": spent.prompts,
             "tokens": spent.tokens,
-            "engine_idle_share": idle,
+            "engine_idle_share": self._trace.idle(busy, total),
             "seconds": {"update": update_seconds} | spent.seconds | {"total": total},
         }
+        self._mark()
+        self._add(line)
+        return line
+
+    def skip(self, line: Mapping[str, Any]) -> None:
+        """An iteration was told again that an earlier call has measured: its line says what it took."""
+        self._mark()
+        self._add(line)
 
     def total(self) -> dict[str, Any]:
-        """The cost of all iterations so far."""
+        """The cost of all iterations so far, those of earlier calls included."""
         spent = self._spent.since(self._before)
-        busy = self.update_seconds + sum(spent.seconds.values())
         return {
             "evaluations": spent.evaluations,
             "prompts": spent.prompts,
             "tokens": spent.tokens,
             "reused_scores": spent.reused,
             "skipped_examples": spent.skipped,
-            "engine_idle_share": self._trace.idle(self._busy - self._busy_before, self._mark - self._began),
-            "prompts_per_second": spent.prompts / max(busy, 1e-9),
-            "seconds": {"update": self.update_seconds} | spent.seconds,
+            "engine_idle_share": 1 - self._worked / max(self._total, 1e-9),
+            "prompts_per_second": spent.prompts / max(sum(self._seconds.values()), 1e-9),
+            "seconds": dict(self._seconds),
         }
+
+    def _mark(self) -> None:
+        self._lap, self._began, self._busy = self._spent.copy(), time.perf_counter(), self._trace.busy()
+
+    def _add(self, line: Mapping[str, Any]) -> None:
+        seconds = line.get("seconds") or {}  # without it the iteration was not measured
+        for phase in self._seconds:
+            self._seconds[phase] += seconds.get(phase, 0.0)
+        self._total += seconds.get("total", 0.0)
+        self._worked += (1 - line.get("engine_idle_share", 1.0)) * seconds.get("total", 0.0)
 
 
 def _to_json(scores: Sequence[float | None]) -> list[float | str | None]:

@@ -19,7 +19,8 @@ import torch
 from modelswarms_fast.evaluation.early_stopping import DecisionBounds, PartialScores
 from modelswarms_fast.evaluation.evaluator import Evaluator
 from modelswarms_fast.records.progress import Interrupted, Progress
-from modelswarms_fast.runs.trial import Trial
+from modelswarms_fast.records.score_file import Visit
+from modelswarms_fast.runs.trial import INTERRUPTED, Trial
 from modelswarms_fast.weights.population import Particle
 
 
@@ -59,6 +60,7 @@ class Scheduler:
         self._under_way: list[Trial] = []
         self._owners: dict[int, tuple[Trial, int]] = {}
         self._limits: dict[int, DecisionBounds] = {}
+        self._visits: dict[int, Visit] = {}
         self._numbers = itertools.count()
 
     def run(self) -> None:
@@ -68,10 +70,11 @@ class Scheduler:
             KeyboardInterrupt: the user stopped the run before a trial had scored its initial particles.
         """
         try:
-            with closing(self._evaluator.stream("dev", self._arrivals, self._limits)) as stream:
+            with closing(self._evaluator.stream("dev", self._arrivals, self._limits, self._visits)) as stream:
                 told = self._evaluator.spent.prompts
                 for number, scores in stream:
                     self._limits.pop(number, None)
+                    self._visits.pop(number)
                     trial, particle = self._owners.pop(number)
                     if trial.collect(particle, scores):
                         self._begin(partial(self._advanced, trial))
@@ -93,7 +96,7 @@ class Scheduler:
 
     def _stop(self) -> str | None:
         if self._progress is not None and self._progress.asked:
-            return "interrupted"
+            return INTERRUPTED
         return self._trials.stop()
 
     def _begin(self, move: Callable[[], tuple[Trial, dict[int, Particle]]]) -> None:
@@ -147,6 +150,7 @@ class Scheduler:
         for particle, candidate in wanted.items():
             number = particle if self._pool is None else next(self._numbers)
             self._owners[number] = (trial, particle)
+            self._visits[number] = trial.name, trial.loop.swarm.iteration, particle
             if trial.loop.limits is not None:
                 self._limits[number] = trial.loop.limits[particle]
             numbered[number] = candidate

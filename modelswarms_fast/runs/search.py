@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,21 +17,20 @@ from modelswarms_fast.records import run_folder
 from modelswarms_fast.records.metrics_log import MetricsKind, open_log
 from modelswarms_fast.records.progress import Progress, phase
 from modelswarms_fast.records.report import write_report
-from modelswarms_fast.records.stopping import told_how_to_go_on
 from modelswarms_fast.runs.confirm import confirm as choose
 from modelswarms_fast.runs.dry_run import dry_search
 from modelswarms_fast.runs.experiment import Experiment, check_together
 from modelswarms_fast.runs.final_test import compare_on_test, write_test_scores
 from modelswarms_fast.runs.scheduler import run_alone
-from modelswarms_fast.runs.trial import Trial, TrialSpec
+from modelswarms_fast.runs.started import run_in
+from modelswarms_fast.runs.trial import INTERRUPTED, Trial, TrialSpec
 from modelswarms_fast.runs.trial_folder import (
-    check_out,
     close_trial,
+    config_of,
     export_winner,
     finish_trial,
     inputs_of,
     keep_best,
-    keep_data,
     keep_sources,
     open_trial,
 )
@@ -49,6 +48,8 @@ def search(
     out: str | Path,
     overwrite: bool = False,
     resume: bool = False,
+    force: bool = False,
+    reuse: Sequence[str | Path] = (),
     progress: bool = False,
     trace: str | Path | None = None,
     confirm: int = 0,
@@ -70,7 +71,11 @@ def search(
             divided, and the examples are in data.json.
         out: the run folder to write: config.json, history.jsonl, summary.json, global_best/, answers.json, report.html.
         overwrite: replace an earlier run in `out`.
-        resume: go on with a search of the same settings in `out` that was cut before its end.
+        resume: go on with the search in `out` that was cut, or begin it if nothing of it is there. iterations and
+            patience may be higher than before, also if it had ended; all else is as it was.
+        force: with resume: go on although experts, data, base or versions are not what they were.
+        reuse: other run folders of the same experts, base, data and settings. What they have evaluated is not evaluated
+            again.
         progress: show on standard error what is being done.
         trace: a file for a trace of the run, to open in chrome://tracing or Perfetto; written at the end, and when
             the run fails.
@@ -96,27 +101,31 @@ def search(
     of_engine, of_swarm = fields_of(EngineConfig, others)
     # What can be refused is refused before anything is read, and that before an engine starts or a file is touched.
     check_together(SwarmConfig(**({"particles": 2} | of_swarm)), EngineConfig(**of_engine))
-    check_out(out, overwrite=overwrite, resume=resume)
     shown: dict[str, Any] = {"progress": progress, "trace": trace}
     given: dict[str, Any] = {"base": base, "task": task, "data": data, "confirm": confirm}
-    experiment = Experiment(experts, out=out, swarm=of_swarm, searches=None, **given, **shown, **of_task, **of_engine)
-    spec = TrialSpec("search", SwarmConfig(**({"particles": len(experiment.names)} | of_swarm)))
-    Swarm(spec.config, len(experiment.names))  # refuses fewer particles than experts
-    keep_sources(out, (*experiment.experts.sources, experiment.base_folder))
-    if dry_run:
-        return dry_search(experiment, spec.config)
-    inputs = inputs_of(experiment, task, data)
     with ExitStack() as stack:
-        stack.enter_context(experiment)
+        if dry_run:
+            run_folder.check_run_folder(out, overwrite)
+        else:
+            run = stack.enter_context(run_in(out, "search", overwrite=overwrite, resume=resume))
+        experiment = Experiment(
+            experts, out=out, swarm=of_swarm, searches=None, **given, **shown, **of_task, **of_engine
+        )
+        spec = TrialSpec("search", SwarmConfig(**({"particles": len(experiment.names)} | of_swarm)))
+        Swarm(spec.config, len(experiment.names))  # refuses fewer particles than experts
+        keep_sources(out, (*experiment.experts.sources, experiment.base_folder))
+        if dry_run:
+            return dry_search(experiment, spec.config)
+        inputs = inputs_of(experiment, task, data)
+        own = asdict(spec.config) | {"final_test": final_test, "log": log, "trace": trace, "command": command}
+        run.check(config_of(experiment, inputs, first=spec.first, **own), force=force, reuse=reuse)
+        run.refuse_ended()
+        spec = replace(spec, first_patience=run.first_patience)
+        run.serve(experiment, stack)
         assert experiment.placement is not None
         memory = {"memory": experiment.placement.as_dict(), "state_reason": experiment.why_state}
-        if overwrite and not resume:
-            run_folder.clear_run(out)
-        stack.enter_context(run_folder.locked(out))
-        stack.enter_context(told_how_to_go_on(out))
-        run_folder.begin_run(out)
-        keep_data(out, experiment.utility)
-        extra = memory | {"objective": experiment.utility.report(), "command": command}
+        products = {"expert_products": experiment.expert_products}
+        run.add(memory | products | {"objective": experiment.utility.report()})
         evaluator = experiment.evaluator
         metrics = None
         if log is not None:
@@ -130,7 +139,7 @@ def search(
                 if metrics is not None:
                     metrics.append(line)
 
-            trial = open_trial(experiment, spec, out, inputs, extra=extra, metered=True, told=told)
+            trial = open_trial(experiment, spec, out, metered=True, told=told)
             stack.callback(close_trial, trial)
             evaluator.trace.write()  # a place that cannot be written is better known now
             setup_seconds = time.perf_counter() - started
@@ -141,7 +150,7 @@ def search(
                 raise
             finally:
                 evaluator.trace.write()
-        summary = finish_trial(experiment, trial, inputs | memory)
+        summary = finish_trial(experiment, trial, inputs | memory | run.forced, ended=False)
         # From here on the winner is on the disk, and each step adds to what is there.
         summary["seconds"] = {"setup": setup_seconds} | summary["seconds"]
         if confirm:
@@ -160,6 +169,8 @@ def search(
         with phase("writing the report", show=progress):
             write_report(out)
         experiment.check_base()
+        summary["ended"] = trial.stopped != INTERRUPTED
+        run_folder.write_json(out / run_folder.SUMMARY, summary)
         return summary
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -16,18 +17,17 @@ from modelswarms_fast.errors.arguments import check_range, checked
 from modelswarms_fast.evaluation.objectives import Files
 from modelswarms_fast.records import run_folder
 from modelswarms_fast.records.analysis import studies, weak_to_strong
-from modelswarms_fast.records.stopping import told_how_to_go_on
 from modelswarms_fast.records.style import svg
 from modelswarms_fast.runs.experiment import Experiment, check_together
+from modelswarms_fast.runs.started import run_in
 from modelswarms_fast.runs.trial import TrialSpec
-from modelswarms_fast.runs.trial_folder import claim_folder, inputs_of, keep_data
+from modelswarms_fast.runs.trial_folder import config_of, inputs_of
 from modelswarms_fast.runs.trial_queue import SEARCHES, run_searches
 from modelswarms_fast.swarm import Floats, best_of
 from modelswarms_fast.weights.experts import read_model
 
 STUDY = "study.json"
 PLOT = "study.svg"
-ASKED = "study_config.json"
 KINDS = ("ablation", "diversity", "drop", "seeds", "weak")
 Variant = tuple[dict[str, Any], tuple[int, ...] | None]
 """Settings that differ, and the experts that the first particles are."""
@@ -45,10 +45,13 @@ def study(
     seeds: int = 3,
     at_once: int = 2,
     swarm: dict[str, Any] | None = None,
+    resume: bool = False,
+    force: bool = False,
+    reuse: Sequence[str | Path] = (),
     say: Callable[[str], None] = lambda line: None,
     **settings: Any,
 ) -> dict[str, Any]:
-    """Run the searches of a study, those of `out` that have not ended yet, and test the winner of each.
+    """Run the searches of a study, and test the winner of each.
 
     Args:
         kind: "ablation" (randomness, each term, restart and decay), "diversity" (a distinct experts, b copies of each,
@@ -56,6 +59,9 @@ def study(
             lower half of them).
         seeds: searches of each variant, with the seeds swarm["seed"] and the next ones.
         swarm: fields of SwarmConfig that all searches share.
+        resume: go on with the study in `out`, or begin it if nothing of it is there. seeds and at_once may be others
+            than before, iterations and patience higher.
+        force, reuse: as in `search`.
         settings: the other arguments of `Experiment`, fields of EngineConfig among them.
 
     Returns:
@@ -69,23 +75,24 @@ def study(
     check_range("seeds", seeds, 1, LARGEST)
     check_range("at_once", at_once, 1, LARGEST)
     folder = Path(out)
-    experiment = Experiment(
-        experts, base=base, task=task, data=data, out=out, swarm=swarm, searches=at_once, **settings
-    )
-    names = list(experiment.experts.names)
-    config = SwarmConfig(**({"particles": len(names)} | (swarm or {})))
-    check_together(config, experiment.engine_config)
-    inputs = inputs_of(experiment, task, data)
-    claim_folder(
-        folder, ASKED, inputs | {"kind": kind, "swarm": asdict(config), "engine": asdict(experiment.engine_config)}
-    )
-    with run_folder.locked(folder), told_how_to_go_on(folder), experiment:
-        keep_data(folder, experiment.utility)
+    with ExitStack() as stack:
+        run = stack.enter_context(run_in(folder, "study", resume=resume))
+        experiment = Experiment(
+            experts, base=base, task=task, data=data, out=out, swarm=swarm, searches=at_once, **settings
+        )
+        names = list(experiment.experts.names)
+        config = SwarmConfig(**({"particles": len(names)} | (swarm or {})))
+        check_together(config, experiment.engine_config)
+        inputs = inputs_of(experiment, task, data)
+        own = asdict(config) | {"kind": kind, "seeds": seeds, "at_once": at_once}
+        run.check(config_of(experiment, inputs, **own), force=force, reuse=reuse)
+        patience = run.first_patience
+        run.serve(experiment, stack)
         variants = variants_of(kind, config, experiment.initial)
         specs = []
         for name, (changed, first) in variants.items():
             for seed in range(config.seed, config.seed + seeds):
-                specs.append(TrialSpec(f"{name}-{seed}", replace(config, **changed | {"seed": seed}), first))
+                specs.append(TrialSpec(f"{name}-{seed}", replace(config, **changed | {"seed": seed}), first, patience))
         records = run_searches(
             experiment,
             specs,
@@ -98,45 +105,46 @@ def study(
         expert = best_of(experiment.initial)
         expert_scores = experiment.score_rows([partial(experiment.expert_row, expert)], "test")[0]
         experiment.check_base()
-    results: dict[str, list[dict[str, Any]]] = {name: [] for name in variants}
-    for record, scores in zip(records, tests, strict=True):
-        history = run_folder.read_history(folder / SEARCHES / record["name"] / run_folder.HISTORY)
-        results[record["name"].rpartition("-")[0]].append(
-            {
-                "seed": record["seed"],
-                "dev": record["end"]["dev"],
-                "test": experiment.utility.utility_of("test", scores),
-                "test_standard_error": experiment.utility.error_of("test", scores),
-                "test_scores": scores,
-                "particles": record["particles"],
-                **weak_to_strong.standing(history[0]["utilities"], record["end"]["particle"]),
-                "iterations": record["iterations"],
-                "stopped": record["stopped"],
-                "evaluations": record["evaluations"],
-                "mixture": record["mixture"],
-            }
-        )
-    content = {
-        "kind": kind,
-        **inputs,
-        "objective": experiment.utility.report(),
-        "seeds": seeds,
-        "best_expert": {
-            "expert": names[expert],
-            "dev": float(experiment.initial[expert]),
-            "test": experiment.utility.utility_of("test", expert_scores),
-            "test_standard_error": experiment.utility.error_of("test", expert_scores),
-        },
-        "initial": dict(zip(names, experiment.initial.tolist(), strict=True)),
-        "summary": studies.summarise(results),
-        "variants": results,
-    }
-    run_folder.write_json(folder / STUDY, content)
-    try:
-        run_folder.write_text(folder / PLOT, svg(studies.plot, content).decode())
-    except ImportError:
-        say("no plot: it needs matplotlib, pip install matplotlib")
-    return content
+        results: dict[str, list[dict[str, Any]]] = {name: [] for name in variants}
+        for record, scores in zip(records, tests, strict=True):
+            history = run_folder.read_history(folder / SEARCHES / record["name"] / run_folder.HISTORY)
+            results[record["name"].rpartition("-")[0]].append(
+                {
+                    "seed": record["seed"],
+                    "dev": record["end"]["dev"],
+                    "test": experiment.utility.utility_of("test", scores),
+                    "test_standard_error": experiment.utility.error_of("test", scores),
+                    "test_scores": scores,
+                    "particles": record["particles"],
+                    **weak_to_strong.standing(history[0]["utilities"], record["end"]["particle"]),
+                    "iterations": record["iterations"],
+                    "stopped": record["stopped"],
+                    "evaluations": record["evaluations"],
+                    "mixture": record["mixture"],
+                }
+            )
+        content = {
+            "kind": kind,
+            **inputs,
+            **run.forced,
+            "objective": experiment.utility.report(),
+            "seeds": seeds,
+            "best_expert": {
+                "expert": names[expert],
+                "dev": float(experiment.initial[expert]),
+                "test": experiment.utility.utility_of("test", expert_scores),
+                "test_standard_error": experiment.utility.error_of("test", expert_scores),
+            },
+            "initial": dict(zip(names, experiment.initial.tolist(), strict=True)),
+            "summary": studies.summarise(results),
+            "variants": results,
+        }
+        run_folder.write_json(folder / STUDY, content)
+        try:
+            run_folder.write_text(folder / PLOT, svg(studies.plot, content).decode())
+        except ImportError:
+            say("no plot: it needs matplotlib, pip install matplotlib")
+        return content
 
 
 def winners_on_test(experiment: Experiment, folders: Sequence[Path]) -> list[list[float]]:

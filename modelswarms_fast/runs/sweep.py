@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, fields
 from functools import partial
 from pathlib import Path
@@ -16,16 +17,15 @@ from modelswarms_fast.errors import InputError, quoted
 from modelswarms_fast.errors.arguments import check_range, checked
 from modelswarms_fast.evaluation.objectives import Files
 from modelswarms_fast.records import run_folder
-from modelswarms_fast.records.stopping import told_how_to_go_on
 from modelswarms_fast.runs.experiment import Experiment, check_together
+from modelswarms_fast.runs.started import run_in
 from modelswarms_fast.runs.study import winners_on_test
 from modelswarms_fast.runs.trial import TrialSpec
-from modelswarms_fast.runs.trial_folder import claim_folder, inputs_of, keep_data
+from modelswarms_fast.runs.trial_folder import config_of, inputs_of
 from modelswarms_fast.runs.trial_queue import SEARCHES, run_searches
 from modelswarms_fast.swarm import best_of
 
 SWEEP = "sweep.json"
-ASKED = "sweep_config.json"
 
 # Of the published search (arXiv 2410.11163).
 PUBLISHED: dict[str, tuple[float, float]] = {
@@ -54,10 +54,13 @@ def sweep(
     minutes: float | None = None,
     at_once: int = 2,
     swarm: dict[str, Any] | None = None,
+    resume: bool = False,
+    force: bool = False,
+    reuse: Sequence[str | Path] = (),
     say: Callable[[str], None] = lambda line: None,
     **settings: Any,
 ) -> dict[str, Any]:
-    """Run searches, those of `out` that have not ended yet, and test the best on dev once.
+    """Run searches, and test the best on dev once.
 
     Args:
         searches: the most searches; with a budget it may be fewer.
@@ -66,6 +69,9 @@ def sweep(
         minutes: no search begins after so many, and those under way stop after their iteration.
         at_once: searches under way.
         swarm: fields of SwarmConfig that all searches share, `seed` among them: search i has seed + i.
+        resume: go on with the sweep in `out`, or begin it if nothing of it is there. searches, evaluations, minutes and
+            at_once may be others than before, iterations and patience higher.
+        force, reuse: as in `search`.
         settings: the other arguments of `Experiment`, fields of EngineConfig among them.
 
     Returns:
@@ -80,21 +86,32 @@ def sweep(
     for name, value in (("searches", searches), ("at_once", at_once), ("evaluations", evaluations)):
         check_range(name, value, 1, LARGEST if name != "evaluations" else LONGEST)
     check_range("minutes", minutes, 0, LARGEST)
-    experiment = Experiment(
-        experts, base=base, task=task, data=data, out=out, swarm=shared, searches=at_once, **settings
-    )
-    names = list(experiment.experts.names)
-    first = SwarmConfig(**({"particles": len(names)} | shared))
-    check_together(first, experiment.engine_config)
-    inputs = inputs_of(experiment, task, data)
-    asked = inputs | {"ranges": chosen, "swarm": asdict(first), "engine": asdict(experiment.engine_config)}
-    claim_folder(folder, ASKED, asked)
-    specs = [
-        TrialSpec(f"{index:03d}", SwarmConfig(**asdict(first) | drawn | {"seed": first.seed + index}))
-        for index, drawn in enumerate(draw(chosen, searches, first.seed))
-    ]
-    with run_folder.locked(folder), told_how_to_go_on(folder), experiment:
-        keep_data(folder, experiment.utility)
+    with ExitStack() as stack:
+        run = stack.enter_context(run_in(folder, "sweep", resume=resume))
+        experiment = Experiment(
+            experts, base=base, task=task, data=data, out=out, swarm=shared, searches=at_once, **settings
+        )
+        names = list(experiment.experts.names)
+        first = SwarmConfig(**({"particles": len(names)} | shared))
+        check_together(first, experiment.engine_config)
+        inputs = inputs_of(experiment, task, data)
+        own = asdict(first) | {
+            "ranges": {name: f"{low!r}:{high!r}" for name, (low, high) in chosen.items()},
+            "searches": searches,
+            "evaluations": evaluations,
+            "minutes": minutes,
+            "at_once": at_once,
+        }
+        run.check(config_of(experiment, inputs, **own), force=force, reuse=reuse)
+        specs = [
+            TrialSpec(
+                f"{index:03d}",
+                SwarmConfig(**asdict(first) | drawn | {"seed": first.seed + index}),
+                first_patience=run.first_patience,
+            )
+            for index, drawn in enumerate(draw(chosen, searches, first.seed))
+        ]
+        run.serve(experiment, stack)
         trace, clock = experiment.evaluator.trace, time.perf_counter()
         records = run_searches(
             experiment,
@@ -130,29 +147,30 @@ def sweep(
         tests = winners_on_test(experiment, [best])
         tests += experiment.score_rows([partial(experiment.expert_row, expert)], "test")
         experiment.check_base()
-    test, error = experiment.utility.utility_of, experiment.utility.error_of
-    content = {
-        **inputs,
-        "objective": experiment.utility.report(),
-        "ranges": chosen,
-        "evaluations": len(names) + sum(one["evaluations"] for one in table),
-        "best": {
-            "name": table[0]["name"],
-            "model": str(best.relative_to(folder) / run_folder.GLOBAL_BEST),
-            "dev": table[0]["dev"],
-            "test": test("test", tests[0]),
-            "test_standard_error": error("test", tests[0]),
-        },
-        "best_expert": {
-            "expert": names[expert],
-            "dev": float(experiment.initial[expert]),
-            "test": test("test", tests[1]),
-            "test_standard_error": error("test", tests[1]),
-        },
-        "searches": table,
-    }
-    run_folder.write_json(folder / SWEEP, content)
-    return content
+        test, error = experiment.utility.utility_of, experiment.utility.error_of
+        content = {
+            **inputs,
+            **run.forced,
+            "objective": experiment.utility.report(),
+            "ranges": chosen,
+            "evaluations": len(names) + sum(one["evaluations"] for one in table),
+            "best": {
+                "name": table[0]["name"],
+                "model": str(best.relative_to(folder) / run_folder.GLOBAL_BEST),
+                "dev": table[0]["dev"],
+                "test": test("test", tests[0]),
+                "test_standard_error": error("test", tests[0]),
+            },
+            "best_expert": {
+                "expert": names[expert],
+                "dev": float(experiment.initial[expert]),
+                "test": test("test", tests[1]),
+                "test_standard_error": error("test", tests[1]),
+            },
+            "searches": table,
+        }
+        run_folder.write_json(folder / SWEEP, content)
+        return content
 
 
 def check_ranges(ranges: Mapping[str, tuple[float, float]]) -> dict[str, tuple[float, float]]:

@@ -28,19 +28,20 @@ from modelswarms_fast.evaluation.objectives import Files, load_utility, named
 from modelswarms_fast.records import run_folder
 from modelswarms_fast.records.progress import Progress
 from modelswarms_fast.records.report import write_report
-from modelswarms_fast.records.run_folder import ENSEMBLE, Journal
-from modelswarms_fast.records.stopping import told_how_to_go_on
+from modelswarms_fast.records.run_folder import ENSEMBLE
 from modelswarms_fast.runs.experiment import say_data
 from modelswarms_fast.runs.loop import Meter, SearchLoop
 from modelswarms_fast.runs.scheduler import run_alone
-from modelswarms_fast.runs.trial import Trial
-from modelswarms_fast.runs.trial_folder import check_out, keep_data, keep_sources
+from modelswarms_fast.runs.started import environment, keep_data, run_in
+from modelswarms_fast.runs.trial import INTERRUPTED, Trial
+from modelswarms_fast.runs.trial_folder import keep_sources, open_history
 from modelswarms_fast.swarm import Swarm
-from modelswarms_fast.weights.base_model import resolve_base
+from modelswarms_fast.weights.base_model import digest_of_base, resolve_base
 from modelswarms_fast.weights.experts import Experts, expert_folders, read_experts
 from modelswarms_fast.weights.layout import Layout
 from modelswarms_fast.weights.packaged import PACKAGED
 from modelswarms_fast.weights.population import Population
+from modelswarms_fast.weights.row_name import row_name
 
 WINNER = Path(run_folder.GLOBAL_BEST, "mixture.json")
 
@@ -56,7 +57,11 @@ def token_swarm(
     dtype: DType = "auto",
     max_model_len: int = EngineConfig.max_model_len,
     overwrite: bool = False,
+    resume: bool = False,
+    force: bool = False,
+    reuse: Sequence[str | Path] = (),
     progress: bool = False,
+    command: Sequence[str] | None = None,
     **settings: Any,
 ) -> dict[str, Any]:
     """Search for the best mixture of the experts' next-token distributions.
@@ -87,7 +92,7 @@ def token_swarm(
     config = SwarmConfig(**({"particles": max(2 * len(sources), 6)} | of_swarm))
     if config.randomness == "coordinate":
         raise InputError("randomness is 'coordinate', but a position has one coordinate an expert; use 'particle'.")
-    swarm = Swarm(config, len(sources))
+    Swarm(config, len(sources))  # refuses fewer particles than experts
     utility = load_utility(task, data, **of_task)
     if progress:
         say_data(utility)
@@ -95,35 +100,47 @@ def token_swarm(
         engine="transformers", state="mixture", dtype=dtype, max_model_len=max_model_len, parity_check="off"
     )
     out = Path(out)
-    check_out(out, overwrite=overwrite)
-    keep_sources(out, [*sources, base])
-    members = open_members(sources, base, engine_config)
-    encode = None if utility.chat is None else utility.chat.encode
-    engine = EnsembleEngine(members, slots=config.particles, encode=encode)
-    evaluator = Evaluator(engine, utility)
-    inputs = {
-        "base": base,
-        "task": task,
-        "dataset": utility.dataset,
-        "data": named(data),
-        **utility.data_facts(),
-        "experts": names,
-        "architectures": [type(without_adapters(member.engine.model)).__name__ for member in members],
-        "sources": [str(source) for source in sources],
-        **{f"{split}_examples": len(examples) for split, examples in utility.examples.items()},
-    }
-    chosen = asdict(config) | {"engine": ENSEMBLE, "dtype": dtype, "max_model_len": max_model_len}
-    population = Population(unit_experts(names), swarm.initial_positions(), engine_config, torch.device("cpu"))
     with ExitStack() as stack:
+        run = stack.enter_context(run_in(out, "token-swarm", overwrite=overwrite, resume=resume))
+        keep_sources(out, [*sources, base])
+        members = open_members(sources, base, engine_config)
+        encode = None if utility.chat is None else utility.chat.encode
+        engine = EnsembleEngine(members, slots=config.particles, encode=encode)
+        inputs = {
+            "base": base,
+            "task": task,
+            "dataset": utility.dataset,
+            "data": named(data),
+            **utility.data_facts(),
+            "experts": names,
+            "architectures": [type(without_adapters(member.engine.model)).__name__ for member in members],
+            "sources": [str(source) for source in sources],
+            **{f"{split}_examples": len(examples) for split, examples in utility.examples.items()},
+        }
+        chosen = asdict(config) | {"engine": ENSEMBLE, "dtype": dtype, "max_model_len": max_model_len}
+        run.check(
+            {
+                **inputs,
+                **asdict(TaskConfig(**of_task)),
+                **chosen,
+                "weights": [_digest(source, member) for source, member in zip(sources, members, strict=True)],
+                "base_files": None if base is None else digest_of_base(resolve_base(base)),
+                **utility.digests(),
+                **environment(None, engine_config),
+                "command": command,
+            },
+            force=force,
+            reuse=reuse,
+        )
+        run.refuse_ended()
+        swarm = Swarm(config, len(sources), first_patience=run.first_patience)
+        population = Population(unit_experts(names), swarm.initial_positions(), engine_config, torch.device("cpu"))
         stack.enter_context(closing(population))
-        if overwrite:
-            run_folder.clear_run(out)
-        stack.enter_context(run_folder.locked(out))
-        stack.enter_context(told_how_to_go_on(out))
-        run_folder.begin_run(out)
+        evaluator = Evaluator(engine, utility)
+        evaluator.keep_in(run.begin())
         keep_data(out, utility)
-        run_folder.write_json(out / run_folder.CONFIG, inputs | asdict(TaskConfig(**of_task)) | chosen)
-        journal = stack.enter_context(Journal(out / run_folder.HISTORY))
+        journal, recorded = open_history(out)
+        stack.enter_context(journal)
         setup_seconds = time.perf_counter() - started
         with Progress(progress, config.iterations, config.particles) as bar:
 
@@ -131,7 +148,8 @@ def token_swarm(
                 bar.iteration(line["iteration"], line["global_best"]["utility"], evaluator.spent.prompts)
 
             loop = SearchLoop(swarm, population, utility)
-            trial = Trial("token swarm", loop, evaluator, journal, meter=Meter(evaluator), told=told)
+            meter = Meter(evaluator)
+            trial = Trial("token swarm", loop, evaluator, journal, recorded=recorded, meter=meter, told=told)
             try:
                 run_alone(trial, evaluator, bar)
             except Exception as error:
@@ -142,39 +160,42 @@ def token_swarm(
                         error.add_note(f"The best so far, {swarm.global_best:.4f} on dev, is in {out / WINNER}.")
                 raise
         position = population.global_best_mixture()
-    assert position is not None
-    assert trial.meter is not None
-    found, costs = trial.start_and_end(names), trial.meter.total()
-    # The winner is on the disk before anything else can fail.
-    mixture = _write_winner(out, names, position, inputs)
-    summary: dict[str, Any] = inputs | {
-        "particles": config.particles,
-        "seed": config.seed,
-        "engine": ENSEMBLE,
-        "iterations": trial.iterations,
-        "stopped": trial.stopped,
-        "start": found["start"],
-        "end": found["end"],
-        "mixture": mixture,
-        "position": dict(zip(names, position, strict=True)),
-        "expert_passes": engine.passes,
-        "without_score": trial.without_score,
-        **costs,
-    }
-    summary["seconds"] = {"setup": setup_seconds} | costs["seconds"]
-    run_folder.write_json(out / run_folder.SUMMARY, summary)
-    testing, errors = time.perf_counter(), {}
-    best = names.index(found["start"]["expert"])
-    for which, row in (("start", np.eye(len(names))[best]), ("end", np.array(position))):
-        scores = evaluator.score_model(torch.from_numpy(row), "test")
-        summary[which]["test"] = utility.utility_of("test", scores)
-        errors[which] = utility.error_of("test", scores)
-    now = time.perf_counter()
-    summary |= {"test_standard_error": errors}
-    summary["seconds"] |= {"test": now - testing, "total": now - started}
-    run_folder.write_json(out / run_folder.SUMMARY, summary)
-    write_report(out)
-    return summary
+        assert position is not None
+        found, costs = trial.start_and_end(names), meter.total()
+        # The winner is on the disk before anything else can fail.
+        mixture = _write_winner(out, names, position, inputs)
+        summary: dict[str, Any] = inputs | {
+            "particles": config.particles,
+            "seed": config.seed,
+            "engine": ENSEMBLE,
+            "iterations": trial.iterations,
+            "stopped": trial.stopped,
+            "start": found["start"],
+            "end": found["end"],
+            "mixture": mixture,
+            "position": dict(zip(names, position, strict=True)),
+            "expert_passes": engine.passes,
+            "without_score": trial.without_score,
+            **costs,
+            **run.forced,
+            "ended": False,
+        }
+        summary["seconds"] = {"setup": setup_seconds} | costs["seconds"]
+        run_folder.write_json(out / run_folder.SUMMARY, summary)
+        testing, errors = time.perf_counter(), {}
+        best = names.index(found["start"]["expert"])
+        for which, row in (("start", np.eye(len(names))[best]), ("end", np.array(position))):
+            scores = evaluator.score_model(torch.from_numpy(row), "test")
+            summary[which]["test"] = utility.utility_of("test", scores)
+            errors[which] = utility.error_of("test", scores)
+        now = time.perf_counter()
+        summary |= {"test_standard_error": errors}
+        summary["seconds"] |= {"test": now - testing, "total": now - started}
+        run_folder.write_json(out / run_folder.SUMMARY, summary)
+        write_report(out)
+        summary["ended"] = trial.stopped != INTERRUPTED
+        run_folder.write_json(out / run_folder.SUMMARY, summary)
+        return summary
 
 
 def _write_winner(
@@ -245,6 +266,11 @@ def _names(sources: Sequence[str | Path]) -> list[str]:
         if names.count(name) > 1:
             raise InputError(f"two experts are called {name}; rename one of their folders.")
     return names
+
+
+def _digest(source: str | Path, member: Member) -> str:
+    """Names the weights of an expert."""
+    return digest_of_base(resolve_base(str(source))) if member.row is None else row_name(member.row).hex()
 
 
 def _is_adapter(source: str | Path) -> bool:

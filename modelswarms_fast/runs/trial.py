@@ -13,12 +13,16 @@ from modelswarms_fast.evaluation.early_stopping import PartialScores
 from modelswarms_fast.evaluation.evaluator import Evaluator
 from modelswarms_fast.records.progress import log
 from modelswarms_fast.records.run_folder import to_json_types
+from modelswarms_fast.records.score_file import Cost
 from modelswarms_fast.runs.loop import Meter, SearchLoop
 from modelswarms_fast.swarm import best_of
 from modelswarms_fast.weights.population import Particle
 
 Stop = Callable[[], str | None]
 """Why a search is to stop after its iteration, other than by its own settings; None: it goes on."""
+
+INTERRUPTED = "interrupted"
+"""Why a search has stopped that was asked to by a signal. It can go on."""
 
 
 class Record(Protocol):
@@ -37,13 +41,16 @@ class TrialSpec:
     config: SwarmConfig
     first: tuple[int, ...] | None = None
     """The experts that its first particles are, as `Swarm` has it."""
+    first_patience: int | None = None
+    """The patience that it was first started with, if it was raised since."""
 
 
 class Trial:
     """One search: its loop, and its record, which may hold iterations of an earlier call.
 
-    What is recorded is told again instead of being scored. Moves depend on seed, iteration and scores alone and repeat
-    to the bit, so the trial arrives where it was.
+    What is recorded is told again instead of being scored: iterations by the lines of the record, particles of the last
+    one by the evaluator's file. Moves depend on seed, iteration and scores alone and repeat to the bit, so the trial
+    arrives where it was.
     """
 
     def __init__(
@@ -83,9 +90,8 @@ class Trial:
         `experts`: their scores on dev, if they are known. Else they are scored as any particle.
         """
         self._evaluator.trace.now = {"iteration": 0}
-        if self._recorded:
-            return self._advance(self._from_record(), stop)
         known = {} if experts is None else {p: experts[e] for p, e in enumerate(self.loop.swarm.first)}
+        known |= self._from_record()
         if len(known) == len(self.loop.wanted):
             return self._advance(known, stop)
         return self._wait_for(known)
@@ -112,7 +118,7 @@ class Trial:
 
     def interrupt(self) -> None:
         """End where it is; an iteration that is not complete is dropped."""
-        self.stopped = "interrupted"
+        self.stopped = INTERRUPTED
 
     @property
     def iterations(self) -> int:
@@ -147,12 +153,9 @@ class Trial:
             with trace.span("update"):
                 self.loop.move()
             self._update_seconds = time.perf_counter() - start
-            if self._recorded:
-                found = self._from_record()
-            elif self.loop.wanted:
-                return self._wait_for({})
-            else:  # an iteration that is not evaluated
-                found = {}
+            found = self._from_record()
+            if len(found) < len(self.loop.wanted):  # none are in an iteration that is not evaluated
+                return self._wait_for(found)
 
     def _wait_for(self, known: dict[int, PartialScores]) -> dict[int, Particle]:
         self.known = known
@@ -176,6 +179,8 @@ class Trial:
                     f"the history of {self.name} does not repeat, since something that it was made with has changed; "
                     "remove its folder to run this search anew"
                 )
+            if self.meter is not None:
+                self.meter.skip(old)
             return
         for particle in line["without_score"]:
             scores = line["scores"][particle]
@@ -190,11 +195,24 @@ class Trial:
         self._told(line)
 
     def _from_record(self) -> dict[int, PartialScores]:
-        """Scores of the particles that are wanted, from the next line of the record."""
-        line, found = self._recorded[0], {}
+        """What is recorded of the particles that are wanted."""
+        line, found = self._recorded[0] if self._recorded else None, {}
         for particle in self.loop.wanted:
             limits = None if self.loop.limits is None else self.loop.limits[particle]
             one = self._evaluator.partial_scores("dev", limits)
-            one.scores = [None if score is None else float(score) for score in line["scores"][particle]]
-            found[particle] = one
+            scores, cost = self._visit(particle)
+            if scores is None and line is not None:
+                scores = line["scores"][particle]
+            if scores is None or len(scores) != len(one.scores):
+                continue
+            one.scores = [None if score is None else float(score) for score in scores]
+            if one.decided:
+                found[particle] = one
+                self._evaluator.spent.add(cost, one.scores.count(None))
         return found
+
+    def _visit(self, particle: int) -> tuple[list[float | None] | None, Cost]:
+        """The scores of a particle in this iteration by the file of scores, and what they took."""
+        file = self._evaluator.file
+        line = None if file is None else file.visit((self.name, self.loop.swarm.iteration, particle))
+        return (None, Cost()) if line is None else (line.content, line.cost)

@@ -10,22 +10,17 @@ from pathlib import Path
 from typing import Any
 
 from modelswarms_fast.errors import InputError
-from modelswarms_fast.evaluation.objectives import Files, Utility, named
+from modelswarms_fast.evaluation.objectives import Files, named
 from modelswarms_fast.records import run_folder
 from modelswarms_fast.records.run_folder import Journal
 from modelswarms_fast.runs.experiment import Experiment
 from modelswarms_fast.runs.loop import Meter
+from modelswarms_fast.runs.started import environment, going_on
 from modelswarms_fast.runs.trial import Trial, TrialSpec
 from modelswarms_fast.swarm import Swarm
 from modelswarms_fast.weights.export import export, exported_files
 from modelswarms_fast.weights.mixing import row_form, truncate
 
-# What a config.json says beside what decides the numbers of a search. Sums in another order have other last digits.
-_TOLD = {
-    "expert_products", "memory", "objective", "command", "host_memory", "device_memory", "spill", "state_reason",
-    "data_read", "data_warnings",
-}  # fmt: skip
-_CONTENTS = ("asks", "examples")  # named last: a setting that changes them says more
 # What the winner's model card says beside the settings.
 _ON_THE_CARD = ("base", "task", "dataset", "data", "scoring", "options", "chat", "system", "experts")
 
@@ -34,40 +29,22 @@ def open_trial(
     experiment: Experiment,
     spec: TrialSpec,
     folder: Path,
-    inputs: Mapping[str, Any],
     *,
-    extra: Mapping[str, Any] | None = None,
     most: int | None = None,
     metered: bool = False,
     told: Callable[[dict[str, Any]], None] = lambda line: None,
 ) -> Trial:
-    """A trial with this folder: a new one, or that of the same search, cut before its end.
+    """A trial with this folder, which has its config.json: a new one, or one that was cut before its end.
 
-    inputs: what config.json and summary.json say of the search beside its settings. extra: what config.json says
-    beside that, which decides no number. The rest is as in `Trial`.
+    The rest is as in `Trial`.
 
     Raises:
-        InputError: the folder holds a search with other settings, or cannot be written.
+        InputError: the folder cannot be read or written.
     """
-    config = dict(inputs) | {"first": spec.first} | asdict(spec.config) | asdict(experiment.engine_config)
-    config = run_folder.to_json_types(config)
-    old, path = [], folder / run_folder.HISTORY
-    if path.exists():
-        known = run_folder.read_json(folder / run_folder.CONFIG) if (folder / run_folder.CONFIG).exists() else config
-        names = sorted((config.keys() | known.keys()) - _TOLD)
-        for name in sorted(names, key=_CONTENTS.__contains__):
-            if config.get(name) != known.get(name):
-                raise InputError(f"{folder} holds a search with other settings ({name} differs); choose another folder")
-        old = run_folder.read_history(path)
-    swarm = Swarm(spec.config, len(experiment.names), spec.first)
+    swarm = Swarm(spec.config, len(experiment.names), spec.first, spec.first_patience)
     population = experiment.population(swarm)
     try:
-        run_folder.begin_run(folder)
-        # Written anew as far as it is whole: a line that a crash cut off must not stand before the next one.
-        run_folder.write_text(path, "".join(run_folder.to_line(line) for line in old))
-        told_too = {"expert_products": experiment.expert_products} | dict(extra or {})
-        run_folder.write_json(folder / run_folder.CONFIG, config | told_too)
-        journal = Journal(path)
+        journal, old = open_history(folder)
     except BaseException:
         population.close()
         raise
@@ -83,6 +60,32 @@ def open_trial(
     )
 
 
+def open_history(folder: Path) -> tuple[Journal, list[dict[str, Any]]]:
+    """The history of a folder, and the lines that it has. Raises InputError."""
+    path = folder / run_folder.HISTORY
+    old = run_folder.read_whole_history(path)
+    # Written anew as far as it is whole: a line that a crash cut off must not stand before the next one.
+    run_folder.write_text(path, "".join(run_folder.to_line(line) for line in old))
+    return Journal(path), old
+
+
+def begin_trial(experiment: Experiment, spec: TrialSpec, folder: Path, inputs: Mapping[str, Any]) -> None:
+    """Write the config.json of a trial among others, after a look at the one that is there. Raises InputError."""
+    run_folder.begin_run(folder)
+    run_folder.remove_leftovers(folder)
+    config = run_folder.to_json_types(
+        config_of(experiment, inputs, run="search", first=spec.first, **asdict(spec.config))
+    )
+    if spec.first_patience not in (None, spec.config.patience):
+        config["raised"] = {"iterations": spec.config.iterations, "patience": spec.first_patience}
+    path, summary = folder / run_folder.CONFIG, folder / run_folder.SUMMARY
+    if path.exists():
+        config |= going_on(folder, run_folder.read_json(path), config, force=True)  # what has changed is known above
+        if summary.exists():  # until it is replaced
+            run_folder.write_json(summary, run_folder.read_json(summary) | {"ended": False})
+    run_folder.write_json(path, config | {"expert_products": experiment.expert_products})
+
+
 def close_trial(trial: Trial) -> None:
     """Let go of its rows and its file."""
     trial.loop.population.close()
@@ -90,8 +93,10 @@ def close_trial(trial: Trial) -> None:
     trial.record.close()
 
 
-def finish_trial(experiment: Experiment, trial: Trial, inputs: Mapping[str, Any]) -> dict[str, Any]:
-    """Export the best on dev, then write summary.json; returns its content.
+def finish_trial(
+    experiment: Experiment, trial: Trial, inputs: Mapping[str, Any], *, ended: bool = True
+) -> dict[str, Any]:
+    """Export the best on dev, then write summary.json; returns its content. `ended`: that is all.
 
     Raises:
         InputError: one of them cannot be written.
@@ -99,7 +104,7 @@ def finish_trial(experiment: Experiment, trial: Trial, inputs: Mapping[str, Any]
     assert isinstance(trial.record, Journal)
     folder = trial.record.folder
     exported = export_winner(experiment, trial, folder, inputs)
-    summary = summary_of(experiment, trial, inputs) | exported
+    summary = summary_of(experiment, trial, inputs) | exported | {"ended": ended}
     run_folder.write_json(folder / run_folder.SUMMARY, summary)
     return summary
 
@@ -169,54 +174,12 @@ def summary_of(experiment: Experiment, trial: Trial, inputs: Mapping[str, Any]) 
     return summary if trial.meter is None else summary | trial.meter.total()
 
 
-def check_out(out: Path, *, overwrite: bool, resume: bool = False) -> None:
-    """Refuse a run folder that cannot be written, or that holds something else than is said; touch nothing.
-
-    Raises InputError.
-    """
-    run_folder.check_name(out)
-    if not resume:
-        run_folder.check_run_folder(out, overwrite)
-    elif overwrite:
-        raise InputError("overwrite and resume contradict each other; give one of them.")
-    elif not (out / run_folder.HISTORY).exists():
-        raise InputError(f"{out} holds no {run_folder.HISTORY}, so there is nothing to resume; leave resume out.")
-    elif (out / run_folder.SUMMARY).exists():
-        raise InputError(f"the run in {out} has ended; there is nothing to resume.")
-
-
 def keep_sources(out: Path, sources: Iterable[str | Path | None]) -> None:
     """Refuse a run folder in which a model that the run is given would be replaced. Raises InputError."""
     winner = Path(out, run_folder.GLOBAL_BEST).resolve()
     for source in sources:
         if source is not None and Path(source).resolve().is_relative_to(winner):
             raise InputError(f"{source} would be replaced by the winner of this search; choose another run folder.")
-
-
-def claim_folder(folder: Path, name: str, asked: dict[str, Any]) -> None:
-    """Have the folder say in a file of this name what is asked for. Raises InputError if it says something else."""
-    run_folder.check_links(folder)
-    if (folder / name).exists():
-        if run_folder.read_json(folder / name) != run_folder.to_json_types(asked):
-            raise InputError(f"{folder} holds searches of other arguments ({name}); choose another folder")
-        return
-    run_folder.check_name(folder)
-    run_folder.check_run_folder(folder)
-    run_folder.begin_run(folder)
-    run_folder.write_json(folder / name, asked)
-
-
-def keep_data(folder: Path, utility: Utility) -> None:
-    """Write the examples that were divided here, or are from the Hub, as files that can be given as data again.
-
-    So are those that came from this folder, of which an earlier run was just removed. Raises InputError.
-    """
-    if any(one.kept or Path(one.path).absolute().parent == folder.absolute() for one in utility.data):
-        names = (
-            [run_folder.DATA] if len(utility.data) == 1 else [f"data_{n + 1}.json" for n in range(len(utility.data))]
-        )
-        for name, one in zip(names, utility.data, strict=True):
-            run_folder.write_json(folder / name, one.content)
 
 
 def inputs_of(experiment: Experiment, task: str, data: Files) -> dict[str, Any]:
@@ -234,4 +197,19 @@ def inputs_of(experiment: Experiment, task: str, data: Files) -> dict[str, Any]:
         **experiment.utility.digests(),
         **asdict(experiment.task_config),
         "confirm": experiment.confirm,
+    }
+
+
+def config_of(experiment: Experiment, inputs: Mapping[str, Any], **own: Any) -> dict[str, Any]:
+    """What config.json says of a run on an experiment: its inputs, its settings, and what it depends on beside.
+
+    `own`: what the command has of its own, among it the settings of the swarm.
+    """
+    return {
+        **inputs,
+        **own,
+        **asdict(experiment.engine_config),
+        "state_reason": experiment.why_state,
+        "base_files": experiment.base_digest,
+        **environment(experiment.base_folder, experiment.engine_config),
     }

@@ -10,11 +10,12 @@ from typing import Any
 
 from modelswarms_fast.errors import InputError
 from modelswarms_fast.evaluation.early_stopping import PartialScores
-from modelswarms_fast.records.run_folder import SUMMARY, read_json
+from modelswarms_fast.records.run_folder import CONFIG, SUMMARY, read_json
 from modelswarms_fast.runs.experiment import Experiment
 from modelswarms_fast.runs.scheduler import Scheduler
+from modelswarms_fast.runs.started import RAISED
 from modelswarms_fast.runs.trial import Trial, TrialSpec
-from modelswarms_fast.runs.trial_folder import close_trial, finish_trial, open_trial
+from modelswarms_fast.runs.trial_folder import begin_trial, close_trial, finish_trial, open_trial
 
 SEARCHES = "searches"
 BUDGET = "budget"
@@ -33,8 +34,8 @@ def run_searches(
 ) -> list[dict[str, Any]]:
     """Run searches on an experiment that has started, each in a folder of its own in `folder`/searches.
 
-    A search whose folder holds a summary.json has ended and is not run again, unless it ended for want of budget and
-    there is more now.
+    A search that has ended is not run again, unless it ended for want of budget and there is more now, or iterations or
+    patience were raised.
 
     Args:
         inputs: what all searches share, for their config.json and summary.json.
@@ -136,13 +137,20 @@ class _Queue:
             close_trial(trial)
 
     def _opened(self, spec: TrialSpec, most: int | None) -> Trial:
-        trial = open_trial(self._experiment, spec, self._folder / spec.name, self._inputs, most=most)
+        folder = self._folder / spec.name
+        begin_trial(self._experiment, spec, folder, self._inputs)
+        trial = open_trial(self._experiment, spec, folder, most=most)
         self._open.append(trial)
         return trial
 
     def _known(self, spec: TrialSpec) -> dict[str, Any] | None:
-        path = self._folder / spec.name / SUMMARY
-        return read_json(path) if path.exists() else None
+        """The summary of a search that has ended, if it was to have no more iterations than now."""
+        folder = self._folder / spec.name
+        if not (folder / SUMMARY).exists() or not (folder / CONFIG).exists():
+            return None
+        record, config = read_json(folder / SUMMARY), read_json(folder / CONFIG)
+        same = all(config.get(name) == getattr(spec.config, name) for name in RAISED)
+        return record if same and record.get("ended") else None
 
     def _goes_on(self, record: dict[str, Any], room: int | None) -> bool:
         """Whether a search that ended for want of budget has more now."""

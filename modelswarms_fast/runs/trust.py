@@ -6,11 +6,18 @@ user, or confirmed by them.
 
 from __future__ import annotations
 
+import hmac
+import json
+import os
+import secrets
+import stat
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from typing import Any
 
 from modelswarms_fast.errors import InputError, quoted, short
 from modelswarms_fast.evaluation.objectives import is_function
+from modelswarms_fast.weights.packaged import cache_folder
 
 _FLAGS = {"task": "--task", "options": "--option", "engine_options": "--engine-option", "trace": "--trace"}
 _OPTIONS = ("endpoint", "key_env", "cache", "functions")  # of a judge, and of a task of lm-eval
@@ -91,6 +98,53 @@ def check_trusted(
         raise InputError(f"{what}; if you trust it, give these options again")
     if not ask(f"{what[0].upper()}{what[1:]}. Do you trust it?"):
         raise InputError(f"{where} is not trusted, so nothing of it was run")
+
+
+def seal_of(config: Mapping[str, Any]) -> dict[str, str]:
+    """A seal of the settings of `to_confirm`, for config.json: that this user has given them themselves.
+
+    It is made with a key in the cache folder that only they can read. Nothing where nothing is to be confirmed, or no
+    key can be kept.
+    """
+    settings = to_confirm(config)
+    key = _key(make=True) if settings else None
+    return {} if key is None else {"seal": _seal(key, settings)}
+
+
+def is_sealed(config: Mapping[str, Any]) -> bool:
+    """Whether this user has given the settings of `to_confirm` themselves."""
+    settings, seal = to_confirm(config), config.get("seal")
+    if not settings or not isinstance(seal, str) or (key := _key(make=False)) is None:
+        return not settings
+    return hmac.compare_digest(seal.encode(errors="replace"), _seal(key, settings).encode())
+
+
+def _seal(key: bytes, settings: Mapping[Setting, Any]) -> str:
+    text = json.dumps([[kind, name, value] for (kind, name), value in sorted(settings.items())], sort_keys=True)
+    return hmac.new(key, text.encode(errors="backslashreplace"), "sha256").hexdigest()
+
+
+def _key(*, make: bool) -> bytes | None:
+    """The user's key, of which nobody else may read or write the file; None if there is none."""
+    path = cache_folder() / "seal.key"
+    with suppress(OSError):
+        if make and not path.exists():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            new = path.with_name(f".{path.name}-{secrets.token_hex(8)}")
+            handle = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+            with open(handle, "wb") as file:
+                file.write(secrets.token_bytes(32))
+            try:
+                os.link(new, path)  # of two processes that make one, the first
+            except FileExistsError:
+                pass
+            finally:
+                new.unlink()
+        status = path.lstat()
+        if stat.S_ISREG(status.st_mode) and status.st_uid == os.geteuid() and not status.st_mode & 0o077:
+            key = path.read_bytes()
+            return key if len(key) == 32 else None
+    return None
 
 
 def _word(setting: Setting, value: Any) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
@@ -10,9 +11,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from modelswarms_fast.errors import InputError, quoted, short
 from modelswarms_fast.errors.arguments import check_path
 from modelswarms_fast.errors.files import check_regular, read_text
+from modelswarms_fast.ops.extension import _C
+from modelswarms_fast.weights.export import TOKENIZER_FILES
 from modelswarms_fast.weights.hub import HUB_ID, download
 from modelswarms_fast.weights.packaged import PACKAGED, packaged_folder
 
@@ -46,6 +51,21 @@ def resolve_base(base: str) -> Path:
             f"the base model folder {folder} does not exist; give a folder, a hub id or one of {', '.join(PACKAGED)}"
         )
     return _checked(download(base))
+
+
+def digest_of_base(folder: Path) -> str:
+    """Names the weights, the config and the tokenizer of a base model; its files are read once, on all threads."""
+    digest = hashlib.blake2b(digest_size=16)
+    for file in sorted(folder.iterdir()):
+        if file.suffix == ".safetensors":
+            content = np.memmap(file, mode="r")
+            name: bytes = _C.row_name(content.ctypes.data, content.nbytes)
+        elif file.name == "config.json" or file.name in TOKENIZER_FILES:
+            name = file.read_bytes()
+        else:
+            continue
+        digest.update(f"{file.name} {len(name)} ".encode(errors="backslashreplace") + name)
+    return digest.hexdigest()
 
 
 def _checked(folder: Path) -> Path:

@@ -101,14 +101,14 @@ COMMANDS = {
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_a_signal_cuts_what_goes_on_anyway(tiny, arguments, tmp_path, monkeypatch, capsys, command):
+def test_a_signal_cuts_what_then_goes_on(tiny, arguments, tmp_path, monkeypatch, capsys, command):
     at_step(monkeypatch, 6, lambda: os.kill(os.getpid(), signal.SIGTERM))
     out = tmp_path / "run"
     given = [*(["seeds"] if command == "study" else []), tiny["experts"], *arguments, *COMMANDS[command]]
     given = [command, *given, "--engine", "transformers", "--out", out]
     assert run(monkeypatch, *given) == 128 + signal.SIGTERM
     assert last_line(capsys) == go_on(out)
-    assert run(monkeypatch, *given) == 0
+    assert run(monkeypatch, "resume", out) == 0
 
 
 @pytest.mark.parametrize("by", ["signal", "error"])

@@ -66,7 +66,7 @@ def test_another_form_is_another_search(chatty, tmp_path):
 def test_a_report_asks_in_the_form_of_its_run(chatty, tmp_path):
     _, run, _ = chatty
     shutil.copytree(run, tmp_path / "run")
-    evaluate_run(tmp_path / "run")
+    evaluate_run(tmp_path / "run", given={"task": "helpers_search:vowels"})
     history = [json.loads(line) for line in (run / "history.jsonl").read_text().splitlines()]
     assert history
     found = read_json(tmp_path / "run" / "test_scores.json")["groups"]

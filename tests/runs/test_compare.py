@@ -113,21 +113,30 @@ def test_a_run_that_was_cut_goes_on(tiny, tmp_path, monkeypatch):
     file = tmp_path / "out" / "baselines.json"
     first = json.loads(file.read_text())["methods"]
     assert list(first) == ["best_expert"]
-    content = compare(**arguments)
+    content = compare(**arguments, resume=True)
     assert ran == ["best_expert", "uniform_soup", "uniform_soup", "model_swarms"]
     assert content["methods"]["best_expert"] == first["best_expert"]
     assert list(content["against_model_swarms"]) == ["best_expert", "uniform_soup"]
 
     monkeypatch.setattr(module.Experiment, "__enter__", lambda self: pytest.fail("an engine is started for nothing"))
-    assert compare(**arguments) == content
+    assert compare(**arguments, resume=True) == content
 
 
 def test_results_of_other_arguments_are_not_mixed(compared):
     arguments, _, _ = compared
     others = {"seed": {"seed": 4}, "budget": {"budget": 10}, "examples": {"limit_dev": 3}, "train": {"train": "x.json"}}
     for name, change in others.items():
-        with pytest.raises(InputError, match=f"holds results of another {name}"):
-            compare(**arguments | change)
+        with pytest.raises(InputError, match=f"with other settings .({name}|limit_dev) differs"):
+            compare(**arguments | change, resume=True)
+
+
+@pytest.fixture(scope="module")
+def short(tiny, tmp_path_factory):
+    """Arguments of a comparison that one method has ended of, and its file."""
+    out = tmp_path_factory.mktemp("short") / "out"
+    arguments = arguments_of(tiny, out=out, budget=6)
+    compare(**arguments, methods=["best_expert"])
+    return arguments, out / "baselines.json"
 
 
 AGAINST = {"difference": 0.1, "interval": [0.0, 0.2], "share": 0.9}
@@ -136,7 +145,6 @@ AGAINST = {"difference": 0.1, "interval": [0.0, 0.2], "share": 0.9}
 @pytest.mark.parametrize(
     "content",
     [
-        {"config": 3},
         {"methods": []},
         {"methods": {"vote": 3}},
         {"methods": {"vote": {"dev": 0.5, "test": 0.5}}},
@@ -151,23 +159,23 @@ AGAINST = {"difference": 0.1, "interval": [0.0, 0.2], "share": 0.9}
         {"against_model_swarms": {"vote": AGAINST | {"share": None}}},
     ],
 )
-def test_a_file_of_other_content_is_not_taken_for_results(tiny, tmp_path, content):
-    file, whole = tmp_path / "baselines.json", {"config": {}, "methods": {"vote": RESULT}}
-    arguments = arguments_of(tiny, out=tmp_path, budget=6)
+def test_a_file_of_other_content_is_not_taken_for_results(short, content):
+    arguments, file = short
+    whole = {"config": {}, "methods": {"vote": RESULT}}
     file.write_text(json.dumps(whole | {"against_model_swarms": {"vote": AGAINST}}))
-    with pytest.raises(InputError, match=r"baselines\.json holds results of another base"):
-        compare(**arguments)
+    assert compare(**arguments, methods=["vote"], resume=True)["methods"] == {"vote": RESULT}
     file.write_text(json.dumps(whole | content))
     with pytest.raises(
         InputError, match=r"baselines\.json does not hold results of a comparison; choose another folder"
     ):
-        compare(**arguments)
+        compare(**arguments, resume=True)
 
 
-def test_a_file_that_holds_nothing_is_not_taken_for_results(tiny, tmp_path):
-    (tmp_path / "baselines.json").write_text("{}")
+def test_a_file_that_holds_nothing_is_not_taken_for_results(short):
+    arguments, file = short
+    file.write_text("{}")
     with pytest.raises(InputError, match=r"baselines\.json does not hold results of a comparison"):
-        compare(**arguments_of(tiny, out=tmp_path, budget=6))
+        compare(**arguments, resume=True)
 
 
 def test_what_cannot_be_used_is_refused_before_an_engine_starts(tiny, tmp_path, monkeypatch):

@@ -93,8 +93,6 @@ def test_a_search_that_was_cut_is_resumed(tiny, tmp_path, monkeypatch, lines, st
 
 
 def test_there_must_be_something_to_resume(tiny, tmp_path):
-    with pytest.raises(InputError, match="so there is nothing to resume"):
-        search(**tiny, out=tmp_path / "run", resume=True)
     with pytest.raises(InputError, match="contradict each other"):
         search(**tiny, out=tmp_path / "run", resume=True, overwrite=True)
 

@@ -49,7 +49,7 @@ class Fake:
         rows = torch.zeros(3, 1)
         self.names = ("a", "b", "c")
         self.experts = Experts("full", self.names, None, rows, rows, (), {}, ())
-        self.base_folder = None
+        self.base_folder, self.base_digest, self.why_state = None, "the base", "as asked for"
         self.expert_products = [[1.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, 1.0]]
 
     def population(self, swarm):

@@ -49,6 +49,7 @@ def test_run_folder_is_complete(run):
         "global_best",
         "history.jsonl",
         "report.html",
+        "scores.jsonl",
         "summary.json",
     ]
     assert json.loads((out / "summary.json").read_text()) == summary

@@ -139,7 +139,7 @@ def test_a_sweep_that_was_cut_ends_as_one_that_was_not(tiny, tmp_path, monkeypat
         patch.setattr(Trial, "advance", cut)
         with pytest.raises(KeyboardInterrupt):
             sweep.sweep(**settings, out=tmp_path / "cut")
-    assert sweep.sweep(**settings, out=tmp_path / "cut") == uncut
+    assert sweep.sweep(**settings, out=tmp_path / "cut", resume=True) == uncut
     for one in uncut["searches"]:
         name = f"searches/{one['name']}"
         assert (tmp_path / "cut" / name / "history.jsonl").read_bytes() == (
@@ -174,8 +174,8 @@ def test_a_search_of_a_sweep_is_a_run_of_its_own(tiny, tmp_path):
 def test_a_sweep_of_other_arguments_is_refused(tiny, tmp_path):
     settings = sizes(tiny) | {"searches": 1}
     sweep.sweep(**settings, out=tmp_path / "sweep")
-    with pytest.raises(InputError, match=r"holds searches of other arguments \(sweep_config\.json\)"):
-        sweep.sweep(**settings | {"ranges": {"inertia": (0.2, 0.3)}}, out=tmp_path / "sweep")
+    with pytest.raises(InputError, match=r"holds a sweep with other settings \(ranges differs\)"):
+        sweep.sweep(**settings | {"ranges": {"inertia": (0.2, 0.3)}}, out=tmp_path / "sweep", resume=True)
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "letter.txt").touch()
     with pytest.raises(InputError, match="is not empty"):
@@ -189,8 +189,8 @@ def test_a_sweep_goes_on_with_the_experts_that_it_began_with(tiny, tmp_path):
     sweep.sweep(**settings, out=tmp_path / "sweep")
     file = next((tmp_path / "experts").glob("*/adapter_model.safetensors"))
     save_file({name: 2 * tensor for name, tensor in load_file(file).items()}, file)
-    with pytest.raises(InputError, match=r"holds searches of other arguments \(sweep_config\.json\)"):
-        sweep.sweep(**settings, out=tmp_path / "sweep")
+    with pytest.raises(InputError, match="was started with experts with other weights"):
+        sweep.sweep(**settings, out=tmp_path / "sweep", resume=True)
 
 
 def test_what_is_drawn_lies_in_the_ranges_and_does_not_depend_on_how_many():
@@ -251,23 +251,23 @@ def test_a_study_of_other_arguments_is_refused(tiny, tmp_path):
     shutil.copy(tiny["data"], data)
     settings = sizes(tiny) | {"data": data, "out": tmp_path / "study", "seeds": 1}
     study("seeds", **settings)
-    others = [("seeds", settings | {"swarm": {"inertia": 0.9}}), ("ablation", settings)]
-    for kind, other in others:
-        with pytest.raises(InputError, match=r"holds searches of other arguments \(study_config\.json\)"):
-            study(kind, **other)
+    others = {"inertia": ("seeds", settings | {"swarm": {"inertia": 0.9}}), "kind": ("ablation", settings)}
+    for name, (kind, other) in others.items():
+        with pytest.raises(InputError, match=rf"holds a study with other settings \({name} differs\)"):
+            study(kind, **other, resume=True)
     content = read_json(data)
     content["dev"][0]["prompt"] += " "
     data.write_text(json.dumps(content))
-    with pytest.raises(InputError, match="holds searches of other arguments"):
-        study("seeds", **settings)
+    with pytest.raises(InputError, match="was started with other data"):
+        study("seeds", **settings, resume=True)
 
 
 def test_a_folder_that_another_process_fills_is_refused(tiny, tmp_path):
     settings = sizes(tiny) | {"searches": 1, "out": tmp_path / "sweep"}
     sweep.sweep(**settings)
     with run_folder.locked(tmp_path / "sweep"), pytest.raises(InputError, match="another process is at work in"):
-        sweep.sweep(**settings)
-    sweep.sweep(**settings)
+        sweep.sweep(**settings, resume=True)
+    sweep.sweep(**settings, resume=True)
 
 
 def test_a_study_of_diversity(tiny, tmp_path):

@@ -62,7 +62,8 @@ def test_the_swarm_finds_a_mixture_that_beats_every_expert(taught, tmp_path):
     assert min(mixture.values()) > 0
     assert sum(mixture.values()) == pytest.approx(1)
     assert {path.name for path in (tmp_path / "run").iterdir()} == {
-        "config.json", "files.jsonl", "history.jsonl", "summary.json", "analysis.json", "report.html", "global_best",
+        "config.json", "files.jsonl", "history.jsonl", "scores.jsonl", "summary.json", "analysis.json", "report.html",
+        "global_best",
     }  # fmt: skip
 
 

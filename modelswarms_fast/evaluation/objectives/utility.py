@@ -50,6 +50,12 @@ class Answer(NamedTuple):
     greedy: bool = True
     """Whether every token of the continuation was the likeliest; True for a generated text."""
 
+    @classmethod
+    def of(cls, recorded: Sequence[Any]) -> Answer:
+        """An answer as JSON has it, which writes a NaN as null."""
+        text, tokens, log_prob, greedy = recorded
+        return cls(text, tokens, math.nan if log_prob is None else log_prob, greedy)
+
 
 def mean(split: str, scores: Sequence[float]) -> float:
     """The mean. `fsum` is correctly rounded and so is the division, so it never falls when a score rises."""

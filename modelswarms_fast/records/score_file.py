@@ -1,0 +1,220 @@
+"""`scores.jsonl` of a run folder: what each evaluation has found, on the disk before the next one is waited for.
+
+A line is a JSON object whose last member, `crc`, is a checksum of all before it. It has
+
+    of          the digest of what was evaluated with: experts, base model, data and settings that a score depends on
+    split       of the examples
+    position    the name of the position in hex; null where it has none
+    scores      one an example: a number, "nan", or null where none was needed; or `answers`, one list an example
+    cost        what the evaluation took: evaluations, prompts, tokens, reused scores
+    for         the search or the method that asked for it
+    iteration   of that search, and `particle`, where it was one of a search
+
+A position is found again by its name, a particle of a search by its iteration. Lines that a kill cut off are dropped.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import threading
+import zlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from modelswarms_fast.errors import InputError
+from modelswarms_fast.records.progress import say
+from modelswarms_fast.records.run_folder import SCORES, Journal, to_line
+
+Visit = tuple[str, int, int]
+"""A search, an iteration and a particle."""
+
+_VISIT = ("for", "iteration", "particle")
+_NEEDED = {"of", "split", "position", "cost", "for"}
+_CHECK = b', "crc": "%08x"}\n'
+_CHECK_LENGTH = len(_CHECK % 0)
+_Position = tuple[str, str, str]
+
+
+class Cost(NamedTuple):
+    """What one evaluation took."""
+
+    evaluations: int = 0
+    prompts: int = 0
+    tokens: int = 0
+    reused: int = 0
+
+
+class Line(NamedTuple):
+    """What a line says."""
+
+    content: list[Any]
+    """Scores, None where none was needed; or answers."""
+    cost: Cost
+    asked_by: str
+
+
+class _Place(NamedTuple):
+    file: int
+    offset: int
+    length: int
+
+
+class ScoreFile:
+    """The scores of a run folder, and of other runs that it may use; lines are found without being kept in memory."""
+
+    def __init__(self, folder: str | os.PathLike[str], of: str, reuse: Sequence[str | os.PathLike[str]] = ()) -> None:
+        """Open or create the file of a run folder; what a kill has cut off is removed from its end.
+
+        Args:
+            folder: the run folder.
+            of: the digest of what is evaluated with. Positions of other lines are not found.
+            reuse: other run folders. They are only read.
+
+        Raises:
+            InputError: a file cannot be read or written.
+        """
+        self.of = of
+        self._positions: dict[_Position, _Place] = {}  # of the run's own file
+        self._others: dict[_Position, _Place] = {}
+        self._whole: set[_Position] = set()  # those of its own that have a score of every example
+        self._visits: dict[Visit, _Place] = {}
+        self._paid: set[_Place] = set()
+        self._lock = threading.Lock()
+        self._handles: list[int] = []
+        paths = [Path(one) / SCORES for one in (folder, *reuse)]
+        self._journal = Journal(paths[0])
+        try:
+            for number, path in enumerate(paths):
+                self._handles.append(os.open(path, os.O_RDONLY | os.O_CLOEXEC))
+                end = self._read(number, path)
+                if number == 0:
+                    os.truncate(path, end)
+                    self._end = self._before = end
+        except OSError as error:
+            self.close()
+            raise InputError(f"cannot read {path}: {error.strerror}; give a run folder with its files whole") from error
+
+    def close(self) -> None:
+        """Close the files; nothing can be found or appended after."""
+        self._journal.close()
+        while self._handles:
+            os.close(self._handles.pop())
+
+    def position(self, kind: str, split: str, name: bytes | None) -> list[Any] | None:
+        """What is known of a position on a split: its "scores" or its "answers", one an example."""
+        place = self._place(kind, split, name)
+        line = None if place is None else self._line(place)
+        return None if line is None else line.content
+
+    def holds(self, kind: str, split: str, name: bytes | None) -> bool:
+        """Whether the run's own file knows a position on all examples of a split."""
+        return name is not None and (kind, split, name.hex()) in self._whole
+
+    def visit(self, visit: Visit) -> Line | None:
+        """What is known of a particle in an iteration of a search of this run."""
+        place = self._visits.get(visit)
+        return None if place is None else self._line(place)
+
+    def unpaid(self, kind: str, split: str, name: bytes | None, asked_by: str) -> Cost | None:
+        """What a position has cost an earlier call of this run that asked for the same; told once, and then None.
+
+        So a run that goes on counts what it would have counted without the cut.
+        """
+        place = self._place(kind, split, name)
+        if place is None or place.file or place.offset >= self._before or place in self._paid:
+            return None
+        self._paid.add(place)
+        line = self._line(place)
+        return line.cost if line is not None and line.asked_by == asked_by else None
+
+    def append(
+        self,
+        kind: str,
+        split: str,
+        name: bytes | None,
+        content: Sequence[Any],
+        cost: Cost,
+        asked_by: str = "",
+        visit: Visit | None = None,
+    ) -> None:
+        """Write a line and wait until the disk has it. Raises InputError."""
+        position = None if name is None else name.hex()
+        if kind == "scores":  # JSON has no NaN, and null is a score that is missing
+            content = ["nan" if one is not None and math.isnan(one) else one for one in content]
+        fields: dict[str, Any] = {"of": self.of, "split": split, "position": position, kind: content, "cost": cost}
+        fields |= {"for": asked_by} if visit is None else dict(zip(_VISIT, visit, strict=True))
+        body = to_line(fields).rstrip()[:-1].encode(errors="backslashreplace")
+        data = body + _CHECK % zlib.crc32(body)
+        with self._lock:
+            self._journal.write(data)
+            self._note(fields, _Place(0, self._end, len(data)))
+            self._end += len(data)
+
+    def _read(self, number: int, path: Path) -> int:
+        """Index a file; returns where its last whole line ends. Raises OSError."""
+        damaged, end, offset = list[int](), 0, 0
+        with path.open("rb") as file:
+            for count, raw in enumerate(file, start=1):
+                fields = _fields(raw)
+                if fields is None:
+                    damaged.append(count)
+                else:
+                    self._note(fields, _Place(number, offset, len(raw)))
+                    end = offset + len(raw)
+                    for one in damaged:  # not the end that a kill cut off
+                        say(f"Warning: line {one} of {path} is damaged; what it said is evaluated again", "yellow")
+                    damaged.clear()
+                offset += len(raw)
+        return end
+
+    def _note(self, fields: Mapping[str, Any], place: _Place) -> None:
+        """Put a line into the index."""
+        own = place.file == 0
+        if own and "iteration" in fields:
+            self._visits[fields["for"], fields["iteration"], fields["particle"]] = place
+        if fields["of"] != self.of or fields["position"] is None:
+            return
+        kind = "scores" if "scores" in fields else "answers"
+        key = kind, fields["split"], fields["position"]
+        whole = None not in fields[kind]
+        if not own:
+            if whole or key not in self._others:
+                self._others[key] = place
+        elif whole or key not in self._whole:
+            self._positions[key] = place
+            if whole:
+                self._whole.add(key)
+
+    def _place(self, kind: str, split: str, name: bytes | None) -> _Place | None:
+        if name is None:
+            return None
+        key = kind, split, name.hex()
+        if key in self._whole or key not in self._others:
+            return self._positions.get(key)
+        return self._others[key]
+
+    def _line(self, place: _Place) -> Line | None:
+        fields = _fields(os.pread(self._handles[place.file], place.length, place.offset))
+        if fields is None:  # the disk has lost it since
+            return None
+        content = fields["answers"] if "answers" in fields else list(map(_score, fields["scores"]))
+        return Line(content, Cost(*fields["cost"]), fields["for"])
+
+
+def _score(value: Any) -> float | None:
+    return None if value is None else float(value)
+
+
+def _fields(raw: bytes) -> dict[str, Any] | None:
+    """What a line says; None if it is not whole."""
+    body, check = raw[:-_CHECK_LENGTH], raw[-_CHECK_LENGTH:]
+    if check != _CHECK % zlib.crc32(body):
+        return None
+    try:
+        fields = json.loads(body + b"}")
+    except (ValueError, RecursionError):
+        return None
+    return fields if isinstance(fields, dict) and fields.keys() >= _NEEDED else None
