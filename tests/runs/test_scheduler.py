@@ -69,6 +69,7 @@ class Fake:
 @pytest.fixture(autouse=True)
 def no_export(monkeypatch):
     monkeypatch.setattr(trial_folder, "export", lambda *arguments, **more: None)
+    monkeypatch.setattr(trial_folder, "exported_files", lambda *arguments: [])
     monkeypatch.setattr(Population, "global_best", lambda self: None)
 
 
