@@ -82,7 +82,9 @@ def ran(folder, experiment=None, searches=None, **more):
     found = run_searches(
         experiment or Fake(), searches or planned(), folder, inputs={"experts": ["a", "b", "c"]}, **more
     )
-    return [{name: value for name, value in one.items() if name != "wall_seconds"} for one in found]
+    # Whether a particle that was stopped early would have had no score depends on what was asked before it was.
+    left_out = {"wall_seconds", "without_score"}
+    return [{name: value for name, value in one.items() if name not in left_out} for one in found]
 
 
 def histories(folder):
