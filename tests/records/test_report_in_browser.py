@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers_run_folder import write_whole_run
+from helpers_run_folder import IMAGE, NASTY, write_whole_run
 
 from modelswarms_fast.records.report import write_report
 
@@ -78,3 +80,58 @@ def test_text_of_plots_can_be_read(browser: Any, address: str, scheme: str) -> N
     brightness = [sum(map(int, colour.removeprefix("rgb(").removesuffix(")").split(","))) for colour in colours]
     assert all((total > 380) == (scheme == "dark") for total in brightness)
     page.close()
+
+
+HOSTILE = (
+    "<script>alert(1)</script>", "<img src=x onerror=alert(1)>", "<svg onload=alert(1)>", "</script><script>alert(1)//",
+    "</svg></figure><iframe src=javascript:alert(1)>", "\"><img src=x onerror=alert(1) x=\"",
+    "' onmouseover='alert(1)",
+    "</style><style>@import 'http://127.0.0.1:1/x.css';</style>", "<a href='javascript:alert(1)'>x</a>",
+    "<base href='http://127.0.0.1:1/'>", "<meta http-equiv=refresh content='0;url=http://127.0.0.1:1/'>",
+    "<form action=http://127.0.0.1:1/><input autofocus onfocus=alert(1)>", "]]><script>alert(1)</script>", "<!--",
+    "-->",
+    "{{ cycler.__init__.__globals__ }}", "{% raw %}",
+    "$x_{1}^2$ $\\frac{", "\\mathdefault{x}",
+    "&lt;img src=x onerror=alert(1)&gt;",
+    "%3Cscript%3Ealert(1)%3C/script%3E", "<details open ontoggle=alert(1)>", "\x00<b>\x1b[31m\u202e\u2028", "\ud800<i>",
+    "<math><mtext><table><mglyph><style><img src=x onerror=alert(1)>", "<textarea>", "<plaintext>",
+    "<noscript><p title='</noscript><img src=x onerror=alert(1)>'>",
+)  # fmt: skip
+
+
+def report_of(folder: Path, text: str) -> str:
+    """A report in which every text that a user, a data file or a model can choose is this one."""
+    folder.mkdir()
+    write_whole_run(folder)
+    nasty, image = (json.dumps(one)[1:-1] for one in (NASTY, IMAGE))
+    for path in folder.glob("*.json*"):
+        content = path.read_text(encoding="utf-8")
+        for old in (nasty, image, "riddles", "some-base", "science", "my experts"):
+            content = content.replace(old, json.dumps(text)[1:-1] + "2" * (old == image) + "3" * (old == "science"))
+        path.write_text(content, encoding="utf-8")
+    return write_report(folder).as_uri()
+
+
+def elements(page: Any) -> Any:
+    """How many elements of each kind a page has, and the names of their attributes."""
+    return page.evaluate(
+        """(() => { const found = {};
+            for (const one of document.querySelectorAll('*'))
+                for (const name of [one.tagName, ...one.getAttributeNames().map(name => one.tagName + ' ' + name)])
+                    found[name] = (found[name] || 0) + 1;
+            return found; })()"""
+    )
+
+
+def test_hostile_names_prompts_and_answers_are_text(browser: Any, tmp_path: Path) -> None:
+    """Nothing runs or is asked for, and the page has the elements that it has with plain texts."""
+    page, _ = opened(browser, report_of(tmp_path / "plain", "plain"), 1000, "light")
+    plain = elements(page)
+    page.close()
+    for number in range(4):  # several at once, since a page takes a second
+        text = " ".join(HOSTILE[number::4])
+        address = report_of(tmp_path / str(number), text)
+        page, events = opened(browser, address, 1000, "light")
+        assert events == [f"request {address}"], text
+        assert elements(page) == plain, text
+        page.close()
