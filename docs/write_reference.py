@@ -1,8 +1,9 @@
 """Write the reference pages that follow from the code: python docs/write_reference.py [--check].
 
 `reference/command-line.md` is what the commands say of themselves, `reference/settings.md` the fields of the settings
-with their docstrings, `reference/models.md` the latest result of `python -m benchmarks.engine.models`. `--check` writes
-nothing and exits with status 1 if a page is not current.
+with their docstrings, `reference/models.md` the latest result of `python -m benchmarks.engine.models`, and
+`reference/parity-check.md` the latest of each base model of `python -m benchmarks.engine.parity_rates`. `--check`
+writes nothing and exits with status 1 if a page is not current.
 """
 
 from __future__ import annotations
@@ -10,19 +11,31 @@ from __future__ import annotations
 import ast
 import inspect
 import json
+import math
 import re
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, get_args, get_origin
 
+import torch
 import typer
 
 from modelswarms_fast import config
 from modelswarms_fast.cli.main import app
+from modelswarms_fast.engines.agreement import BASE, Agreement, Rounding
+from modelswarms_fast.engines.parity_check import PROMPTS
 
 FOLDER = Path(__file__).parent / "reference"
-MODELS = Path(__file__).parents[1] / "benchmarks" / "results" / "models"
+RESULTS = Path(__file__).parents[1] / "benchmarks" / "results"
+LOADS = {
+    "merged": "right, `merged`", "slots": "right, `slots`",
+    "nothing": "a load that did nothing", "another": "another expert", "stale": "answers of the load before",
+    "exchanged": "A of another expert", "scaling": "scaling left out", "module": "a kind of module missing",
+    "layer": "one layer missing", "not restored": "the base model not restored",
+}  # fmt: skip
+CHOSEN = {("smollm2-135m-instruct", "bfloat16"): 20}
+"""Trials on which the limits of the parity check were chosen: the first of these."""
 WAYS = {
     "merged": "`merged`", "slots": "`slots`", "mixture": "`mixture`", "full": "whole checkpoints",
     "transformers": "`engine=\"transformers\"`", "export": "export", "search": "search",
@@ -45,7 +58,8 @@ def pages() -> dict[Path, str]:
     return {
         FOLDER / "command-line.md": command_line(),
         FOLDER / "settings.md": settings(),
-        FOLDER / "models.md": models(max(MODELS.glob("*.json"))),
+        FOLDER / "models.md": models(max((RESULTS / "models").glob("*.json"))),
+        FOLDER / "parity-check.md": parity([max(one.glob("*.json")) for one in sorted((RESULTS / "parity").iterdir())]),
     }
 
 
@@ -83,6 +97,57 @@ def models(result: Path) -> str:
     if notes:
         lines += ["", "## What the others say\n", *notes]
     return "\n".join(lines) + "\n"
+
+
+def parity(results: list[Path]) -> str:
+    """How often the parity check errs, of each base model and dtype, by the limits that the code has now."""
+    lines = [
+        "# How often the parity check errs\n",
+        "<!-- Written by docs/write_reference.py; run python -m benchmarks.engine.parity_rates, then it. -->\n",
+        "The [parity check](../explanation/inside-vllm.md#the-parity-check) was given right and wrong loads by vLLM,",
+        f"on a CPU, with the {PROMPTS} prompts that a search asks. Rows are experts and random mixtures, some weak.",
+        "Each cell is *errors / told*: right loads that were refused, or wrong loads that passed, of those that can be",
+        "told from rounding. *+ n* are loads that cannot be told: the check warns of them and passes them.",
+        "The trials on which the limits were chosen are left out: the first 20 of SmolLM2 in bfloat16. Only the least",
+        "width of the limits in a half type, 8 steps of it, was set with all of those in sight.",
+    ]
+    for path in results:
+        found = json.loads(path.read_text())
+        base, dtypes = found["base"], found["dtypes"]
+        lines += ["", f"## {base}\n", f"Prompts of `{found['data']}`; experts: {', '.join(found['experts'])}.\n"]
+        lines += ["| load | " + " | ".join(dtypes) + " |", "|---|" + "---|" * len(dtypes)]
+        rates = {dtype: rates_of(one, dtype, CHOSEN.get((base, dtype), 0)) for dtype, one in dtypes.items()}
+        lines += [
+            f"| {text} | " + " | ".join(one[load] for one in rates.values()) + " |" for load, text in LOADS.items()
+        ]
+        lines.append(
+            "| rounding of the base model | " + " | ".join(f"{rounding(one):.2g}" for one in dtypes.values()) + " |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def rates_of(found: dict[str, Any], dtype: str, first: int) -> dict[str, str]:
+    """A cell for each kind of load, of the trials from the first on that is given."""
+    count, said = str(PROMPTS), {load: [0, 0, 0] for load in LOADS}
+    noise = Rounding(rounding(found), torch.finfo(getattr(torch, dtype)).eps)
+    for trial in found["trials"][first:]:
+        for right, loads in ((True, trial["right"]), (False, trial["wrong"])):
+            for load, numbers in loads.items():
+                explained = agreement_of(numbers[count]).explained(noise)
+                said[load][2 if explained is None else 0 if explained is not right else 1] += 1
+        passes = agreement_of(trial["not restored"][count]).within(BASE)
+        said["not restored"][0 if passes else 1] += 1
+    return {load: f"{errs} / {errs + not_}" + f" + {none}" * (none > 0) for load, (errs, not_, none) in said.items()}
+
+
+def agreement_of(numbers: list[float | None]) -> Agreement:
+    """As a result has it: None is NaN."""
+    return Agreement(*(math.nan if one is None else one for one in numbers))
+
+
+def rounding(found: dict[str, Any]) -> float:
+    """What the engines differ by about the base model."""
+    return float(found["base"]["merged"][str(PROMPTS)][3])
 
 
 def command_line() -> str:

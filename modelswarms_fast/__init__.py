@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from modelswarms_fast.config import EngineConfig, SwarmConfig
-    from modelswarms_fast.errors import EngineError, InputError
+    from modelswarms_fast.errors import EngineError, InputError, ParityError
     from modelswarms_fast.ops import mix_, swarm_update_, swarm_update_rows_
     from modelswarms_fast.runs.compare import compare
     from modelswarms_fast.runs.evaluate import evaluate
@@ -29,6 +29,7 @@ _HOME = {
     "EngineError": "errors",
     "Experiment": "runs.experiment",
     "InputError": "errors",
+    "ParityError": "errors",
     "Swarm": "swarm",
     "SwarmConfig": "config",
     "compare": "runs.compare",
@@ -50,6 +51,7 @@ __all__ = [
     "EngineError",
     "Experiment",
     "InputError",
+    "ParityError",
     "Swarm",
     "SwarmConfig",
     "__version__",

@@ -37,9 +37,9 @@ class Limits(NamedTuple):
 # docs/reference/parity-check.md.
 COEFFICIENT, CORRELATION = 4.0, 3.5
 """How many times its rounding a change may be off in size, and in direction."""
-LEAST, STEPS = 1e-3, 16.0
+LEAST, STEPS = 1e-3, 8.0
 """A share of the change that is never too much, and so many steps of the dtype: what shifts activations far is rounded
-anew in them, by up to 12 steps in tiny random models."""
+anew in them. By up to 4 steps in real models, and by up to 12 in tiny ones with random adapters."""
 TELLING = 8.0
 """A change that is less than so many times its rounding cannot be told from it."""
 BASE = Limits(0.1, 0.98)

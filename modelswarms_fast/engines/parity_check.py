@@ -130,7 +130,7 @@ class ParityCheck:
         else:
             self._oracle.load(0, row)
             name = self._names.get(_sample(row))
-            whose = f"the expert {name}" if name else "a mixture"
+            whose = f"the expert {name}" if name else "a particle"
             what = f"the weights it was given ({whose}, in slot {slot})"
             served, expected = self._served(slot), self._expected(0)
         return self._judge(what, served, expected)

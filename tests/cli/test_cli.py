@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from transformers import LlamaForCausalLM
 
 from modelswarms_fast.cli import main
+from modelswarms_fast.errors import ParityError
 from modelswarms_fast.records.run_folder import read_history, read_json
 
 tiny = helpers_search.tiny
@@ -176,6 +177,15 @@ def test_a_mistake_is_one_sentence_and_exit_code_2(change, message, tiny, argume
     assert before in ([], ["reading the experts"])
     assert sentence.startswith("error: ")
     assert message in sentence
+
+
+def test_a_failed_parity_check_is_one_sentence_and_exit_code_3(monkeypatch, capsys):
+    def failing(*arguments, **settings):
+        raise ParityError("The engine does not serve the weights it was given.")
+
+    monkeypatch.setattr(main, "app", failing)
+    assert run(monkeypatch, "search") == 3
+    assert capsys.readouterr().err == "error: The engine does not serve the weights it was given.\n"
 
 
 @pytest.mark.parametrize(

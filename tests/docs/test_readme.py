@@ -24,7 +24,7 @@ ROOT = Path(__file__).parents[2]
 README = ROOT / "README.md"
 PAGES = sorted((ROOT / "docs").rglob("*.md"))
 # Written by a script from the code, or from the JSON files of measurements.
-WRITTEN = {"command-line.md", "settings.md", "models.md", "performance.md", "results.md", "log.md"}
+WRITTEN = {"command-line.md", "settings.md", "models.md", "parity-check.md", "performance.md", "results.md", "log.md"}
 PROSE = [README, ROOT / "CONTRIBUTING.md", *(page for page in PAGES if page.name not in WRITTEN)]
 
 
