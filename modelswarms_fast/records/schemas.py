@@ -91,6 +91,22 @@ class Config(_Schema):
     expert_products: list[list[Number | None]] | None = None
     dev_examples: Count | None = None
     test_examples: Count | None = None
+    run: Literal["search", "token-swarm", "compare", "sweep", "study"] | None = None
+    """The command."""
+    directory: str | None = None
+    iterations: Count | None = None
+    patience: Count | None = None
+    raised: dict[str, Count] | None = None
+    """With what iterations and patience the run was first started, if they were raised."""
+    forced: list[str] | None = None
+    versions: dict[str, str | None] | None = None
+    computed_in: str | None = None
+    served: Literal["merged", "slots", "mixture"] | None = None
+    state_reason: str | None = None
+    methods: str | None = None
+    ranges: dict[str, str] | None = None
+    reuse: list[str] | None = None
+    seal: str | None = None
 
 
 class End(_Schema):

@@ -32,7 +32,6 @@ Visit = tuple[str, int, int]
 """A search, an iteration and a particle."""
 
 _VISIT = ("for", "iteration", "particle")
-_NEEDED = {"of", "split", "position", "cost", "for"}
 _CHECK = b', "crc": "%08x"}\n'
 _CHECK_LENGTH = len(_CHECK % 0)
 _Position = tuple[str, str, str]
@@ -78,7 +77,7 @@ class ScoreFile:
         """
         self.of = of
         self._positions: dict[_Position, _Place] = {}  # of the run's own file
-        self._others: dict[_Position, _Place] = {}
+        self._others: dict[_Position, _Place] = {}  # of other runs, where they have a score of every example
         self._whole: set[_Position] = set()  # those of its own that have a score of every example
         self._visits: dict[Visit, _Place] = {}
         self._paid: set[_Place] = set()
@@ -181,7 +180,7 @@ class ScoreFile:
         key = kind, fields["split"], fields["position"]
         whole = None not in fields[kind]
         if not own:
-            if whole or key not in self._others:
+            if whole:
                 self._others[key] = place
         elif whole or key not in self._whole:
             self._positions[key] = place
@@ -192,9 +191,8 @@ class ScoreFile:
         if name is None:
             return None
         key = kind, split, name.hex()
-        if key in self._whole or key not in self._others:
-            return self._positions.get(key)
-        return self._others[key]
+        own = self._positions.get(key)
+        return own if key in self._whole else self._others.get(key, own)
 
     def _line(self, place: _Place) -> Line | None:
         fields = _fields(os.pread(self._handles[place.file], place.length, place.offset))
@@ -217,4 +215,28 @@ def _fields(raw: bytes) -> dict[str, Any] | None:
         fields = json.loads(body + b"}")
     except (ValueError, RecursionError):
         return None
-    return fields if isinstance(fields, dict) and fields.keys() >= _NEEDED else None
+    return fields if isinstance(fields, dict) and _fits(fields) else None
+
+
+def _fits(fields: Mapping[str, Any]) -> bool:
+    """Whether a line says what a line of a run says, in the types that it has there."""
+    texts = [fields.get(name) for name in ("of", "split", "for")] + [fields.get("position") or ""]
+    numbers = [fields[name] for name in _VISIT[1:] if name in fields]
+    cost, content = fields.get("cost"), fields.get("scores", fields.get("answers"))
+    if not isinstance(cost, list) or len(cost) != len(Cost()) or not isinstance(content, list):
+        return False
+    if not all(isinstance(one, str) for one in texts) or not all(type(one) is int for one in [*numbers, *cost]):
+        return False
+    if len(numbers) not in (0, 2):
+        return False
+    if "answers" in fields:
+        return all(isinstance(given, list) and all(map(_is_answer, given)) for given in content)
+    return all(one is None or one == "nan" or type(one) in (int, float) for one in content)
+
+
+def _is_answer(given: Any) -> bool:
+    if not isinstance(given, list) or len(given) != 4:
+        return False
+    text, tokens, log_prob, greedy = given
+    numbers = type(tokens) is int and (log_prob is None or type(log_prob) in (int, float))
+    return isinstance(text, str) and numbers and isinstance(greedy, bool)

@@ -10,10 +10,10 @@ from typing import Any
 from modelswarms_fast.config import EngineConfig, SwarmConfig, TaskConfig
 from modelswarms_fast.errors import InputError
 from modelswarms_fast.errors.arguments import checked
-from modelswarms_fast.records.run_folder import CONFIG, read_json
+from modelswarms_fast.records.run_folder import CONFIG
 from modelswarms_fast.runs.compare import compare
 from modelswarms_fast.runs.search import search
-from modelswarms_fast.runs.started import RAISED, check_directory
+from modelswarms_fast.runs.started import RAISED, check_directory, read_config
 from modelswarms_fast.runs.study import study
 from modelswarms_fast.runs.sweep import parse_range, sweep
 from modelswarms_fast.runs.token_swarm import token_swarm
@@ -68,10 +68,8 @@ def resume(
         raise InputError(
             f"{folder} has no {CONFIG}, so no run has begun there; give the folder of a run, or its command again."
         )
-    config = read_json(folder / CONFIG)
-    name = config.get("run")
-    if name not in _RUNS:
-        raise InputError(f"{folder / CONFIG} is of no run that can go on; give the folder of a run.")
+    config = read_config(folder)
+    name = config["run"]
     check_directory(folder, config)
     if not is_sealed(config):
         check_trusted(config, str(folder), given, ask)

@@ -20,7 +20,7 @@ from modelswarms_fast.config import EngineConfig
 from modelswarms_fast.engines.start import dtype_of
 from modelswarms_fast.errors import InputError
 from modelswarms_fast.evaluation.objectives import Utility
-from modelswarms_fast.records import run_folder
+from modelswarms_fast.records import run_folder, schemas
 from modelswarms_fast.records.score_file import ScoreFile
 from modelswarms_fast.records.stopping import how_to_go_on
 from modelswarms_fast.runs.experiment import Experiment
@@ -184,10 +184,9 @@ def run_in(folder: str | Path, name: str, *, overwrite: bool = False, resume: bo
         run_folder.check_links(folder)
         known = None
         if resume and (folder / run_folder.CONFIG).exists():
-            known = run_folder.read_json(folder / run_folder.CONFIG)
+            known = read_config(folder)
             if known.get("run") != name:
-                what = f"a {known['run']}" if "run" in known else "a config.json that no run wrote"
-                raise InputError(f"{folder} holds {what}, not a {name}; choose another folder")
+                raise InputError(f"{folder} holds a {known['run']}, not a {name}; choose another folder")
         else:
             run_folder.check_run_folder(folder, overwrite)
         run = Run(folder, name, known, clear=overwrite)
@@ -200,6 +199,16 @@ def run_in(folder: str | Path, name: str, *, overwrite: bool = False, resume: bo
         finally:
             if run.scores is not None:
                 run.scores.close()
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """What config.json of a run folder says. Raises InputError for one that no run wrote."""
+    path = folder / run_folder.CONFIG
+    config = run_folder.read_json(path)
+    if "run" not in config:
+        raise InputError(f"{path} was written by no run that can go on; give the folder of a run.")
+    schemas.check(schemas.Config, config, path)
+    return config
 
 
 def keep_data(folder: Path, utility: Utility) -> None:

@@ -11,11 +11,11 @@ from typing import Any
 
 from modelswarms_fast.errors import InputError
 from modelswarms_fast.evaluation.objectives import Files, named
-from modelswarms_fast.records import run_folder
+from modelswarms_fast.records import run_folder, schemas
 from modelswarms_fast.records.run_folder import Journal
 from modelswarms_fast.runs.experiment import Experiment
 from modelswarms_fast.runs.loop import Meter
-from modelswarms_fast.runs.started import environment, going_on
+from modelswarms_fast.runs.started import environment, going_on, read_config
 from modelswarms_fast.runs.trial import Trial, TrialSpec
 from modelswarms_fast.swarm import Swarm
 from modelswarms_fast.weights.export import export, exported_files
@@ -64,9 +64,18 @@ def open_history(folder: Path) -> tuple[Journal, list[dict[str, Any]]]:
     """The history of a folder, and the lines that it has. Raises InputError."""
     path = folder / run_folder.HISTORY
     old = run_folder.read_whole_history(path)
+    while old and not _fits(old, path):  # what is damaged is told anew, by the scores that are known
+        old.pop()
     # Written anew as far as it is whole: a line that a crash cut off must not stand before the next one.
     run_folder.write_text(path, "".join(run_folder.to_line(line) for line in old))
     return Journal(path), old
+
+
+def _fits(lines: list[dict[str, Any]], path: Path) -> bool:
+    with suppress(InputError):
+        schemas.check_history(lines, path, schema=schemas.RecordedLine)
+        return True
+    return False
 
 
 def begin_trial(experiment: Experiment, spec: TrialSpec, folder: Path, inputs: Mapping[str, Any]) -> None:
@@ -80,7 +89,7 @@ def begin_trial(experiment: Experiment, spec: TrialSpec, folder: Path, inputs: M
         config["raised"] = {"iterations": spec.config.iterations, "patience": spec.first_patience}
     path, summary = folder / run_folder.CONFIG, folder / run_folder.SUMMARY
     if path.exists():
-        config |= going_on(folder, run_folder.read_json(path), config, force=True)  # what has changed is known above
+        config |= going_on(folder, read_config(folder), config, force=True)  # what has changed is known above
         if summary.exists():  # until it is replaced
             run_folder.write_json(summary, run_folder.read_json(summary) | {"ended": False})
     run_folder.write_json(path, config | {"expert_products": experiment.expert_products})

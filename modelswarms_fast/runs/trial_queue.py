@@ -10,10 +10,11 @@ from typing import Any
 
 from modelswarms_fast.errors import InputError
 from modelswarms_fast.evaluation.early_stopping import PartialScores
+from modelswarms_fast.records import schemas
 from modelswarms_fast.records.run_folder import CONFIG, SUMMARY, read_json
 from modelswarms_fast.runs.experiment import Experiment
 from modelswarms_fast.runs.scheduler import Scheduler
-from modelswarms_fast.runs.started import RAISED
+from modelswarms_fast.runs.started import RAISED, read_config
 from modelswarms_fast.runs.trial import Trial, TrialSpec
 from modelswarms_fast.runs.trial_folder import begin_trial, close_trial, finish_trial, open_trial
 
@@ -148,9 +149,11 @@ class _Queue:
         folder = self._folder / spec.name
         if not (folder / SUMMARY).exists() or not (folder / CONFIG).exists():
             return None
-        record, config = read_json(folder / SUMMARY), read_json(folder / CONFIG)
-        same = all(config.get(name) == getattr(spec.config, name) for name in RAISED)
-        return record if same and record.get("ended") else None
+        record, config = read_json(folder / SUMMARY), read_config(folder)
+        if not record.get("ended") or any(config.get(name) != getattr(spec.config, name) for name in RAISED):
+            return None
+        schemas.check(schemas.Ended, record, folder / SUMMARY)
+        return record
 
     def _goes_on(self, record: dict[str, Any], room: int | None) -> bool:
         """Whether a search that ended for want of budget has more now."""
