@@ -90,16 +90,22 @@ def main() -> None:
         with stop_signals(stop_at_once):
             app(_with_chat(sys.argv[1:]), prog_name=PROGRAM)
     except (InputError, EngineError) as error:
+        if isinstance(error, EngineError) and error.trace:
+            log.info("%s", error.trace)
         say(f"error: {error}", style="red")
         _say_notes(error)
         sys.exit(3 if isinstance(error, ParityError) else 2)
     except OSError as error:
         if error.filename is None:
-            raise
+            traceback.print_exc()
+            sys.exit(1)
         log.info("%s", traceback.format_exc())
         say(f"error: {error.filename}: {error.strerror}; give another path.", style="red")
         _say_notes(error)
         sys.exit(2)
+    except Exception:  # a defect; where torch.distributed is at work, Python would print "[rank0]: " before every line
+        traceback.print_exc()
+        sys.exit(1)
 
 
 def _with_chat(words: list[str]) -> list[str]:

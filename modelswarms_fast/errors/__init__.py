@@ -98,6 +98,9 @@ class EngineError(RuntimeError):
     The command line treats it as it does an InputError.
     """
 
+    trace = ""
+    """Where it failed, if that was in another process."""
+
     def __init__(self, message: object = "") -> None:
         super().__init__(_sentence(message))
 

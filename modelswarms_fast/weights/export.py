@@ -66,7 +66,7 @@ def export(folder: str | Path, row: Tensor, experts: Experts, *, base: Path, pro
     copies = _copies(experts, base)
     texts = {"README.md": model_card(experts, provenance, base), **_config(experts, base)}
     weights = _WEIGHTS[experts.kind]
-    need = experts.layout.nbytes + sum((base / name).stat().st_size for name in copies)
+    need = _bytes_of(experts, base)
 
     new = target.parent / f".{target.name}.new-{secrets.token_hex(8)}"
     try:
@@ -90,6 +90,25 @@ def export(folder: str | Path, row: Tensor, experts: Experts, *, base: Path, pro
         ) from error
     finally:
         shutil.rmtree(new, ignore_errors=True)
+
+
+def check_room(folder: Path, experts: Experts, base: Path) -> None:
+    """Raise InputError if the disk of a run folder has no room for what `export` writes."""
+    need = _bytes_of(experts, base)
+    try:
+        disk = os.statvfs(folder)
+    except OSError:  # the export itself will say what is wrong
+        return
+    free = disk.f_bavail * disk.f_frsize
+    if free < need:
+        raise InputError(
+            f"{folder} has room for {free} bytes, and the winner needs {need}: make room, or choose another folder"
+        )
+
+
+def _bytes_of(experts: Experts, base: Path) -> int:
+    """What an export takes on the disk, but for a few texts."""
+    return experts.layout.nbytes + sum((base / name).stat().st_size for name in _copies(experts, base))
 
 
 def exported_files(experts: Experts, base: Path) -> list[str]:

@@ -3,6 +3,7 @@
 import copy
 import json
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -361,4 +362,10 @@ def test_a_descriptor_that_now_names_other_memory_is_refused():
 def test_what_an_engine_says_in_one_sentence_comes_as_it_is():
     assert str(portable(EngineError("One."))) == "One."
     assert type(portable(EngineError("One."))) is EngineError
-    assert type(portable(ValueError("One."))) is RuntimeError
+    try:
+        raise ValueError("One\nand two.")
+    except ValueError as error:
+        failure = portable(error)
+    assert type(failure) is EngineError
+    assert str(failure) == "an engine failed (ValueError: One and two.) and cannot go on."
+    assert "test_tensor_parallel.py" in pickle.loads(pickle.dumps(failure)).trace

@@ -24,7 +24,7 @@ import torch
 from modelswarms_fast.config import EngineConfig, Sampling, Serve
 from modelswarms_fast.engines.protocol import Engine, Request
 from modelswarms_fast.engines.start import start_here
-from modelswarms_fast.errors import EngineError, InputError
+from modelswarms_fast.errors import LONGEST, EngineError, InputError, short
 from modelswarms_fast.weights.experts import Experts
 from modelswarms_fast.weights.mixing import row_form
 from modelswarms_fast.weights.shared_memory import attach
@@ -184,10 +184,12 @@ def main(descriptor: int) -> None:
 
 
 def portable(error: Exception) -> Exception:
-    """What can be raised on the other side: what is one sentence as it is, the rest with its trace."""
+    """What can be raised on the other side: what is one sentence as it is; the rest as one, its trace beside it."""
     if isinstance(error, InputError | EngineError):
         return error
-    return RuntimeError("an engine failed:\n" + "".join(traceback.format_exception(error)))
+    failure = EngineError(f"an engine failed ({type(error).__name__}: {short(error, LONGEST // 2)}) and cannot go on.")
+    failure.trace = "".join(traceback.format_exception(error))
+    return failure
 
 
 if __name__ == "__main__":

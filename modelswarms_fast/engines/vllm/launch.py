@@ -111,7 +111,9 @@ def start_vllm(
         envs.disable_envs_cache()  # an engine before this one has frozen what vLLM reads of the environment
     try:
         with patches:
-            return llm_class(**arguments)
+            llm = llm_class(**arguments)
+        leave_errors_to_us()
+        return llm
     except ValueError as error:  # vLLM's word for settings that do not fit the model or the memory
         reason, longest = " ".join(str(error).split()), arguments["max_model_len"]
         raise InputError(f"vLLM cannot serve {base} with max_model_len {longest}: {reason}") from error
@@ -127,6 +129,12 @@ def start_vllm(
                 os.environ.pop(name, None)
             else:
                 os.environ[name] = value
+
+
+def leave_errors_to_us() -> None:
+    """Have vLLM say nothing of an error of a started engine: it is raised, and said once, in one sentence."""
+    if os.environ["VLLM_LOGGING_LEVEL"].upper() == "ERROR":
+        logging.getLogger("vllm").setLevel(logging.CRITICAL)
 
 
 def start_ranks(

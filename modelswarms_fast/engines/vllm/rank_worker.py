@@ -15,6 +15,7 @@ import torch
 from vllm.platforms import current_platform
 
 from modelswarms_fast.engines.vllm import cpu_patches
+from modelswarms_fast.engines.vllm.launch import leave_errors_to_us
 from modelswarms_fast.engines.vllm.nameless import Rings
 from modelswarms_fast.engines.vllm.worker import SwarmWorker
 from modelswarms_fast.errors import InputError
@@ -62,6 +63,7 @@ class RankWorker(SwarmWorker):
         self.swarm_worker()
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # the run's to answer
             signal.signal(number, signal.SIG_IGN)
+        leave_errors_to_us()
         RINGS.forget_names()
         for file in Path("/dev/shm").glob(f"{os.environ.get('VLLM_DIST_IDENT', '?')}-*cpushm*"):
             file.unlink(missing_ok=True)
