@@ -11,7 +11,7 @@ SOURCES := pyproject.toml setup.py $(wildcard csrc/*.cpp csrc/*.h kernels/*.cu k
 # kept, also where the environment says otherwise: without that a process takes 15 s to import what it needs, not 8.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test lint docs bench sanitize clean
+.PHONY: demo test lint docs bench faults sanitize clean
 
 demo: .venv/run
 	$(BIN)/modelswarms-fast demo
@@ -51,6 +51,11 @@ $(foreach kind,address thread,$(eval $(call sanitized,$(kind))))
 # The site, in build/site: fetches nothing, and fails for a link or a page that is not there.
 docs: .venv/docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
+# Runs killed at random moments, 200 times on the transformers engine and 20 on vLLM: some twenty minutes.
+faults: .venv/dev
+	OMP_NUM_THREADS=1 $(BIN)/python tests/faults/kills.py --json benchmarks/results/faults/kills.json
+	$(BIN)/python docs/write_reference.py
 
 bench: .venv/dev
 	$(BIN)/python -m pytest benchmarks --benchmark-only

@@ -2,8 +2,9 @@
 
 `reference/command-line.md` is what the commands say of themselves, `reference/settings.md` the fields of the settings
 with their docstrings, `reference/models.md` the latest result of `python -m benchmarks.engine.models`, and
-`reference/parity-check.md` the latest of each base model of `python -m benchmarks.engine.parity_rates`. `--check`
-writes nothing and exits with status 1 if a page is not current.
+`reference/parity-check.md` the latest of each base model of `python -m benchmarks.engine.parity_rates`. The counts in
+`explanation/reliability.md` are those of `make faults` and `make fuzz`. `--check` writes nothing and exits with status
+1 if a page is not current.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import json
 import math
 import re
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, get_args, get_origin
@@ -36,6 +38,9 @@ LOADS = {
 }  # fmt: skip
 CHOSEN = {("smollm2-135m-instruct", "bfloat16"): 20}
 """Trials on which the limits of the parity check were chosen: the first of these."""
+FAULTS = RESULTS / "faults"
+RELIABILITY = FOLDER.parent / "explanation" / "reliability.md"
+ENGINES = {"transformers": "the transformers engine", "vllm": "vLLM"}
 WAYS = {
     "merged": "`merged`", "slots": "`slots`", "mixture": "`mixture`", "full": "whole checkpoints",
     "transformers": "`engine=\"transformers\"`", "export": "export", "search": "search",
@@ -60,7 +65,33 @@ def pages() -> dict[Path, str]:
         FOLDER / "settings.md": settings(),
         FOLDER / "models.md": models(max((RESULTS / "models").glob("*.json"))),
         FOLDER / "parity-check.md": parity([max(one.glob("*.json")) for one in sorted((RESULTS / "parity").iterdir())]),
+        RELIABILITY: reliability(RELIABILITY.read_text()),
     }
+
+
+def reliability(page: str) -> str:
+    """The page on reliability with the counts of the latest `make faults` and of the fuzzers."""
+    before, begin, rest = page.partition("<!-- counts: ")
+    comment, _, rest = rest.partition("\n")
+    _, end, after = rest.partition("<!-- end of counts -->")
+    lines: list[str] = []
+    if (file := FAULTS / "kills.json").exists():
+        found = json.loads(file.read_text())
+        lines += ["", "| runs killed by SIGKILL | kills | runs | other bits, or anything left |", "|---|---|---|---|"]
+        for engine, one in found.items():
+            lines.append(f"| on {ENGINES[engine]} | {one['kills']} | {one['runs']} | {len(one['wrong'])} |")
+        lines += ["", "| killed | kills |", "|---|---|"]
+        every = Counter[str]()
+        for one in found.values():
+            every.update(one["counts"])
+        lines += [f"| {name.removeprefix('killed ')} | {count} |" for name, count in sorted(every.items())]
+    if (file := FAULTS / "fuzz.json").exists():
+        fuzzed = json.loads(file.read_text())
+        outcomes = list(next(iter(fuzzed["fuzzers"].values())))
+        lines += ["", "| fuzzer | cases | " + " | ".join(outcomes) + " |", "|---|---|" + "---|" * len(outcomes)]
+        for name, one in fuzzed["fuzzers"].items():
+            lines.append(f"| {name} | {sum(one.values())} | " + " | ".join(str(one[what]) for what in outcomes) + " |")
+    return f"{before}{begin}{comment}\n" + "\n".join(lines) + f"\n\n{end}{after}"
 
 
 def models(result: Path) -> str:
