@@ -282,8 +282,9 @@ def read_json(path: str | os.PathLike[str], remedy: str = _REMEDY) -> dict[str, 
     Raises:
         InputError: the file is missing or holds anything else. `remedy` says what to do about it.
     """
+    raw = _read(Path(path), remedy)
     try:
-        content = json.loads(_read(Path(path), remedy))
+        content = json.loads(raw)
     except (ValueError, RecursionError) as error:  # neither UTF-8 nor JSON, or nested too deeply
         raise InputError(f"{path} is not JSON ({short(error)}); {remedy}") from error
     if not isinstance(content, dict):

@@ -18,7 +18,7 @@ from modelswarms_fast.runs.loop import Meter
 from modelswarms_fast.runs.started import environment, going_on, read_config
 from modelswarms_fast.runs.trial import Trial, TrialSpec
 from modelswarms_fast.swarm import Swarm
-from modelswarms_fast.weights.export import export, exported_files
+from modelswarms_fast.weights.export import check_room, export, exported_files
 from modelswarms_fast.weights.mixing import row_form, truncate
 
 # What the winner's model card says beside the settings.
@@ -44,6 +44,7 @@ def open_trial(
     swarm = Swarm(spec.config, len(experiment.names), spec.first, spec.first_patience)
     population = experiment.population(swarm)
     try:
+        check_room(folder, row_form(experiment.experts), experiment.base_folder)
         journal, old = open_history(folder)
     except BaseException:
         population.close()
