@@ -9,6 +9,7 @@ from rich.panel import Panel
 from rich.text import Text
 
 from modelswarms_fast.cli.summary import line
+from modelswarms_fast.errors import visible
 
 
 def show_dry_run(facts: dict[str, Any]) -> None:
@@ -21,7 +22,7 @@ def show_dry_run(facts: dict[str, Any]) -> None:
     for number, one in enumerate(facts["prompts"]):
         title = f"prompt {number}: {one['tokens']} tokens"
         title += f", at most {one['new_tokens']} new" if one["new_tokens"] else ""
-        console.print(Panel(Text(one["prompt"]), title=Text(title), title_align="left"))
+        console.print(Panel(Text(visible(one["prompt"])), title=Text(title), title_align="left"))
         if one["added"]:
             line(console, f"  before it, by the tokenizer: {' '.join(one['added'])}")
         if one["continuations"]:

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from modelswarms_fast.errors import visible
 from modelswarms_fast.records.progress import log, say
 from modelswarms_fast.records.stopping import exit_status, how_to_go_on
 
@@ -35,7 +36,7 @@ def show(summary: dict[str, Any], out: Path, model: str) -> None:
         ("winner", f"particle {end['particle']}", "end", end),
     ):
         test = f"{scores['test']:.4f} ± {errors[which]:.4f}"
-        table.add_row(label, Text(name), f"{scores['dev']:.4f}", test)
+        table.add_row(label, Text(visible(name)), f"{scores['dev']:.4f}", test)
     console = Console(soft_wrap=True)
     console.print(table)
     if summary["mixture"] is not None:
@@ -56,8 +57,8 @@ def show(summary: dict[str, Any], out: Path, model: str) -> None:
 
 
 def line(console: Console, text: str) -> None:
-    """Print a line as it is: brackets in names are no markup."""
-    console.print(text, markup=False, highlight=False)
+    """Print a line as it is: brackets in names are no markup, and no terminal obeys what it quotes."""
+    console.print(visible(text), markup=False, highlight=False)
 
 
 def _details(summary: dict[str, Any]) -> None:

@@ -48,6 +48,11 @@ def one_line(text: str) -> str:
     return text if text.isprintable() else "".join(map(_printed, text))
 
 
+def visible(text: str) -> str:
+    """A text, of several lines or one, that no terminal obeys: without colour codes, the rest written as escapes."""
+    return "".join(one if one in "\n\t" else _printed(one) for one in _COLOURS.sub("", text))
+
+
 def _printed(character: str) -> str:
     return character if character.isprintable() else character.encode("unicode_escape").decode()
 

@@ -19,6 +19,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as RichProgress
 
+from modelswarms_fast.errors import visible
 from modelswarms_fast.records.stopping import stop_at_once, stop_signals
 
 log = logging.getLogger("modelswarms_fast")
@@ -44,8 +45,8 @@ def phase(text: str, show: bool = True) -> Iterator[None]:
 
 
 def say(line: str, style: str | None = None) -> None:
-    """Print a line on standard error as it is: brackets in names are no markup."""
-    Console(stderr=True, soft_wrap=True).print(line, style=style, markup=False, highlight=False)
+    """Print a line on standard error as it is: brackets are no markup, and no terminal obeys what it quotes."""
+    Console(stderr=True, soft_wrap=True).print(visible(line), style=style, markup=False, highlight=False)
 
 
 class Interrupted(Exception):

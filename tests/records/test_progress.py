@@ -41,6 +41,11 @@ def test_the_seconds_of_a_phase_are_a_detail(capsys, caplog):
     assert [record.getMessage() for record in caplog.records] == ["starting: 0.0 s"]
 
 
+def test_no_terminal_obeys_a_line(capsys):
+    say("a\x1b]0;title\x07b \x1b[2J\x9bc\u202ed\te")
+    assert capsys.readouterr().err.rstrip() == r"ab \x9bc\u202ed e"
+
+
 def test_a_line_is_no_markup(capsys):
     say("runs/[v1] a[/x]")
     assert capsys.readouterr().err == "runs/[v1] a[/x]\n"
