@@ -80,11 +80,13 @@ def reliability(page: str) -> str:
         lines += ["", "| runs killed by SIGKILL | kills | runs | other bits, or anything left |", "|---|---|---|---|"]
         for engine, one in found.items():
             lines.append(f"| on {ENGINES[engine]} | {one['kills']} | {one['runs']} | {len(one['wrong'])} |")
-        lines += ["", "| killed | kills |", "|---|---|"]
         every = Counter[str]()
         for one in found.values():
             every.update(one["counts"])
-        lines += [f"| {name.removeprefix('killed ')} | {count} |" for name, count in sorted(every.items())]
+        for moment, head in ((False, "what was killed"), (True, "when")):
+            lines += ["", f"| {head} | kills |", "|---|---|"]
+            names = sorted(name for name in every if name.startswith("killed ") == moment)
+            lines += [f"| {name.removeprefix('killed ')} | {every[name]} |" for name in names]
     if (file := FAULTS / "fuzz.json").exists():
         fuzzed = json.loads(file.read_text())
         outcomes = list(next(iter(fuzzed["fuzzers"].values())))

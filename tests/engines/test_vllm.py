@@ -409,6 +409,7 @@ def test_a_particle_that_overflowed_says_so_and_leaves_the_others_alone(engine, 
     if engine.serve == "slots":
         engine.load(1, experts.rows[0])
         others = [Request(1, prompt) for prompt in prompts]
+    assert any(map(math.isnan, engine.log_probs(Request(0, prompts[0])).values()))
     bad = complete(engine, requests + others, 10)
     assert [one.finite and math.isfinite(one.log_prob) for one in bad] == [False] * 5 + [True] * len(others)
     assert [one.text for one in bad[5:]] == [one.text for one in good[: len(others)]]

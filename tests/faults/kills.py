@@ -38,6 +38,7 @@ from modelswarms_fast.records.run_folder import read_history, read_json
 
 MARK = "MODELSWARMS_KILLS"  # in the environment of a run and of all processes that it starts
 GONE = 30.0  # seconds that processes have to end in after a kill
+CACHES = ("torchinductor_",)  # of torch, which it would find again
 SHARED = Path("/dev/shm")
 PRIVATE: list[bool] = []  # not empty: SHARED is of this process and its runs alone
 
@@ -64,7 +65,7 @@ VLLM = {
     "vLLM, mixture": ["search", "--serve", "mixture", "--particles", "5"],
     "vLLM, two ranks": ["search", "--serve", "merged", "--particles", "4", "--tensor-parallel", "2"],
 }
-SLOW = {"search, two engines": 0.05}
+SLOW = {"search, two engines": 0.05, "vLLM, two ranks": 0.5}
 """How often a kind is drawn beside the others."""
 
 
@@ -166,7 +167,7 @@ class Runs:
                 self.wrong.append(f"{path} is left of {path.stat().st_size} bytes")
                 path.unlink()
         if not killed:  # of a run that is killed while vLLM starts, the next start removes what is left
-            self.wrong += [f"{path} is left" for path in temporary.iterdir()]
+            self.wrong += [f"{path} is left" for path in temporary.iterdir() if not path.name.startswith(CACHES)]
 
     def _compare(self, name: str, out: Path, expected: dict[str, Any]) -> None:
         try:
@@ -286,12 +287,13 @@ def kill_runs(kinds: dict[str, list[str]], kills: int, *, seed: int, say: bool =
     import_all(kinds)
     with environment() as scratch:
         runs = Runs(scratch, kinds, seed)
-        tried = 0
+        tried = said = 0
         while runs.kills < kills:
             runs.attempt(min(4, kills - runs.kills))
             tried += 1
             if say:
-                print(f"{runs.kills} kills in {tried} runs, {len(runs.wrong)} wrong", *runs.wrong[-1:], flush=True)
+                print(f"{runs.kills} kills in {tried} runs", *runs.wrong[said:], sep="\n", flush=True)
+                said = len(runs.wrong)
     return {
         "kills": runs.kills,
         "runs": tried,

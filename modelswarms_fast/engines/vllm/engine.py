@@ -210,18 +210,24 @@ class VllmEngine:
     def step(self) -> list[tuple[int, Completion]]:
         """One step of the continuous batch; the keys that ended in it and their completions.
 
-        A request with a logit that is NaN ends at once, as not finite. What is no number in the cache is made 0: its
-        blocks will be others' blocks, and attention multiplies what it does not look at by 0.
+        A request with a logit that is NaN ends at once, as not finite.
         """
         outputs = self._step()
         if bad := self._not_finite:
             self._not_finite = set()
             self.drop(bad)
-            with self._working():
-                self._worker.swarm_scrub()
+            self._scrub()
             outputs = [output for output in outputs if int(output.request_id) not in bad]
             return [(key, Completion("", 0, finite=False)) for key in sorted(bad)] + self._completions(outputs)
         return self._completions(outputs)
+
+    def _scrub(self) -> None:
+        """Make 0 of what is no number in the cache of keys and values.
+
+        Its blocks will be others' blocks, and attention multiplies what it does not look at by 0.
+        """
+        with self._working():
+            self._worker.swarm_scrub()
 
     def _completions(self, outputs: Sequence[Any]) -> list[tuple[int, Completion]]:
         if not outputs:
@@ -252,7 +258,10 @@ class VllmEngine:
         self._add("log_probs", request, self._params(max_tokens=1, logprobs=min(top, self._words)))
         while not (outputs := self._step()):
             pass
-        return {token: entry.logprob for token, entry in outputs[0].outputs[0].logprobs[0].items()}
+        found = {token: entry.logprob for token, entry in outputs[0].outputs[0].logprobs[0].items()}
+        if not all(map(math.isfinite, found.values())):
+            self._scrub()
+        return found
 
     def close(self) -> None:
         """Shut vLLM down and give its memory back; the engine is not to be used again.
