@@ -36,7 +36,7 @@ def tree(folder: Path) -> set[Path]:
 
 def options(tiny: dict[str, Any]) -> list[str]:
     given = {"base": tiny["base"], "task": tiny["task"], "data": tiny["data"], "engine": "transformers"}
-    given |= {"dtype": "float32", "iterations": "1", "limit-dev": "2", "limit-test": "2"}
+    given |= {"parity-check": "off", "dtype": "float32", "iterations": "1", "limit-dev": "2", "limit-test": "2"}
     return [text for name, value in given.items() for text in (f"--{name}", str(value))]
 
 

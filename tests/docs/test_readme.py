@@ -89,6 +89,18 @@ def test_links_lead_to_files(page):
             assert anchor in anchors(path), f"{page.name} links to {target}#{anchor}"
 
 
+def test_each_line_about_security_names_tests_that_exist():
+    rows = re.findall(
+        r"^\| (?!what holds|---)(.*) \|$", (ROOT / "docs/explanation/security.md").read_text(), re.MULTILINE
+    )
+    assert len(rows) > 20
+    for row in rows:
+        named = re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", row)
+        assert named, row
+        for file, test in named:
+            assert f"def {test}(" in (ROOT / file).read_text(), f"{file} has no {test}"
+
+
 def test_every_page_is_in_the_menu():
     menu = (ROOT / "mkdocs.yml").read_text().partition("\nnav:")[2]
     named = set(re.findall(r": (\S+\.md)$", menu, re.MULTILINE))
