@@ -12,8 +12,7 @@ import signal
 import termios
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
-from pathlib import Path
+from contextlib import contextmanager
 from types import FrameType
 from typing import Any, NoReturn
 
@@ -80,15 +79,3 @@ def _leave_terminal() -> None:
 def how_to_go_on(folder: str | os.PathLike[str]) -> str:
     """The sentence with the command that goes on with the run in this folder."""
     return f"Go on with: modelswarms-fast resume {shlex.quote(os.fspath(folder))}"
-
-
-@contextmanager
-def told_how_to_go_on(folder: str | os.PathLike[str]) -> Iterator[None]:
-    """Whatever ends the block early is noted to leave a run in this folder that can go on."""
-    try:
-        yield
-    except BaseException as error:
-        with suppress(OSError):
-            if Path(folder).is_dir():
-                error.add_note(how_to_go_on(folder))
-        raise
