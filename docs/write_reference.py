@@ -191,6 +191,8 @@ def command_line() -> str:
         "A mistake in the input ends with one sentence and exit status 2, and so does an engine that failed.",
         "A failed [parity check](../explanation/inside-vllm.md#the-parity-check) is one sentence and exit status 3:",
         "the engine does not serve what it was given.",
+        "A signal gives 128 and its number, and a run that was cut ends with the command that goes on with it: see",
+        "[reliability](../explanation/reliability.md).",
         "`modelswarms-fast COMMAND --help` shows the same as this page.\n",
     ]
     assert app.registered_callback is not None

@@ -10,7 +10,7 @@ import pytest
 pytest.importorskip("vllm")
 
 from modelswarms_fast.engines.vllm import nameless
-from modelswarms_fast.engines.vllm.nameless import sockets_folder
+from modelswarms_fast.engines.vllm.nameless import own_folder
 
 pytestmark = pytest.mark.vllm
 
@@ -25,8 +25,8 @@ def place(tmp_path, monkeypatch):
 
 
 def test_a_folder_for_sockets_is_gone_at_the_end(place):
-    with sockets_folder() as folder:
-        (folder / "socket").touch()
+    with own_folder() as folder:
+        (folder / "store").touch()
         assert folder.stat().st_mode & 0o077 == 0
     assert [path.name for path in place.iterdir()] == ["shm"]
 
@@ -35,8 +35,8 @@ def test_what_a_killed_start_has_left_is_removed_and_nothing_else(place):
     code = (
         "import os, signal, sys, tempfile\n"
         "tempfile.tempdir = sys.argv[1]\n"
-        "from modelswarms_fast.engines.vllm.nameless import sockets_folder\n"
-        "with sockets_folder() as folder:\n"
+        "from modelswarms_fast.engines.vllm.nameless import own_folder\n"
+        "with own_folder() as folder:\n"
         "    for name in ('psm_12', 'psm_34', 'mine'): (folder / name).touch()\n"
         "    os.kill(os.getpid(), signal.SIGKILL)\n"
     )
@@ -46,9 +46,9 @@ def test_what_a_killed_start_has_left_is_removed_and_nothing_else(place):
         (place / "shm" / name).write_bytes(bytes(10))
     link = place / "modelswarms-vllm-link"
     link.symlink_to(place / "shm")
-    with sockets_folder() as living:  # which another start leaves alone
+    with own_folder() as living:  # which another start leaves alone
         assert not left.exists()
-        with sockets_folder():
+        with own_folder():
             assert living.exists()
     assert sorted(os.listdir(place / "shm")) == ["mine", "psm_56"]
     assert link.is_symlink()

@@ -6,7 +6,7 @@ import gc
 import math
 import time
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -59,6 +59,8 @@ class VllmEngine:
         modules = () if experts is None else experts.modules
         modes = open_modes(config, modules)
         llm_class, known, on_cpu = import_vllm()
+        from modelswarms_fast.engines.vllm.nameless import own_folder
+
         text_only = wraps_text(base) and "language_model_only" in known
         self.refused: dict[Serve, str] = {}
         """Of the ways to serve that the settings allow, those that the base model or the experts do not, and why."""
@@ -77,14 +79,17 @@ class VllmEngine:
         self._worker: Any
         variables = environment_of(config.tensor_parallel, on_cpu)
         whole = experts is not None and not modules
-        if config.tensor_parallel > 1:
-            self.llm, self._worker = start_ranks(llm_class, arguments, variables, on_cpu)
-            self._working = self._worker.working
-        else:
-            self.llm = start_vllm(llm_class, arguments, variables, on_cpu, whole=whole)
-            # In this process, so a load is a call of it: the way through vLLM's layers would cost as much as a load.
-            self._worker = self.llm.collective_rpc("swarm_worker")[0]
-            self._working = partial(working, "vLLM")
+        with ExitStack() as stack:
+            folder = stack.enter_context(own_folder())
+            if config.tensor_parallel > 1:
+                self.llm, self._worker = start_ranks(llm_class, arguments, variables, on_cpu, folder=folder)
+                self._working = self._worker.working
+            else:
+                self.llm = start_vllm(llm_class, arguments, variables, on_cpu, folder=folder, whole=whole)
+                # In this process, so a load is a call of it: through vLLM's layers it would take as long again.
+                self._worker = self.llm.collective_rpc("swarm_worker")[0]
+                self._working = partial(working, "vLLM")
+            self._on_disk = stack.pop_all()
         self.tokenizer = self.llm.get_tokenizer()
         # Of the rows: the ranks read them in the host's memory.
         self.device = torch.device("cpu" if on_cpu or config.tensor_parallel > 1 else "cuda")
@@ -274,6 +279,7 @@ class VllmEngine:
         self.llm = self._worker = self._mode = self._experts = None
         with suppress(Exception):  # an engine that has failed is closed as well, and its own error is the one to say
             core.shutdown()
+        self._on_disk.close()
         del core
         gc.unfreeze()  # vLLM hides from the garbage collector what it starts with
         gc.collect()

@@ -94,10 +94,21 @@ def environment_of(ranks: int, on_cpu: bool) -> dict[str, str]:
 
 
 def start_vllm(
-    llm_class: Any, arguments: dict[str, Any], variables: Mapping[str, str], on_cpu: bool, *, whole: bool = False
+    llm_class: Any,
+    arguments: dict[str, Any],
+    variables: Mapping[str, str],
+    on_cpu: bool,
+    *,
+    folder: Path,
+    whole: bool = False,
 ) -> Any:
-    """Start vLLM, with `whole` to write whole checkpoints. Its environment and classes are as they were afterwards."""
+    """Start vLLM, with `whole` to write whole checkpoints. Its environment and classes are as they were afterwards.
+
+    `folder` is for what it needs on the disk.
+    """
     from vllm import envs
+
+    from modelswarms_fast.engines.vllm.nameless import meeting_in
 
     patches: Any = nullcontext()
     if on_cpu and arguments.get("tensor_parallel_size", 1) == 1:
@@ -110,7 +121,7 @@ def start_vllm(
     if hasattr(envs, "disable_envs_cache"):
         envs.disable_envs_cache()  # an engine before this one has frozen what vLLM reads of the environment
     try:
-        with patches:
+        with patches, meeting_in(folder):
             llm = llm_class(**arguments)
         leave_errors_to_us()
         return llm
@@ -138,17 +149,17 @@ def leave_errors_to_us() -> None:
 
 
 def start_ranks(
-    llm_class: Any, arguments: dict[str, Any], variables: Mapping[str, str], on_cpu: bool
+    llm_class: Any, arguments: dict[str, Any], variables: Mapping[str, str], on_cpu: bool, *, folder: Path
 ) -> tuple[Any, Ranks]:
     """As `start_vllm`, with several processes; and what calls them. What they talk through has lost its names."""
-    from modelswarms_fast.engines.vllm.nameless import SOCKETS, Rings, sockets_folder
+    from modelswarms_fast.engines.vllm.nameless import SOCKETS, Rings, forget_sockets
 
-    with sockets_folder() as folder:
-        rings = Rings()
-        try:
-            llm = start_vllm(llm_class, arguments, {**variables, SOCKETS: str(folder)}, on_cpu)
-        finally:
-            rings.stop()
-        ranks = Ranks(llm)
-        rings.forget_names()
+    rings = Rings()
+    try:
+        llm = start_vllm(llm_class, arguments, {**variables, SOCKETS: str(folder)}, on_cpu, folder=folder)
+    finally:
+        rings.stop()
+    ranks = Ranks(llm)
+    rings.forget_names()
+    forget_sockets(folder)
     return llm, ranks

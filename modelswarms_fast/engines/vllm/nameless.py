@@ -1,7 +1,8 @@
 """What vLLM's processes talk through has no name once all of them have it: nothing is left, whatever ends them.
 
 Between processes vLLM has rings of chunks in shared memory (`/dev/shm`) and sockets in a folder. Their names are needed
-until each process has opened them. A run that is killed before that leaves them, and the next one removes them.
+until each process has opened them. A run that is killed before that leaves them, and the next one removes them. So it
+is with the file by which processes meet, which is needed to the end.
 """
 
 from __future__ import annotations
@@ -16,8 +17,10 @@ from pathlib import Path
 from typing import Any
 
 from vllm.distributed.device_communicators.shm_broadcast import ShmRingBuffer
+from vllm.v1.executor import multiproc_executor, uniproc_executor
 
 SOCKETS = "VLLM_RPC_BASE_PATH"  # of vLLM: where its sockets are made
+STORE = "get_file_store_init_method"  # of vLLM's executors: where the file is by which processes meet
 PREFIX = "modelswarms-vllm-"
 MEMORY = Path("/dev/shm")
 
@@ -53,8 +56,30 @@ class Rings:
 
 
 @contextmanager
-def sockets_folder() -> Iterator[Path]:
-    """A folder for sockets, which is removed at the end; those of processes that were killed are removed first."""
+def meeting_in(folder: Path) -> Iterator[None]:
+    """Have the processes of an engine that starts meet by a file in this folder, which vLLM would leave in /tmp."""
+    before = []
+    for executor in (uniproc_executor, multiproc_executor):
+        if (function := getattr(executor, STORE, None)) is not None:  # other versions meet by a port
+            before.append((executor, function))
+            setattr(executor, STORE, lambda: f"file://{folder}/store")
+    try:
+        yield
+    finally:
+        for executor, function in before:
+            setattr(executor, STORE, function)
+
+
+def forget_sockets(folder: Path) -> None:
+    """Remove the sockets of a folder: all processes have opened them."""
+    for path in folder.iterdir():
+        if path.is_socket():
+            path.unlink(missing_ok=True)
+
+
+@contextmanager
+def own_folder() -> Iterator[Path]:
+    """A folder for what an engine has on the disk, removed at the end; those of killed processes are removed first."""
     place = Path(tempfile.gettempdir())
     for left in place.glob(f"{PREFIX}*"):
         _sweep(left)
