@@ -167,7 +167,10 @@ class TransformersEngine:
 
     def _find_parameters(self, names: Mapping[str, str], *, adapter: bool) -> dict[str, torch.Tensor]:
         """Tensor name of the layout → live parameter, by its name in the model."""
-        parameters = dict(self.model.named_parameters(remove_duplicate=False))
+        # With the buffers that a checkpoint has, such as the scale of a layer (Gemma 4).
+        parameters = {
+            name: one for name, one in self.model.state_dict(keep_vars=True).items() if one.is_floating_point()
+        }
         if not adapter:
             named = {spec.name for spec in self._layout.specs}
             for name in [name for name in parameters if name not in named]:

@@ -32,15 +32,16 @@ def test_a_head_that_would_be_written_over_the_embeddings_is_refused(tmp_path):
         TransformersEngine(base, experts)
 
 
-@pytest.mark.parametrize("name", ["Mixtral", "Qwen3-MoE"])
-def test_experts_of_a_layer_are_found_in_the_stack_that_transformers_makes_of_them(tmp_path, name):
-    """Whole checkpoints name each expert's matrices."""
+@pytest.mark.parametrize(("name", "tensor"), [("Mixtral", "experts.3."), ("Qwen3-MoE", "experts.3."),
+                                              ("Gemma 4", "layer_scalar")])  # fmt: skip
+def test_whole_checkpoints_are_served(tmp_path, name, tensor):
+    """Each expert's matrices are found in the stack that transformers makes of them, and buffers beside parameters."""
     family = FAMILIES[name]
     base = make_model(family, tmp_path / "base")
     for seed in range(2):
         make_full(family, base, tmp_path / "experts" / f"{seed}", seed)
     experts = read_experts(tmp_path / "experts")
-    assert any("experts.3." in spec.name for spec in experts.layout.specs)
+    assert any(tensor in spec.name for spec in experts.layout.specs)
     engine = TransformersEngine(tmp_path / "base", experts)
     prompt = [5, 6, 7, 8, 9, 10]
     for slot, folder in ((None, "base"), (0, "experts/1"), (None, "base")):

@@ -160,15 +160,15 @@ def make_model(family: Family, folder: Path, seed: int = 0) -> Any:
 
 
 def make_full(family: Family, base: Any, folder: Path, seed: int) -> None:
-    """A whole checkpoint near the base model."""
+    """A whole checkpoint near the base model: its parameters, and the buffers that a checkpoint has."""
     generator = torch.Generator().manual_seed(100 + seed)
-    kept = {name: one.detach().clone() for name, one in base.named_parameters()}
-    with torch.no_grad():
-        for one in base.parameters():
-            one.add_(torch.randn(one.shape, generator=generator), alpha=0.02)
-        base.save_pretrained(folder)
-        for name, one in base.named_parameters():
-            one.copy_(kept[name])
+    live = list({one.data_ptr(): one for one in base.state_dict().values() if one.is_floating_point()}.values())
+    kept = [one.clone() for one in live]
+    for one in live:
+        one.add_(torch.randn(one.shape, generator=generator), alpha=0.02)
+    base.save_pretrained(folder)
+    for one, own in zip(live, kept, strict=True):
+        one.copy_(own)
 
 
 def make_lora(family: Family, base: Path, folder: Path, seed: int, targets: Any = None) -> None:
