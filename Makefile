@@ -11,13 +11,22 @@ SOURCES := pyproject.toml setup.py $(wildcard csrc/*.cpp csrc/*.h kernels/*.cu k
 # kept, also where the environment says otherwise: without that a process takes 15 s to import what it needs, not 8.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test lint docs bench faults sanitize clean
+.PHONY: demo test fuzz lint docs bench faults sanitize clean
 
 demo: .venv/run
 	$(BIN)/modelswarms-fast demo
 
 test: .venv/dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+
+# Malformed adapters, checkpoints, data, run folders, settings, command lines, tensors and plans; about an hour. How
+# each ended is counted in FUZZ_JSON, and FUZZ_SEED draws other cases.
+FUZZ_CASES ?= 4000
+FUZZ_SEED ?= 0
+FUZZ_JSON ?= benchmarks/results/faults/fuzz.json
+fuzz: .venv/dev
+	OMP_NUM_THREADS=1 FUZZ_CASES=$(FUZZ_CASES) FUZZ_SEED=$(FUZZ_SEED) FUZZ_JSON=$(FUZZ_JSON) \
+		$(BIN)/python -m pytest tests/fuzz
 
 lint: .venv/dev
 	$(BIN)/ruff check .

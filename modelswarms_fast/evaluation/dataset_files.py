@@ -144,6 +144,8 @@ def parse_json(text: str, where: str, remedy: str = _REMEDY) -> Any:
 
     try:
         return json.loads(text, object_pairs_hook=pairs, parse_constant=constant, parse_float=number)
+    except InputError:
+        raise
     except (ValueError, RecursionError) as error:
         raise InputError(f"{where} is not JSON ({short(error)}); {remedy}") from error
 

@@ -96,10 +96,12 @@ def test_fuzz_options_of_commands(tiny, capsys, data):
         value = data.draw(VALUES.filter(encodable))
         if flag == "--dry-run":
             continue
-        if flag in words:
+        if option.is_flag:
+            words.append(flag)
+        elif flag in words:
             words[words.index(flag) + 1] = value
         else:
-            words += [flag] if option.is_flag else [flag, value]
+            words += [flag, value]
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(tiny["work"])
         patch.setenv("HF_HUB_OFFLINE", "1")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -108,3 +109,34 @@ def test_hub_snapshot_is_checked_like_a_folder(tmp_path: Path, monkeypatch: pyte
     (folder / "model.safetensors").unlink()
     with pytest.raises(InputError, match=r"no .*safetensors"):
         resolve_base("some/model")
+
+
+@pytest.mark.parametrize(
+    ("file", "field", "value", "sentence"),
+    [
+        ("config.json", "num_hidden_layers", 10**30, r"num_hidden_layers is 10+, more than 256"),
+        ("config.json", "n_layer", 300.5, r"n_layer is 300.5, more than 256"),
+        ("config.json", "text_config", {"num_layers": 1e300}, r"num_layers is 1e\+300, more than 256"),
+        ("config.json", "num_labels", 10**12, r"num_labels is 10+, more than 1,000,000"),
+        ("tokenizer_config.json", "model_max_length", "long", r"model_max_length is 'long'; make it a number"),
+    ],
+)
+def test_numbers_that_would_be_counted_up_to_are_refused(
+    tmp_path: Path, file: str, field: str, value: object, sentence: str
+) -> None:
+    folder = checkpoint(tmp_path / "base")
+    (folder / file).write_text(json.dumps({field: value}))
+    with pytest.raises(InputError, match=rf"{file}: {sentence}"):
+        resolve_base(str(folder))
+
+
+def test_pipes_and_devices_in_a_base_model_are_not_read(tmp_path: Path) -> None:
+    folder = checkpoint(tmp_path / "base")
+    os.mkfifo(folder / "more.safetensors")
+    with pytest.raises(InputError, match=r"more.safetensors is not a complete safetensors file .*not a regular file"):
+        resolve_base(str(folder))
+    (folder / "more.safetensors").unlink()
+    (folder / "config.json").unlink()
+    os.mkfifo(folder / "config.json")
+    with pytest.raises(InputError, match=r"has no config.json"):
+        resolve_base(str(folder))
