@@ -33,7 +33,7 @@ import numpy as np
 
 from modelswarms_fast.errors import InputError, short
 from modelswarms_fast.errors.files import read_bytes
-from modelswarms_fast.records import own_files
+from modelswarms_fast.records import own_files, schemas
 
 CONFIG = "config.json"
 HISTORY = "history.jsonl"
@@ -320,7 +320,7 @@ def read_whole_history(path: Path) -> list[dict[str, Any]]:
     lines: list[dict[str, Any]] = []
     for text in _read(path).split(b"\n") if path.exists() else ():
         line = _object(text)
-        if line is None or line.get("iteration") != len(lines) or not isinstance(line.get("scores"), list):
+        if line is None or not schemas.can_go_on(line, lines):
             break
         lines.append(line)
     return lines

@@ -220,31 +220,42 @@ def check(schema: type[BaseModel], content: object, where: str | Path, remedy: s
         ) from None
 
 
-def check_history(
-    history: Sequence[Mapping[str, Any]], path: Path, experts: int | None = None, schema: type[Line] = Line
-) -> None:
+def check_history(history: Sequence[Mapping[str, Any]], path: Path, experts: int | None = None) -> None:
     """Raise InputError for lines that do not fit their schema, or each other: other particles, experts or examples."""
-    particles = examples = 0
     for number, line in enumerate(history, start=1):
         where = f"{path}: line {number}"
-        check(schema, line, where)
-        if number == 1:
-            particles = len(line["utilities"])
-            examples = max((len(one) for one in line.get("scores") or [] if one), default=0)
-        mixtures, best = line.get("mixtures"), line.get("global_best_mixture")
-        rows = [*(mixtures or []), *([] if best is None else [best])]
-        lists = [line["utilities"], *(one for one in (line.get("evaluated"), mixtures, line.get("scores")) if one)]
-        inside = [*line.get("improved", []), *line.get("restarts", [])]
-        inside += [(line.get(name) or {}).get("particle") or 0 for name in ("global_best", "global_worst")]
-        fits = {
-            "iteration": line["iteration"] == number - 1,
-            "a list of particles": particles > 0 and all(len(one) == particles for one in lists),
-            "the number of a particle": all(one < particles for one in inside),
-            "a mixture": len({experts or len(row) for row in rows} | {len(row) for row in rows}) < 2,
-            "a list of scores": all(len(one) == examples for one in line.get("scores") or [] if one is not None),
-        }
-        if wrong := [what for what, right in fits.items() if not right]:
-            raise InputError(f"{where}: {wrong[0]} does not fit the lines before it and config.json; {_REMEDY}")
+        check(Line, line, where)
+        if wrong := _unlike(line, number, history[0], experts):
+            raise InputError(f"{where}: {wrong} does not fit the lines before it and config.json; {_REMEDY}")
+
+
+def can_go_on(line: object, before: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether a search can go on from a line after those before it: nothing of it is missing or of other sizes."""
+    try:
+        RecordedLine.model_validate(line)
+    except ValidationError:
+        return False
+    assert isinstance(line, dict)
+    return _unlike(line, len(before) + 1, before[0] if before else line, None) is None
+
+
+def _unlike(line: Mapping[str, Any], number: int, first: Mapping[str, Any], experts: int | None) -> str | None:
+    """What of the line with this number does not fit the first one and the number of experts, if anything."""
+    particles = len(first["utilities"])
+    examples = max((len(one) for one in first.get("scores") or [] if one), default=0)
+    mixtures, best = line.get("mixtures"), line.get("global_best_mixture")
+    rows = [*(mixtures or []), *([] if best is None else [best])]
+    lists = [line["utilities"], *(one for one in (line.get("evaluated"), mixtures, line.get("scores")) if one)]
+    inside = [*line.get("improved", []), *line.get("restarts", [])]
+    inside += [(line.get(name) or {}).get("particle") or 0 for name in ("global_best", "global_worst")]
+    fits = {
+        "iteration": line["iteration"] == number - 1,
+        "a list of particles": particles > 0 and all(len(one) == particles for one in lists),
+        "the number of a particle": all(one < particles for one in inside),
+        "a mixture": len({experts or len(row) for row in rows} | {len(row) for row in rows}) < 2,
+        "a list of scores": all(len(one) == examples for one in line.get("scores") or [] if one is not None),
+    }
+    return next((what for what, right in fits.items() if not right), None)
 
 
 def check_test_scores(content: Mapping[str, Any], path: Path) -> None:

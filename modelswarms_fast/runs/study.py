@@ -15,7 +15,7 @@ from modelswarms_fast.config import LARGEST, SwarmConfig
 from modelswarms_fast.errors import InputError, quoted
 from modelswarms_fast.errors.arguments import check_range, checked
 from modelswarms_fast.evaluation.objectives import Files
-from modelswarms_fast.records import run_folder
+from modelswarms_fast.records import run_folder, schemas
 from modelswarms_fast.records.analysis import studies, weak_to_strong
 from modelswarms_fast.records.style import svg
 from modelswarms_fast.runs.experiment import Experiment, check_together
@@ -107,7 +107,9 @@ def study(
         experiment.check_base()
         results: dict[str, list[dict[str, Any]]] = {name: [] for name in variants}
         for record, scores in zip(records, tests, strict=True):
-            history = run_folder.read_history(folder / SEARCHES / record["name"] / run_folder.HISTORY)
+            path = folder / SEARCHES / record["name"] / run_folder.HISTORY
+            history = run_folder.read_history(path)
+            schemas.check_history(history, path)
             results[record["name"].rpartition("-")[0]].append(
                 {
                     "seed": record["seed"],

@@ -83,7 +83,7 @@ def base_words(tiny, name: str) -> list[str]:
     return [name, *found[name]]
 
 
-@fuzz(120)
+@fuzz(80)
 @given(st.data())
 def test_fuzz_options_of_commands(tiny, capsys, data):
     name = data.draw(
@@ -109,7 +109,7 @@ def test_fuzz_options_of_commands(tiny, capsys, data):
     assert not listing(tiny["work"])
 
 
-@fuzz(60)
+@fuzz(40)
 @given(st.data())
 def test_fuzz_words_of_commands(tiny, capsys, data):
     name = data.draw(st.sampled_from(sorted(COMMANDS)) | VALUES.filter(encodable))
@@ -120,7 +120,7 @@ def test_fuzz_words_of_commands(tiny, capsys, data):
         run_case("words of commands", lambda: command(capsys, [name, *words]), untouched=tiny["work"])
 
 
-@fuzz(80)
+@fuzz(50)
 @given(st.data())
 def test_fuzz_files_of_settings(tiny, capsys, data):
     words = base_words(tiny, "search")

@@ -9,7 +9,7 @@ from helpers_run_folder import ANSWERS, CONFIG, HISTORY, SUMMARY, TEST_SCORES, w
 from modelswarms_fast.errors import InputError
 from modelswarms_fast.records.analysis import read_run
 from modelswarms_fast.records.report import write_plots, write_report
-from modelswarms_fast.records.schemas import SCHEMAS, RecordedLine, check_history
+from modelswarms_fast.records.schemas import SCHEMAS, can_go_on
 
 REFERENCE = Path(__file__).parents[2] / "docs" / "reference" / "run-folder.md"
 
@@ -68,10 +68,21 @@ def test_a_line_that_does_not_fit_its_schema_or_the_others_is_named(tmp_path, ch
         read_run(tmp_path)
 
 
-def test_a_search_goes_on_only_from_lines_that_lack_nothing(tmp_path):
-    check_history(HISTORY, tmp_path / "history.jsonl")
-    with pytest.raises(InputError, match=r"history.jsonl: line 1: evaluated is not what a run writes \(Field required"):
-        check_history(HISTORY, tmp_path / "history.jsonl", schema=RecordedLine)
+def test_a_search_goes_on_only_from_lines_that_lack_nothing_and_fit_those_before():
+    line = HISTORY[0] | {"evaluated": [True] * 3, "improved": [0], "scores": [[1, "nan"], None, [0.5, None]]}
+    assert can_go_on(line, [])
+    assert can_go_on(line | {"iteration": 1}, [line])
+    for change in (
+        {"iteration": 2},
+        {"scores": [["1", 0]]},
+        {"scores": [[1]] * 3},
+        {"global_best": None},
+        {"evaluated": []},
+    ):
+        assert not can_go_on(line | {"iteration": 1} | change, [line])
+    for name in ("utilities", "evaluated", "improved", "scores", "iteration"):
+        assert not can_go_on({key: value for key, value in line.items() if key != name}, [])
+    assert not can_go_on([], [])
 
 
 def test_names_that_are_not_utf8_or_look_like_markup_are_drawn(tmp_path):
