@@ -185,7 +185,7 @@ def value_of(text: str) -> Any:
     """What a text says in JSON or as a word of Python's, as in 0.6, true, None or [1, 2]; else the text itself."""
     try:
         return json.loads({"True": "true", "False": "false", "None": "null"}.get(text, text))
-    except ValueError:
+    except (ValueError, RecursionError):
         return text
 
 

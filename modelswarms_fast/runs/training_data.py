@@ -34,7 +34,7 @@ def _read(path: Path) -> Pairs:
         try:
             one = json.loads(line)
             prompt, completion = one["prompt"], one["completion"]
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, RecursionError):
             prompt = completion = None
         if not isinstance(prompt, str) or not isinstance(completion, str) or not completion:
             raise InputError(f'{path}: line {number} is no {{"prompt": text, "completion": text}}; correct it.')

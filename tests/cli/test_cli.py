@@ -134,6 +134,51 @@ def test_the_config_of_a_run_repeats_it(tiny, arguments, tmp_path, monkeypatch):
     assert configs[0] == {name: value for name, value in third.items() if name not in others}
 
 
+def test_names_with_brackets_are_no_markup(tiny, arguments, tmp_path, monkeypatch, capsys):
+    """Each is shown as it is, before the search and after it; some would else be an error of the markup's parser."""
+    shutil.copytree(tiny["experts"], tmp_path / "[pool]")
+    (tmp_path / "[pool]" / "ada").rename(tmp_path / "[pool]" / "a[bold]")
+    (tmp_path / "[pool]" / "bob").rename(tmp_path / "[pool]" / "b[x]")
+    out = tmp_path / "[v1]"
+    assert run(monkeypatch, "search", tmp_path / "[pool]", *arguments, "--out", out, "--iterations", 1) == 0
+    shown = capsys.readouterr().out
+    assert f"Open {out / 'report.html'} first" in shown
+    assert run(monkeypatch, "search", tmp_path / "[pool]", *arguments, "--out", out, "--iterations", 1) == 2
+    assert "[v1]" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "sentence"),
+    [
+        ("--out", "x" * 3000, "longer than a name may be"),
+        ("--spill", "x" * 3000, "longer than a name may be"),
+        ("--spill", "/".join(["x" * 200] * 30), "longer than a name may be"),
+        ("--trace", "x" * 300, "longer than a name may be"),
+        ("--base", "~nouser", "~nouser"),
+        ("--particles", "100000000000000000000", "give a number from 0 to 1,000,000"),
+        ("--iterations", "100000000000000000000", "give a number from 0 to 1,000,000"),
+        ("--patience", "100000000000000000000", "give a number from 1 to 1,000,000"),
+        ("--step-length", "1e200", "give a number from 0 to 1,000,000"),
+        ("--minimum-step-length", "1e308", "give a number from 0 to 1,000,000"),
+        ("--step-length-factor", "1e100", "give a number from 0 to 1"),
+        ("--config", "/dev/zero", "a pipe or a device"),
+        ("--engine-option", "a=" + "[" * 100_000, "engine_options has 'a'"),
+    ],
+)
+def test_odd_values_are_one_short_sentence_before_anything_is_read(
+    tiny, arguments, tmp_path, monkeypatch, capsys, option, value, sentence
+):
+    monkeypatch.chdir(tmp_path)
+    words = [*map(str, arguments), "--out", "run"]
+    words += [option, value] if option not in words else []
+    words[words.index(option) + 1] = value
+    assert run(monkeypatch, "search", tiny["experts"], *words) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert sentence in error
+    assert len(error) < 400
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_log_of_the_iterations(tiny, arguments, tmp_path, monkeypatch):
     pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
