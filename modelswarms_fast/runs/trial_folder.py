@@ -11,7 +11,7 @@ from typing import Any
 
 from modelswarms_fast.errors import InputError
 from modelswarms_fast.evaluation.objectives import Files, named
-from modelswarms_fast.records import run_folder, schemas
+from modelswarms_fast.records import run_folder
 from modelswarms_fast.records.run_folder import Journal
 from modelswarms_fast.runs.experiment import Experiment
 from modelswarms_fast.runs.loop import Meter
@@ -64,19 +64,10 @@ def open_trial(
 def open_history(folder: Path) -> tuple[Journal, list[dict[str, Any]]]:
     """The history of a folder, and the lines that it has. Raises InputError."""
     path = folder / run_folder.HISTORY
-    old = run_folder.read_whole_history(path)
-    while old and not _fits(old, path):  # what is damaged is told anew, by the scores that are known
-        old.pop()
+    old = run_folder.read_whole_history(path)  # what is damaged is told anew, by the scores that are known
     # Written anew as far as it is whole: a line that a crash cut off must not stand before the next one.
     run_folder.write_text(path, "".join(run_folder.to_line(line) for line in old))
     return Journal(path), old
-
-
-def _fits(lines: list[dict[str, Any]], path: Path) -> bool:
-    with suppress(InputError):
-        schemas.check_history(lines, path, schema=schemas.RecordedLine)
-        return True
-    return False
 
 
 def begin_trial(experiment: Experiment, spec: TrialSpec, folder: Path, inputs: Mapping[str, Any]) -> None:
