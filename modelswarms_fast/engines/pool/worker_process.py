@@ -14,6 +14,8 @@ import sys
 import threading
 import time
 import traceback
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -29,6 +31,7 @@ from modelswarms_fast.weights.experts import Experts
 from modelswarms_fast.weights.mixing import row_form
 from modelswarms_fast.weights.shared_memory import attach
 
+LEAVING: list[Callable[[], None]] = []  # what this process does before it ends
 BEAT = 1.0  # seconds after which a step is told of even if no request has ended in it
 
 
@@ -146,6 +149,9 @@ def listen(pipe: Connection, messages: queue.SimpleQueue[Any]) -> None:
         while True:
             messages.put(pipe.recv())
     except (EOFError, OSError):
+        for leave in LEAVING:
+            with suppress(Exception):
+                leave()
         os._exit(0)  # whatever the main thread does: nobody will read it
 
 
@@ -174,6 +180,8 @@ def main(descriptor: int) -> None:
     try:
         served = Served(start, pipe)
         engine = served.engine
+        if (leave := getattr(engine, "leave", None)) is not None:
+            LEAVING.append(leave)
         pipe.send(("ready", engine.serve, engine.slots, engine.dtype, engine.max_model_len))
         _serve(served, calls)
     except (BrokenPipeError, ConnectionResetError):

@@ -268,6 +268,10 @@ class VllmEngine:
             self._scrub()
         return found
 
+    def leave(self) -> None:
+        """Leave nothing on the disk; the process is about to end."""
+        self._on_disk.close()
+
     def close(self) -> None:
         """Shut vLLM down and give its memory back; the engine is not to be used again.
 
