@@ -25,7 +25,7 @@ import typer
 
 from modelswarms_fast import config
 from modelswarms_fast.cli.main import app
-from modelswarms_fast.engines.agreement import BASE, Agreement, Rounding
+from modelswarms_fast.engines.agreement import Agreement, Rounding
 from modelswarms_fast.engines.parity_check import PROMPTS
 
 FOLDER = Path(__file__).parent / "reference"
@@ -168,7 +168,7 @@ def rates_of(found: dict[str, Any], dtype: str, first: int) -> dict[str, str]:
             for load, numbers in loads.items():
                 explained = agreement_of(numbers[count]).explained(noise)
                 said[load][2 if explained is None else 0 if explained is not right else 1] += 1
-        passes = agreement_of(trial["not restored"][count]).within(BASE)
+        passes = agreement_of(trial["not restored"][count]).within(noise.base)
         said["not restored"][0 if passes else 1] += 1
     return {load: f"{errs} / {errs + not_}" + f" + {none}" * (none > 0) for load, (errs, not_, none) in said.items()}
 

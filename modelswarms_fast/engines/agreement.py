@@ -42,8 +42,9 @@ LEAST, STEPS = 1e-3, 8.0
 anew in them. By up to 4 steps in real models, and by up to 12 in tiny ones with random adapters."""
 TELLING = 8.0
 """A change that is less than so many times its rounding cannot be told from it."""
-BASE = Limits(0.1, 0.98)
-"""For what the engines say of the base model itself, in any type."""
+BASE_LEAST, BASE_STEPS = 5e-3, 40.0
+"""What may be off in the base model's own answers: this share of them, or so many steps of the dtype. It is a wide
+bound: engines rounded by 8 steps in bfloat16, and by 0.000004 in float32."""
 
 
 class Rounding(NamedTuple):
@@ -58,6 +59,12 @@ class Rounding(NamedTuple):
         """What may be off in a change of this size. A correlation falls by half the square of what is off."""
         share, least = self.size / change, max(LEAST, STEPS * self.step)
         return Limits(max(COEFFICIENT * share, least), 1 - max(CORRELATION * share, least) ** 2 / 2)
+
+    @property
+    def base(self) -> Limits:
+        """What may be off in what the engines say of the base model itself."""
+        least = max(BASE_LEAST, BASE_STEPS * self.step)
+        return Limits(least, 1 - least**2 / 2)
 
 
 class Agreement(NamedTuple):

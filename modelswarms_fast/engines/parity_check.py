@@ -11,7 +11,7 @@ from typing import Protocol
 import torch
 
 from modelswarms_fast.config import EngineConfig
-from modelswarms_fast.engines.agreement import BASE, Agreement, Answers, Limits, Rounding, agreement, finite
+from modelswarms_fast.engines.agreement import Agreement, Answers, Limits, Rounding, agreement, finite
 from modelswarms_fast.engines.oracle import Oracle
 from modelswarms_fast.engines.protocol import Engine, Request
 from modelswarms_fast.engines.start import dtype_of
@@ -148,8 +148,9 @@ class ParityCheck:
                     "give a base model whose weights are finite, or another dtype."
                 )
         found = agreement(served, expected)
-        if not found.within(BASE):
-            raise ParityError(f"The engine does not serve the base model: {self._compared(found, BASE)}; {REMEDY}")
+        allowed = self.rounding.base
+        if not found.within(allowed):
+            raise ParityError(f"The engine does not serve the base model: {self._compared(found, allowed)}; {REMEDY}")
         self._base = served, expected
         self.rounding = self.rounding._replace(size=max(found.difference, self.rounding.step))
         return found
