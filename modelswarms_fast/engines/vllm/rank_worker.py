@@ -24,6 +24,16 @@ from modelswarms_fast.weights.shared_memory import SharedTensor
 PR_SET_PDEATHSIG = 1  # of <sys/prctl.h>
 RINGS = Rings()
 
+
+def end_with_parent() -> None:
+    """Have this process end with the one that started it, however that ends."""
+    parent = os.getppid()
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:
+        os._exit(0)
+
+
+end_with_parent()  # also while the model is built
 if current_platform.is_cpu():
     cpu_patches.apply()
 
@@ -67,7 +77,4 @@ class RankWorker(SwarmWorker):
         RINGS.forget_names()
         for file in Path("/dev/shm").glob(f"{os.environ.get('VLLM_DIST_IDENT', '?')}-*cpushm*"):
             file.unlink(missing_ok=True)
-        parent = os.getppid()
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-        if os.getppid() != parent:
-            os._exit(0)
+        end_with_parent()
