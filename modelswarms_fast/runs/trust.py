@@ -13,6 +13,7 @@ import secrets
 import stat
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 from modelswarms_fast.errors import InputError, quoted, short
@@ -108,19 +109,26 @@ def seal_of(config: Mapping[str, Any]) -> dict[str, str]:
     """
     settings = to_confirm(config)
     key = _key(make=True) if settings else None
-    return {} if key is None else {"seal": _seal(key, settings)}
+    return {} if key is None else {"seal": _seal(key, settings, config.get("directory"))}
 
 
 def is_sealed(config: Mapping[str, Any]) -> bool:
-    """Whether this user has given the settings of `to_confirm` themselves."""
-    settings, seal = to_confirm(config), config.get("seal")
+    """Whether this user has given the settings of `to_confirm` themselves, in the directory that is the current one.
+
+    Elsewhere a function of the same name may be another's.
+    """
+    settings, seal, directory = to_confirm(config), config.get("seal"), config.get("directory")
+    if settings and directory != str(Path.cwd()):
+        return False
     if not settings or not isinstance(seal, str) or (key := _key(make=False)) is None:
         return not settings
-    return hmac.compare_digest(seal.encode(errors="replace"), _seal(key, settings).encode())
+    return hmac.compare_digest(seal.encode(errors="replace"), _seal(key, settings, directory).encode())
 
 
-def _seal(key: bytes, settings: Mapping[Setting, Any]) -> str:
-    text = json.dumps([[kind, name, value] for (kind, name), value in sorted(settings.items())], sort_keys=True)
+def _seal(key: bytes, settings: Mapping[Setting, Any], directory: Any) -> str:
+    text = json.dumps(
+        [directory, *([kind, name, value] for (kind, name), value in sorted(settings.items()))], sort_keys=True
+    )
     return hmac.new(key, text.encode(errors="backslashreplace"), "sha256").hexdigest()
 
 

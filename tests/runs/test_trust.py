@@ -17,7 +17,7 @@ from modelswarms_fast import report, search
 from modelswarms_fast.cli import main
 from modelswarms_fast.cli import report as command
 from modelswarms_fast.errors import InputError
-from modelswarms_fast.runs.trust import check_trusted, to_confirm
+from modelswarms_fast.runs.trust import check_trusted, is_sealed, seal_of, to_confirm
 
 __all__ = ["endpoint"]  # a fixture
 tiny = helpers_search.tiny
@@ -184,3 +184,16 @@ def test_who_is_not_at_a_terminal_is_not_asked(monkeypatch: pytest.MonkeyPatch) 
     with open(os.devnull) as nothing:
         monkeypatch.setattr(sys, "stdin", nothing)
         assert command.asker() is None
+
+
+def test_a_seal_holds_in_the_directory_in_which_it_was_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run folder that comes back with another module in it imports nothing."""
+    monkeypatch.setenv("MODELSWARMS_CACHE", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+    config = {"task": "payload:score", "directory": str(tmp_path)}
+    config |= seal_of(config)
+    assert is_sealed(config)
+    (tmp_path / "back").mkdir()
+    monkeypatch.chdir(tmp_path / "back")
+    for directory in (str(tmp_path), str(tmp_path / "back"), None):
+        assert not is_sealed(config | {"directory": directory})
