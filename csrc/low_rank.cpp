@@ -94,8 +94,8 @@ void LowRank::add(const TokenGroups& groups, const LowRankStep& step) const {
   // For each thread, before they begin: memory that is not to be had is an exception here, and the end there.
   const std::int64_t numbers = times(width() + kTokens, padded_);
   const std::int64_t bytes = plus(plus(times(numbers, 4), mixed_bytes_), 63) / 64 * 64;
-  const std::unique_ptr<char[], Freed> room(
-      static_cast<char*>(::operator new[](static_cast<std::size_t>(times(bytes, threads)), std::align_val_t{64})));
+  const std::unique_ptr<char[], Freed> room(static_cast<char*>(
+      ::operator new[](static_cast<std::size_t>(times(bytes, threads)), std::align_val_t{64})));
   const auto work = [&](int thread) {
     char* own = room.get() + thread * bytes;
     auto* a = reinterpret_cast<float*>(own);

@@ -28,8 +28,7 @@ void mix(const Mix& given) {
                 aligned(args.out, args.particles > 1 ? times(args.out_stride, row) : 0);
   const MixColumns columns = MS_PICK(mix_columns_of)(args);
   MS_CHECK(columns != nullptr, "unknown dtype code");
-  for_sections(args.size, moved,
-               [&](std::int64_t begin, std::int64_t end) { columns(args, begin, end); });
+  for_sections(args.size, moved, [&](std::int64_t begin, std::int64_t end) { columns(args, begin, end); });
 }
 
 }  // namespace modelswarms

@@ -124,7 +124,8 @@ void LoraMerger::load_mixture(const RowMixture& row) const {
   const std::int64_t item = itemsize(dtype_);
   // For each thread, before they begin: memory that is not to be had is an exception here, and the end there.
   std::int64_t largest = 0;
-  for (const MergePart& part : parts_) largest = std::max(largest, times(times(part.rank, part.columns), item));
+  for (const MergePart& part : parts_)
+    largest = std::max(largest, times(times(part.rank, part.columns), item));
   const std::int64_t bytes = times(largest, omp_get_max_threads());
   const std::unique_ptr<char[]> room(new char[static_cast<std::size_t>(bytes)]);
   for_rows_of_parts(parts_, starts_, item, kSerialBytes,

@@ -37,14 +37,12 @@ void swarm_update(const SwarmUpdate& given) {
   MS_CHECK(columns != nullptr, "unknown dtype code");
   const std::int64_t row = itemsize(args.dtype);
   const std::int64_t moved = times(times(args.particles, args.size), 3 * row);
-  args.stream = worth_streaming(moved) &&
-                aligned(args.position, args.position_stride * row) &&
+  args.stream = worth_streaming(moved) && aligned(args.position, args.position_stride * row) &&
                 aligned(args.velocity, args.velocity_stride * row);
   // Rows that lie a multiple of a page apart keep each other out of the first cache, the more of them the
   // worse.
   args.one_by_one = args.position_stride * row % 4096 == 0 || args.velocity_stride * row % 4096 == 0;
-  for_sections(args.size, moved,
-               [&](std::int64_t begin, std::int64_t end) { columns(args, begin, end); });
+  for_sections(args.size, moved, [&](std::int64_t begin, std::int64_t end) { columns(args, begin, end); });
 }
 
 }  // namespace modelswarms

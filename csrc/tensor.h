@@ -67,8 +67,8 @@ struct TensorRows {
   std::int64_t count = 0, size = 0, stride = 0;  // of one dimension: count 1
   std::uint8_t code = 0, bits = 0;
 
-  // Looks, and asks that there is no gradient, and no view of numbers whose memory has the other sign, of which
-  // DLPack does not tell. Both only matter to what writes or computes.
+  // Looks, and asks that there is no gradient, and no view of numbers whose memory has the other sign, of
+  // which DLPack does not tell. Both only matter to what writes or computes.
   bool read(PyObject* object, int dimensions) {
     return look(object, dimensions) && is_false(PyObject_GetAttr(object, tensor_type().requires_grad)) &&
            is_false(PyObject_CallMethodNoArgs(object, tensor_type().is_neg));

@@ -5,8 +5,8 @@ size and direction with what it changes for transformers? Answers are log-probab
 after some prompts, those of a prompt about their mean, so that they are logits up to a constant.
 
 The two numbers are the coefficient of the regression of the one change on the other, which is their size, and their
-correlation, which is their direction. Both are 1 but for rounding. How much that is, the answers of the base model say,
-about which the two engines differ by nothing else.
+correlation, which is their direction. Both are 1 but for rounding. The answers of the base model say how large rounding
+is, since both engines serve the same weights there.
 """
 
 from __future__ import annotations
