@@ -98,7 +98,7 @@ def test_driver(measure: Measure, tmp_path: Path) -> None:
     pool = Experts("full", names, layout, rows, rows, (), {}, names)
     random = np.random.default_rng(0)
 
-    def stream(split: str, arrivals: Arrivals, limits: object) -> Iterator[tuple[int, PartialScores]]:
+    def stream(split: str, arrivals: Arrivals, limits: object, visits: object) -> Iterator[tuple[int, PartialScores]]:
         while arrived := arrivals(True):
             for number in arrived:
                 scores = PartialScores(1, fmean)

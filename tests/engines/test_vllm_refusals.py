@@ -140,7 +140,7 @@ def a_head(*, tied):
     layout = Layout.of({"a": torch.empty(4, 32), "b": torch.empty(64, 4)}, torch.float32)
     module = LoraModule("lm_head", "a", "b", 4, 2.0)
     rows = torch.ones(2, layout.size)
-    experts = SimpleNamespace(layout=layout, modules=(module,), rows=rows, combine="factors", whole=())
+    experts = Experts("lora", ("x", "y"), layout, rows, rows, (module,), {}, ())
     return model, experts
 
 

@@ -70,6 +70,7 @@ class Fake:
 def no_export(monkeypatch):
     monkeypatch.setattr(trial_folder, "export", lambda *arguments, **more: None)
     monkeypatch.setattr(trial_folder, "exported_files", lambda *arguments: [])
+    monkeypatch.setattr(trial_folder, "check_room", lambda *arguments: None)
     monkeypatch.setattr(Population, "global_best", lambda self: None)
 
 
