@@ -28,6 +28,9 @@ CONFIG = EngineConfig(serve="mixture", state="mixture", dtype="float32", max_mod
 
 def main(folder: Path) -> None:
     backends["cpu"] = SimpleNamespace(driver=SimpleNamespace(is_active=lambda: True), compiler=None)
+    from vllm.v1.worker.gpu.metrics import logits  # only now, for it asks for Triton when it is imported
+
+    logits.libdevice = SimpleNamespace(isnan=lambda values: values != values)  # the interpreter has no libdevice
     engine = start_engine(folder / "base", read_experts(folder / "experts"), CONFIG)
     (worker,) = engine.llm.collective_rpc("swarm_worker")
     for slot, mixture in enumerate(MIXTURES):
