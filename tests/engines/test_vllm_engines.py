@@ -92,6 +92,19 @@ def test_a_model_that_is_fused_in_its_checkpoint_is_served_in_every_mode(phi3):
         engine.close()
 
 
+def test_an_engine_that_was_dropped_ends_before_the_next_one_starts(phi3):
+    """Its end takes the process groups, which the next one would share."""
+    dropped = started(phi3 / "base", None)
+    del dropped
+    engine = started(phi3 / "base", None)
+    try:
+        gc.unfreeze()
+        gc.collect()
+        assert len(complete(engine, [Request(None, [11, 12, 13])], 2)) == 1
+    finally:
+        engine.close()
+
+
 def test_experts_of_unequal_ranks_scalings_and_modules_in_every_mode(tmp_path):
     """Each answers as an oracle that was given it alone; modules that one of them lacks add nothing to its tokens."""
     base = make_base(tmp_path / "base", shape={"hidden_size": 64, "head_dim": 32, "num_attention_heads": 2})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import importlib
 import inspect
 import json
@@ -115,6 +116,8 @@ def start_vllm(
         from modelswarms_fast.engines.vllm.cpu_patches import patched
 
         patches = patched(whole)
+    gc.unfreeze()  # vLLM hides from the garbage collector what it starts with
+    gc.collect()  # an engine that nobody holds would later end the groups that all engines of a process share
     base, processes = arguments["model"], arguments.get("tensor_parallel_size", 1)
     before = {name: os.environ.get(name) for name in variables}
     os.environ.update(variables)
