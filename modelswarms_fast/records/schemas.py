@@ -74,6 +74,13 @@ class RecordedLine(Line):
     scores: list[list[Score] | None]
 
 
+class Raised(_Schema):
+    """What a run was first started with, if that was raised."""
+
+    iterations: Count
+    patience: Count
+
+
 class Config(_Schema):
     """config.json: what was asked for. Beside these fields it has every setting."""
 
@@ -96,17 +103,24 @@ class Config(_Schema):
     directory: str | None = None
     iterations: Count | None = None
     patience: Count | None = None
-    raised: dict[str, Count] | None = None
+    raised: Raised | None = None
     """With what iterations and patience the run was first started, if they were raised."""
-    forced: list[str] | None = None
+    forced: list[str] = []
     versions: dict[str, str | None] | None = None
     computed_in: str | None = None
     served: Literal["merged", "slots", "mixture"] | None = None
     state_reason: str | None = None
-    methods: str | None = None
-    ranges: dict[str, str] | None = None
+    methods: str = ""
+    ranges: dict[str, str] = {}
     reuse: list[str] | None = None
     seal: str | None = None
+
+
+class RecordedConfig(Config):
+    """config.json that a run goes on from: it names the command, and where the experts are."""
+
+    run: Literal["search", "token-swarm", "compare", "sweep", "study"]
+    sources: list[str]
 
 
 class End(_Schema):
@@ -245,7 +259,8 @@ def _unlike(line: Mapping[str, Any], number: int, first: Mapping[str, Any], expe
     examples = max((len(one) for one in first.get("scores") or [] if one), default=0)
     mixtures, best = line.get("mixtures"), line.get("global_best_mixture")
     rows = [*(mixtures or []), *([] if best is None else [best])]
-    lists = [line["utilities"], *(one for one in (line.get("evaluated"), mixtures, line.get("scores")) if one)]
+    given = (line["utilities"], line.get("evaluated"), mixtures, line.get("scores"))
+    lists = [one for one in given if one is not None]
     inside = [*line.get("improved", []), *line.get("restarts", [])]
     inside += [(line.get(name) or {}).get("particle") or 0 for name in ("global_best", "global_worst")]
     fits = {

@@ -31,6 +31,14 @@ _RUNS: dict[str, tuple[Callable[..., dict[str, Any]], tuple[str, ...]]] = {
     "sweep": (sweep, (*_ENGINE, "searches", "evaluations", "minutes", "at_once", "confirm")),
     "study": (study, (*_ENGINE, "kind", "seeds", "at_once", "confirm")),
 }
+# What config.json of each command must say, beside the experts' sources.
+_NEEDED = {
+    "search": ("base", "task"),
+    "token-swarm": ("task",),
+    "compare": ("base", "task", "budget", "methods"),
+    "sweep": ("base", "task", "ranges"),
+    "study": ("base", "task", "kind"),
+}
 
 
 @checked
@@ -73,6 +81,8 @@ def resume(
     check_directory(folder, config)
     if not is_sealed(config):
         check_trusted(config, str(folder), given, ask)
+    if missing := [one for one in _NEEDED[name] if one not in config]:
+        raise InputError(f"{folder / CONFIG} does not say {', '.join(missing)}; restore a good copy")
     function, own = _RUNS[name]
     asked = _given(config, (*_SHARED, *own))
     raised = {name: value for name, value in zip(RAISED, (iterations, patience), strict=True) if value is not None}

@@ -207,7 +207,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     config = run_folder.read_json(path)
     if "run" not in config:
         raise InputError(f"{path} was written by no run that can go on; give the folder of a run.")
-    schemas.check(schemas.Config, config, path)
+    schemas.check(schemas.RecordedConfig, config, path)
     return config
 
 

@@ -457,3 +457,25 @@ def test_the_ensemble_is_not_asked_again(commands, tmp_path, monkeypatch):
     prompts.clear()
     resume(tmp_path / "run")
     assert not prompts
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"run": None}, "run is not what a run writes"),
+        ({"run": "other"}, "run is not what a run writes"),
+        ({"sources": None}, "sources is not what a run writes"),
+        ({"forced": None}, "forced is not what a run writes"),
+        ({"raised": {"patience": 3}}, "raised.iterations is not what a run writes"),
+        ({"run": "compare", "methods": None}, "methods is not what a run writes"),
+        ({"run": "compare"}, "does not say budget, methods; restore"),
+        ({"run": "sweep"}, "does not say ranges; restore"),
+        ({"run": "study"}, "does not say kind; restore"),
+    ],
+)
+def test_a_config_that_no_run_wrote_is_one_sentence(tmp_path, change, sentence):
+    config = {"run": "search", "sources": ["a"], "experts": ["a"], "base": "base", "task": "exact_match"} | change
+    run_folder.write_json(tmp_path / "config.json", config)
+    with pytest.raises(InputError, match=f"config.json.* {sentence}"):
+        resume(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["config.json"]
