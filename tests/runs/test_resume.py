@@ -378,7 +378,7 @@ def test_there_must_be_a_run(settings, tmp_path):
     for go_on in (lambda: resume(tmp_path), lambda: search(**settings, out=tmp_path, resume=True)):
         with pytest.raises(InputError, match=r"config\.json was written by no run that can go on"):
             go_on()
-    (tmp_path / "config.json").write_text('{"run": "search", "experts": ["a"], "versions": 3}')
+    (tmp_path / "config.json").write_text('{"run": "search", "experts": ["a"], "sources": ["a"], "versions": 3}')
     with pytest.raises(InputError, match="versions is not what a run writes"):
         resume(tmp_path)
 
