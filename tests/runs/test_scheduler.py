@@ -81,7 +81,11 @@ def planned(count=4, **more):
 
 def ran(folder, experiment=None, searches=None, **more):
     found = run_searches(
-        experiment or Fake(), searches or planned(), folder, inputs={"experts": ["a", "b", "c"]}, **more
+        experiment or Fake(),
+        searches or planned(),
+        folder,
+        inputs={"experts": ["a", "b", "c"], "sources": ["a", "b", "c"]},
+        **more,
     )
     # Whether a particle that was stopped early would have had no score depends on what was asked before it was.
     left_out = {"wall_seconds", "without_score"}
