@@ -80,7 +80,7 @@ def export(folder: str | Path, row: Tensor, experts: Experts, *, base: Path, pro
         # The library makes its files private to the user; the others say what the umask allows.
         (new / weights).chmod((new / "README.md").stat().st_mode)
         for path in [*sorted(new.iterdir()), new]:
-            _sync(path)
+            sync(path)
         _swap(new, target)
     except (OSError, SafetensorError) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
@@ -133,7 +133,7 @@ def _check_target(target: Path) -> None:
         raise InputError(f"{target} holds {others[0]}, which is no part of a model: choose a new or empty folder")
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
     """Make a file or a folder's entries durable."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
@@ -152,11 +152,11 @@ def _swap(new: Path, target: Path) -> None:
         except BaseException:
             os.rename(old, target)
             raise
-        _sync(target.parent)
+        sync(target.parent)
         shutil.rmtree(old, ignore_errors=True)
     else:
         os.rename(new, target)
-        _sync(target.parent)
+        sync(target.parent)
 
 
 def _config(experts: Experts, base: Path) -> dict[str, str]:

@@ -20,6 +20,7 @@ from pathlib import Path
 import torch
 
 from modelswarms_fast.errors import InputError, quoted, short
+from modelswarms_fast.weights.export import sync
 from modelswarms_fast.weights.gguf import convert_gguf
 from modelswarms_fast.weights.row_name import row_name
 
@@ -136,7 +137,7 @@ def _convert(name: str, target: Path) -> None:
             ) from error
         for path in [*temporary.iterdir(), temporary]:
             path.chmod(0o700 if path.is_dir() else 0o600)
-            _sync(path)
+            sync(path)
         try:
             temporary.rename(target)
         except OSError:  # a folder cannot replace one that is not empty
@@ -195,15 +196,6 @@ def _sweep(cache: Path, name: str) -> None:
     """Remove what conversions that were killed have left. No other process converts meanwhile."""
     for left in cache.glob(f".{name}-*"):
         shutil.rmtree(left, ignore_errors=True)
-
-
-def _sync(path: Path) -> None:
-    """Make a file or a folder's entries durable."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _files(name: str) -> list[Path]:
