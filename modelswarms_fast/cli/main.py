@@ -84,8 +84,9 @@ def main() -> None:
     command with 128 and their number.
     """
     _quiet()
-    if isinstance(sys.stdout, io.TextIOWrapper):  # as stderr is: what it cannot encode must not cost the results
-        sys.stdout.reconfigure(errors="backslashreplace")
+    for stream in (sys.stdout, sys.stderr):  # what a terminal cannot show must not cost the results, or the message
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     try:
         with stop_signals(stop_at_once):
             app(_with_chat(sys.argv[1:]), prog_name=PROGRAM)

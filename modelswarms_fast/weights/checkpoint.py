@@ -160,7 +160,7 @@ def _sharded(folder: Path, index_file: Path) -> dict[str, Stored]:
     for name, file in index.items():
         if not isinstance(file, str) or not PLAIN_NAME.fullmatch(file):
             raise InputError(
-                f"{index_file}: tensor {short(name)} lies in {quoted(file)}, which is not the plain name of a"
+                f"{index_file}: {short(name)} lies in {quoted(file)}, which is not the plain name of a"
                 " safetensors"
                 " file in the same folder: download the checkpoint again from a source you trust"
             )

@@ -45,6 +45,14 @@ def test_a_chat_without_a_template_is_that_of_the_base(words):
     assert main._with_chat(words) == expected.get(" ".join(words), words)
 
 
+def test_a_word_that_the_terminal_cannot_show_is_one_sentence(monkeypatch, capsys):
+    # The terminal is strict, as PYTHONIOENCODING makes it, and so is that of this test.
+    assert run(monkeypatch, "demo", "\udcff") == 2
+    shown = capsys.readouterr().err
+    assert r"unexpected extra argument(s) (\udcff)" in shown
+    assert "Traceback" not in shown
+
+
 def test_search_then_evaluate(tiny, arguments, tmp_path, monkeypatch, capsys):
     out = tmp_path / "run"
     code = run(monkeypatch, "search", tiny["experts"], *arguments, "--out", out, "--iterations", 2, "--particles", 4)

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from modelswarms_fast.errors import InputError
 
-LONGEST = 400  # characters of a sentence
+LONGEST = 450  # characters of a sentence: two quotations, a path, and what to do
 LONGEST_WITH_A_COMMAND = 1200  # that ends in a command to copy
 SECONDS = 120  # of a case, on a machine that others use as well
 COUNTS: Counter[tuple[str, str]] = Counter()
