@@ -1,6 +1,7 @@
 """The exceptions that end a run with one sentence, and how a sentence quotes what it was given.
 
-`arguments` checks the types of what is given by their annotations, `files` reads files that anybody may have written.
+`arguments` checks the types of what is given by their annotations, `files` reads files that anybody may have written,
+`modules` imports what the user names.
 """
 
 from __future__ import annotations

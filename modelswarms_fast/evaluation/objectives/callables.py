@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import importlib
 import math
-import sys
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 from modelswarms_fast.config import Sampling, TaskConfig
-from modelswarms_fast.errors import InputError, quoted, short
+from modelswarms_fast.errors import InputError, quoted
+from modelswarms_fast.errors.modules import import_named
 from modelswarms_fast.evaluation.dataset import Data
 from modelswarms_fast.evaluation.objectives.data import Wanted, dataset_of, read_examples
 from modelswarms_fast.evaluation.objectives.sampling import SAMPLING
@@ -20,10 +18,14 @@ DEFAULT_MAX_TOKENS = 10
 
 
 def load(data: Data, wanted: Wanted) -> Utility:
-    """The utility of an evaluation file and the function that `wanted.task` names. Raises InputError."""
+    """The utility of an evaluation file and the function that `wanted.task` names. Raises InputError.
+
+    The function is called as `function(example, output)` with the example as it stands in the file and the
+    generated text without white space at its ends, and returns a number (higher is better).
+    """
     examples = read_examples(data, wanted, {"prompt": (str,)}, instead="question")
     wanted.check_options()
-    function = import_function(wanted.task)
+    function = import_named("task", wanted.task, "function", "my_tasks:score")
     limit = wanted.max_tokens or max_tokens(function, wanted.task)
     own = sampling(function, wanted.task)
     drawn = Sampling(own.temperature, own.top_p or 1.0) if own.temperature else None
@@ -41,35 +43,6 @@ def load(data: Data, wanted: Wanted) -> Utility:
         samples=own.samples or 1,
         pass_k=own.pass_k,
     )
-
-
-def import_function(task: str) -> Callable[[dict[str, Any], str], Any]:
-    """Import `module:function`; the current directory comes first on the path while the module is imported.
-
-    The function is called as `function(example, output)` with the example as it stands in the file and the
-    generated text without white space at its ends, and returns a number (higher is better). Raises
-    InputError.
-    """
-    module_name, _, name = task.partition(":")
-    if not module_name or not name.isidentifier():
-        raise InputError(f'task "{task}" is not of the form module:function, as in my_tasks:score')
-    here = str(Path.cwd())
-    sys.path.insert(0, here)
-    try:
-        importlib.invalidate_caches()  # the file may be newer than the interpreter's list of the folder
-        module = importlib.import_module(module_name)
-    except (Exception, SystemExit) as error:  # whatever the user's module does when it is imported
-        raise InputError(
-            f'cannot import the module of task "{task}" ({type(error).__name__}: {short(error)}): '
-            f"correct it, or start where {module_name} can be imported"
-        ) from error
-    finally:
-        if here in sys.path:
-            sys.path.remove(here)
-    function = getattr(module, name, None)
-    if not callable(function):
-        raise InputError(f'task "{task}": the module has no function {name}; define it or correct the name')
-    return function  # type: ignore[no-any-return]
 
 
 def max_tokens(function: Callable[..., Any], task: str) -> int:

@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from modelswarms_fast.errors import InputError, short
+from modelswarms_fast.errors.modules import import_named
 from modelswarms_fast.evaluation.dataset import Data
-from modelswarms_fast.evaluation.objectives.callables import import_function, prompt
+from modelswarms_fast.evaluation.objectives.callables import prompt
 from modelswarms_fast.evaluation.objectives.classifier import DTYPES, Classifier
 from modelswarms_fast.evaluation.objectives.data import Wanted, dataset_of, read_examples
 from modelswarms_fast.evaluation.objectives.utility import Answer, Ask, Utility
@@ -85,11 +86,11 @@ def _offline() -> Scorer:
 
 
 def _function(name: str) -> Scorer:
-    function = import_function(name)
+    function = import_named("scorer", name, "function", "my_scorers:kind")
 
     def score(text: str) -> float:
         try:
-            value = float(function(text))  # type: ignore[call-arg, arg-type]
+            value = float(function(text))
         except Exception as error:  # whatever a function of the user raises
             raise InputError(f"the scorer {name} raised {type(error).__name__}: {short(error)}; correct it") from error
         if not 0 <= value <= 1 and not math.isnan(value):
