@@ -1,28 +1,37 @@
-"""CMA-ES over affine mixtures (library `cmaes`): what another optimiser makes of the swarm's own search space."""
+"""CMA-ES over affine mixtures, by the policy `cma-es`: what another optimiser makes of the swarm's search space."""
 
 from __future__ import annotations
 
-import numpy as np
-from cmaes import CMA
+import math
 
-from modelswarms_fast.runs.baselines import Choice, loss, mixture_choice
-from modelswarms_fast.runs.baselines.random_search import SPREAD, affine
+import numpy as np
+
+from modelswarms_fast.policies import problem_of
+from modelswarms_fast.policies.cma_es import CmaEs
+from modelswarms_fast.policies.space import space_of
+from modelswarms_fast.runs.baselines import Choice, mixture_choice
 from modelswarms_fast.runs.experiment import Experiment
 from modelswarms_fast.swarm import best_of
 
 
 def run(experiment: Experiment, budget: int, seed: int) -> Choice:
-    """The experts themselves, and whole generations from their mean on. See `modelswarms_fast.runs.baselines`."""
+    """The experts themselves, and whole generations from their weighted mean on.
+
+    A generation has the library's own size, 4 + ⌊3 ln d⌋ in d dimensions: ten for ten experts. See
+    `modelswarms_fast.runs.baselines`.
+    """
     count = len(experiment.initial)
     mixtures, utilities = list(np.eye(count)), experiment.initial.tolist()
-    optimizer = CMA(mean=np.zeros(count), sigma=SPREAD, seed=seed % 2**32)
+    space = space_of("affine", count)
+    generation = 4 + math.floor(3 * math.log(space.size))
+    policy = CmaEs(problem_of(space, generation, seed))
+    policy.tell(np.eye(count), experiment.initial)
     while len(mixtures) < budget:
-        asked = [optimizer.ask() for _ in range(min(optimizer.population_size, budget - len(mixtures)))]
-        new = [affine(point) for point in asked]
-        found = experiment.mixtures_on_dev(new).tolist()
-        if len(asked) == optimizer.population_size:  # the last generation may be a part of one
-            optimizer.tell([(point, loss(utility)) for point, utility in zip(asked, found, strict=True)])
-        mixtures += new
-        utilities += found
+        asked = policy.ask()[: budget - len(mixtures)]
+        found = experiment.mixtures_on_dev(asked)
+        if len(asked) == generation:  # the last generation may be a part of one
+            policy.tell(asked, found)
+        mixtures += list(asked)
+        utilities += found.tolist()
     best = best_of(np.array(utilities))
     return mixture_choice(experiment, mixtures[best], utilities[best], len(mixtures))
