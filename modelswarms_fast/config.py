@@ -14,7 +14,8 @@ from modelswarms_fast.errors.arguments import LAST_SEED, check_fields, check_pat
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
-Randomness = Literal["particle", "unit", "coordinate"]
+Randomness = Literal["particle", "unit", "coordinate", "expert"]
+Space = Literal["affine", "scaled", "free"]
 StartVelocity = Literal["random", "zero", "best"]
 State = Literal["auto", "weights", "mixture"]
 Combine = Literal["factors", "delta"]
@@ -27,6 +28,12 @@ CheckedLoads = Literal["off", "first", "all"]
 
 LARGEST = 1_000_000
 """Bound of weights, step lengths, particles and iterations: far above any use, far below an overflow."""
+LARGEST_COEFFICIENT = 1.5
+"""Bound of each coefficient in the space `free`."""
+SCALES = (0.5, 2.0)
+"""Bounds of the sum of coefficients in the space `scaled`."""
+POLICIES = ("swarm", "cma-es")
+"""Policies by name; others are classes."""
 LONGEST = 2**31 - 1
 """Bound of numbers of tokens and of examples, which engines hold in 32 bits."""
 MOST_ENGINES = 1024
@@ -173,6 +180,16 @@ class SwarmConfig:
 
     At least 2, at least as many as experts, and at most 1,000,000. Those beyond the experts start between or beyond two
     others."""
+    policy: str = "swarm"
+    """What proposes the next positions: the published swarm, cma-es, or a class of your own as module:Class.
+
+    Any but `swarm` places particles as mixtures of the experts, for which it needs state="mixture"; restarts, inertia
+    and what else moves the swarm has no effect on them. `cma-es` needs the library cmaes."""
+    space: Space = "affine"
+    """What coefficients a mixture may have: of sum 1 (affine), of a sum from 0.5 to 2 (scaled), or any (free).
+
+    `free`: each from -1.5 to 1.5. `scaled` and `free` need LoRA experts. `scaled` is for other policies than `swarm`,
+    which needs randomness="expert" to leave a sum of 1 in `free`."""
     seed: int = 0
     """Seed of all random draws.
 
@@ -198,10 +215,12 @@ class SwarmConfig:
 
     Without it, repel_coeff has no effect."""
     randomness: Randomness = "particle"
-    """What is drawn at random: a factor a term and particle, a factor a term and coordinate, or nothing (unit).
+    """What is drawn at random: a factor a term and particle, also for each coordinate or expert, or nothing (unit).
 
     `particle`: a factor from 0 to 1 for each of the four terms of each particle, drawn anew in each iteration.
     `coordinate`: the same for each coordinate, as in the classic particle swarm; needs state="weights".
+    `expert`: the same for each expert's coefficient; needs state="mixture". In the space `affine` the sum stays 1: what
+    a velocity would change of it is taken from all coefficients alike.
     `unit`: all factors are 1."""
     step_length: float = 1.0
     """Share of its velocity that a particle moves in the first iteration.
@@ -256,6 +275,36 @@ class SwarmConfig:
         for name in ("drop_k", "drop_n"):
             value = getattr(self, name)
             _check(0 <= value < 1, f"{name} is {quoted(value)}; give a probability from 0 to below 1.")
+        self._check_policy()
+
+    def _check_policy(self) -> None:
+        _check(
+            self.policy in POLICIES or ":" in self.policy,
+            f"policy is {quoted(self.policy)}; choose {', '.join(POLICIES)}, or give a class as module:Class.",
+        )
+        if self.policy == "swarm":
+            _check(
+                self.space != "scaled",
+                "space is 'scaled' but policy='swarm' moves between positions whose coefficients sum to 1; use "
+                "space='affine', or another policy.",
+            )
+            _check(
+                self.space != "free" or self.randomness == "expert",
+                "space is 'free' but policy='swarm' leaves a sum of 1 only with randomness='expert'; use that, or "
+                "another policy.",
+            )
+            return
+        _check(
+            self.randomness != "coordinate",
+            f"randomness is 'coordinate' but policy={quoted(self.policy)} places mixtures, not weights; use "
+            "randomness='particle'.",
+        )
+        for name in ("drop_k", "drop_n"):
+            _check(
+                getattr(self, name) == 0,
+                f"{name} is {getattr(self, name)} but policy={quoted(self.policy)} needs the utility of every position;"
+                f" leave {name} out.",
+            )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -55,8 +55,8 @@ def _plan(console: Console, facts: dict[str, Any]) -> None:
     swarm = ""
     if "particles" in plan:
         swarm = (
-            f"{plan['particles']} particles, at most {plan['iterations']} iterations, which end after "
-            f"{plan['patience']} without a new best; "
+            f"policy {plan['policy']} in the space {plan['space']}, {plan['particles']} particles, at most "
+            f"{plan['iterations']} iterations, which end after {plan['patience']} without a new best; "
         )
     line(
         console,

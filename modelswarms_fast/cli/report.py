@@ -19,6 +19,9 @@ def report_command(
     ] = False,
     plots: Annotated[Path | None, typer.Option(help="Folder for the plots as SVG files.")] = None,
     task: Annotated[str | None, typer.Option(help="For --evaluate: the run's task, if it imports code.")] = None,
+    policy: Annotated[
+        str | None, typer.Option(help="For --evaluate: the policy of the run, if that is a class.")
+    ] = None,
     option: Annotated[
         list[str] | None, typer.Option(help="For --evaluate: an option of the run's task that calls a server.")
     ] = None,
@@ -32,7 +35,7 @@ def report_command(
     """
     from modelswarms_fast.runs.report import report as write
 
-    given = given_again(task, option, engine_option)
+    given = given_again(task, option, engine_option) | {"policy": policy}
     print("\n".join(map(str, write(run, evaluate=evaluate, plots=plots, given=given, ask=asker()))))
 
 

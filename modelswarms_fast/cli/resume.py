@@ -25,6 +25,7 @@ def resume_command(
         bool, typer.Option("--force", help="Go on although experts, data, base or versions have changed since.")
     ] = False,
     task: Annotated[str | None, typer.Option(help="Of somebody else's run: its task, if it imports code.")] = None,
+    policy: Annotated[str | None, typer.Option(help="Of somebody else's run: its policy, if that is a class.")] = None,
     options: Annotated[
         list[str] | None, typer.Option("--option", help="Of somebody else's run: an option that calls a server.")
     ] = None,
@@ -41,7 +42,7 @@ def resume_command(
     """
     from modelswarms_fast.runs.resume import resume
 
-    given = {"task": task, "options": options, "engine_options": engine_options, "trace": trace}
+    given = {"task": task, "policy": policy, "options": options, "engine_options": engine_options, "trace": trace}
     raised = {"iterations": iterations, "patience": patience}
     name, content = resume(run, **raised, force=force, say=say, progress=True, given=given, ask=asker())
     if name == "search":

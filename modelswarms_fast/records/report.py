@@ -28,6 +28,7 @@ from modelswarms_fast.records.style import PALETTE, inline, svg
 _PHASES = {
     "setup": "orange",
     "update": "purple",
+    "policy": "olive",
     "load": "green",
     "generate": "blue",
     "score": "red",
@@ -133,7 +134,8 @@ def _about(run: RunFolder) -> str:
     words = [f"{len(run.experts)} experts"]
     words += [f"{facts['particles']} particles"] if "particles" in facts else []
     words += [f"{max(len(run.history) - 1, 0)} iterations"]
-    words += [f"{name} {facts[name]}" for name in ("state", "engine", "serve", "dtype", "seed") if name in facts]
+    words += [f"{name} {facts[name]}" for name in ("policy", "space", "state", "engine") if name in facts]
+    words += [f"{name} {facts[name]}" for name in ("serve", "dtype", "seed") if name in facts]
     ended = "not ended, shown as far as it got" if run.summary is None else f"stopped: {facts.get('stopped', UNKNOWN)}"
     return f"{', '.join(words)}; {ended}."
 

@@ -2,6 +2,7 @@
 
     config.json         what was asked for
     data.json           the examples, where nothing else says which they are: divided here, or from the Hub
+    known.json          what a policy was told of earlier runs; see `runs.known`
     history.jsonl       a line for each iteration, appended when it has ended
     scores.jsonl        a line for each evaluation, appended when it has ended; see `score_file`
     summary.json        what was found, once the run has ended
@@ -46,6 +47,7 @@ ANALYSIS = "analysis.json"
 TEST_SCORES = "test_scores.json"
 ANSWERS = "answers.json"
 DATA = "data.json"
+KNOWN = "known.json"
 # The engine that a token swarm's records name: its mixtures are of what experts say, not of their weights.
 ENSEMBLE = "ensemble"
 _NUMBERED = re.compile(r"data_([1-9][0-9]*)\.json")

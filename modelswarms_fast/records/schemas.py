@@ -212,12 +212,22 @@ class Answers(_Schema):
     lost: list[Question]
 
 
+class Known(_Schema):
+    """known.json: what a policy was told of earlier runs."""
+
+    mixtures: list[list[Number]]
+    """[m][n] positions as coefficients of the experts."""
+    utilities: list[Number]
+    """[m] of each."""
+
+
 SCHEMAS: dict[str, type[BaseModel]] = {
     "config.json": Config,
     "history.jsonl": Line,
     "summary.json": Summary,
     "test_scores.json": TestScores,
     "answers.json": Answers,
+    "known.json": Known,
 }
 """By file; the lines of history.jsonl are checked one by one."""
 
@@ -271,6 +281,14 @@ def _unlike(line: Mapping[str, Any], number: int, first: Mapping[str, Any], expe
         "a list of scores": all(len(one) == examples for one in line.get("scores") or [] if one is not None),
     }
     return next((what for what, right in fits.items() if not right), None)
+
+
+def check_known(content: Mapping[str, Any], path: Path, experts: int) -> None:
+    """Raise InputError for a known.json that does not fit its schema, or the number of experts."""
+    check(Known, content, path)
+    mixtures, utilities = content["mixtures"], content["utilities"]
+    if len(mixtures) != len(utilities) or any(len(one) != experts for one in mixtures):
+        raise InputError(f"{path}: mixtures and utilities are not those of {experts} experts; {_REMEDY}")
 
 
 def check_test_scores(content: Mapping[str, Any], path: Path) -> None:

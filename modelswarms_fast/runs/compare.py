@@ -16,13 +16,13 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from modelswarms_fast.config import LONGEST, SwarmConfig
+from modelswarms_fast.config import LONGEST, EngineConfig, SwarmConfig, fields_of
 from modelswarms_fast.errors import InputError, quoted
 from modelswarms_fast.errors.arguments import check_range, checked
 from modelswarms_fast.evaluation.objectives import Files
 from modelswarms_fast.records.run_folder import read_json, write_json
 from modelswarms_fast.runs.baselines import METHODS, OF_FACTORS, Run, load_method
-from modelswarms_fast.runs.experiment import Experiment
+from modelswarms_fast.runs.experiment import Experiment, check_together
 from modelswarms_fast.runs.started import Run as StartedRun
 from modelswarms_fast.runs.started import run_in
 from modelswarms_fast.runs.trial_folder import config_of, inputs_of
@@ -81,7 +81,8 @@ def compare(
     if unknown := swarm.keys() - {field.name for field in fields(SwarmConfig)}:
         raise InputError(f"swarm has no setting {quoted(sorted(unknown)[0])}; give fields of SwarmConfig.")
     SwarmConfig(particles=2, seed=seed)
-    SwarmConfig(**({"particles": 2} | swarm))
+    engine, _ = fields_of(EngineConfig, settings)
+    check_together(SwarmConfig(**({"particles": 2} | swarm)), EngineConfig(**engine))
     delta = settings.get("combine") == "delta"
     if methods is None:
         methods = [name for name in METHODS if name != "data_merge" or settings.get("train") is not None]

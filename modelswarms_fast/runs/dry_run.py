@@ -107,9 +107,9 @@ def dry_search(experiment: Experiment, config: SwarmConfig) -> dict[str, Any]:
     Returns:
         `prompts` of dev (see Preview.prompts), `examples` by split, `longest`, `data_read`, `data_warnings`, `engine`,
         `dtype`, `serve` (the ways that will be tried), `state` and `state_reason`, `memory` (see Placement.as_dict) and
-        `memory_lines`, `plan`: `particles`, `iterations` at most, `patience`, and at most `requests`, `prompt_tokens`
-        and `new_tokens`; and `rough_seconds`: of one `iteration`, and of a `search` that ends by patience (`least`) or
-        goes on to the last iteration (`most`), tests included.
+        `memory_lines`, `plan`: `policy`, `space`, `particles`, `iterations` at most, `patience`, and at most
+        `requests`, `prompt_tokens` and `new_tokens`; and `rough_seconds`: of one `iteration`, and of a `search` that
+        ends by patience (`least`) or goes on to the last iteration (`most`), tests included.
 
     Raises:
         InputError: a prompt is too long, or its chat template cannot be used.
@@ -137,6 +137,8 @@ def dry_search(experiment: Experiment, config: SwarmConfig) -> dict[str, Any]:
         "memory": placement.as_dict(),
         "memory_lines": [str(placement), *placement.details().splitlines()],
         "plan": {
+            "policy": config.policy,
+            "space": config.space,
             "particles": particles,
             "iterations": config.iterations,
             "patience": config.patience,

@@ -19,13 +19,15 @@ from modelswarms_fast.engines.parity_check import make_parity_check, start_oracl
 from modelswarms_fast.engines.protocol import Engine
 from modelswarms_fast.engines.start import check_base_answers, start_engine
 from modelswarms_fast.engines.vllm.arguments import GPU_SHARE
-from modelswarms_fast.errors import InputError, NoScoreError
+from modelswarms_fast.errors import InputError, NoScoreError, quoted
 from modelswarms_fast.errors.arguments import checked
 from modelswarms_fast.evaluation.early_stopping import Scores
 from modelswarms_fast.evaluation.evaluator import Candidate, Evaluator
 from modelswarms_fast.evaluation.holdout import hold_back
 from modelswarms_fast.evaluation.objectives import Files, Utility, load_utility
 from modelswarms_fast.evaluation.spent import Spent
+from modelswarms_fast.policies import Policy, Problem, find_policy, load_policy
+from modelswarms_fast.policies.space import space_of
 from modelswarms_fast.records.progress import log, phase, say
 from modelswarms_fast.records.score_file import ScoreFile
 from modelswarms_fast.records.trace import Trace
@@ -131,6 +133,7 @@ class Experiment:
         with phase("reading the experts", show=progress):
             found = read_experts(experts, dtype=self.row_dtype, base=self.base_folder, place=self._place)
         self.experts: Experts = replace(found, combine=self.engine_config.combine)
+        self._check_space(self._swarm.get("space", SwarmConfig.space))
         if found.kind == "full" and self.engine_config.combine == "delta":
             raise InputError(
                 "combine is 'delta' but full checkpoints have no factors: their mixture is the same in both spaces; "
@@ -145,6 +148,8 @@ class Experiment:
                 " factors; use combine='factors'."
             )
         self.names = self.experts.names
+        self.known: tuple[Floats, Floats] = (np.empty((0, len(self.names))), np.empty(0))
+        """Mixtures [m, n] and utilities [m] on dev that earlier runs have found."""
         if self.engine_config.stop_early and self.utility.score_range is None:
             raise InputError(
                 f"stop_early is set but the scores of {self.utility.name} have no known range; give the function the "
@@ -330,6 +335,7 @@ class Experiment:
             self.engine_config,
             self.engine.device,
             randomness=config.randomness,
+            space=config.space,
             seed=config.seed,
             placement=placement,
             mixtures_served=self.engine.serve == "mixture" or self.engine.device.type != "cuda",
@@ -338,7 +344,15 @@ class Experiment:
     def loop(self, swarm: Swarm, population: Population) -> SearchLoop:
         """The loop of a search."""
         order = self.evaluator.difficulty_order("dev") if self.engine_config.stop_early else None
-        return SearchLoop(swarm, population, self.utility, order)
+        return SearchLoop(swarm, population, self.utility, order, self._policy(swarm.config))
+
+    def _policy(self, config: SwarmConfig) -> Policy | None:
+        """What proposes the positions of a search, if that is not its swarm. Raises InputError."""
+        if config.policy == "swarm":
+            return None
+        n, products = len(self.names), self.expert_products
+        space, gram = space_of(config.space, n), np.eye(n) if products is None else np.array(products)
+        return load_policy(config.policy, Problem(n, config.particles, config.seed, space, gram, self.known))
 
     def search(self, config: SwarmConfig) -> SearchResult:
         """One search, of which nothing is written.
@@ -367,6 +381,17 @@ class Experiment:
         self.engine.restore()
         if self.evaluator.parity_check is not None:
             self.evaluator.parity_check.check(None, None)
+
+    def _check_space(self, space: str) -> None:
+        """Refuse another sum than 1 where it would scale whole weights, those of the base among them."""
+        experts = self.experts
+        if space == "affine" or not (experts.kind == "full" or experts.whole):
+            return
+        what = "full checkpoints" if experts.kind == "full" else f"experts with {experts.whole[0]} trained whole"
+        raise InputError(
+            f"space is {quoted(space)} but {what} hold the base model's own weights, which another sum than 1 would "
+            "scale; use space='affine'."
+        )
 
     def _demand(self, particles: int, experts: int, size: int, dtype: torch.dtype) -> dict[str, Any]:
         """What placement asks of rows, and of the device they are served on."""
@@ -410,7 +435,8 @@ class Experiment:
         config = self.engine_config
         if config.state != "auto":
             return
-        state, self.why_state = choose_state(config, self._swarm.get("randomness", SwarmConfig.randomness))
+        asked = {"randomness": SwarmConfig.randomness, "policy": SwarmConfig.policy} | self._swarm
+        state, self.why_state = choose_state(config, asked["randomness"], asked["policy"])
         if state is None:
             others = count_rows(particles) * ((self._searches or 1) - 1) + (n if self._searches else 0)
             demand = self._demand(particles, n, size, dtype)
@@ -434,12 +460,18 @@ def gpu_share(config: EngineConfig) -> float:
     return float(str(config.engine_options.get("gpu_memory_utilization", GPU_SHARE)))
 
 
-def choose_state(config: EngineConfig, randomness: str) -> tuple[Literal["weights", "mixture"] | None, str]:
+def choose_state(
+    config: EngineConfig, randomness: str, policy: str = "swarm"
+) -> tuple[Literal["weights", "mixture"] | None, str]:
     """The state that the settings need, and why; None where either will do."""
     if config.serve == "mixture":
         return "mixture", "serve is 'mixture'"
     if config.combine == "delta":
         return "mixture", "combine is 'delta'"
+    if policy != "swarm":
+        return "mixture", f"policy is {quoted(policy)}"
+    if randomness == "expert":
+        return "mixture", "randomness is 'expert'"
     if randomness == "coordinate":
         return "weights", "randomness is 'coordinate'"
     if config.rounding == "stochastic":
@@ -448,7 +480,9 @@ def choose_state(config: EngineConfig, randomness: str) -> tuple[Literal["weight
 
 
 def check_together(config: SwarmConfig, engine_config: EngineConfig) -> None:
-    """What neither of them can know alone. Raises InputError."""
+    """What neither of them can know alone, and what a policy needs to be installed. Raises InputError."""
+    _check_mixtures(config, engine_config)
+    find_policy(config.policy)
     if config.randomness == "coordinate" and engine_config.state == "mixture":
         raise InputError(
             "randomness is 'coordinate' but state='mixture' has no coordinates of weights; use state='weights'."
@@ -457,3 +491,17 @@ def check_together(config: SwarmConfig, engine_config: EngineConfig) -> None:
         raise InputError(
             "randomness is 'coordinate' but combine='delta' has no coordinates of weights; use combine='factors'."
         )
+
+
+def _check_mixtures(config: SwarmConfig, engine_config: EngineConfig) -> None:
+    """What a policy and randomness="expert" need of the engine. Raises InputError."""
+    placed = config.policy != "swarm"
+    if not placed and config.randomness != "expert":
+        return
+    why = f"policy is {quoted(config.policy)}" if placed else "randomness is 'expert'"
+    if engine_config.state == "weights":
+        raise InputError(f"{why} but state='weights' has no coefficients of the experts; use state='mixture'.")
+    if engine_config.rounding == "stochastic":
+        raise InputError(f"{why} but rounding='stochastic' is of state='weights'; use rounding='nearest'.")
+    if placed and engine_config.stop_early:
+        raise InputError(f"{why} but stop_early finds bounds of utilities, not utilities; leave stop_early out.")

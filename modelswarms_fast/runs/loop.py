@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ import numpy as np
 from modelswarms_fast.evaluation.early_stopping import DecisionBounds, DifficultyOrder, PartialScores
 from modelswarms_fast.evaluation.evaluator import Evaluator
 from modelswarms_fast.evaluation.objectives import Utility
+from modelswarms_fast.policies import Policy
 from modelswarms_fast.swarm import Floats, Moves, Swarm
 from modelswarms_fast.weights.population import Population
 
@@ -27,12 +29,22 @@ class SearchLoop:
     """
 
     def __init__(
-        self, swarm: Swarm, population: Population, utility: Utility, order: DifficultyOrder | None = None
+        self,
+        swarm: Swarm,
+        population: Population,
+        utility: Utility,
+        order: DifficultyOrder | None = None,
+        policy: Policy | None = None,
     ) -> None:
-        """`order`: stop early, and learn here which examples to ask for first."""
+        """`order`: stop early, and learn here which examples to ask for first. `policy`: what is asked for the next
+        positions before the swarm is; None: the particles move as the swarm says."""
         self.swarm, self.population = swarm, population
         self._utility, self._order = utility, order
+        self._policy = policy
         self._moves: Moves | None = None  # the initial particles are scored where they are
+        self._placed = False
+        self.policy_seconds: float | None = None if policy is None else 0.0
+        """What the policy has taken up to now; None without one."""
         self.initial: Floats = swarm.utilities
         """[P] utilities of the initial particles, once they are told."""
         self.wanted: list[int] = list(range(swarm.config.particles))
@@ -41,9 +53,17 @@ class SearchLoop:
         """What their utilities are compared with; None: every example is wanted."""
 
     def move(self) -> None:
-        """Ask the swarm for its moves, and move the particles."""
+        """Ask for the next positions, and move the particles there."""
         moves = self._moves = self.swarm.ask()
-        self.population.update(moves.restarts, moves.coefficients, moves.step_length, moves.iteration)
+        mixtures = None
+        if self._policy is not None:
+            with self._timed():
+                mixtures = self._policy.ask()
+        self._placed = mixtures is not None
+        if mixtures is not None:
+            self.population.place(mixtures)
+        else:
+            self.population.update(moves.restarts, moves.coefficients, moves.step_length, moves.iteration)
         self.wanted = np.flatnonzero(moves.evaluate).tolist()
         self.limits = None if self._order is None else limits_of(self.swarm, self._utility, self._order)
 
@@ -64,49 +84,72 @@ class SearchLoop:
             self.initial = utilities
             self.population.start(swarm.initial_velocities(swarm.initial_positions()))
         everyone = range(swarm.config.particles)
+        mixtures = self.population.mixtures()
+        if self._policy is not None:
+            assert mixtures is not None
+            with self._timed():
+                self._policy.tell(mixtures, utilities)
+        moved = None if self._placed else moves
         return {
             "iteration": swarm.iteration,
             "utilities": utilities,
             "evaluated": [particle in found for particle in everyone],
             "bounded": sorted(bounded, key=lambda one: one["particle"]),
             "without_score": [particle for particle in sorted(found) if math.isnan(utilities[particle])],
-            "restarts": [] if moves is None else np.flatnonzero(moves.restarts),
+            "restarts": [] if moved is None else np.flatnonzero(moved.restarts),
             "improved": np.flatnonzero(update.improved),
             **swarm.bests(),
-            "step_length": None if moves is None else moves.step_length,
+            "step_length": None if moved is None else moved.step_length,
             "global_best_mixture": self.population.global_best_mixture(),
-            "mixtures": self.population.mixtures(),
+            "mixtures": mixtures,
             "scores": [_to_json(found[particle].scores) if particle in found else None for particle in everyone],
         }
+
+    @contextmanager
+    def _timed(self) -> Iterator[None]:
+        """Count the seconds of the block as the policy's."""
+        start = time.perf_counter()
+        yield
+        self.policy_seconds = (self.policy_seconds or 0.0) + time.perf_counter() - start
 
 
 class Meter:
     """What each iteration of a search costs that has the engine for itself."""
 
-    def __init__(self, evaluator: Evaluator) -> None:
+    def __init__(self, evaluator: Evaluator, *, policy: bool = False) -> None:
+        """`policy`: whether there are seconds of a policy."""
         self._spent, self._trace = evaluator.spent, evaluator.trace
         self._before = evaluator.spent.copy()
-        self._seconds = {"update": 0.0} | dict.fromkeys(self._before.seconds, 0.0)
+        own = ("update", "policy") if policy else ("update",)
+        self._seconds = dict.fromkeys((*own, *self._before.seconds), 0.0)
+        self._policy = 0.0
         self._total = self._worked = 0.0
         # An iteration begins where the last one was measured, before its line was written.
         self._mark()
 
-    def lap(self, update_seconds: float) -> dict[str, Any]:
-        """The cost of the iteration that ends now, `update_seconds` of it for the update."""
+    def lap(self, update_seconds: float, policy_seconds: float | None = None) -> dict[str, Any]:
+        """The cost of the iteration that ends now, `update_seconds` of it for the update.
+
+        `policy_seconds`: of the policy up to now, those of earlier iterations among them.
+        """
         spent, busy = self._spent.since(self._lap), self._trace.busy() - self._busy
         total = time.perf_counter() - self._began
-        line = {
+        line: dict[str, Any] = {
             "prompts": spent.prompts,
             "tokens": spent.tokens,
             "engine_idle_share": self._trace.idle(busy, total),
             "seconds": {"update": update_seconds} | spent.seconds | {"total": total},
         }
+        if policy_seconds is not None:
+            line["seconds"]["policy"] = policy_seconds - self._policy
+            self._policy = policy_seconds
         self._mark()
         self._add(line)
         return line
 
-    def skip(self, line: Mapping[str, Any]) -> None:
+    def skip(self, line: Mapping[str, Any], policy_seconds: float | None = None) -> None:
         """An iteration was told again that an earlier call has measured: its line says what it took."""
+        self._policy = policy_seconds or 0.0
         self._mark()
         self._add(line)
 

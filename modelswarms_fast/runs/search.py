@@ -21,6 +21,7 @@ from modelswarms_fast.runs.confirm import confirm as choose
 from modelswarms_fast.runs.dry_run import dry_search
 from modelswarms_fast.runs.experiment import Experiment, check_together
 from modelswarms_fast.runs.final_test import compare_on_test, write_test_scores
+from modelswarms_fast.runs.known import keep_known
 from modelswarms_fast.runs.scheduler import run_alone
 from modelswarms_fast.runs.started import run_in
 from modelswarms_fast.runs.trial import INTERRUPTED, Trial, TrialSpec
@@ -122,6 +123,8 @@ def search(
         run.refuse_ended()
         spec = replace(spec, first_patience=run.first_patience)
         run.serve(experiment, stack)
+        if spec.config.policy != "swarm" and reuse:
+            experiment.known = keep_known(out, reuse, len(experiment.names))
         assert experiment.placement is not None
         memory = {"memory": experiment.placement.as_dict(), "state_reason": experiment.why_state}
         products = {"expert_products": experiment.expert_products}

@@ -20,11 +20,12 @@ from modelswarms_fast.config import EngineConfig
 from modelswarms_fast.engines.start import dtype_of
 from modelswarms_fast.errors import InputError
 from modelswarms_fast.evaluation.objectives import Utility
+from modelswarms_fast.policies import libraries_of
 from modelswarms_fast.records import run_folder, schemas
 from modelswarms_fast.records.score_file import ScoreFile
 from modelswarms_fast.records.stopping import how_to_go_on
 from modelswarms_fast.runs.experiment import Experiment
-from modelswarms_fast.runs.trust import seal_of
+from modelswarms_fast.runs.trust import policy_of, seal_of
 
 RAISED = ("iterations", "patience")
 """Settings that may be raised when a run goes on."""
@@ -54,9 +55,10 @@ _WORDS = {
 }
 
 
-def environment(base: Path | None, engine: EngineConfig) -> dict[str, Any]:
+def environment(base: Path | None, engine: EngineConfig, policy: str = "swarm") -> dict[str, Any]:
     """What the numbers of a run depend on that no setting says: versions, and what an engine computes in."""
     names = ("modelswarms_fast", "torch", "transformers") + (("vllm",) if engine.engine == "vllm" else ())
+    names += libraries_of(policy)
     found: dict[str, str | None] = {}
     for name in names:
         try:
@@ -288,7 +290,7 @@ def check_directory(folder: Path, config: Mapping[str, Any]) -> None:
     given = [*config.get("sources", ()), config.get("base"), *(data if isinstance(data, list) else [data])]
     names = [str(one) for one in given if isinstance(one, str)]
     local = any(Path(directory, one).exists() and not Path(one).is_absolute() for one in names)
-    if local or ":" in str(config.get("task")):
+    if local or ":" in f"{config.get('task')} {policy_of(config)}":
         where = shlex.quote(directory)
         raise InputError(
             f"the run was started in {directory}; go on there: cd {where} && modelswarms-fast resume "

@@ -19,6 +19,7 @@ from modelswarms_fast.records import run_folder, schemas
 from modelswarms_fast.records.analysis import studies, weak_to_strong
 from modelswarms_fast.records.style import svg
 from modelswarms_fast.runs.experiment import Experiment, check_together
+from modelswarms_fast.runs.known import keep_known
 from modelswarms_fast.runs.started import run_in
 from modelswarms_fast.runs.trial import TrialSpec
 from modelswarms_fast.runs.trial_folder import config_of, inputs_of
@@ -74,6 +75,8 @@ def study(
         raise InputError(f"there is no study {quoted(kind)}; choose {', '.join(KINDS)}.")
     check_range("seeds", seeds, 1, LARGEST)
     check_range("at_once", at_once, 1, LARGEST)
+    if kind != "seeds" and (policy := (swarm or {}).get("policy", "swarm")) != "swarm":
+        raise InputError(f"policy is {quoted(policy)}, but the study {kind} is of the swarm's own moves; study seeds.")
     folder = Path(out)
     with ExitStack() as stack:
         run = stack.enter_context(run_in(folder, "study", resume=resume))
@@ -88,6 +91,8 @@ def study(
         run.check(config_of(experiment, inputs, **own), force=force, reuse=reuse)
         patience = run.first_patience
         run.serve(experiment, stack)
+        if config.policy != "swarm" and reuse:
+            experiment.known = keep_known(folder, reuse, len(experiment.names))
         variants = variants_of(kind, config, experiment.initial)
         specs = []
         for name, (changed, first) in variants.items():

@@ -18,6 +18,7 @@ from modelswarms_fast.errors.arguments import check_range, checked
 from modelswarms_fast.evaluation.objectives import Files
 from modelswarms_fast.records import run_folder
 from modelswarms_fast.runs.experiment import Experiment, check_together
+from modelswarms_fast.runs.known import keep_known
 from modelswarms_fast.runs.started import run_in
 from modelswarms_fast.runs.study import winners_on_test
 from modelswarms_fast.runs.trial import TrialSpec
@@ -86,6 +87,8 @@ def sweep(
     for name, value in (("searches", searches), ("at_once", at_once), ("evaluations", evaluations)):
         check_range(name, value, 1, LARGEST if name != "evaluations" else LONGEST)
     check_range("minutes", minutes, 0, LARGEST)
+    if shared.get("policy") == "cma-es":
+        raise InputError("policy is 'cma-es', which has none of the settings that a sweep draws; use a study of seeds.")
     with ExitStack() as stack:
         run = stack.enter_context(run_in(folder, "sweep", resume=resume))
         experiment = Experiment(
@@ -112,6 +115,8 @@ def sweep(
             for index, drawn in enumerate(draw(chosen, searches, first.seed))
         ]
         run.serve(experiment, stack)
+        if first.policy != "swarm" and reuse:
+            experiment.known = keep_known(folder, reuse, len(experiment.names))
         trace, clock = experiment.evaluator.trace, time.perf_counter()
         records = run_searches(
             experiment,

@@ -21,15 +21,17 @@ from modelswarms_fast.engines.ensemble.decoding import without_adapters
 from modelswarms_fast.engines.ensemble.engine import EnsembleEngine, Member, clipped
 from modelswarms_fast.engines.start import start_here
 from modelswarms_fast.engines.transformers import TransformersEngine
-from modelswarms_fast.errors import InputError
+from modelswarms_fast.errors import InputError, quoted
 from modelswarms_fast.errors.arguments import checked
 from modelswarms_fast.evaluation.evaluator import Evaluator
 from modelswarms_fast.evaluation.objectives import Files, load_utility, named
+from modelswarms_fast.policies import load_policy, problem_of
+from modelswarms_fast.policies.space import space_of
 from modelswarms_fast.records import run_folder
 from modelswarms_fast.records.progress import Progress
 from modelswarms_fast.records.report import write_report
 from modelswarms_fast.records.run_folder import ENSEMBLE
-from modelswarms_fast.runs.experiment import say_data
+from modelswarms_fast.runs.experiment import check_together, say_data
 from modelswarms_fast.runs.loop import Meter, SearchLoop
 from modelswarms_fast.runs.scheduler import run_alone
 from modelswarms_fast.runs.started import environment, keep_data, run_in
@@ -92,6 +94,8 @@ def token_swarm(
     config = SwarmConfig(**({"particles": max(2 * len(sources), 6)} | of_swarm))
     if config.randomness == "coordinate":
         raise InputError("randomness is 'coordinate', but a position has one coordinate an expert; use 'particle'.")
+    if config.space != "affine":
+        raise InputError(f"space is {quoted(config.space)}, but what is served sums to 1; use space='affine'.")
     Swarm(config, len(sources))  # refuses fewer particles than experts
     utility = load_utility(task, data, **of_task)
     if progress:
@@ -99,6 +103,7 @@ def token_swarm(
     engine_config = EngineConfig(
         engine="transformers", state="mixture", dtype=dtype, max_model_len=max_model_len, parity_check="off"
     )
+    check_together(config, engine_config)
     out = Path(out)
     with ExitStack() as stack:
         run = stack.enter_context(run_in(out, "token-swarm", overwrite=overwrite, resume=resume))
@@ -126,7 +131,7 @@ def token_swarm(
                 "weights": [_digest(source, member) for source, member in zip(sources, members, strict=True)],
                 "base_files": None if base is None else digest_of_base(resolve_base(base)),
                 **utility.digests(),
-                **environment(None, engine_config),
+                **environment(None, engine_config, config.policy),
                 "command": command,
             },
             force=force,
@@ -134,7 +139,14 @@ def token_swarm(
         )
         run.refuse_ended()
         swarm = Swarm(config, len(sources), first_patience=run.first_patience)
-        population = Population(unit_experts(names), swarm.initial_positions(), engine_config, torch.device("cpu"))
+        population = Population(
+            unit_experts(names),
+            swarm.initial_positions(),
+            engine_config,
+            torch.device("cpu"),
+            randomness=config.randomness,
+            seed=config.seed,
+        )
         stack.enter_context(closing(population))
         evaluator = Evaluator(engine, utility)
         evaluator.keep_in(run.begin())
@@ -147,8 +159,10 @@ def token_swarm(
             def told(line: dict[str, Any]) -> None:
                 bar.iteration(line["iteration"], line["global_best"]["utility"], evaluator.spent.prompts)
 
-            loop = SearchLoop(swarm, population, utility)
-            meter = Meter(evaluator)
+            space = space_of(config.space, len(names))
+            policy = load_policy(config.policy, problem_of(space, config.particles, config.seed))
+            loop = SearchLoop(swarm, population, utility, policy=policy)
+            meter = Meter(evaluator, policy=policy is not None)
             trial = Trial("token swarm", loop, evaluator, journal, recorded=recorded, meter=meter, told=told)
             try:
                 run_alone(trial, evaluator, bar)
@@ -167,6 +181,7 @@ def token_swarm(
         summary: dict[str, Any] = inputs | {
             "particles": config.particles,
             "seed": config.seed,
+            "policy": config.policy,
             "engine": ENSEMBLE,
             "iterations": trial.iterations,
             "stopped": trial.stopped,

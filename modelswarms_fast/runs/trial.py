@@ -49,8 +49,8 @@ class Trial:
     """One search: its loop, and its record, which may hold iterations of an earlier call.
 
     What is recorded is told again instead of being scored: iterations by the lines of the record, particles of the last
-    one by the evaluator's file. Moves depend on seed, iteration and scores alone and repeat to the bit, so the trial
-    arrives where it was.
+    one by the evaluator's file. Moves, those of a policy too, depend on seed, iteration and scores alone and repeat
+    to the bit, so the trial arrives where it was.
     """
 
     def __init__(
@@ -149,10 +149,10 @@ class Trial:
                 self.stopped = stopped
                 return {}
             trace.now = {"iteration": self.loop.swarm.iteration + 1}
-            start = time.perf_counter()
+            start, policy = time.perf_counter(), self.loop.policy_seconds or 0.0
             with trace.span("update"):
                 self.loop.move()
-            self._update_seconds = time.perf_counter() - start
+            self._update_seconds = time.perf_counter() - start - ((self.loop.policy_seconds or 0.0) - policy)
             found = self._from_record()
             if len(found) < len(self.loop.wanted):  # none are in an iteration that is not evaluated
                 return self._wait_for(found)
@@ -180,7 +180,7 @@ class Trial:
                     "remove its folder to run this search anew"
                 )
             if self.meter is not None:
-                self.meter.skip(old)
+                self.meter.skip(old, self.loop.policy_seconds)
             return
         for particle in line["without_score"]:
             scores = line["scores"][particle]
@@ -189,7 +189,7 @@ class Trial:
                 iteration, particle, scores.count("nan"), len(scores),
             )  # fmt: skip
         if self.meter is not None:
-            line |= self.meter.lap(self._update_seconds)
+            line |= self.meter.lap(self._update_seconds, self.loop.policy_seconds)
         with self._evaluator.trace.span("journal"):
             self.record.append(line)
         self._told(line)

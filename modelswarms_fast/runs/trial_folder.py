@@ -17,6 +17,7 @@ from modelswarms_fast.runs.experiment import Experiment
 from modelswarms_fast.runs.loop import Meter
 from modelswarms_fast.runs.started import environment, going_on, read_config
 from modelswarms_fast.runs.trial import Trial, TrialSpec
+from modelswarms_fast.runs.trust import policy_of
 from modelswarms_fast.swarm import Swarm
 from modelswarms_fast.weights.export import check_room, export, exported_files
 from modelswarms_fast.weights.mixing import row_form, truncate
@@ -45,18 +46,19 @@ def open_trial(
     population = experiment.population(swarm)
     try:
         check_room(folder, row_form(experiment.experts), experiment.base_folder)
+        loop = experiment.loop(swarm, population)
         journal, old = open_history(folder)
     except BaseException:
         population.close()
         raise
     return Trial(
         spec.name,
-        experiment.loop(swarm, population),
+        loop,
         experiment.evaluator,
         journal,
         recorded=old,
         most=most,
-        meter=Meter(experiment.evaluator) if metered else None,
+        meter=Meter(experiment.evaluator, policy=spec.config.policy != "swarm") if metered else None,
         told=told,
     )
 
@@ -158,6 +160,8 @@ def summary_of(experiment: Experiment, trial: Trial, inputs: Mapping[str, Any]) 
         "name": trial.name,
         "particles": config.particles,
         "seed": config.seed,
+        "policy": config.policy,
+        "space": config.space,
         "state": experiment.engine_config.state,
         "combine": experiment.engine_config.combine,
         "serve": engine.serve,
@@ -212,5 +216,5 @@ def config_of(experiment: Experiment, inputs: Mapping[str, Any], **own: Any) -> 
         **asdict(experiment.engine_config),
         "state_reason": experiment.why_state,
         "base_files": experiment.base_digest,
-        **environment(experiment.base_folder, experiment.engine_config),
+        **environment(experiment.base_folder, experiment.engine_config, policy_of(own) or "swarm"),
     }

@@ -20,7 +20,13 @@ from modelswarms_fast.errors import InputError, quoted, short
 from modelswarms_fast.evaluation.objectives import is_function
 from modelswarms_fast.weights.packaged import cache_folder
 
-_FLAGS = {"task": "--task", "options": "--option", "engine_options": "--engine-option", "trace": "--trace"}
+_FLAGS = {
+    "task": "--task",
+    "policy": "--policy",
+    "options": "--option",
+    "engine_options": "--engine-option",
+    "trace": "--trace",
+}
 _OPTIONS = ("endpoint", "key_env", "cache", "functions")  # of a judge, and of a task of lm-eval
 _NUMBERS = (bool, int, float, type(None))
 
@@ -32,7 +38,7 @@ def to_confirm(config: Mapping[str, Any]) -> dict[Setting, Any]:
     """Of a run's settings those that import code, call a server, or write outside the run folder.
 
     They are a task that is a function or a judge, a judge's endpoint, key and cache, scorers that are functions, the
-    code of a task of lm-eval, options of vLLM that are no numbers, and the file of a trace.
+    code of a task of lm-eval, a policy that is a class, options of vLLM that are no numbers, and the file of a trace.
 
     Args:
         config: the content of the run's config.json, or what says the same of a sweep or study.
@@ -49,6 +55,8 @@ def to_confirm(config: Mapping[str, Any]) -> dict[Setting, Any]:
         own = name.rpartition(".")[2]  # of several tasks an option begins with a number
         if own in _OPTIONS or (own == "scorer" and ":" in str(value)):
             found["options", name] = value
+    if ":" in str(policy := policy_of(config)):
+        found["policy", ""] = policy
     engine = _mapping(config.get("engine")) or config
     for name, value in _mapping(engine.get("engine_options")).items():
         if not isinstance(value, _NUMBERS) or name == "trust_remote_code":
@@ -56,6 +64,11 @@ def to_confirm(config: Mapping[str, Any]) -> dict[Setting, Any]:
     if config.get("trace") is not None:
         found["trace", ""] = config["trace"]
     return found
+
+
+def policy_of(config: Mapping[str, Any]) -> Any:
+    """What proposes the positions of a run's searches; a comparison has it among the settings of its swarm."""
+    return _mapping(config.get("swarm")).get("policy", config.get("policy"))
 
 
 def check_trusted(
@@ -69,7 +82,7 @@ def check_trusted(
     Args:
         config: as in `to_confirm`.
         where: the run folder, for messages.
-        given: what the user has given again: task, options, engine_options, trace.
+        given: what the user has given again: task, policy, options, engine_options, trace.
         ask: puts a question to the user; None where nobody is there to answer.
 
     Raises:
@@ -83,7 +96,7 @@ def check_trusted(
     }
     engine = _mapping(config.get("engine")) or config
     for (kind, name), value in again.items():
-        known = (engine if kind == "engine_options" else config).get(kind)
+        known = (engine if kind == "engine_options" else config).get(kind) if kind != "policy" else policy_of(config)
         known = _mapping(known).get(name) if name else known
         if str(known) != str(value):
             raise InputError(

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from modelswarms_fast.config import EngineConfig, Randomness
+from modelswarms_fast.config import LARGEST_COEFFICIENT, EngineConfig, Randomness, Space
 from modelswarms_fast.weights.arena import empty_rows
 from modelswarms_fast.weights.experts import Experts
 from modelswarms_fast.weights.mixing import mix_row
@@ -123,6 +123,7 @@ class Population:
         device: torch.device,
         *,
         randomness: Randomness = "particle",
+        space: Space = "affine",
         seed: int = 0,
         placement: Placement | None = None,
         mixtures_served: bool = True,
@@ -136,11 +137,12 @@ class Population:
         update. Where the placement has a cache, rows stay in that room, on slower tiers, and those that are not served
         from there come to `device` to be served.
 
-        `randomness` and `seed` are the swarm's. `mixtures_served`: in state="mixture", whether the engine takes
-        mixtures; else it is given rows.
+        `randomness`, `space` and `seed` are the swarm's. `mixtures_served`: in state="mixture", whether the engine
+        takes mixtures; else it is given rows.
         """
         self._positions = positions
         self._draws = (config.rounding, randomness, seed)
+        self._space = space
         count, n = positions.shape
         self._identity = torch.eye(n, dtype=torch.float64)
         self._mixtures: SwarmRows | None = None
@@ -190,11 +192,22 @@ class Population:
         rounding, randomness, seed = self._draws
         moves = (restarts, coefficients, step_length, iteration)
         if self._mixtures is not None:
-            self._mixtures.update(*moves)
+            self._mixtures.update(*moves, coordinate=randomness == "expert", seed=seed)
+            if randomness == "expert":
+                self._return_to_space()
         if self._weights is not None:
             self._weights.update(*moves, rounding=rounding, coordinate=randomness == "coordinate", seed=seed)
             if self._cache is not None:  # all of these rows, and no others that are served, were written
                 self._cache.invalidate(self._weights.table.x.tolist())
+
+    def place(self, mixtures: Floats) -> None:
+        """Put every particle at a mixture of its own, [P, n], with velocity 0; for state="mixture".
+
+        Velocity 0, since which particle is put where means nothing: the way from its last position is none to go on.
+        """
+        assert self._mixtures is not None
+        assert self._weights is None
+        self._mixtures.place(mixtures)
 
     def promote(self, improved: npt.NDArray[np.bool_], global_best: int | None, global_worst: int | None) -> None:
         """Record new bests: improved [P], and the particles that are the new global best and worst; no weights move."""
@@ -273,6 +286,21 @@ class Population:
             self._served = None
         self._served = self._cache.get(row)
         return self._served
+
+    def _return_to_space(self) -> None:
+        """Move what drew a factor for each expert back to the nearest mixtures of the space.
+
+        `affine`: positions to sum 1 and velocities to sum 0. `free`: positions into the box.
+        """
+        assert self._mixtures is not None
+        rows, table = self._mixtures.rows, self._mixtures.table
+        positions, velocities = rows[table.x], rows[table.v]
+        if self._space == "free":
+            rows[table.x] = positions.clamp(-LARGEST_COEFFICIENT, LARGEST_COEFFICIENT)
+            return
+        n = rows.shape[1]
+        rows[table.x] = positions - (positions.sum(dim=1, keepdim=True) - 1) / n
+        rows[table.v] = velocities - velocities.sum(dim=1, keepdim=True) / n
 
     def _copied(self, rows: Sequence[int]) -> list[int]:
         """Those of the rows that are served from a copy."""

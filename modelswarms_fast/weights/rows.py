@@ -90,6 +90,15 @@ class SwarmRows:
             first_column=self._first_column,
         )
 
+    def place(self, positions: Floats) -> None:
+        """Put every particle at a position of its own, [P, D], with velocity 0: no way leads there from its last one.
+
+        Rows on the CPU only.
+        """
+        lines = self.table.update(np.zeros(len(self.table.x), dtype=np.bool_))
+        self.rows[lines[:, 1]] = torch.from_numpy(positions).to(self.rows.dtype)
+        self.rows[lines[:, 3]] = 0
+
     def promote(self, improved: npt.NDArray[np.bool_], global_best: int | None, global_worst: int | None) -> None:
         """Record new bests: improved [P], and the particles that are global best and worst now. Moves no weights."""
         self.table.promote(improved, global_best, global_worst)

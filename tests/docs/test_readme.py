@@ -14,11 +14,14 @@ import textwrap
 import tomllib
 from pathlib import Path
 
+import numpy as np
 import pytest
 from helpers_search import make_tiny
 
 from modelswarms_fast.cli.main import app
 from modelswarms_fast.engines.protocol import Engine
+from modelswarms_fast.policies import problem_of
+from modelswarms_fast.policies.space import space_of
 
 ROOT = Path(__file__).parents[2]
 README = ROOT / "README.md"
@@ -190,6 +193,22 @@ def test_the_function_of_an_objective_scores():
     names = {}
     exec(program, names)
     assert names["score"]({"wanted": ["red", "blue"]}, "Red sky") == 0.5
+
+
+@pytest.mark.parametrize("space", ["affine", "scaled", "free"])
+def test_the_policy_of_a_page_climbs(space):
+    (program,) = blocks((ROOT / "docs/how-to/choose-a-policy.md").read_text(), "python")
+    assert len(program.splitlines()) <= 24
+    names = {}
+    exec(program, names)
+    place, target = space_of(space, 3), np.array([0.6, 0.6, -0.2])
+    policy, mixtures = names["Climber"](problem_of(place, 5, 0)), np.eye(3)[[0, 1, 2, 0, 1]]
+    for _ in range(60):
+        utilities = 1 - ((mixtures - target) ** 2).sum(axis=1)
+        policy.tell(mixtures, np.where(utilities < 0.3, np.nan, utilities))
+        mixtures = policy.ask()
+        assert place.contains(mixtures).all()
+    assert policy.best > 0.97
 
 
 @pytest.mark.parametrize("page", [README, ROOT / "CONTRIBUTING.md", *PAGES], ids=lambda page: page.stem)

@@ -7,7 +7,7 @@ from modelswarms_fast.weights.population import Population
 
 def population_of(experts, swarm, config, placement=None):
     """On the CPU, with the particles of the swarm where they begin."""
-    draws = {"randomness": swarm.config.randomness, "seed": swarm.config.seed}
+    draws = {"randomness": swarm.config.randomness, "space": swarm.config.space, "seed": swarm.config.seed}
     return Population(experts, swarm.initial_positions(), config, torch.device("cpu"), placement=placement, **draws)
 
 

@@ -16,7 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from modelswarms_fast.config import EngineConfig, SwarmConfig
-from modelswarms_fast.ops import mix_, swarm_update_rows_
+from modelswarms_fast.ops import mix_, reference, swarm_update_rows_
 from modelswarms_fast.swarm import Moves, Swarm
 from modelswarms_fast.weights.arena import empty_rows
 from modelswarms_fast.weights.experts import Experts
@@ -420,3 +420,50 @@ def test_experts_that_were_brought_to_a_device_are_let_go(state):
     storages = [each.untyped_storage() for each in tensors if each.dtype == torch.bfloat16]
     held = {storage.data_ptr(): storage.nbytes() for storage in storages}
     assert sum(held.values()) == (0 if state == "weights" else 3 * 64 * 2)
+
+
+def moved_by_hand(rows, table, moves, seed, space):
+    """x' and v' [P, n] of a move that draws a factor for each expert, in plain numpy."""
+    numbers, n = rows.numpy(), rows.shape[1]
+    draw = reference._draw(torch.arange(n), len(table.x), seed, moves.iteration, reference.FOR_COEFFICIENTS)
+    c = reference.uniform(draw).numpy().astype(np.float64) * moves.coefficients.astype(np.float64).T[:, :, None]
+    x, p = numbers[table.x].copy(), numbers[table.p]
+    v = np.where(moves.restarts[:, None], 0.0, numbers[table.v])
+    x[moves.restarts] = p[moves.restarts]
+    v = (c[0] * v + c[1] * (p - x) + c[2] * (numbers[table.g] - x) + c[3] * (x - numbers[table.w])) / c.sum(axis=0)
+    if space == "free":
+        return np.clip(x + np.float64(moves.step_length) * v, -1.5, 1.5), v
+    v -= v.mean(axis=1, keepdims=True)
+    return x + np.float64(moves.step_length) * v, v
+
+
+@pytest.mark.parametrize("space", ["affine", "free"])
+def test_a_draw_for_each_expert(space):
+    config = SwarmConfig(particles=6, seed=7, randomness="expert", space=space, restart_patience=0.1)
+    swarm = Swarm(config, 4)
+    population = population_of(pool(random_rows(4, 64, torch.float32, 0)), swarm, EngineConfig(state="mixture"))
+    held, earlier = population._mixtures, []
+    for moves in search(swarm, population, 12, lambda: earlier.append((held.rows.clone(), copy.copy(held.table)))):
+        positions, velocities = moved_by_hand(*earlier.pop(), moves, 7, space)
+        np.testing.assert_allclose(population.mixtures(), positions, atol=1e-12)
+        np.testing.assert_allclose(held.rows[held.table.v], velocities, atol=1e-12)
+        sums = population.mixtures().sum(axis=1)
+        assert (abs(sums - 1).max() < 1e-12) == (space == "affine")
+
+
+def test_placed_particles_stand_still_and_bests_stay():
+    config = SwarmConfig(particles=4, seed=7)
+    swarm = Swarm(config, 3)
+    population = population_of(pool(random_rows(3, 64, torch.float32, 0)), swarm, EngineConfig(state="mixture"))
+    for _ in search(swarm, population, 3):
+        pass
+    bests = [population.best_mixture(particle) for particle in range(4)]
+    placed = np.random.default_rng(0).dirichlet(np.ones(3), 4)
+    for shift in (0.0, 0.125):
+        population.place(placed + shift)
+        np.testing.assert_array_equal(population.mixtures(), placed + shift)
+        assert not population._mixtures.rows[population._mixtures.table.v].any()
+        assert [population.best_mixture(particle) for particle in range(4)] == bests
+    promote(population, SimpleNamespace(improved=np.array([True, False, False, False]), global_best=0, global_worst=2))
+    population.place(placed)
+    assert population.best_mixture(0) == population.global_best_mixture() == (placed[0] + 0.125).tolist()
