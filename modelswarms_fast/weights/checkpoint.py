@@ -89,7 +89,7 @@ def scan(folder: Path, base: Path | None = None) -> Checkpoint:
     if config_file.exists():
         config = read_object(config_file, _AGAIN)
         check_config(config, config_file)
-        weights = _weights(folder, "adapter_model.safetensors")
+        weights = weights_file(folder, "adapter_model.safetensors")
         tensors, whole = _adapter(_headers([weights]), weights, config, base)
         shapes = {name: stored.shape for name, stored in tensors.items()}
         modules = lora_modules(config, config_file, shapes, weights)
@@ -105,7 +105,7 @@ def scan(folder: Path, base: Path | None = None) -> Checkpoint:
     index_file = folder / "model.safetensors.index.json"
     if index_file.exists() and not (folder / "model.safetensors").exists():
         return Checkpoint("full", config_file, config, _sharded(folder, index_file), ())
-    return Checkpoint("full", config_file, config, _headers([_weights(folder, "model.safetensors")]), ())
+    return Checkpoint("full", config_file, config, _headers([weights_file(folder, "model.safetensors")]), ())
 
 
 def _adapter(
@@ -164,7 +164,7 @@ def _sharded(folder: Path, index_file: Path) -> dict[str, Stored]:
                 " safetensors"
                 " file in the same folder: download the checkpoint again from a source you trust"
             )
-    tensors = _headers([_weights(folder, file) for file in sorted(set(index.values()))])
+    tensors = _headers([weights_file(folder, file) for file in sorted(set(index.values()))])
     for name in sorted(index.keys() | tensors.keys()):
         if name not in tensors or name not in index or tensors[name].file.name != index[name]:
             where = tensors[name].file if name in tensors else folder / index[name]
@@ -172,7 +172,8 @@ def _sharded(folder: Path, index_file: Path) -> dict[str, Stored]:
     return tensors
 
 
-def _weights(folder: Path, name: str) -> Path:
+def weights_file(folder: Path, name: str) -> Path:
+    """The file of this name in an expert's folder. Raises InputError, which says how to convert a pickle."""
     file = folder / name
     if file.is_file():
         return file
