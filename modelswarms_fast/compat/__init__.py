@@ -1,5 +1,19 @@
 """What model_swarm and MoCo decide and compute, for their users: the same numbers from the same settings.
 
 `published` is the policy of model_swarm, `moco` that of MoCo's Swarm and `moco_numeric` MoCo's swarm of plain vectors;
-`draws` has the random numbers that both share.
+`draws` has the random numbers that both share. `tensors` merges adapters as both do.
 """
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from modelswarms_fast.compat.tensors import lora_merge
+
+__all__ = ["lora_merge"]
+
+
+def __getattr__(name: str) -> Any:
+    if name in __all__:  # on first use, so that the policies import without torch
+        return getattr(importlib.import_module(f"{__name__}.tensors"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

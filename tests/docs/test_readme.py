@@ -16,7 +16,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from helpers_search import make_tiny
+from safetensors.torch import save_file
 
 from modelswarms_fast.cli.main import app
 from modelswarms_fast.engines.protocol import Engine
@@ -186,6 +188,22 @@ def test_every_program_of_the_readme_runs(place, capsys):
 def test_programs_of_pages_run(page):
     (program,) = blocks((ROOT / f"docs/how-to/{page}.md").read_text(), "python")
     exec(program, {})
+
+
+def test_the_page_for_users_of_model_swarm_says_what_its_programs_print(tmp_path, capsys):
+    text = (ROOT / "docs/how-to/from-model-swarm.md").read_text()
+    names = {}
+    for program in blocks(text, "python"):
+        exec(program, names)
+    said = [line.partition("  # ")[2] for line in text.splitlines() if line.startswith("print(")]
+    assert capsys.readouterr().out.splitlines() == said
+    for name in ("a", "b"):
+        (tmp_path / "experts" / name).mkdir(parents=True)
+        save_file({"lora_A.weight": torch.ones(2)}, tmp_path / "experts" / name / "adapter_model.safetensors")
+    (call,) = (line.strip() for line in text.splitlines() if line.startswith("    lora_merge("))
+    with inside(tmp_path):
+        exec(call, names)
+    assert (tmp_path / "merged" / "adapter_model.safetensors").exists()
 
 
 def test_the_function_of_an_objective_scores():
