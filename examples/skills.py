@@ -231,9 +231,9 @@ def mix(split: str, n: int) -> list[dict[str, str]]:
     return examples
 
 
-def mix_task() -> dict[str, object]:
+def mix_task(dev: int = MIX_DEV, test: int = MIX_TEST) -> dict[str, object]:
     """The task file of the demo, in the published format for exact match."""
-    return {"dataset": "skills_mix", "dev": mix("dev", MIX_DEV), "test": mix("test", MIX_TEST)}
+    return {"dataset": "skills_mix", "dev": mix("dev", dev), "test": mix("test", test)}
 
 
 def main() -> None:
@@ -242,10 +242,13 @@ def main() -> None:
     parser.add_argument(
         "--out", type=Path, required=True, metavar="DIR", help="folder for the files; created if missing"
     )
-    folder: Path = parser.parse_args().out
+    parser.add_argument("--mix-dev", type=int, default=MIX_DEV, help="dev examples of the mix (default: %(default)s)")
+    parser.add_argument("--mix-test", type=int, default=MIX_TEST, help="its test examples (default: %(default)s)")
+    given = parser.parse_args()
+    folder: Path = given.out
     folder.mkdir(parents=True, exist_ok=True)
     tasks = {name: {"dataset": name, **splits(name)} for name in skills()}
-    for name, task in {**tasks, "skills_mix": mix_task()}.items():
+    for name, task in {**tasks, "skills_mix": mix_task(given.mix_dev, given.mix_test)}.items():
         temporary = folder / f".{name}.json.tmp"
         temporary.write_text(json.dumps(task, indent=1) + "\n", encoding="utf-8")
         os.replace(temporary, folder / f"{name}.json")
