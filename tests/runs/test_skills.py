@@ -73,6 +73,21 @@ def test_a_larger_mix_is_of_the_size_that_is_asked_for(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
+def test_splits_share_no_item_and_no_prompt(name: str) -> None:
+    splits = {split: skills.generate(name, split, 48) for split in ("train", "dev", "test")}
+    splits["train"] = skills.splits(name)["train"]
+    held_out = [example for split in ("dev", "test") for example in skills.generate(name, split, 48, held_out=True)]
+    prompts = [{example["question"] for example in examples} for examples in [*splits.values(), held_out]]
+    for i, some in enumerate(prompts):
+        for other in prompts[:i]:
+            assert not some & other
+    # The wording of the mix is in no training prompt, whatever the item.
+    start = max(re.split(r"\{\w+\}", skills.SKILLS[name].held_out), key=len)
+    assert all(start in example["question"] for example in held_out)
+    assert not any(start in example["question"] for example in splits["train"])
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_splits_share_no_item_whatever_the_wording(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     skill = skills.SKILLS[name]
     bare = " ".join(dict.fromkeys(re.findall(r"\{\w+\}", skill.held_out)))  # a question is then its item
