@@ -34,7 +34,7 @@ import numpy as np
 
 from modelswarms_fast.errors import InputError, short
 from modelswarms_fast.errors.files import read_bytes
-from modelswarms_fast.records import own_files, schemas
+from modelswarms_fast.records import checks, own_files
 
 CONFIG = "config.json"
 HISTORY = "history.jsonl"
@@ -322,7 +322,7 @@ def read_whole_history(path: Path) -> list[dict[str, Any]]:
     lines: list[dict[str, Any]] = []
     for text in _read(path).split(b"\n") if path.exists() else ():
         line = _object(text)
-        if line is None or not schemas.can_go_on(line, lines):
+        if line is None or not checks.can_go_on(line, lines):
             break
         lines.append(line)
     return lines

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from modelswarms_fast.records import run_folder, schemas
+from modelswarms_fast.records import checks, run_folder
 from modelswarms_fast.runs.trial_queue import SEARCHES
 from modelswarms_fast.swarm import Floats
 
@@ -21,7 +21,7 @@ def keep_known(folder: Path, runs: Iterable[str | Path], experts: int) -> tuple[
     path = folder / run_folder.KNOWN
     if path.exists():
         content = run_folder.read_json(path)
-        schemas.check_known(content, path, experts)
+        checks.check_known(content, path, experts)
     else:
         content = _found(runs, experts)
         run_folder.write_json(path, content)
@@ -36,7 +36,7 @@ def _found(runs: Iterable[str | Path], experts: int) -> dict[str, list[object]]:
             if not path.exists():
                 continue
             history = run_folder.read_whole_history(path)
-            schemas.check_history(history, path, experts)
+            checks.check_history(history, path, experts)
             for line in history:
                 bounded = {one["particle"] for one in line.get("bounded", [])}
                 positions = enumerate(zip(line.get("mixtures") or [], line["utilities"], strict=False))

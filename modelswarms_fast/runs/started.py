@@ -21,7 +21,7 @@ from modelswarms_fast.engines.start import dtype_of
 from modelswarms_fast.errors import InputError
 from modelswarms_fast.evaluation.objectives import Utility
 from modelswarms_fast.policies import libraries_of
-from modelswarms_fast.records import run_folder, schemas
+from modelswarms_fast.records import checks, run_folder, schemas
 from modelswarms_fast.records.score_file import ScoreFile
 from modelswarms_fast.records.stopping import how_to_go_on
 from modelswarms_fast.runs.experiment import Experiment
@@ -209,7 +209,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     config = run_folder.read_json(path)
     if "run" not in config:
         raise InputError(f"{path} was written by no run that can go on; give the folder of a run.")
-    schemas.check(schemas.RecordedConfig, config, path)
+    checks.check(schemas.RecordedConfig, config, path)
     return config
 
 

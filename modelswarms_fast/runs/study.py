@@ -15,7 +15,7 @@ from modelswarms_fast.config import LARGEST, SwarmConfig
 from modelswarms_fast.errors import InputError, quoted
 from modelswarms_fast.errors.arguments import check_range, checked
 from modelswarms_fast.evaluation.objectives import Files
-from modelswarms_fast.records import run_folder, schemas
+from modelswarms_fast.records import checks, run_folder
 from modelswarms_fast.records.analysis import studies, weak_to_strong
 from modelswarms_fast.records.style import svg
 from modelswarms_fast.runs.experiment import Experiment, check_together
@@ -114,7 +114,7 @@ def study(
         for record, scores in zip(records, tests, strict=True):
             path = folder / SEARCHES / record["name"] / run_folder.HISTORY
             history = run_folder.read_history(path)
-            schemas.check_history(history, path)
+            checks.check_history(history, path)
             results[record["name"].rpartition("-")[0]].append(
                 {
                     "seed": record["seed"],

@@ -10,7 +10,7 @@ from typing import Any
 
 from modelswarms_fast.errors import InputError
 from modelswarms_fast.evaluation.early_stopping import PartialScores
-from modelswarms_fast.records import schemas
+from modelswarms_fast.records import checks, schemas
 from modelswarms_fast.records.run_folder import CONFIG, SUMMARY, read_json
 from modelswarms_fast.runs.experiment import Experiment
 from modelswarms_fast.runs.scheduler import Scheduler
@@ -152,7 +152,7 @@ class _Queue:
         record, config = read_json(folder / SUMMARY), read_config(folder)
         if not record.get("ended") or any(config.get(name) != getattr(spec.config, name) for name in RAISED):
             return None
-        schemas.check(schemas.Ended, record, folder / SUMMARY)
+        checks.check(schemas.Ended, record, folder / SUMMARY)
         return record
 
     def _goes_on(self, record: dict[str, Any], room: int | None) -> bool:

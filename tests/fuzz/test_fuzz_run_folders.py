@@ -9,9 +9,9 @@ from helpers_run_folder import write_whole_run
 from hypothesis import given
 from hypothesis import strategies as st
 
+from modelswarms_fast.records.checks import check_history
 from modelswarms_fast.records.report import write_report
 from modelswarms_fast.records.run_folder import read_whole_history
-from modelswarms_fast.records.schemas import check_history
 from modelswarms_fast.runs.resume import resume
 
 FILES = ("config.json", "history.jsonl", "summary.json", "test_scores.json", "answers.json")

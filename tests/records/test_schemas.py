@@ -8,8 +8,9 @@ from helpers_run_folder import ANSWERS, CONFIG, HISTORY, SUMMARY, TEST_SCORES, w
 
 from modelswarms_fast.errors import InputError
 from modelswarms_fast.records.analysis import read_run
+from modelswarms_fast.records.checks import can_go_on
 from modelswarms_fast.records.report import write_plots, write_report
-from modelswarms_fast.records.schemas import SCHEMAS, can_go_on
+from modelswarms_fast.records.schemas import SCHEMAS
 
 REFERENCE = Path(__file__).parents[2] / "docs" / "reference" / "run-folder.md"
 

@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from modelswarms_fast.errors import InputError
 from modelswarms_fast.errors.arguments import check_path
-from modelswarms_fast.records import run_folder, schemas
+from modelswarms_fast.records import checks, run_folder, schemas
 
 Floats = npt.NDArray[np.float64]
 
@@ -106,19 +106,19 @@ def read_run(folder: str | os.PathLike[str]) -> RunFolder:
     config, history = run_folder.read_json(path / run_folder.CONFIG), run_folder.read_history(path / run_folder.HISTORY)
     if not isinstance(config.get("experts"), list):
         raise InputError(f"{path / run_folder.CONFIG} names no experts; give the folder of a search")
-    schemas.check(schemas.Config, config, path / run_folder.CONFIG)
-    schemas.check_history(history, path / run_folder.HISTORY, len(config["experts"]))
+    checks.check(schemas.Config, config, path / run_folder.CONFIG)
+    checks.check_history(history, path / run_folder.HISTORY, len(config["experts"]))
 
     def if_there(name: str) -> dict[str, Any] | None:
         return run_folder.read_json(path / name) if os.path.lexists(path / name) else None
 
     summary, test, answers = map(if_there, (run_folder.SUMMARY, run_folder.TEST_SCORES, run_folder.ANSWERS))
     if summary is not None:
-        schemas.check(schemas.Summary, summary, path / run_folder.SUMMARY)
+        checks.check(schemas.Summary, summary, path / run_folder.SUMMARY)
     if test is not None:
-        schemas.check_test_scores(test, path / run_folder.TEST_SCORES)
+        checks.check_test_scores(test, path / run_folder.TEST_SCORES)
     if answers is not None:
-        schemas.check(schemas.Answers, answers, path / run_folder.ANSWERS)
+        checks.check(schemas.Answers, answers, path / run_folder.ANSWERS)
     return RunFolder(path, config, history, summary, test, answers)
 
 
