@@ -1,7 +1,7 @@
 """The exceptions that end a run with one sentence, and how a sentence quotes what it was given.
 
-`arguments` checks the types of what is given by their annotations, `files` reads files that anybody may have written,
-`modules` imports what the user names.
+`arguments` checks the types of what is given by their annotations, `files` reads files that anybody may have written
+and makes files durable, `modules` imports what the user names.
 """
 
 from __future__ import annotations

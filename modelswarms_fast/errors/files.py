@@ -1,4 +1,7 @@
-"""Files that anybody may have written: regular ones only, and no larger than what they hold can be."""
+"""Files that anybody may have written: regular ones only, and no larger than what they hold can be.
+
+And how what is written becomes durable.
+"""
 
 from __future__ import annotations
 
@@ -40,3 +43,12 @@ def check_regular(path: str | os.PathLike[str]) -> None:
     """Raise OSError for what is there and is no regular file: libraries that open it would wait or never end."""
     if not stat.S_ISREG(os.stat(path).st_mode):
         raise OSError(errno.EINVAL, "it is not a regular file", os.fspath(path))
+
+
+def sync(path: str | os.PathLike[str]) -> None:
+    """Make a file, or the names in a folder, durable. Raises OSError."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

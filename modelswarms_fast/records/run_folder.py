@@ -33,7 +33,7 @@ from typing import Any, BinaryIO, Self
 import numpy as np
 
 from modelswarms_fast.errors import InputError, short
-from modelswarms_fast.errors.files import read_bytes
+from modelswarms_fast.errors.files import read_bytes, sync
 from modelswarms_fast.records import checks, own_files
 
 CONFIG = "config.json"
@@ -64,7 +64,7 @@ class Journal:
         try:
             own_files.add(self.path)
             self._file: BinaryIO = self.path.open("ab", buffering=0)
-            _sync_folder(self.path.parent)  # else a crash could lose the file's name along with its lines
+            sync(self.path.parent)  # else a crash could lose the file's name along with its lines
         except OSError as error:
             raise _cannot_write(self.path, error) from error
 
@@ -271,7 +271,7 @@ def write_text(path: str | os.PathLike[str], text: str) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
-        _sync_folder(path.parent)
+        sync(path.parent)
     except OSError as error:
         with suppress(OSError):
             temporary.unlink()
@@ -377,15 +377,6 @@ def to_json_types(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [to_json_types(item) for item in value]
     return str(value) if isinstance(value, Path) else value
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make names in `folder` durable."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def _cannot_write(path: Path, error: OSError) -> InputError:

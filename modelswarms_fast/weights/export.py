@@ -19,6 +19,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from modelswarms_fast.errors import InputError, short
+from modelswarms_fast.errors.files import sync
 from modelswarms_fast.weights.model_card import model_card
 
 if TYPE_CHECKING:
@@ -131,15 +132,6 @@ def _check_target(target: Path) -> None:
     others = sorted({entry.name for entry in target.iterdir()} - _WRITTEN)
     if others:
         raise InputError(f"{target} holds {others[0]}, which is no part of a model: choose a new or empty folder")
-
-
-def sync(path: Path) -> None:
-    """Make a file or a folder's entries durable."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _swap(new: Path, target: Path) -> None:

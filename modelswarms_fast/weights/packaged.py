@@ -20,7 +20,7 @@ from pathlib import Path
 import torch
 
 from modelswarms_fast.errors import InputError, quoted, short
-from modelswarms_fast.weights.export import sync
+from modelswarms_fast.errors.files import sync
 from modelswarms_fast.weights.gguf import convert_gguf
 from modelswarms_fast.weights.row_name import row_name
 
