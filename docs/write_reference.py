@@ -3,8 +3,8 @@
 `reference/command-line.md` is what the commands say of themselves, `reference/settings.md` the fields of the settings
 with their docstrings, `reference/models.md` the latest result of `python -m benchmarks.engine.models`, and
 `reference/parity-check.md` the latest of each base model of `python -m benchmarks.engine.parity_rates`. The counts in
-`explanation/reliability.md` are those of `make faults` and `make fuzz`. `--check` writes nothing and exits with status
-1 if a page is not current.
+`explanation/reliability.md` are those of `make faults` and `make fuzz`, and the tables in `reference/run-folder.md` the
+fields of `records/schemas.py`. `--check` writes nothing and exits with status 1 if a page is not current.
 """
 
 from __future__ import annotations
@@ -22,11 +22,13 @@ from typing import Annotated, Any, Literal, NamedTuple, get_args, get_origin
 
 import torch
 import typer
+from pydantic import BaseModel
 
 from modelswarms_fast import config
 from modelswarms_fast.cli.main import app
 from modelswarms_fast.engines.agreement import Agreement, Rounding
 from modelswarms_fast.engines.parity_check import PROMPTS
+from modelswarms_fast.records import schemas
 
 FOLDER = Path(__file__).parent / "reference"
 RESULTS = Path(__file__).parents[1] / "benchmarks" / "results"
@@ -40,6 +42,7 @@ CHOSEN = {("smollm2-135m-instruct", "bfloat16"): 20}
 """Trials on which the limits of the parity check were chosen: the first of these."""
 FAULTS = RESULTS / "faults"
 RELIABILITY = FOLDER.parent / "explanation" / "reliability.md"
+RUN_FOLDER = FOLDER / "run-folder.md"
 ENGINES = {"transformers": "the transformers engine", "vllm": "vLLM"}
 WAYS = {
     "merged": "`merged`", "slots": "`slots`", "mixture": "`mixture`", "full": "whole checkpoints",
@@ -66,6 +69,7 @@ def pages() -> dict[Path, str]:
         FOLDER / "models.md": models(max((RESULTS / "models").glob("*.json"))),
         FOLDER / "parity-check.md": parity([max(one.glob("*.json")) for one in sorted((RESULTS / "parity").iterdir())]),
         RELIABILITY: reliability(RELIABILITY.read_text()),
+        RUN_FOLDER: run_folder(RUN_FOLDER.read_text()),
     }
 
 
@@ -94,6 +98,76 @@ def reliability(page: str) -> str:
         for name, one in fuzzed["fuzzers"].items():
             lines.append(f"| {name} | {sum(one.values())} | " + " | ".join(str(one[what]) for what in outcomes) + " |")
     return f"{before}{begin}{comment}\n" + "\n".join(lines) + f"\n\n{end}{after}"
+
+
+def run_folder(page: str) -> str:
+    """The page on the run folder with the fields of each file's schema."""
+    for file, schema in schemas.SCHEMAS.items():
+        before, begin, rest = page.partition(f"<!-- fields of {file} -->\n")
+        _, end, after = rest.partition("<!-- end of fields -->")
+        rows = ["| field | type | meaning |", "|---|---|---|", *schema_rows(schema)]
+        page = before + begin + "\n" + "\n".join(rows) + "\n\n" + end + after
+    return page
+
+
+def schema_rows(schema: type[BaseModel], above: str = "", shown: dict[Any, str] | None = None) -> Iterator[str]:
+    """A line of a table for each field, those of objects inside it below it; a kind of object is shown once."""
+    shown = {} if shown is None else shown
+    tree = ast.parse(Path(schemas.__file__).read_text())
+    (node,) = (one for one in tree.body if isinstance(one, ast.ClassDef) and one.name == schema.__name__)
+    texts = {name: text for name, _, _, text in fields(node, tree)}
+    for name, field in schema.model_fields.items():
+        kind = Annotated[field.annotation, *field.metadata] if field.metadata else field.annotation
+        named = f"{above}{field.alias or name}"
+        inner, place = inside(kind)
+        known = inner and shown.get(inner)
+        words = f"as `{known}`" if known else type_in_words(kind)
+        yield f"| `{named}` | {words} | {texts[name]} |"
+        if inner and not known:
+            shown[inner] = named
+            yield from schema_rows(inner, named + place, shown)
+
+
+def inside(kind: Any) -> tuple[type[BaseModel] | None, str]:
+    """The schema of the objects in a value, if it holds any, and how a path goes on to their fields."""
+    if isinstance(kind, type) and issubclass(kind, BaseModel):
+        return kind, "."
+    step = {list: "[]", dict: ".*"}.get(get_origin(kind), "")
+    for one in get_args(kind):
+        found, place = inside(one)
+        if found is not None:
+            return found, step + place
+    return None, ""
+
+
+TYPES = {
+    schemas.Number: "number", schemas.Count: "whole number", int: "whole number", float: "number", str: "text",
+    bool: "boolean", Any: "value",
+}  # fmt: skip
+
+
+def type_in_words(kind: Any, s: str = "") -> str:
+    """A type of a schema as JSON has it; `s`: its plural."""
+    if kind in TYPES:
+        return TYPES[kind] + s
+    if isinstance(kind, type) and issubclass(kind, BaseModel):
+        return f"object{s}"
+    origin, given = get_origin(kind), get_args(kind)
+    if origin is Annotated:
+        return type_in_words(given[0], s)
+    if origin is Literal:
+        return ", ".join(f"`{one}`" for one in given)
+    if origin is list:
+        return f"list{s} of {type_in_words(given[0], 's')}"
+    if origin is tuple:
+        alike = len(set(given)) == 1
+        inner = f"{len(given)} {type_in_words(given[0], 's')}" if alike else ", ".join(map(type_in_words, given))
+        return f"list{s} of {inner}"
+    if origin is dict:
+        return f"object{s}" if given[1] is Any else f"object{s} of {type_in_words(given[1], 's')}"
+    words = " or ".join(type_in_words(one, s) for one in given if one is not type(None))
+    null = s and type(None) in given and not words.endswith("null")  # any field by itself may be null
+    return f"{words} or null" if null else words
 
 
 def models(result: Path) -> str:

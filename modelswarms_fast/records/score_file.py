@@ -1,32 +1,25 @@
 """`scores.jsonl` of a run folder: what each evaluation has found, on the disk before the next one is waited for.
 
-A line is a JSON object whose last member, `crc`, is a checksum of all before it. It has
-
-    of          the digest of what was evaluated with: experts, base model, data and settings that a score depends on
-    split       of the examples
-    position    the name of the position in hex; null where it has none
-    scores      one an example: a number, "nan", or null where none was needed; or `answers`, one list an example
-    cost        what the evaluation took: evaluations, prompts, tokens, reused scores
-    for         the search or the method that asked for it
-    iteration   of that search, and `particle`, where it was one of a search
-
-A position is found again by its name, a particle of a search by its iteration. Lines that a kill cut off are dropped.
+A line is a JSON object (`schemas.ScoreLine`) whose last member, `crc`, is a checksum of all before it. A position is
+found again by its name, a particle of a search by its iteration. Lines that a kill cut off are dropped.
 """
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import threading
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
+
+from pydantic import ValidationError
 
 from modelswarms_fast.errors import InputError
 from modelswarms_fast.records.progress import say
 from modelswarms_fast.records.run_folder import SCORES, Journal, to_line
+from modelswarms_fast.records.schemas import ScoreLine
 
 Visit = tuple[str, int, int]
 """A search, an iteration and a particle."""
@@ -149,7 +142,8 @@ class ScoreFile:
         data = body + _CHECK % zlib.crc32(body)
         with self._lock:
             self._journal.write(data)
-            self._note(fields, _Place(0, self._end, len(data)))
+            key = None if position is None else (kind, split, position)
+            self._note(_Place(0, self._end, len(data)), key, whole=None not in content, visit=visit)
             self._end += len(data)
 
     def _read(self, number: int, path: Path) -> int:
@@ -157,11 +151,11 @@ class ScoreFile:
         damaged, end, offset = list[int](), 0, 0
         with path.open("rb") as file:
             for count, raw in enumerate(file, start=1):
-                fields = _fields(raw)
-                if fields is None:
+                line = _read_line(raw)
+                if line is None:
                     damaged.append(count)
                 else:
-                    self._note(fields, _Place(number, offset, len(raw)))
+                    self._note(_Place(number, offset, len(raw)), *self._named(line))
                     end = offset + len(raw)
                     for one in damaged:  # not the end that a kill cut off
                         say(f"Warning: line {one} of {path} is damaged; what it said is evaluated again", "yellow")
@@ -169,16 +163,22 @@ class ScoreFile:
                 offset += len(raw)
         return end
 
-    def _note(self, fields: Mapping[str, Any], place: _Place) -> None:
-        """Put a line into the index."""
+    def _named(self, line: ScoreLine) -> tuple[_Position | None, bool, Visit | None]:
+        """What a line can be found by: a position, if it has one of these experts and data, and its visit."""
+        kind, content = ("scores", line.scores) if line.answers is None else ("answers", line.answers)
+        key = (kind, line.split, line.position) if line.of == self.of and line.position is not None else None
+        visit = None
+        if line.iteration is not None and line.particle is not None:
+            visit = line.asked_by, line.iteration, line.particle
+        return key, content is not None and None not in content, visit
+
+    def _note(self, place: _Place, key: _Position | None, whole: bool, visit: Visit | None) -> None:
+        """Put a line into the index; `whole`: it has something for every example."""
         own = place.file == 0
-        if own and "iteration" in fields:
-            self._visits[fields["for"], fields["iteration"], fields["particle"]] = place
-        if fields["of"] != self.of or fields["position"] is None:
+        if own and visit is not None:
+            self._visits[visit] = place
+        if key is None:
             return
-        kind = "scores" if "scores" in fields else "answers"
-        key = kind, fields["split"], fields["position"]
-        whole = None not in fields[kind]
         if not own:
             if whole:
                 self._others[key] = place
@@ -195,48 +195,19 @@ class ScoreFile:
         return own if key in self._whole else self._others.get(key, own)
 
     def _line(self, place: _Place) -> Line | None:
-        fields = _fields(os.pread(self._handles[place.file], place.length, place.offset))
-        if fields is None:  # the disk has lost it since
+        line = _read_line(os.pread(self._handles[place.file], place.length, place.offset))
+        if line is None:  # the disk has lost it since
             return None
-        content = fields["answers"] if "answers" in fields else list(map(_score, fields["scores"]))
-        return Line(content, Cost(*fields["cost"]), fields["for"])
+        scores = [None if score is None else float(score) for score in line.scores or ()]
+        return Line(scores if line.answers is None else line.answers, Cost(*line.cost), line.asked_by)
 
 
-def _score(value: Any) -> float | None:
-    return None if value is None else float(value)
-
-
-def _fields(raw: bytes) -> dict[str, Any] | None:
-    """What a line says; None if it is not whole."""
+def _read_line(raw: bytes) -> ScoreLine | None:
+    """What a line says; None if it is not whole, or says what no run writes."""
     body, check = raw[:-_CHECK_LENGTH], raw[-_CHECK_LENGTH:]
     if check != _CHECK % zlib.crc32(body):
         return None
     try:
-        fields = json.loads(body + b"}")
-    except (ValueError, RecursionError):
+        return ScoreLine.model_validate_json(body + b"}")
+    except ValidationError:
         return None
-    return fields if isinstance(fields, dict) and _fits(fields) else None
-
-
-def _fits(fields: Mapping[str, Any]) -> bool:
-    """Whether a line says what a line of a run says, in the types that it has there."""
-    texts = [fields.get(name) for name in ("of", "split", "for")] + [fields.get("position") or ""]
-    numbers = [fields[name] for name in _VISIT[1:] if name in fields]
-    cost, content = fields.get("cost"), fields.get("scores", fields.get("answers"))
-    if not isinstance(cost, list) or len(cost) != len(Cost()) or not isinstance(content, list):
-        return False
-    if not all(isinstance(one, str) for one in texts) or not all(type(one) is int for one in [*numbers, *cost]):
-        return False
-    if len(numbers) not in (0, 2):
-        return False
-    if "answers" in fields:
-        return all(isinstance(given, list) and all(map(_is_answer, given)) for given in content)
-    return all(one is None or one == "nan" or type(one) in (int, float) for one in content)
-
-
-def _is_answer(given: Any) -> bool:
-    if not isinstance(given, list) or len(given) != 4:
-        return False
-    text, tokens, log_prob, greedy = given
-    numbers = type(tokens) is int and (log_prob is None or type(log_prob) in (int, float))
-    return isinstance(text, str) and numbers and isinstance(greedy, bool)

@@ -20,7 +20,9 @@ from modelswarms_fast.config import LONGEST, EngineConfig, SwarmConfig, fields_o
 from modelswarms_fast.errors import InputError, quoted
 from modelswarms_fast.errors.arguments import check_range, checked
 from modelswarms_fast.evaluation.objectives import Files
+from modelswarms_fast.records.checks import check
 from modelswarms_fast.records.run_folder import read_json, write_json
+from modelswarms_fast.records.schemas import Results
 from modelswarms_fast.runs.baselines import METHODS, OF_FACTORS, Run, load_method
 from modelswarms_fast.runs.experiment import Experiment, check_together
 from modelswarms_fast.runs.started import Run as StartedRun
@@ -30,8 +32,7 @@ from modelswarms_fast.runs.trial_folder import config_of, inputs_of
 RESULTS = "baselines.json"
 RESAMPLES = 10_000
 SWARM = "model_swarms"
-_NUMBER = (int, float, type(None))
-_MEASURED = {"dev", "test", "test_standard_error", "test_scores", "evaluations", "prompts", "seconds", "recipe"}
+REMEDY = "choose another folder, or remove it"
 
 
 @checked
@@ -137,36 +138,10 @@ def _start(file: Path, run: StartedRun, examples: int) -> dict[str, Any]:
     content: dict[str, Any] = {"methods": {}}
     if run.goes_on and file.exists():
         content = read_json(file)
-        if not _are_results(content, examples):
-            raise InputError(f"{file} does not hold results of a comparison; choose another folder, or remove it.")
+        check(Results, content, file, REMEDY)
+        if any(len(one["test_scores"]) != examples for one in content["methods"].values()):
+            raise InputError(f"{file} has scores of other test examples; {REMEDY}")
     return {"config": run.config} | content | run.forced
-
-
-def _are_results(content: dict[str, Any], examples: int) -> bool:
-    """Whether this is what was found of each method, on so many test examples, and how they compare."""
-    methods, against = content.get("methods"), content.get("against_model_swarms", {})
-
-    def numbers(values: Any, count: int) -> bool:  # null is a NaN
-        return isinstance(values, list) and len(values) == count and all(type(one) in _NUMBER for one in values)
-
-    def whole(one: Any) -> bool:
-        if not isinstance(one, dict) or not one.keys() >= _MEASURED or not numbers(one["test_scores"], examples):
-            return False
-        costs = [one[name] for name in ("evaluations", "prompts", "seconds")]
-        utilities = [one[name] for name in ("dev", "test", "test_standard_error")]
-        return numbers(utilities, 3) and numbers(costs, 3) and None not in costs
-
-    def compared(one: Any) -> bool:
-        if not isinstance(one, dict) or not {"difference", "interval", "share"} <= one.keys():
-            return False
-        difference, found = one["difference"], [one["difference"], one["share"]]
-        if not numbers(one["interval"], 2) or not numbers(found, 2):
-            return False
-        return difference is None or None not in [*found, *one["interval"]]
-
-    if not isinstance(methods, dict) or not isinstance(against, dict):
-        return False
-    return all(map(whole, methods.values())) and all(map(compared, against.values()))
 
 
 def _measure(experiment: Experiment, run: Callable[[], Any]) -> dict[str, Any]:

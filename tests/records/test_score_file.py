@@ -35,7 +35,7 @@ def test_what_was_written_is_found(written):
     scores = file.position("scores", "dev", NAME)
     assert (scores[0], math.isnan(scores[1]), scores[2]) == (1.0, True, 0.1 + 0.2)
     assert file.position("scores", "test", NAME) is None
-    assert file.position("answers", "test", NAME) == [[["é\n", 2, None, True]], [["b", 1, -0.25, False]]]
+    assert file.position("answers", "test", NAME) == [[("é\n", 2, None, True)], [("b", 1, -0.25, False)]]
     assert file.visit(("search", 2, 5)) == ([0.5, None, None], COST, "search")
     assert file.visit(("search", 2, 4)) is None
     assert file.holds("scores", "dev", NAME)
