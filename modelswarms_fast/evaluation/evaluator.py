@@ -178,6 +178,7 @@ class Evaluator:
         self.asked_by = ""
         """Who asks for evaluations, as the file names it."""
         self._cache = ScoreCache()
+        self._passes = 0
 
     def keep_in(self, file: ScoreFile) -> None:
         """From now on write what is evaluated into a file, and do not evaluate what is there."""
@@ -324,7 +325,8 @@ class Evaluator:
         if self.file is None:
             return
         if one.served or not one.scores.complete or not self.file.holds("scores", split, one.name):
-            self._write("scores", split, one.name, one.scores.scores, one.cost, visit)
+            cost = one.cost._replace(passes=self._count_passes())
+            self._write("scores", split, one.name, one.scores.scores, cost, visit)
 
     def _write(
         self, kind: str, split: str, name: bytes | None, found: Sequence[Any], cost: Cost, visit: Visit | None = None
@@ -334,8 +336,16 @@ class Evaluator:
                 self.file.append(kind, split, name, found, cost, self.asked_by, visit)
 
     def _cost_since(self, before: Spent, reused: int = 0) -> Cost:
+        self._count_passes()
         spent = self.spent.since(before)
-        return Cost(spent.evaluations, spent.prompts, spent.tokens, reused)
+        return Cost(spent.evaluations, spent.prompts, spent.tokens, reused, spent.passes)
+
+    def _count_passes(self) -> int:
+        """Count what an ensemble's experts have read since the last call; how much that is."""
+        passes = getattr(self.engine, "passes", 0)
+        new, self._passes = passes - self._passes, passes
+        self.spent.passes += new
+        return new
 
     def _complete(self, split: str, scores: PartialScores, slots: Sequence[int | None], name: bytes | None) -> None:
         """Give every example that has no score yet its score."""

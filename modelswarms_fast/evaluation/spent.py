@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from modelswarms_fast.records.score_file import Cost
 
@@ -37,6 +37,8 @@ class Spent:
     """Scores known from an earlier evaluation of the same position."""
     skipped: int = 0
     """Scores that could change no decision any more."""
+    passes: int = 0
+    """Of an ensemble: prompts that have gone through an expert."""
     seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(("load", "generate", "score"), 0.0))
 
     def add(self, cost: Cost, skipped: int = 0) -> None:
@@ -45,6 +47,7 @@ class Spent:
         self.prompts += cost.prompts
         self.tokens += cost.tokens
         self.reused += cost.reused
+        self.passes += cost.passes
         self.skipped += skipped
 
     def clock(self, phase: str) -> _Clock:
@@ -60,9 +63,10 @@ class Spent:
             self.tokens - before.tokens,
             self.reused - before.reused,
             self.skipped - before.skipped,
+            self.passes - before.passes,
             seconds,
         )
 
     def copy(self) -> Spent:
         """The amounts as they are now."""
-        return Spent(self.evaluations, self.prompts, self.tokens, self.reused, self.skipped, dict(self.seconds))
+        return replace(self, seconds=dict(self.seconds))

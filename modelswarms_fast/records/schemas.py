@@ -96,8 +96,8 @@ class ScoreLine(_Schema):
     """One an example; null where none was needed, "nan" for a NaN."""
     answers: list[list[tuple[str, Count, Number | None, bool]]] | None = None
     """In their place, where answers were asked for: text, tokens, log-probability, greedy or not."""
-    cost: tuple[Count, Count, Count, Count]
-    """Evaluations, prompts, tokens, scores that were known."""
+    cost: Annotated[list[Count], Field(min_length=4, max_length=5)]
+    """Evaluations, prompts, tokens, scores that were known, and of a token swarm passes of experts."""
     asked_by: str = Field(alias="for")
     """The search, or the method of a comparison."""
     iteration: Count | None = None

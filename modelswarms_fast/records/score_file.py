@@ -37,6 +37,8 @@ class Cost(NamedTuple):
     prompts: int = 0
     tokens: int = 0
     reused: int = 0
+    passes: int = 0
+    """Of an ensemble: prompts that have gone through an expert, for this evaluation and those under way with it."""
 
 
 class Line(NamedTuple):

@@ -189,7 +189,7 @@ def token_swarm(
             "end": found["end"],
             "mixture": mixture,
             "position": dict(zip(names, position, strict=True)),
-            "expert_passes": engine.passes,
+            "expert_passes": evaluator.spent.passes,
             "without_score": trial.without_score,
             **costs,
             **run.forced,
