@@ -92,17 +92,21 @@ def test_a_model_that_is_fused_in_its_checkpoint_is_served_in_every_mode(phi3):
         engine.close()
 
 
-def test_an_engine_that_was_dropped_ends_before_the_next_one_starts(phi3):
-    """Its end takes the process groups, which the next one would share."""
+def test_an_engine_that_is_dropped_leaves_the_process_groups_to_the_others(phi3):
+    """All engines of a process share them; they end with the last one."""
     dropped = started(phi3 / "base", None)
-    del dropped
     engine = started(phi3 / "base", None)
+    gone = weakref.ref(dropped)
+    del dropped
     try:
         gc.unfreeze()
         gc.collect()
+        assert gone() is None
+        assert torch.distributed.is_initialized()
         assert len(complete(engine, [Request(None, [11, 12, 13])], 2)) == 1
     finally:
         engine.close()
+    assert not torch.distributed.is_initialized()
 
 
 def test_experts_of_unequal_ranks_scalings_and_modules_in_every_mode(tmp_path):

@@ -24,6 +24,7 @@ from modelswarms_fast.engines.vllm.launch import (
     start_vllm,
     wraps_text,
 )
+from modelswarms_fast.engines.vllm.process_groups import end_with_the_last
 from modelswarms_fast.engines.vllm.relied_on import check_names
 from modelswarms_fast.errors import InputError
 from modelswarms_fast.weights.experts import Experts
@@ -89,6 +90,7 @@ class VllmEngine:
                 # In this process, so a load is a call of it: through vLLM's layers it would take as long again.
                 self._worker = self.llm.collective_rpc("swarm_worker")[0]
                 self._working = partial(working, "vLLM")
+            self._end = end_with_the_last(self.llm)
             self._on_disk = stack.pop_all()
         self.tokenizer = self.llm.get_tokenizer()
         # Of the rows: the ranks read them in the host's memory.
@@ -273,18 +275,13 @@ class VllmEngine:
         self._on_disk.close()
 
     def close(self) -> None:
-        """Shut vLLM down and give its memory back; the engine is not to be used again.
-
-        Other vLLM engines of this process end with it: vLLM has one set of process groups a process.
-        """
+        """Shut vLLM down and give its memory back; the engine is not to be used again."""
         if self.llm is None:
             return
-        core = self.llm.llm_engine.engine_core
         self.llm = self._worker = self._mode = self._experts = None
         with suppress(Exception):  # an engine that has failed is closed as well, and its own error is the one to say
-            core.shutdown()
+            self._end()
         self._on_disk.close()
-        del core
         gc.unfreeze()  # vLLM hides from the garbage collector what it starts with
         gc.collect()
         if torch.cuda.is_available():

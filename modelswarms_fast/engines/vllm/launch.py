@@ -117,7 +117,7 @@ def start_vllm(
 
         patches = patched(whole)
     gc.unfreeze()  # vLLM hides from the garbage collector what it starts with
-    gc.collect()  # an engine that nobody holds would later end the groups that all engines of a process share
+    gc.collect()  # the memory of an engine that nobody holds
     base, processes = arguments["model"], arguments.get("tensor_parallel_size", 1)
     before = {name: os.environ.get(name) for name in variables}
     os.environ.update(variables)
