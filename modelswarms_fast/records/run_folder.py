@@ -120,14 +120,19 @@ def check_run_folder(folder: str | os.PathLike[str], overwrite: bool = False) ->
             return
         if not overwrite:
             raise InputError(f"the run folder {folder} is not empty; choose another one or overwrite it")
-        if own_files.listed(folder) is None:
-            raise InputError(
-                f"{folder} is not empty and has no {own_files.FILES}, so no run wrote it; choose another run folder"
-            )
+        check_listed(folder)
         if (other := next(own_files.of_others(folder), None)) is not None:
             raise InputError(f"{folder / other} was written by no run; move it away, or choose another run folder")
     except OSError as error:
         raise _cannot_write(folder, error) from error
+
+
+def check_listed(folder: str | os.PathLike[str]) -> None:
+    """Refuse a folder without the list by which a run knows its own files from others. Raises InputError."""
+    if own_files.listed(folder) is None:
+        raise InputError(
+            f"{folder} is not empty and has no {own_files.FILES}, so no run wrote it; choose another run folder"
+        )
 
 
 def check_links(folder: str | os.PathLike[str]) -> None:

@@ -189,6 +189,7 @@ def run_in(folder: str | Path, name: str, *, overwrite: bool = False, resume: bo
             known = read_config(folder)
             if known.get("run") != name:
                 raise InputError(f"{folder} holds a {known['run']}, not a {name}; choose another folder")
+            run_folder.check_listed(folder)
         else:
             run_folder.check_run_folder(folder, overwrite)
         run = Run(folder, name, known, clear=overwrite)

@@ -10,6 +10,7 @@ from multiprocessing import Pipe
 from pathlib import Path
 
 import fake_engine_process
+import full_engine_process
 import helpers_group
 import helpers_search
 import pytest
@@ -190,19 +191,50 @@ def test_a_killed_engine_changes_nothing(tiny, tmp_path, disturb, caplog):
     assert all(process.returncode is not None for process in processes)
 
 
-def test_an_engine_killed_again_and_again_is_one_sentence(tiny, tmp_path, disturb, monkeypatch, capsys, caplog):
-    processes = disturb(set(range(8, 1000)))
+@pytest.fixture
+def failing(tiny, tmp_path, monkeypatch, capsys):
+    """Runs the command of a search on two engines, and gives the sentence with which it ends."""
     monkeypatch.chdir(HERE)
     arguments = ["--base", tiny["base"], "--task", tiny["task"], "--data", tiny["data"], "--out", tmp_path / "run"]
     options = ["--engine", "transformers", "--dtype", "float32", "--engines", "2", "--particles", "3", "--seed", "5"]
     command = ["modelswarms-fast", "search", tiny["experts"], *arguments, *options]
-    monkeypatch.setattr(sys, "argv", [str(word) for word in command])
-    with pytest.raises(SystemExit) as ended:
-        main.main()
-    assert ended.value.code == 2
-    (sentence,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
-    assert "of 2 was killed by SIGKILL after it had been started anew" in sentence
+
+    def run():
+        monkeypatch.setattr(sys, "argv", [str(word) for word in command])
+        with pytest.raises(SystemExit) as ended:
+            main.main()
+        assert ended.value.code == 2
+        (sentence,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+        return sentence
+
+    return run
+
+
+def test_an_engine_killed_again_and_again_is_one_sentence(failing, tmp_path, disturb, caplog):
+    processes = disturb(set(range(8, 1000)))
+    assert "of 2 was killed by SIGKILL after it had been started anew" in failing()
     assert len(told(tmp_path / "run")) >= 1
+    assert all(process.returncode is not None for process in processes)
+
+
+def test_an_engine_without_memory_is_one_sentence(failing, tmp_path, monkeypatch):
+    """Its address space has a limit, which an allocation in a step meets."""
+    monkeypatch.setattr(supervisor, "MODULE", (full_engine_process.__file__,))
+    monkeypatch.setenv("SCRATCH", str(tmp_path))
+    real, processes = EnginePool._receive, []
+
+    def receive(self):
+        if (tmp_path / "run" / "history.jsonl").exists() and told(tmp_path / "run"):
+            (tmp_path / "full").touch()
+        processes.extend(worker.process for worker in self._workers if worker.process not in processes)
+        real(self)
+
+    monkeypatch.setattr(EnginePool, "_receive", receive)
+    sentence = failing()
+    assert "The transformers engine failed while it generated" in sentence
+    assert "can't allocate memory" in sentence
+    assert told(tmp_path / "run")
+    assert len(processes) == 2
     assert all(process.returncode is not None for process in processes)
 
 

@@ -86,4 +86,5 @@ def test_fuzz_configs_to_go_on_from(tmp_path_factory, content):
     base = {"run": "search", "sources": ["nowhere"], "experts": ["a"], "base": "nowhere", "task": "exact_match"}
     given_ = base | content if isinstance(content, dict) else content
     (folder / "config.json").write_text(json.dumps(given_))
+    (folder / "files.jsonl").write_text('{"files of": "a run of modelswarms_fast"}\n"config.json"\n')
     run_case("configs to go on from", lambda: resume(folder), untouched=folder)

@@ -15,9 +15,12 @@ from modelswarms_fast.evaluation.evaluator import Evaluator
 from modelswarms_fast.evaluation.objectives import Answer
 from modelswarms_fast.records.run_folder import Journal, read_json
 from modelswarms_fast.runs import search as module
+from modelswarms_fast.runs.compare import compare
 from modelswarms_fast.runs.experiment import Experiment, choose_state
 from modelswarms_fast.runs.final_test import compare_on_test
 from modelswarms_fast.runs.search import search
+from modelswarms_fast.runs.study import study
+from modelswarms_fast.runs.sweep import sweep
 from modelswarms_fast.runs.token_swarm import token_swarm
 from modelswarms_fast.swarm import Swarm
 from modelswarms_fast.weights.experts import read_experts
@@ -46,6 +49,31 @@ def test_a_run_folder_that_is_not_empty_is_refused_before_anything_is_read(tiny,
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(InputError, match="not empty"):
         search(**tiny | {"experts": "nowhere", "data": "nowhere.json"}, out=tmp_path)
+
+
+def commands_into(tiny, out):
+    """Each command that writes a run folder, beside search and token-swarm, as a function of resume."""
+    arguments = arguments_of(tiny, out=out)
+    return {
+        "compare": lambda resume: compare(**arguments, budget=6, methods=["best_expert"], resume=resume),
+        "sweep": lambda resume: sweep(**arguments, searches=1, swarm={"iterations": 0}, resume=resume),
+        "study": lambda resume: study("seeds", **arguments, seeds=1, swarm={"iterations": 0}, resume=resume),
+    }
+
+
+@pytest.mark.parametrize("command", ["compare", "sweep", "study"])
+@pytest.mark.parametrize("config", [False, True])
+def test_a_folder_with_somebodys_own_data_is_left_as_it_is(tiny, tmp_path, command, config):
+    """The data that a run divides has this name too; a config.json alone does not make the folder a run's."""
+    own = {"data.json": "mine"}
+    if config:
+        own["config.json"] = json.dumps({"run": command, "experts": ["ada"], "sources": ["ada"]})
+    for name, text in own.items():
+        (tmp_path / name).write_text(text)
+    for resume in (False, True):
+        with pytest.raises(InputError, match="not empty"):
+            commands_into(tiny, tmp_path)[command](resume)
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == own
 
 
 def test_a_token_swarm_does_not_replace_an_expert_of_its_own(tiny, tmp_path):
