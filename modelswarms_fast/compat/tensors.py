@@ -16,8 +16,8 @@ from torch import Tensor
 
 from modelswarms_fast.errors import InputError, short
 from modelswarms_fast.errors.arguments import checked
+from modelswarms_fast.errors.files import sync
 from modelswarms_fast.weights.checkpoint import weights_file
-from modelswarms_fast.weights.export import sync
 
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 
