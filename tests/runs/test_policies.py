@@ -16,6 +16,7 @@ from modelswarms_fast.errors import InputError
 from modelswarms_fast.records.run_folder import read_history, read_json
 from modelswarms_fast.runs.compare import compare
 from modelswarms_fast.runs.experiment import Experiment, check_together, choose_state
+from modelswarms_fast.runs.report import report
 from modelswarms_fast.runs.resume import resume
 from modelswarms_fast.runs.search import search
 from modelswarms_fast.runs.study import study
@@ -102,6 +103,36 @@ def test_a_class_of_a_user_in_turn_with_the_swarm(settings, tmp_path):
     resume(tmp_path / "run", iterations=4)
     search(**settings | {"iterations": 4}, policy=policy, out=tmp_path / "longer")
     assert (mixtures_of(tmp_path / "run") == mixtures_of(tmp_path / "longer")).all()
+
+
+def test_a_class_that_asks_for_nothing_leaves_the_published_swarm(settings, tmp_path):
+    swarm = settings | {"state": "mixture", "restart_patience": 0.1, "iterations": 4}
+    search(**swarm, out=tmp_path / "swarm")
+    search(**swarm, policy="helpers_policies:Nothing", out=tmp_path / "nothing")
+    assert told(tmp_path / "nothing") == told(tmp_path / "swarm")
+
+
+def test_what_earlier_runs_found_is_told_and_kept(settings, uncut, tmp_path):
+    earlier, out = tmp_path / "earlier", tmp_path / "run"
+    shutil.copytree(uncut[0], earlier)
+    policy = "helpers_policies:Remembers"
+    search(**settings, policy=policy, reuse=[earlier], out=out)
+    lines = told(earlier)
+    known = read_json(out / "known.json")
+    positions = [one for line in lines for one in line["mixtures"]]
+    assert known["mixtures"] == [one for number, one in enumerate(positions) if one not in positions[:number]]
+    best = max(utility for line in lines for utility in line["utilities"])
+    assert max(known["utilities"]) == best
+    leader = known["mixtures"][known["utilities"].index(best)]
+    first = (mixtures_of(out)[0] + leader) / 2
+    assert abs(mixtures_of(out)[1] - first).max() < 0.5, "half of the way there, and a step"
+    # An earlier run that goes on changes nothing of what was told.
+    resume(earlier, iterations=5)
+    resume(out, iterations=4)
+    assert read_json(out / "known.json") == known
+    (out / "known.json").write_text(json.dumps(known | {"utilities": [0.0]}))
+    with pytest.raises(InputError, match=r"known.json.*3 experts; restore a good copy"):
+        resume(out, iterations=5)
 
 
 def test_a_class_that_errs_ends_the_search_with_a_sentence(settings, tmp_path):
@@ -219,6 +250,11 @@ def test_a_policy_of_a_stranger_is_given_again():
     assert to_confirm({"task": "exact_match", "policy": "cma-es"}) == {}
 
 
+def test_a_dry_run_names_policy_and_space(settings, tmp_path):
+    plan = search(**settings, policy="cma-es", space="free", dry_run=True, out=tmp_path / "run")["plan"]
+    assert (plan["policy"], plan["space"]) == ("cma-es", "free")
+
+
 def test_a_run_of_somebody_else_does_not_import_its_policy(settings, uncut, tmp_path, monkeypatch):
     folder = tmp_path / "run"
     shutil.copytree(uncut[0], folder)
@@ -228,4 +264,6 @@ def test_a_run_of_somebody_else_does_not_import_its_policy(settings, uncut, tmp_
     monkeypatch.chdir(folder)
     with pytest.raises(InputError, match="--policy payload:Policy"):
         resume(folder, iterations=5)
+    with pytest.raises(InputError, match="--policy payload:Policy"):
+        report(folder, evaluate=True)
     assert not (folder / "was_run").exists()

@@ -92,3 +92,20 @@ class Mute:
 
 
 number = 3
+
+
+class Nothing(_Asks):
+    """Every move is the swarm's."""
+
+    def ask(self):
+        return None
+
+
+class Remembers(Climber):
+    """Begins at the best that earlier runs have found."""
+
+    def __init__(self, problem):
+        super().__init__(problem)
+        mixtures, utilities = problem.known
+        assert len(mixtures) == len(utilities) > 0
+        self.best, self.leader = utilities.max(), mixtures[utilities.argmax()]
