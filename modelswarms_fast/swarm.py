@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -56,6 +57,39 @@ class BestUpdate:
     """The particle whose position is the new global worst; None if the old one stands."""
 
 
+class AnySwarm(Protocol):
+    """What the loop of a search uses of a swarm: of `Swarm`, or of another with the same methods."""
+
+    particles: int
+    """P"""
+    iteration: int
+    """How many times it has been asked."""
+    utilities: Floats
+    """[P] as told last, NaN before."""
+    personal_best: Floats
+    """[P] the highest utility of each particle."""
+    global_worst: float
+    """The lowest utility of all."""
+
+    def initial_positions(self) -> Floats:
+        """[P, n] each initial position as a mixture of the experts."""
+
+    def initial_velocities(self, positions: Floats) -> Floats:
+        """[P, n] each initial velocity as a mixture of the experts; called after the first `tell`."""
+
+    def ask(self) -> Moves:
+        """Decide the next iteration."""
+
+    def tell(self, utilities: Floats) -> BestUpdate:
+        """Record the utilities [P] of the current positions, of those not evaluated the last ones again."""
+
+    def stopped(self) -> str | None:
+        """Why the search is over, or None if it goes on."""
+
+    def bests(self) -> dict[str, dict[str, float]]:
+        """Global best and worst so far: the particle that found it and its utility."""
+
+
 def best_of(utilities: Floats) -> int:
     """The number of the highest utility, the first of equals; what is not finite is none."""
     return int(np.where(np.isfinite(utilities), utilities, -np.inf).argmax())
@@ -91,6 +125,7 @@ class Swarm:
                 f"{len(self.first)} particles, or fewer experts."
             )
         self.config = config
+        self.particles = config.particles
         self.n_experts = n_experts
         self.iteration = 0
         self.utilities: Floats = np.full(config.particles, np.nan)

@@ -341,7 +341,7 @@ class Experiment:
             mixtures_served=self.engine.serve == "mixture" or self.engine.device.type != "cuda",
         )
 
-    def loop(self, swarm: Swarm, population: Population) -> SearchLoop:
+    def loop(self, swarm: Swarm, population: Population) -> SearchLoop[Swarm]:
         """The loop of a search."""
         order = self.evaluator.difficulty_order("dev") if self.engine_config.stop_early else None
         return SearchLoop(swarm, population, self.utility, order, self._policy(swarm.config))

@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 
@@ -14,11 +14,13 @@ from modelswarms_fast.evaluation.early_stopping import DecisionBounds, Difficult
 from modelswarms_fast.evaluation.evaluator import Evaluator
 from modelswarms_fast.evaluation.objectives import Utility
 from modelswarms_fast.policies import Policy
-from modelswarms_fast.swarm import Floats, Moves, Swarm
+from modelswarms_fast.swarm import AnySwarm, Floats, Moves
 from modelswarms_fast.weights.population import Population
 
+S = TypeVar("S", bound=AnySwarm)
 
-class SearchLoop:
+
+class SearchLoop(Generic[S]):
     """The loop of one swarm, for whoever scores its particles.
 
     while True:
@@ -30,7 +32,7 @@ class SearchLoop:
 
     def __init__(
         self,
-        swarm: Swarm,
+        swarm: S,
         population: Population,
         utility: Utility,
         order: DifficultyOrder | None = None,
@@ -47,7 +49,7 @@ class SearchLoop:
         """What the policy has taken up to now; None without one."""
         self.initial: Floats = swarm.utilities
         """[P] utilities of the initial particles, once they are told."""
-        self.wanted: list[int] = list(range(swarm.config.particles))
+        self.wanted: list[int] = list(range(swarm.particles))
         """Particles to score."""
         self.limits: dict[int, DecisionBounds] | None = None
         """What their utilities are compared with; None: every example is wanted."""
@@ -83,7 +85,7 @@ class SearchLoop:
         if moves is None:
             self.initial = utilities
             self.population.start(swarm.initial_velocities(swarm.initial_positions()))
-        everyone = range(swarm.config.particles)
+        everyone = range(swarm.particles)
         mixtures = self.population.mixtures()
         if self._policy is not None:
             assert mixtures is not None
@@ -183,7 +185,7 @@ def _to_json(scores: Sequence[float | None]) -> list[float | str | None]:
     return ["nan" if score is not None and math.isnan(score) else score for score in scores]
 
 
-def limits_of(swarm: Swarm, utility: Utility, order: DifficultyOrder | None = None) -> dict[int, DecisionBounds]:
+def limits_of(swarm: AnySwarm, utility: Utility, order: DifficultyOrder | None = None) -> dict[int, DecisionBounds]:
     """What the next utilities are compared with, by particle."""
     assert utility.score_range is not None
     worst, bests = swarm.global_worst, swarm.personal_best.tolist()

@@ -15,7 +15,7 @@ from modelswarms_fast.records.progress import log
 from modelswarms_fast.records.run_folder import to_json_types
 from modelswarms_fast.records.score_file import Cost
 from modelswarms_fast.runs.loop import Meter, SearchLoop
-from modelswarms_fast.swarm import best_of
+from modelswarms_fast.swarm import Swarm, best_of
 from modelswarms_fast.weights.population import Particle
 
 Stop = Callable[[], str | None]
@@ -56,7 +56,7 @@ class Trial:
     def __init__(
         self,
         name: str,
-        loop: SearchLoop,
+        loop: SearchLoop[Swarm],
         evaluator: Evaluator,
         record: Record,
         *,
