@@ -38,24 +38,24 @@ T* at(Address address) {
 void swarm_update_cpu(Address position, Int position_stride, Address velocity, Int velocity_stride,
                       Address personal_best, Int personal_best_stride, Address global_best,
                       Address global_worst, Address table, Address coefficients, double step_length,
-                      Int particles, Int size, int dtype, bool stochastic, bool coordinate,
-                      std::uint64_t seed, Int iteration, Int first_column) {
+                      Int particles, Int size, int dtype, int rounding, bool coordinate, std::uint64_t seed,
+                      Int iteration, Int first_column) {
   swarm_update({at(position), position_stride, at(velocity), velocity_stride, at(personal_best),
                 personal_best_stride, at(global_best), at(global_worst), at<Int>(table),
-                at<float>(coefficients), step_length, particles, size, static_cast<DType>(dtype), stochastic,
-                coordinate, seed, iteration, first_column});
+                at<float>(coefficients), step_length, particles, size, static_cast<DType>(dtype),
+                static_cast<Rounding>(rounding), coordinate, seed, iteration, first_column});
 }
 
 // Whether it was done: false leaves everything as it is, for Python to say why.
 template <class Tensors>
-bool update_if_right(const Tensors& tensors, py::handle step_length, bool stochastic, bool coordinate,
+bool update_if_right(const Tensors& tensors, py::handle step_length, int rounding, bool coordinate,
                      std::uint64_t seed, Int iteration, Int first_column) {
   SwarmUpdate args{};
   if (!PyFloat_CheckExact(step_length.ptr()) || !plainly_right(tensors, args)) return false;
   args.step_length = PyFloat_AS_DOUBLE(step_length.ptr());
   if (!std::isfinite(args.step_length)) return false;
-  if (stochastic && itemsize(args.dtype) != 2) return false;
-  args.stochastic = stochastic, args.coordinate = coordinate;
+  args.rounding = static_cast<Rounding>(rounding), args.coordinate = coordinate;
+  if (args.rounding == Rounding::stochastic && itemsize(args.dtype) != 2) return false;
   args.seed = seed, args.iteration = iteration, args.first_column = first_column;
   const py::gil_scoped_release no_gil;
   swarm_update(args);
@@ -64,18 +64,18 @@ bool update_if_right(const Tensors& tensors, py::handle step_length, bool stocha
 
 bool swarm_update_tensors(py::handle position, py::handle velocity, py::handle personal_best,
                           py::handle global_best, py::handle global_worst, py::handle coefficients,
-                          py::handle step_length, bool stochastic, bool coordinate, std::uint64_t seed,
+                          py::handle step_length, int rounding, bool coordinate, std::uint64_t seed,
                           Int iteration, Int first_column) {
   const UpdateTensors tensors{position.ptr(),    velocity.ptr(),     personal_best.ptr(),
                               global_best.ptr(), global_worst.ptr(), coefficients.ptr()};
-  return update_if_right(tensors, step_length, stochastic, coordinate, seed, iteration, first_column);
+  return update_if_right(tensors, step_length, rounding, coordinate, seed, iteration, first_column);
 }
 
 bool swarm_update_rows(py::handle rows, py::handle table, Int global_best, Int global_worst,
-                       py::handle coefficients, py::handle step_length, bool stochastic, bool coordinate,
+                       py::handle coefficients, py::handle step_length, int rounding, bool coordinate,
                        std::uint64_t seed, Int iteration, Int first_column) {
   const UpdateRows tensors{rows.ptr(), table.ptr(), global_best, global_worst, coefficients.ptr()};
-  return update_if_right(tensors, step_length, stochastic, coordinate, seed, iteration, first_column);
+  return update_if_right(tensors, step_length, rounding, coordinate, seed, iteration, first_column);
 }
 
 void mix_cpu(Address out, Int out_stride, Address experts, Int experts_stride, Address mixture, Int particles,

@@ -5,7 +5,7 @@
 // A Pair, two registers, is what one step of an operator works on. Where a column lies in it is the storage
 // type's business: bfloat16 keeps even columns in one register and odd ones in the other, since then one
 // instruction widens each; the others keep one half of the columns in each. `bits` rounds a pair to what is
-// stored.
+// stored; `in_storage` is the numbers that are stored then.
 //
 // fused(a, b, c) is a * b + c, rounded once, at every level: for whoever does not have to have the bits of a
 // product and a sum that are each rounded.
@@ -49,6 +49,9 @@ struct PlainLanes {
   static inline Reg broadcast(Scalar a) { return a; }
   static inline Pair load(const S* p) { return {widened(p[0]), widened(p[1])}; }
   static inline Stored bits(const Pair& x) { return {Lanes<S>::rounded(x.a), Lanes<S>::rounded(x.b)}; }
+  static inline Pair in_storage(const Pair& x) {
+    return {widened(Lanes<S>::rounded(x.a)), widened(Lanes<S>::rounded(x.b))};
+  }
   static inline void store(S* p, const Stored& x) {
     p[0] = x.a;
     p[1] = x.b;
@@ -168,6 +171,11 @@ struct Lanes<BFloat16> : HalfLanes<BFloat16> {
     const __m256i quiet = _mm256_or_si256(u, _mm256_set1_epi32(0x400000));
     return _mm256_blendv_epi8(rounded, quiet, _mm256_castps_si256(_mm256_cmp_ps(a, a, _CMP_UNORD_Q)));
   }
+  static inline Reg cut(__m256i upper_halves) {
+    const __m256i mask = _mm256_set1_epi32(static_cast<int>(0xffff0000));
+    return _mm256_castsi256_ps(_mm256_and_si256(upper_halves, mask));
+  }
+  static inline Pair in_storage(const Pair& x) { return {cut(upper(x.a)), cut(upper(x.b))}; }
   static inline Stored joined(__m256i even, __m256i odd) {
     return _mm256_blend_epi16(_mm256_srli_epi32(even, 16), odd, 0xaa);
   }
@@ -184,6 +192,10 @@ struct Lanes<Float16> : HalfLanes<Float16> {
     return _mm256_set_m128i(_mm256_cvtps_ph(x.b, _MM_FROUND_TO_NEAREST_INT),
                             _mm256_cvtps_ph(x.a, _MM_FROUND_TO_NEAREST_INT));
   }
+  static inline Reg in_storage(Reg a) {
+    return _mm256_cvtph_ps(_mm256_cvtps_ph(a, _MM_FROUND_TO_NEAREST_INT));
+  }
+  static inline Pair in_storage(const Pair& x) { return {in_storage(x.a), in_storage(x.b)}; }
   static inline Stored joined(__m256i a, __m256i b) {
     return _mm256_permute4x64_epi64(_mm256_packus_epi32(a, b), 0xd8);
   }
@@ -261,6 +273,11 @@ struct Lanes<BFloat16> : HalfLanes<BFloat16> {
     const __mmask16 nan = _mm512_cmp_ps_mask(a, a, _CMP_UNORD_Q);
     return _mm512_mask_or_epi32(rounded, nan, u, _mm512_set1_epi32(0x400000));
   }
+  static inline Reg cut(__m512i upper_halves) {
+    const __m512i mask = _mm512_set1_epi32(static_cast<int>(0xffff0000));
+    return _mm512_castsi512_ps(_mm512_and_si512(upper_halves, mask));
+  }
+  static inline Pair in_storage(const Pair& x) { return {cut(upper(x.a)), cut(upper(x.b))}; }
   static inline Stored joined(__m512i even, __m512i odd) {
     return _mm512_mask_blend_epi16(kOdd, _mm512_srli_epi32(even, 16), odd);
   }
@@ -290,6 +307,10 @@ struct Lanes<Float16> : HalfLanes<Float16> {
     return _mm512_inserti64x4(_mm512_castsi256_si512(_mm512_cvtps_ph(x.a, _MM_FROUND_TO_NEAREST_INT)),
                               _mm512_cvtps_ph(x.b, _MM_FROUND_TO_NEAREST_INT), 1);
   }
+  static inline Reg in_storage(Reg a) {
+    return _mm512_cvtph_ps(_mm512_cvtps_ph(a, _MM_FROUND_TO_NEAREST_INT));
+  }
+  static inline Pair in_storage(const Pair& x) { return {in_storage(x.a), in_storage(x.b)}; }
   static inline Stored joined(__m512i a, __m512i b) {
     return _mm512_inserti64x4(_mm512_castsi256_si512(_mm512_cvtepi32_epi16(a)), _mm512_cvtepi32_epi16(b), 1);
   }

@@ -32,7 +32,12 @@ inline Rows rows_of(const SwarmUpdate& args, std::int64_t i) {
 void swarm_update(const SwarmUpdate& given) {
   SwarmUpdate args = given;
   MS_CHECK(args.particles >= 0 && args.size >= 0, "particles and size must not be negative");
-  MS_CHECK(!args.stochastic || itemsize(args.dtype) == 2, "only half types are rounded stochastically");
+  MS_CHECK(args.rounding >= Rounding::nearest && args.rounding <= Rounding::published,
+           "unknown code of a rounding");
+  MS_CHECK(args.rounding != Rounding::stochastic || itemsize(args.dtype) == 2,
+           "only half types are rounded stochastically");
+  MS_CHECK(args.rounding != Rounding::published || !args.coordinate,
+           "published rounding draws nothing for a coordinate");
   const SwarmUpdateColumns columns = MS_PICK(swarm_update_columns_of)(args);
   MS_CHECK(columns != nullptr, "unknown dtype code");
   const std::int64_t row = itemsize(args.dtype);

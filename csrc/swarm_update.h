@@ -2,6 +2,9 @@
 //
 //   v' = c0 v + c1 (p - x) + c2 (g - x) + c3 (x - w)        x' = x + step_length v'
 //
+// Half types are rounded once, x' from the unrounded v', unless the rounding is `published`: then every
+// difference, product and sum goes to storage, as it does where each of them is a tensor of its own.
+//
 // The sums are taken from left to right, every operation rounded on its own (no fused multiply-add), so that
 // every SIMD level, every thread count and the reference give the same bits.
 #pragma once
@@ -11,6 +14,9 @@
 #include "dtype.h"
 
 namespace modelswarms {
+
+// The codes of modelswarms_fast/ops/reference.py.
+enum class Rounding : int { nearest = 0, stochastic = 1, published = 2 };
 
 // Pointers to the first element of a row; strides in elements; the last dimension is contiguous.
 struct SwarmUpdate {
@@ -29,8 +35,8 @@ struct SwarmUpdate {
   std::int64_t particles;
   std::int64_t size;
   DType dtype;
-  bool stochastic;  // round x' and v' up or down at random; half types only
-  bool coordinate;  // draw the four coefficients for every coordinate
+  Rounding rounding;  // stochastic: of half types only
+  bool coordinate;    // draw the four coefficients for every coordinate; not with published rounding
   std::uint64_t seed;
   std::int64_t iteration;
   std::int64_t first_column;  // of these columns in the whole rows, a multiple of 4

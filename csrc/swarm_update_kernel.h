@@ -24,8 +24,19 @@ inline Pair weighted_sum(const A& inertia, const A& cognitive, const A& social, 
   return inertia * v + cognitive * (p - x) + social * (g - x) + repel * (x - w);
 }
 
+// The same, every difference, product and sum rounded to storage.
+template <class S, class A, class Pair>
+inline Pair weighted_sum_in_storage(const A& inertia, const A& cognitive, const A& social, const A& repel,
+                                    const Pair& x, const Pair& v, const Pair& p, const Pair& g,
+                                    const Pair& w) {
+  const auto stored = [](const Pair& a) __attribute__((always_inline)) { return Lanes<S>::in_storage(a); };
+  const Pair one = stored(stored(inertia * v) + stored(cognitive * stored(p - x)));
+  const Pair two = stored(one + stored(social * stored(g - x)));
+  return stored(two + stored(repel * stored(x - w)));
+}
+
 // One pair of columns: v' and x' in storage bits.
-template <class S, bool kStochastic, bool kCoordinate>
+template <class S, Rounding kRounding, bool kCoordinate>
 struct Step {
   using L = Lanes<S>;
   using Pair = typename L::Pair;
@@ -41,6 +52,11 @@ struct Step {
     const auto inertia = L::broadcast(c.inertia), cognitive = L::broadcast(c.cognitive);
     const auto social = L::broadcast(c.social), repel = L::broadcast(c.repel);
     Pair velocity;
+    if constexpr (kRounding == Rounding::published) {
+      velocity = weighted_sum_in_storage<S>(inertia, cognitive, social, repel, x, v, p, g, w);
+      const Pair step = L::in_storage(L::broadcast(c.step_length) * velocity);
+      return {L::bits(velocity), L::bits(x + step)};
+    }
     if constexpr (kCoordinate) {
       const Uniforms<S> draws = uniforms<S>(coordinate, column);
       const Pair a = inertia * draws.r[0], b = cognitive * draws.r[1];
@@ -50,7 +66,7 @@ struct Step {
       velocity = weighted_sum(inertia, cognitive, social, repel, x, v, p, g, w);
     }
     const Pair position = x + L::broadcast(c.step_length) * velocity;
-    if constexpr (kStochastic) {
+    if constexpr (kRounding == Rounding::stochastic) {
       const Two<Word> noise = rounding_noise<S>(rounding, column);
       return {stochastic_bits<S>(velocity, {noise.a & 0xffff, noise.b & 0xffff}),
               stochastic_bits<S>(position, {noise.a >> 16, noise.b >> 16})};
@@ -135,13 +151,14 @@ void move_together(const Step* given, const SwarmUpdate& args, std::int64_t part
 // At a multiple of 512: the hardware tells streams apart by some bits of the addresses of the instructions
 // that read them. Wherever bit 8 of this function's address was set, the float32 loops of a group took 0.86
 // instead of 0.94 of the limit (docs/log.md).
-template <class S, bool kStochastic, bool kCoordinate>
+template <class S, Rounding kRounding, bool kCoordinate>
 __attribute__((aligned(512))) void swarm_update_columns(const SwarmUpdate& args, std::int64_t begin,
                                                         std::int64_t end) {
-  // Random numbers are arithmetic, which one particle has enough of.
-  constexpr std::int64_t kTogether = kStochastic || kCoordinate ? 1 : kParticlesTogether;
+  // Random numbers and roundings are arithmetic, which one particle has enough of.
+  constexpr bool kPlain = kRounding == Rounding::nearest && !kCoordinate;
+  constexpr std::int64_t kTogether = kPlain ? kParticlesTogether : 1;
   constexpr std::int64_t kColumns = kBlockBytes / static_cast<std::int64_t>(sizeof(S));
-  using Step = Step<S, kStochastic, kCoordinate>;
+  using Step = Step<S, kRounding, kCoordinate>;
   // As even as can be: ten particles are 4, 3 and 3, not 4, 4 and 2.
   const std::int64_t groups = args.one_by_one ? args.particles : (args.particles + kTogether - 1) / kTogether;
   for (std::int64_t stop; begin < end; begin = stop) {
@@ -170,24 +187,28 @@ __attribute__((aligned(512))) void swarm_update_columns(const SwarmUpdate& args,
 }
 
 template <class S>
-SwarmUpdateColumns swarm_update_columns_as(bool stochastic, bool coordinate) {
-  if constexpr (sizeof(S) == 2) {
-    if (stochastic)
-      return coordinate ? swarm_update_columns<S, true, true> : swarm_update_columns<S, true, false>;
+SwarmUpdateColumns swarm_update_columns_as(Rounding rounding, bool coordinate) {
+  if constexpr (sizeof(S) == 2) {  // of the others storage is the arithmetic's type
+    if (rounding == Rounding::published) return swarm_update_columns<S, Rounding::published, false>;
+    if (rounding == Rounding::stochastic) {
+      return coordinate ? swarm_update_columns<S, Rounding::stochastic, true>
+                        : swarm_update_columns<S, Rounding::stochastic, false>;
+    }
   }
-  return coordinate ? swarm_update_columns<S, false, true> : swarm_update_columns<S, false, false>;
+  return coordinate ? swarm_update_columns<S, Rounding::nearest, true>
+                    : swarm_update_columns<S, Rounding::nearest, false>;
 }
 
 SwarmUpdateColumns swarm_update_columns_of(const SwarmUpdate& args) {
   switch (args.dtype) {
     case DType::float32:
-      return swarm_update_columns_as<float>(args.stochastic, args.coordinate);
+      return swarm_update_columns_as<float>(args.rounding, args.coordinate);
     case DType::bfloat16:
-      return swarm_update_columns_as<BFloat16>(args.stochastic, args.coordinate);
+      return swarm_update_columns_as<BFloat16>(args.rounding, args.coordinate);
     case DType::float16:
-      return swarm_update_columns_as<Float16>(args.stochastic, args.coordinate);
+      return swarm_update_columns_as<Float16>(args.rounding, args.coordinate);
     case DType::float64:
-      return swarm_update_columns_as<double>(args.stochastic, args.coordinate);
+      return swarm_update_columns_as<double>(args.rounding, args.coordinate);
   }
   return nullptr;
 }

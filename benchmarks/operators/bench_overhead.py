@@ -46,7 +46,7 @@ def test_swarm_update(measure: Measure, dtype: torch.dtype, size: int) -> None:
     strided = [number for rows in swarm.rows[:3] for number in (rows.data_ptr(), rows.stride(0))]
     arguments = (
         *(*strided, swarm.global_best.data_ptr(), swarm.global_worst.data_ptr(), 0, swarm.coefficients.data_ptr()),
-        *(swarm.step_length, PARTICLES, size, DTYPE_CODES[dtype], False, False, 0, 0, 0),
+        *(swarm.step_length, PARTICLES, size, DTYPE_CODES[dtype], 0, False, 0, 0, 0),
     )
     with threads(1):
         info = measure.row(

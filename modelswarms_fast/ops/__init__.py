@@ -26,7 +26,7 @@ from modelswarms_fast.ops.reference import mix_ref, swarm_update_ref, swarm_upda
 
 BACKENDS = ("reference", "cpp", "triton", "cuda")
 
-Rounding = Literal["nearest", "stochastic"]
+Rounding = Literal["nearest", "stochastic", "published"]
 RowRandomness = Literal["particle", "coordinate"]
 
 
@@ -62,7 +62,9 @@ def swarm_update_(
         coefficients: [P, 4] float32 whatever the rows' dtype: inertia, cognitive, social, repel, normalised.
         step_length: a finite number without unit, rounded to float32 unless the rows are float64.
         rounding: of x' and v' to half types. ``stochastic``: up or down with the probability that keeps the
-            mean, so that steps too small for the dtype are not lost, only rarer.
+            mean, so that steps too small for the dtype are not lost, only rarer. ``published``: each difference,
+            product and sum is rounded, and x' takes the rounded v', as in a program that keeps every step in half
+            tensors; by ``reference`` or ``cpp``, which ``auto`` takes, and with randomness ``particle``.
         randomness: ``coordinate``: every coordinate draws its own four r ~ U(0, 1) inside the kernel and
             c = r * coefficients / sum(r * coefficients); then ``coefficients`` are the bare weights.
         seed, iteration: key of what is drawn, by Philox4x32-10 from column and particle. Give each call of a
@@ -81,7 +83,7 @@ def swarm_update_(
         return
     step_length = _check_update(*rows, coefficients, step_length)
     validation.check_rounding(rounding, position.dtype)
-    chosen = _choose(backend, position)
+    chosen = _choose(backend, position, rounding)
     if position.numel() == 0:
         return
     if chosen == "reference":
@@ -136,7 +138,7 @@ def swarm_update_rows_(
     validation.check_device("coefficients", coefficients, "rows", rows)
     step_length = validation.check_step_length(step_length)
     validation.check_rounding(rounding, rows.dtype)
-    chosen = _choose(backend, rows)
+    chosen = _choose(backend, rows, rounding)
     if particles == 0 or rows.shape[1] == 0:
         return
     validation.check_table(table, len(rows), global_best, global_worst)
@@ -184,13 +186,15 @@ def _update(
     table: Tensor | None,
     coefficients: Tensor,
     step_length: float,
-    noise: tuple[bool, bool, int, int, int],
+    noise: tuple[int, bool, int, int, int],
 ) -> None:
     particles, size = len(coefficients), position.shape[1]
     if table is not None:
         table = table.contiguous()
         if backend != "cpp":
             table = table.to(position.device, non_blocking=True)
+    if backend != "cpp":
+        noise = (bool(noise[0]), *noise[1:])  # these know two roundings
     if backend == "triton":
         _kernels("swarm_update").swarm_update_triton(
             position, velocity, personal_best, global_best, global_worst, table, coefficients, step_length, *noise
@@ -301,16 +305,18 @@ def _missing(backend: str) -> str | None:
     return None
 
 
-def _choose(backend: str, rows: Tensor) -> str:
+def _choose(backend: str, rows: Tensor, rounding: Rounding = "nearest") -> str:
     """The backend to run, after checking that it can take these rows."""
     device = rows.device.type
     if backend == "auto":
-        on_gpu = "cuda" if _C.has_cuda else "triton"
+        on_gpu = "reference" if rounding == "published" else "cuda" if _C.has_cuda else "triton"
         backend = on_gpu if device == "cuda" else "cpp"
     if backend == "cpp" and device == "cpu":
         return backend
     if backend not in BACKENDS:
         raise ValueError(f"backend must be auto or one of {', '.join(BACKENDS)}, got {backend!r}")
+    if rounding == "published" and backend in ("triton", "cuda"):
+        raise ValueError(f"backend {backend!r} has no rounding 'published'; use backend 'reference'")
     missing = _missing(backend)
     if missing is not None:
         raise ValueError(f"backend {backend!r} cannot run: {missing}")

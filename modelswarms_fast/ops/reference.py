@@ -8,6 +8,9 @@ _MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 _WEYL = (0x9E3779B9, 0xBB67AE85)
 _WORD = 0xFFFFFFFF
 
+# How x' and v' get to storage: the codes of csrc/swarm_update.h.
+NEAREST, STOCHASTIC, PUBLISHED = range(3)
+
 # What a draw is for: the lowest bit of the last word of its counter.
 FOR_ROUNDING, FOR_COEFFICIENTS = 0, 1
 
@@ -20,7 +23,7 @@ def swarm_update_ref(
     global_worst: Tensor,
     coefficients: Tensor,
     step_length: float,
-    stochastic: bool = False,
+    rounding: int = NEAREST,
     coordinate: bool = False,
     seed: int = 0,
     iteration: int = 0,
@@ -28,7 +31,8 @@ def swarm_update_ref(
 ) -> None:
     """Update position and velocity [P, D] in place, coefficients [P, 4] (arXiv 2410.11163).
 
-    Arithmetic in float32 (float64 for float64 rows), sums from left to right, one rounding to storage.
+    Arithmetic in float32 (float64 for float64 rows), sums from left to right, one rounding to storage; PUBLISHED: each
+    difference, product and sum is rounded to storage.
     """
     arithmetic = torch.float64 if position.dtype == torch.float64 else torch.float32
     rows = (position, velocity, personal_best, global_best, global_worst)
@@ -38,11 +42,17 @@ def swarm_update_ref(
     if coordinate:
         words = _draw(columns, position.shape[0], seed, iteration, FOR_COEFFICIENTS)
         c = c * uniform(words).to(arithmetic)  # [4, P, D]
-    new_velocity = c[0] * v + c[1] * (p - x) + c[2] * (g - x) + c[3] * (x - w)
+
+    def stored(value: Tensor) -> Tensor:
+        return value.to(position.dtype).to(arithmetic) if rounding == PUBLISHED else value
+
+    new_velocity = stored(c[0] * v)
+    for weight, difference in zip(c[1:], (p - x, g - x, x - w), strict=True):
+        new_velocity = stored(new_velocity + stored(weight * stored(difference)))
     if coordinate:
         new_velocity = new_velocity / (c[0] + c[1] + c[2] + c[3])
-    new_position = x + step_length * new_velocity
-    if stochastic:
+    new_position = x + stored(step_length * new_velocity)
+    if rounding == STOCHASTIC:
         # One draw of four words serves four columns; v' takes the lower half of a word, x' the upper one.
         words = _draw(columns // 4, position.shape[0], seed, iteration, FOR_ROUNDING)
         word = words.gather(0, (columns % 4).expand(1, *position.shape))[0]
@@ -59,7 +69,7 @@ def swarm_update_rows_ref(
     global_worst: int,
     coefficients: Tensor,
     step_length: float,
-    stochastic: bool = False,
+    rounding: int = NEAREST,
     coordinate: bool = False,
     seed: int = 0,
     iteration: int = 0,
@@ -77,7 +87,7 @@ def swarm_update_rows_ref(
         rows[global_worst],
         coefficients,
         step_length,
-        stochastic,
+        rounding,
         coordinate,
         seed,
         iteration,

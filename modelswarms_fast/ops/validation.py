@@ -14,6 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from modelswarms_fast.ops.reference import NEAREST, PUBLISHED, STOCHASTIC
+
+ROUNDINGS = {"nearest": NEAREST, "stochastic": STOCHASTIC, "published": PUBLISHED}
+
 # The codes of csrc/dtype.h and kernels/launchers.h.
 DTYPE_CODES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2, torch.float64: 3}
 
@@ -78,19 +82,21 @@ def check_step_length(step_length: float) -> float:
 
 def check_draws(
     rounding: str, randomness: str, seed: int, iteration: int, first_column: int
-) -> tuple[bool, bool, int, int, int]:
+) -> tuple[int, bool, int, int, int]:
     """What random numbers are for, and what they are keyed by, as the kernels take it. Raises ValueError."""
-    if rounding not in ("nearest", "stochastic"):
-        raise ValueError(f"rounding must be nearest or stochastic, got {rounding!r}")
+    if rounding not in ROUNDINGS:
+        raise ValueError(f"rounding must be nearest, stochastic or published, got {rounding!r}")
     if randomness not in ("particle", "coordinate"):
         raise ValueError(f"randomness must be particle or coordinate, got {randomness!r}")
+    if rounding == "published" and randomness == "coordinate":
+        raise ValueError("rounding 'published' is for randomness 'particle'; nobody has published the other")
     if not 0 <= seed < 2**63:
         raise ValueError(f"seed must be from 0 to 2**63 - 1, got {seed}")
     if not 0 <= iteration < 2**31:
         raise ValueError(f"iteration must be from 0 to 2**31 - 1, got {iteration}")
     if not 0 <= first_column < 2**62 or first_column % 4:
         raise ValueError(f"first_column must be a multiple of 4 that is not negative, got {first_column}")
-    return rounding == "stochastic", randomness == "coordinate", seed, iteration, first_column
+    return ROUNDINGS[rounding], randomness == "coordinate", seed, iteration, first_column
 
 
 def check_rounding(rounding: str, dtype: torch.dtype) -> None:

@@ -13,7 +13,7 @@ from modelswarms_fast.ops import _C, swarm_update_, swarm_update_rows_, validati
 from modelswarms_fast.ops.reference import swarm_update_ref
 
 P, D = 3, 70
-NO_DRAWS = (False, False, 0, 0, 0)
+NO_DRAWS = (0, False, 0, 0, 0)
 
 
 def arguments(dtype: torch.dtype = torch.float32) -> list[torch.Tensor]:
@@ -114,8 +114,8 @@ def test_declines_what_is_no_step_length(step_length: object) -> None:
 
 
 def test_declines_stochastic_rounding_of_float32() -> None:
-    assert not _C.swarm_update_tensors(*arguments(), 0.5, True, False, 0, 0, 0)
-    assert _C.swarm_update_tensors(*arguments(torch.float16), 0.5, True, False, 0, 0, 0)
+    assert not _C.swarm_update_tensors(*arguments(), 0.5, 1, False, 0, 0, 0)
+    assert _C.swarm_update_tensors(*arguments(torch.float16), 0.5, 1, False, 0, 0, 0)
 
 
 def test_what_was_declined_is_still_done() -> None:

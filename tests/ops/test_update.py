@@ -656,7 +656,7 @@ class WrongDraws:
     """One wrong keyword each, and what is said about it."""
 
     def rounding_is_unknown() -> tuple[dict[str, Any], str]:
-        return {"rounding": "up"}, "rounding must be nearest or stochastic, got 'up'"
+        return {"rounding": "up"}, "rounding must be nearest, stochastic or published, got 'up'"
 
     def randomness_is_unknown() -> tuple[dict[str, Any], str]:
         return {"randomness": "unit"}, "randomness must be particle or coordinate, got 'unit'"

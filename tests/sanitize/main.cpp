@@ -103,14 +103,15 @@ void updates() {
   const std::vector<float> coefficients(P * 4, 0.25f);
   for (const DType dtype : kTypes)
     for (const Int size : kSizes)
-      for (const bool noise : {false, true}) {
-        const bool stochastic = noise && itemsize(dtype) == 2;
+      for (const Rounding given : {Rounding::nearest, Rounding::stochastic, Rounding::published}) {
+        const bool noise = given == Rounding::stochastic;
+        const Rounding rounding = noise && itemsize(dtype) != 2 ? Rounding::nearest : given;
         same_at_every_level("update of " + std::to_string(size), [&] {
           Bytes rows = some_rows(16 * size, dtype, 1);
           void* all = rows.as<void>();
           char* best = rows.as<char>() + 15 * size * itemsize(dtype);
           swarm_update({all, size, all, size, all, size, best, best, table.data(), coefficients.data(), 0.5,
-                        P, size, dtype, stochastic, noise, 7, 3, 64});
+                        P, size, dtype, rounding, noise, 7, 3, 64});
           return rows;
         });
       }
@@ -280,7 +281,8 @@ void updates_side_by_side() {
       char* x = rows.as<char>() + begin * item;
       char *v = x + P * size * item, *p = v + P * size * item, *g = p + P * size * item;
       swarm_update({x, size, v, size, p, size, g, g + size * item, nullptr, coefficients.data(), 0.25, P,
-                    end - begin, dtype, item == 2, true, 9, 2, begin});
+                    end - begin, dtype, item == 2 ? Rounding::stochastic : Rounding::nearest, true, 9, 2,
+                    begin});
     };
     const Bytes whole = some_rows((3 * P + 2) * size, dtype, 5),
                 parts = some_rows((3 * P + 2) * size, dtype, 5);
