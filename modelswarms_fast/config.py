@@ -23,7 +23,7 @@ Serve = Literal["merged", "slots", "mixture", "auto"]
 Scoring = Literal["generate", "loglikelihood"]
 EngineName = Literal["vllm", "transformers"]
 DType = Literal["auto", "float32", "bfloat16", "float16"]
-Rounding = Literal["nearest", "stochastic"]
+Rounding = Literal["nearest", "stochastic", "published"]
 CheckedLoads = Literal["off", "first", "all"]
 
 LARGEST = 1_000_000
@@ -360,7 +360,8 @@ class EngineConfig:
     rounding: Rounding = "nearest"
     """How moved weights are rounded to bfloat16 or float16.
 
-    `stochastic`: up or down at random, so that steps too small for the type are not lost on average."""
+    `stochastic`: up or down at random, so that steps too small for the type are not lost on average.
+    `published`: after each difference, product and sum, as the published code does, which keeps them in files."""
     max_model_len: int = 4096
     """Longest prompt plus its completion, in tokens.
 
@@ -405,7 +406,8 @@ class EngineConfig:
         )
         _check(
             self.rounding == "nearest" or self.state != "mixture",
-            "rounding is 'stochastic' but state='mixture' rounds nothing to half types; use state='weights'.",
+            f"rounding is {quoted(self.rounding)} but state='mixture' rounds nothing to half types; use"
+            " state='weights'.",
         )
         self._check_combine()
         for name in ("host_memory", "device_memory"):
@@ -438,7 +440,8 @@ class EngineConfig:
         )
         _check(
             not delta or self.rounding == "nearest",
-            "rounding is 'stochastic' but combine='delta' moves no weights to round; use combine='factors'.",
+            f"rounding is {quoted(self.rounding)} but combine='delta' moves no weights to round; use"
+            " combine='factors'.",
         )
         _check(
             not delta or self.serve != "slots",

@@ -258,6 +258,8 @@ def test_settings_that_contradict_each_other_are_refused():
         EngineConfig(engine="transformers", serve="slots")
     with pytest.raises(InputError, match="rounding is 'stochastic' but state='mixture'"):
         EngineConfig(rounding="stochastic", state="mixture")
+    with pytest.raises(InputError, match="rounding is 'published' but state='mixture'"):
+        EngineConfig(rounding="published", state="mixture")
     for settings, sentence in (
         ({"state": "weights"}, "combine is 'delta' but state='weights'"),
         ({"rounding": "stochastic"}, "rounding is 'stochastic' but combine='delta'"),
@@ -268,7 +270,7 @@ def test_settings_that_contradict_each_other_are_refused():
             EngineConfig(**{"combine": "delta"} | settings)
     with pytest.raises(InputError, match="export_rank is 4 but combine='factors'"):
         EngineConfig(export_rank=4)
-    with pytest.raises(InputError, match="rounding is 'up'; choose one of 'nearest', 'stochastic'"):
+    with pytest.raises(InputError, match="rounding is 'up'; choose one of 'nearest', 'stochastic', 'published'"):
         EngineConfig(rounding="up")
 
 

@@ -474,8 +474,8 @@ def choose_state(
         return "mixture", "randomness is 'expert'"
     if randomness == "coordinate":
         return "weights", "randomness is 'coordinate'"
-    if config.rounding == "stochastic":
-        return "weights", "rounding is 'stochastic'"
+    if config.rounding != "nearest":
+        return "weights", f"rounding is {quoted(config.rounding)}"
     return None, ""
 
 
@@ -491,6 +491,10 @@ def check_together(config: SwarmConfig, engine_config: EngineConfig) -> None:
         raise InputError(
             "randomness is 'coordinate' but combine='delta' has no coordinates of weights; use combine='factors'."
         )
+    if config.randomness == "coordinate" and engine_config.rounding == "published":
+        raise InputError(
+            "randomness is 'coordinate' but rounding='published' is of a factor a particle; use rounding='nearest'."
+        )
 
 
 def _check_mixtures(config: SwarmConfig, engine_config: EngineConfig) -> None:
@@ -501,7 +505,8 @@ def _check_mixtures(config: SwarmConfig, engine_config: EngineConfig) -> None:
     why = f"policy is {quoted(config.policy)}" if placed else "randomness is 'expert'"
     if engine_config.state == "weights":
         raise InputError(f"{why} but state='weights' has no coefficients of the experts; use state='mixture'.")
-    if engine_config.rounding == "stochastic":
-        raise InputError(f"{why} but rounding='stochastic' is of state='weights'; use rounding='nearest'.")
+    if engine_config.rounding != "nearest":
+        how = quoted(engine_config.rounding)
+        raise InputError(f"{why} but rounding={how} is of state='weights'; use rounding='nearest'.")
     if placed and engine_config.stop_early:
         raise InputError(f"{why} but stop_early finds bounds of utilities, not utilities; leave stop_early out.")

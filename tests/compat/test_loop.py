@@ -3,12 +3,15 @@
 from statistics import fmean
 from types import SimpleNamespace
 
+import pytest
 import torch
 from helpers_golden import config_of, golden, injected_r
 from helpers_population import population_of
+from helpers_rows import assert_same
 
 from modelswarms_fast.compat.moco import MocoConfig, MocoSwarm
 from modelswarms_fast.compat.published import PublishedSwarm
+from modelswarms_fast.compat.tensors import merge_states
 from modelswarms_fast.config import EngineConfig
 from modelswarms_fast.evaluation.early_stopping import PartialScores
 from modelswarms_fast.runs.loop import SearchLoop
@@ -48,6 +51,44 @@ def test_rows_move_as_the_files_of_model_swarm():
             loop.move()
     assert population.global_best().tolist() == run["global_best"]
     assert weights.global_worst.tolist() == run["global_worst"]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_moves_are_those_of_merged_state_dicts(dtype):
+    """Five moves with restarts, each difference, velocity and position a merge of its own, as model_swarm has it."""
+    generator = torch.Generator().manual_seed(0)
+    rows = torch.randn(3, 501, generator=generator).to(dtype)
+    experts = Experts("full", tuple("abc"), SimpleNamespace(size=501, dtype=dtype), rows, rows, (), {}, ())
+    swarm = PublishedSwarm(config_of({}, patience=4), 3, injected_r)
+    population = population_of(experts, swarm, EngineConfig(state="weights", rounding="published"))
+    loop, weights = SearchLoop(swarm, population, None), population._weights
+
+    def merge(*terms):
+        return merge_states([weight for weight, _ in terms], [{"row": row} for _, row in terms])["row"]
+
+    x = list(rows.clone())
+    p, v = list(x), [merge((1, x[partner]), (-1, x[i])) for i, partner in enumerate(swarm.partners)]
+    restarts, lowest = 0, 1.0
+    for utilities in ([0.5, 0.3, 0.4], [0.4, 0.3, 0.4], [0.4, 0.9, 0.2], [0.6, 0.3, 0.2], [0.1, 0.1, 0.1]):
+        line = loop.tell(found(utilities, range(3)))
+        for i in line["improved"]:
+            p[i] = x[i]
+        if swarm.global_best_iteration == swarm.iteration:
+            g = x[swarm.global_best_particle]
+        if utilities[swarm.global_worst_particle] == swarm.global_worst < lowest:
+            w, lowest = x[swarm.global_worst_particle], swarm.global_worst
+        loop.move()
+        moves = loop._moves
+        for i, (a, b, c, d) in enumerate(swarm.coefficients.tolist()):
+            if moves.restarts[i]:
+                x[i], v[i], restarts = p[i], 0 * x[i], restarts + 1
+            away = [merge((1, p[i]), (-1, x[i])), merge((1, g), (-1, x[i])), merge((-1, w), (1, x[i]))]
+            v[i] = merge((a, v[i]), *zip((b, c, d), away, strict=True))
+            x[i] = merge((1, x[i]), (moves.step_length, v[i]))
+        for expected, numbers in ((x, weights.table.x), (v, weights.table.v)):
+            for row, number in zip(expected, numbers.tolist(), strict=True):
+                assert_same(weights.rows[number], row)
+    assert restarts > 3
 
 
 def test_a_swarm_of_moco_is_one_too():

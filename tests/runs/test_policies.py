@@ -175,6 +175,8 @@ REFUSED = [
     ({"policy": "cma-es"}, {"stop_early": True}, r"^policy is 'cma-es' but stop_early"),
     ({"randomness": "expert"}, {"state": "weights"}, r"^randomness is 'expert' but state='weights'"),
     ({"randomness": "expert"}, {"rounding": "stochastic"}, r"^randomness is 'expert' but rounding"),
+    ({"randomness": "expert"}, {"rounding": "published"}, r"^randomness is 'expert' but rounding='published'"),
+    ({"randomness": "coordinate"}, {"rounding": "published"}, r"^randomness is 'coordinate' but rounding='published'"),
     ({"policy": "no_such_module_here:A"}, {}, r"^cannot import the module of policy"),
 ]
 

@@ -164,6 +164,7 @@ def test_state_auto_is_what_fits(tiny, tmp_path, capsys):
     [
         ({"serve": "mixture"}, "particle", "mixture"),
         ({"rounding": "stochastic"}, "particle", "weights"),
+        ({"rounding": "published"}, "particle", "weights"),
         ({}, "coordinate", "weights"),
         ({}, "particle", None),
     ],

@@ -437,7 +437,7 @@ def test_a_failing_search_leaves_no_file_of_rows_and_no_thread(tiny, tmp_path, m
         ({"rounding": "stochastic"}, "rounding is 'stochastic' but the rows are float32, which loses no step"),
         ({"rounding": "stochastic", "row_dtype": "float32"}, "use rounding='nearest' or row_dtype='bfloat16'"),
         ({"rounding": "stochastic", "row_dtype": "bfloat16", "state": "mixture"}, "state='mixture' rounds nothing"),
-        ({"rounding": "up"}, "rounding is 'up'; choose one of 'nearest', 'stochastic'"),
+        ({"rounding": "up"}, "rounding is 'up'; choose one of 'nearest', 'stochastic', 'published'"),
         ({"randomness": "row"}, "randomness is 'row'; choose one of 'particle', 'unit', 'coordinate'"),
         ({"particles": 1 << 40}, "particles is 1099511627776; give a number from 0 to 1,000,000"),
         ({"task": "sorting"}, "multiple_choice"),
