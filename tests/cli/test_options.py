@@ -91,7 +91,7 @@ def test_help_shows_the_groups_in_order():
         shown.index(f"─ {panel} ─") for panel in ("Input", "Output", "Search", "Swarm", "Engine", "Memory", "Checks")
     ]
     assert places == sorted(places)
-    assert "Weight of the pull toward the particle's own" in shown
+    assert "Weight of the pull toward the" in shown
     assert "vllm|transformers" in shown
 
 
