@@ -25,6 +25,7 @@ EngineName = Literal["vllm", "transformers"]
 DType = Literal["auto", "float32", "bfloat16", "float16"]
 Rounding = Literal["nearest", "stochastic", "published"]
 CheckedLoads = Literal["off", "first", "all"]
+Choose = Literal["best", "confirm", "posterior", "shrink"]
 
 LARGEST = 1_000_000
 """Bound of weights, step lengths, particles and iterations: far above any use, far below an overflow."""
@@ -32,7 +33,7 @@ LARGEST_COEFFICIENT = 1.5
 """Bound of each coefficient in the space `free`."""
 SCALES = (0.5, 2.0)
 """Bounds of the sum of coefficients in the space `scaled`."""
-POLICIES = ("swarm", "cma-es")
+POLICIES = ("swarm", "cma-es", "guided")
 """Policies by name; others are classes."""
 LONGEST = 2**31 - 1
 """Bound of numbers of tokens and of examples, which engines hold in 32 bits."""
@@ -181,10 +182,10 @@ class SwarmConfig:
     At least 2, at least as many as experts, and at most 1,000,000. Those beyond the experts start between or beyond two
     others."""
     policy: str = "swarm"
-    """What proposes the next positions: the published swarm, cma-es, or a class of your own as module:Class.
+    """What proposes the next positions: the published swarm, cma-es, guided, or a class of yours as module:Class.
 
     Any but `swarm` places particles as mixtures of the experts, for which it needs state="mixture"; restarts, inertia
-    and what else moves the swarm has no effect on them. `cma-es` needs the library cmaes."""
+    and what else moves the swarm has no effect on them. `cma-es` needs the library cmaes, `guided` scikit-learn."""
     space: Space = "affine"
     """What coefficients a mixture may have: of sum 1 (affine), of a sum from 0.5 to 2 (scaled), or any (free).
 

@@ -1,7 +1,7 @@
 """Policies: what proposes the next mixtures of a search, in its loop and beside the swarm's own moves.
 
-`space` says what mixtures a search is among, and their coordinates. `cma_es` is a policy of its own; `own` loads a
-class of the user and checks what it returns.
+`space` says what mixtures a search is among, and their coordinates. `cma_es` is a policy of its own; `guided` is one by
+a Gaussian process, the `surrogate`; `own` loads a class of the user and checks what it returns.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class Policy(Protocol):
 
 
 # By name: the file, what it calls its policy, and the library that it needs.
-_POLICIES = {"cma-es": ("cma_es", "CmaEs", "cmaes")}
+_POLICIES = {"cma-es": ("cma_es", "CmaEs", "cmaes"), "guided": ("guided", "Guided", "scikit-learn")}
 
 
 def find_policy(name: str) -> Callable[[Problem], Policy] | None:
@@ -80,7 +80,7 @@ def find_policy(name: str) -> Callable[[Problem], Policy] | None:
 
 
 def load_policy(name: str, problem: Problem) -> Policy | None:
-    """The policy "swarm" (None), "cma-es", or a class of the user as "module:Class", made for a problem.
+    """The policy "swarm" (None), "cma-es", "guided", or a class of the user as "module:Class", made for a problem.
 
     Raises InputError as `find_policy`, and where the class of the user fails.
     """

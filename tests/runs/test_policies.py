@@ -164,7 +164,7 @@ def test_the_swarm_with_a_draw_for_each_expert(settings, tmp_path):
 
 
 REFUSED = [
-    ({"policy": "cmaes"}, {}, r"^policy is 'cmaes'; choose swarm, cma-es, or give a class as module:Class"),
+    ({"policy": "cmaes"}, {}, r"^policy is 'cmaes'; choose swarm, cma-es, guided, or give a class as module:Class"),
     ({"space": "scaled"}, {}, r"^space is 'scaled' but policy='swarm' moves"),
     ({"space": "free"}, {}, r"^space is 'free' but policy='swarm' leaves a sum of 1 only with randomness='expert'"),
     ({"policy": "cma-es", "randomness": "coordinate"}, {}, r"^randomness is 'coordinate' but policy='cma-es'"),
