@@ -29,7 +29,7 @@ RECORDED = {
 """What a run's config.json holds beside its settings."""
 
 SETTINGS = {field.name for kind in (TaskConfig, SwarmConfig, EngineConfig) for field in fields(kind)} | {
-    "base", "task", "data", "confirm"
+    "base", "task", "data", "confirm", "choose"
 }  # fmt: skip
 """What a file may hold for other commands."""
 

@@ -45,7 +45,7 @@ _MEMBERS = {
         "evaluations", "minutes", "methods", "ranges", "at_once",
     ),
     "Memory": ("state", "row_dtype", "rounding", "host_memory", "device_memory", "spill"),
-    "Checks": ("dry_run", "parity_check", "confirm", "final_test"),
+    "Checks": ("dry_run", "parity_check", "confirm", "choose", "final_test"),
     "Options": ("config", "verbose"),
 }  # fmt: skip
 """Their options, in this order. What is in none is a setting of "Swarm" or "Engine"."""

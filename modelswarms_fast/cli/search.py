@@ -10,7 +10,7 @@ import typer
 from modelswarms_fast.cli.dry_run import show_dry_run
 from modelswarms_fast.cli.options import Experts, Force, Inputs, Out, Resume, Reuse, command_of, settings
 from modelswarms_fast.cli.summary import show
-from modelswarms_fast.config import EngineConfig, SwarmConfig, TaskConfig
+from modelswarms_fast.config import Choose, EngineConfig, SwarmConfig, TaskConfig
 
 
 @settings(Inputs, TaskConfig, SwarmConfig, EngineConfig, particles=None)
@@ -28,6 +28,12 @@ def search_command(
     confirm: Annotated[
         int, typer.Option(help="Dev examples to keep back, on which the winner is chosen among the last candidates.")
     ] = 0,
+    choose: Annotated[
+        Choose | None,
+        typer.Option(
+            help="How the winner is chosen; by default confirm where it keeps examples back, else best.",
+        ),
+    ] = None,
     final_test: Annotated[
         bool, typer.Option("--final-test", help="Score all experts and particles on test too, for the report.")
     ] = False,
@@ -38,7 +44,7 @@ def search_command(
 ) -> None:
     """Search for a better model among the mixtures of EXPERTS, and export the best one found."""
     own: dict[str, Any] = {"overwrite": overwrite, "resume": resume, "log": log, "trace": trace, "confirm": confirm}
-    own |= {"final_test": final_test, "force": force, "reuse": reuse or []}
+    own |= {"choose": choose, "final_test": final_test, "force": force, "reuse": reuse or []}
     if dry_run:
         from modelswarms_fast.runs.search import search
 

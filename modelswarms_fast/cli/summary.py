@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from modelswarms_fast.errors import visible
+from modelswarms_fast.records.gain import expected
 from modelswarms_fast.records.progress import log, say
 from modelswarms_fast.records.stopping import exit_status, how_to_go_on
 
@@ -39,6 +40,8 @@ def show(summary: dict[str, Any], out: Path, model: str) -> None:
         table.add_row(label, Text(visible(name)), f"{scores['dev']:.4f}", test)
     console = Console(soft_wrap=True)
     console.print(table)
+    if (words := expected(summary)) is not None:
+        line(console, words)
     if summary["mixture"] is not None:
         shares = sorted(summary["mixture"].items(), key=lambda item: -abs(item[1]))
         shown = [f"{value:+.2f} {name}" for name, value in shares if abs(value) >= SMALLEST_SHARE]

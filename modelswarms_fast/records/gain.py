@@ -11,6 +11,11 @@ from modelswarms_fast.records.analysis import RunFolder
 UNKNOWN = "n/a"
 _RIGHT_OR_WRONG = ("multiple_choice", "exact_match")  # tasks whose scores are 0 or 1
 _CLEAR = 2.0  # standard errors
+CHOSEN = {
+    "posterior": "the position with the highest mean of a Gaussian process over all that were evaluated",
+    "shrink": "the position with the largest gain on the best expert, less what of it is chance",
+}
+"""Ways to choose a winner that need words; see `modelswarms_fast.runs.choose`."""
 
 
 def scores(run: RunFolder) -> dict[str, Any]:
@@ -35,8 +40,23 @@ def scores(run: RunFolder) -> dict[str, Any]:
     if "confirm" in end:
         count = len(facts.get("candidates") or [])
         notes.append(f"The winner is the best of the last {count} candidates on confirm, which the search never saw.")
+    if (way := CHOSEN.get(str(end.get("chosen_by")))) is not None:
+        notes.append(f"The winner is {way}.")
+    if (words := expected(facts)) is not None:
+        notes.append(words)
     names = {"expert": start.get("expert"), "winner": f"particle {end.get('particle', UNKNOWN)}"}
     return {"rows": rows, "verdict": verdict(run), "note": " ".join(notes), **names}
+
+
+def expected(facts: Mapping[str, Any]) -> str | None:
+    """What the winner was expected to score on test, in one sentence; None where a summary does not say it."""
+    found = facts.get("expected_test")
+    if not found:
+        return None
+    return (
+        f"From dev the winner is expected to score {found['score']:.4f} on test; with a probability of "
+        f"{found['level']:.0%}, from {found['low']:.4f} to {found['high']:.4f}."
+    )
 
 
 def verdict(run: RunFolder) -> str:

@@ -190,6 +190,8 @@ class Config(_Schema):
     """Of the packages that matter."""
     computed_in: str | None = None
     """Number type of the engine."""
+    choose: str | None = None
+    """How the winner is chosen."""
     final_test: bool | None = None
     """As given."""
     log: str | None = None
@@ -218,6 +220,10 @@ class End(_Schema):
 
     particle: Count | None = None
     """Its number."""
+    iteration: Count | None = None
+    """Of the winner's position, 0 being the start."""
+    chosen_by: Literal["best", "confirm", "posterior", "shrink"] | None = None
+    """How the winner was chosen, see `--choose`."""
     expert: str | None = None
     """Its name, of an expert."""
     dev: Number | None = None
@@ -226,6 +232,19 @@ class End(_Schema):
     """On the examples kept back, with `--confirm`."""
     test: Number | None = None
     """On test."""
+
+
+class Expected(_Schema):
+    """What a winner is expected to score on test, and an interval."""
+
+    score: Number
+    """Without the luck of the choice."""
+    low: Number
+    """The lower end of an interval for the test score."""
+    high: Number
+    """Its upper end."""
+    level: Number
+    """The share of runs whose test score should be in it."""
 
 
 class Summary(_Schema):
@@ -239,6 +258,8 @@ class Summary(_Schema):
     """The winner; `test` is the score of `global_best/`, read back from the disk."""
     candidates: list[dict[str, Any]] | None = None
     """With `--confirm`: the last candidates on dev and on the examples kept back."""
+    expected_test: Expected | None = None
+    """What the choice is expected to score on test, from dev alone; where the utility is the mean of the scores."""
     mixture: dict[str, Number | None] | None = None
     """Expert → coefficient of the winner; null with `randomness="coordinate"`."""
     export_rank: Count | None = None

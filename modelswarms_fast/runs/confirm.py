@@ -9,7 +9,7 @@ import numpy as np
 
 from modelswarms_fast.evaluation.evaluator import Evaluator
 from modelswarms_fast.evaluation.holdout import CONFIRM
-from modelswarms_fast.swarm import Swarm
+from modelswarms_fast.swarm import Floats, Swarm
 from modelswarms_fast.weights.population import Population
 
 # The global best and the next personal bests: among more of them the highest of noisy scores wins, not the best model.
@@ -26,6 +26,8 @@ class Confirmed:
     confirm: float
     candidates: list[dict[str, Any]]
     """particle, dev and confirm of each, the best on dev first."""
+    scores: Floats
+    """[candidates, E] of each on each of the examples."""
 
 
 def confirm(evaluator: Evaluator, swarm: Swarm, population: Population) -> Confirmed:
@@ -45,4 +47,5 @@ def confirm(evaluator: Evaluator, swarm: Swarm, population: Population) -> Confi
         float(bests[winner]),
         scores[winner],
         [{"particle": one, "dev": float(bests[one]), CONFIRM: scores[one]} for one in candidates],
+        np.array([found[one].known for one in candidates]),
     )

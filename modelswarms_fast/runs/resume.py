@@ -25,7 +25,7 @@ _SWARM = tuple(one.name for one in fields(SwarmConfig))
 _ENSEMBLE = ("dtype", "max_model_len", "command")
 # Of each command: its function, and what of config.json it is given as it is, beside the swarm's settings.
 _RUNS: dict[str, tuple[Callable[..., dict[str, Any]], tuple[str, ...]]] = {
-    "search": (search, (*_SWARM, *_ENGINE, "confirm", "final_test", "log", "trace", "command")),
+    "search": (search, (*_SWARM, *_ENGINE, "confirm", "choose", "final_test", "log", "trace", "command")),
     "token-swarm": (token_swarm, (*_SWARM, *_ENSEMBLE)),
     "compare": (compare, (*_ENGINE, "budget", "seed", "swarm", "train", "confirm")),
     "sweep": (sweep, (*_ENGINE, "searches", "evaluations", "minutes", "at_once", "confirm")),

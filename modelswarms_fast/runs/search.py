@@ -9,7 +9,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from modelswarms_fast.config import EngineConfig, SwarmConfig, TaskConfig, fields_of
+from modelswarms_fast.config import Choose, EngineConfig, SwarmConfig, TaskConfig, fields_of
 from modelswarms_fast.errors.arguments import checked
 from modelswarms_fast.evaluation.holdout import CONFIRM
 from modelswarms_fast.evaluation.objectives import Files
@@ -17,7 +17,8 @@ from modelswarms_fast.records import run_folder
 from modelswarms_fast.records.metrics_log import MetricsKind, open_log
 from modelswarms_fast.records.progress import Progress, phase
 from modelswarms_fast.records.report import write_report
-from modelswarms_fast.runs.confirm import confirm as choose
+from modelswarms_fast.runs.choose import check_way, way_to_choose
+from modelswarms_fast.runs.choose import choose as choose_winner
 from modelswarms_fast.runs.dry_run import dry_search
 from modelswarms_fast.runs.experiment import Experiment, check_together
 from modelswarms_fast.runs.final_test import compare_on_test, write_test_scores
@@ -54,6 +55,7 @@ def search(
     progress: bool = False,
     trace: str | Path | None = None,
     confirm: int = 0,
+    choose: Choose | None = None,
     final_test: bool = False,
     dry_run: bool = False,
     log: MetricsKind | None = None,
@@ -82,6 +84,9 @@ def search(
             the run fails.
         confirm: keep back so many of the dev examples, which the search does not see. The best on dev of the last
             candidates are scored on them, and the best there is the winner.
+        choose: how the winner is chosen: the best on dev (best), by the examples kept back (confirm), by the mean of a
+            Gaussian process over all positions (posterior), or by its gain on the best expert, less what of it is
+            chance (shrink). By default confirm where it keeps examples back, else best.
         final_test: score every expert, and every particle at its end and at its best, on test too, for the analyses
             of the report; they are in test_scores.json. Nothing is chosen by it.
         dry_run: read and check everything, start and write nothing, and return what would be sent and what the search
@@ -97,7 +102,7 @@ def search(
         InputError: something given cannot be used; the message names it and the remedy.
         TypeError: a setting does not exist.
     """
-    started, out = time.perf_counter(), Path(out)
+    started, out, way = time.perf_counter(), Path(out), way_to_choose(choose, confirm)
     of_task, others = fields_of(TaskConfig, settings)
     of_engine, of_swarm = fields_of(EngineConfig, others)
     # What can be refused is refused before anything is read, and that before an engine starts or a file is touched.
@@ -114,11 +119,13 @@ def search(
         )
         spec = TrialSpec("search", SwarmConfig(**({"particles": len(experiment.names)} | of_swarm)))
         Swarm(spec.config, len(experiment.names))  # refuses fewer particles than experts
+        check_way(way, spec.config, experiment.utility)
         keep_sources(out, (*experiment.experts.sources, experiment.base_folder))
         if dry_run:
             return dry_search(experiment, spec.config)
         inputs = inputs_of(experiment, task, data)
         own = asdict(spec.config) | {"final_test": final_test, "log": log, "trace": trace, "command": command}
+        own["choose"] = way
         run.check(config_of(experiment, inputs, first=spec.first, **own), force=force, reuse=reuse)
         run.refuse_ended()
         spec = replace(spec, first_patience=run.first_patience)
@@ -156,8 +163,7 @@ def search(
         summary = finish_trial(experiment, trial, inputs | memory | run.forced, ended=False)
         # From here on the winner is on the disk, and each step adds to what is there.
         summary["seconds"] = {"setup": setup_seconds} | summary["seconds"]
-        if confirm:
-            _confirm(experiment, trial, inputs, summary, out)
+        _choose(experiment, trial, inputs, summary, out, way)
         testing = time.perf_counter()
         with phase("scoring the winner on test", show=progress):
             _test(experiment, trial, summary, out, confirm=bool(confirm))
@@ -177,19 +183,14 @@ def search(
         return summary
 
 
-def _confirm(
-    experiment: Experiment, trial: Trial, inputs: Mapping[str, Any], summary: dict[str, Any], out: Path
+def _choose(
+    experiment: Experiment, trial: Trial, inputs: Mapping[str, Any], summary: dict[str, Any], out: Path, way: Choose
 ) -> None:
-    """Choose the winner by the examples kept back, and export it if it is another one."""
-    swarm, population = trial.loop.swarm, trial.loop.population
-    found = choose(experiment.evaluator, swarm, population)
-    if found.particle != swarm.global_best_particle:
-        summary |= export_winner(experiment, trial, out, inputs, found.particle)
-        coefficients = population.best_mixture(found.particle)
-        if coefficients is not None:
-            summary["mixture"] = dict(zip(experiment.names, coefficients, strict=True))
-    summary["end"] = {"particle": found.particle, "dev": found.dev, CONFIRM: found.confirm}
-    summary["candidates"] = found.candidates
+    """Choose the winner, and export it if it is not the best on dev, which has been exported."""
+    winner, said = choose_winner(way, experiment, trial, run_folder.read_history(out / run_folder.HISTORY))
+    if way != "best":
+        summary |= export_winner(experiment, trial, out, inputs, winner, way)
+    summary |= said
     run_folder.write_json(out / run_folder.SUMMARY, summary)
 
 

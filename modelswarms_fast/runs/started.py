@@ -33,9 +33,9 @@ RAISED = ("iterations", "patience")
 # What may be another when a run goes on: it decides no number, or only how much is run. Sums in another order have
 # other last digits.
 _FREE = {
-    "at_once", "command", "data_read", "data_warnings", "device_memory", "directory", "evaluations", "expert_products",
-    "final_test", "forced", "host_memory", "log", "memory", "methods", "minutes", "objective", "raised", "reuse",
-    "seal", "searches", "seeds", "served", "spill", "state_reason", "trace",
+    "at_once", "choose", "command", "data_read", "data_warnings", "device_memory", "directory", "evaluations",
+    "expert_products", "final_test", "forced", "host_memory", "log", "memory", "methods", "minutes", "objective",
+    "raised", "reuse", "seal", "searches", "seeds", "served", "spill", "state_reason", "trace",
 }  # fmt: skip
 # What may have changed on the disk or in the environment since, and follows from nothing that was asked for.
 _CHANGES = ("weights", "base_files", "examples", "asks", "computed_in", "versions")

@@ -5,10 +5,13 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from modelswarms_fast.config import Choose
 from modelswarms_fast.errors import InputError
 from modelswarms_fast.evaluation.objectives import Files, named
 from modelswarms_fast.records import run_folder
@@ -106,37 +109,66 @@ def finish_trial(
     """
     assert isinstance(trial.record, Journal)
     folder = trial.record.folder
-    exported = export_winner(experiment, trial, folder, inputs)
+    exported = export_winner(experiment, trial, folder, inputs, best_winner(trial))
     summary = summary_of(experiment, trial, inputs) | exported | {"ended": ended}
     run_folder.write_json(folder / run_folder.SUMMARY, summary)
     return summary
 
 
-def export_winner(
-    experiment: Experiment, trial: Trial, folder: Path, inputs: Mapping[str, Any], particle: int | None = None
-) -> dict[str, Any]:
-    """Write the personal best of a particle, or the global best, as the folder's model.
+@dataclass(frozen=True)
+class Winner:
+    """A position of a search that is exported as its model."""
 
-    Returns what summary.json says of it: with export_rank that rank, and the error of the cut.
-    """
+    iteration: int
+    particle: int
+    dev: float
+    mixture: list[float] | None
+    """[n] coefficients of the experts; None if it is no mixture."""
+    row: Callable[[], torch.Tensor]
+    """[D] its weights, valid until the next row is asked for."""
+    scores: Mapping[str, float] = field(default_factory=dict)
+    """Its utility on further splits."""
+
+
+def best_winner(trial: Trial) -> Winner:
+    """The best on dev."""
     swarm, population = trial.loop.swarm, trial.loop.population
-    if particle is None:
-        row, dev, coefficients = population.global_best(), swarm.global_best, population.global_best_mixture()
-    else:
-        row, dev = population.row(particle, best=True), float(swarm.personal_best[particle])
-        coefficients = population.best_mixture(particle)
-    mixture = None if coefficients is None else dict(zip(experiment.names, coefficients, strict=True))
+    return Winner(
+        swarm.global_best_iteration,
+        swarm.global_best_particle,
+        swarm.global_best,
+        population.global_best_mixture(),
+        population.global_best,
+    )
+
+
+def export_winner(
+    experiment: Experiment,
+    trial: Trial,
+    folder: Path,
+    inputs: Mapping[str, Any],
+    winner: Winner,
+    way: Choose = "best",
+) -> dict[str, Any]:
+    """Write the winner as the folder's model. `way`: how it was chosen.
+
+    Returns what summary.json says of it: which position it is, what it is made of, and with export_rank that rank and
+    the error of the cut.
+    """
+    mixture = None if winner.mixture is None else dict(zip(experiment.names, winner.mixture, strict=True))
     facts = {name: value for name, value in inputs.items() if name in _ON_THE_CARD and value is not None}
-    settings = asdict(swarm.config) | asdict(experiment.engine_config)
-    provenance = facts | {"utility": inputs.get("task"), "dev": dev, "mixture": mixture, "settings": settings}
-    form, cut = row_form(experiment.experts), {}
+    settings = asdict(trial.loop.swarm.config) | asdict(experiment.engine_config)
+    provenance = facts | {"utility": inputs.get("task"), "dev": winner.dev, "chosen_by": way}
+    provenance |= {"mixture": mixture, "settings": settings}
+    form, row, cut = row_form(experiment.experts), winner.row(), {}
     if (rank := experiment.engine_config.export_rank) is not None:
         form, row, error = truncate(form, row, rank)
         cut = {"export_rank": rank, "export_error": error}
     where = folder / run_folder.GLOBAL_BEST
     run_folder.will_write(where, *exported_files(form, experiment.base_folder))
     export(where, row, form, base=experiment.base_folder, provenance=provenance | cut)
-    return cut
+    end = {"particle": winner.particle, "iteration": winner.iteration, "dev": winner.dev, "chosen_by": way}
+    return {"end": end | dict(winner.scores), "mixture": mixture} | cut
 
 
 def keep_best(experiment: Experiment, trial: Trial, inputs: Mapping[str, Any], error: Exception) -> None:
@@ -148,7 +180,7 @@ def keep_best(experiment: Experiment, trial: Trial, inputs: Mapping[str, Any], e
         return
     assert isinstance(trial.record, Journal)
     with suppress(Exception):  # the search's own error is the one to say
-        export_winner(experiment, trial, trial.record.folder, inputs)
+        export_winner(experiment, trial, trial.record.folder, inputs, best_winner(trial))
         where = trial.record.folder / run_folder.GLOBAL_BEST
         error.add_note(f"The best so far, {trial.loop.swarm.global_best:.4f} on dev, is in {where}.")
 

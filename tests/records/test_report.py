@@ -134,6 +134,15 @@ def test_a_winner_by_confirm_says_so(tmp_path: Path) -> None:
     assert "the best of the last 2 candidates on confirm" in text
 
 
+@pytest.mark.parametrize(("way", "words"), [("posterior", "highest mean of a Gaussian"), ("shrink", "largest gain on")])
+def test_how_the_winner_was_chosen_and_what_was_expected_of_it(tmp_path: Path, way: str, words: str) -> None:
+    end = {"dev": 0.5, "test": 0.36, "particle": 1, "iteration": 2, "chosen_by": way}
+    expected = {"score": 0.4125, "low": 0.31, "high": 0.515, "level": 0.9}
+    text = report(tmp_path, summary=SUMMARY | {"end": end, "expected_test": expected}).text
+    assert words in text
+    assert "expected to score 0.4125 on test; with a probability of 90%, from 0.3100 to 0.5150" in text
+
+
 # What changed
 
 

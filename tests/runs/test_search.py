@@ -61,7 +61,10 @@ def test_run_folder_is_complete(run):
     promised = "base task experts particles seed iterations stopped start end dev_examples test_examples evaluations"
     assert set(summary) >= {*promised.split(), "prompts", "tokens", "seconds"}
     assert set(summary["start"]) == {"particle", "expert", "dev", "test"}
-    assert set(summary["end"]) == {"particle", "dev", "test"}
+    assert set(summary["end"]) == {"particle", "iteration", "dev", "chosen_by", "test"}
+    assert summary["end"]["chosen_by"] == "best"
+    best = history_of(out)[summary["end"]["iteration"]]["utilities"][summary["end"]["particle"]]
+    assert best == summary["end"]["dev"]
     assert set(summary["seconds"]) == {"setup", "update", "load", "generate", "score", "test", "total"}
     assert summary["evaluations"] == 20
     assert summary["prompts"] == 20 * 12

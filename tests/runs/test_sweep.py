@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 
 import helpers_search
 import numpy as np
@@ -67,7 +68,7 @@ def test_confirm_examples_are_never_seen_by_the_search(tiny, tmp_path, monkeypat
 
 def test_the_winner_is_the_candidate_that_confirm_prefers(tiny, tmp_path, monkeypatch):
     """Whatever is best on dev, the exported model is the particle's that was chosen."""
-    from modelswarms_fast.runs import search as module
+    from modelswarms_fast.runs import choose as module
 
     kept = {}
 
@@ -75,10 +76,10 @@ def test_the_winner_is_the_candidate_that_confirm_prefers(tiny, tmp_path, monkey
         found = choose(evaluator, swarm, particles)
         one = found.candidates[-1]
         kept["row"] = particles.row(one["particle"], best=True).clone()
-        return type(found)(one["particle"], one["dev"], one["confirm"], found.candidates)
+        return replace(found, particle=one["particle"], dev=one["dev"], confirm=one["confirm"])
 
-    choose = module.choose
-    monkeypatch.setattr(module, "choose", last)
+    choose = module.confirm
+    monkeypatch.setattr(module, "confirm", last)
     out = tmp_path / "run"
     summary = search(**tiny | RIGHT, out=out, confirm=4)
     particle = summary["candidates"][-1]["particle"]
