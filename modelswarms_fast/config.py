@@ -73,6 +73,25 @@ def parse_bytes(name: str, amount: str | None) -> float:
     return math.floor(count)
 
 
+class Budget(NamedTuple):
+    """How much a search may take."""
+
+    amount: float
+    unit: Literal["evaluations", "prompts", "minutes"]
+
+
+def parse_budget(given: int | str) -> Budget:
+    """Of "200" evaluations, "20000p" prompts or "30m" minutes. Raises InputError."""
+    match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?) *([pm]?)", str(given).strip())
+    unit: Literal["evaluations", "prompts", "minutes"] = "evaluations"
+    if match and match[2]:
+        unit = "prompts" if match[2] == "p" else "minutes"
+    amount = float(match[1]) if match else 0.0
+    if not 0 < amount <= LONGEST or (unit != "minutes" and amount != int(amount)):
+        raise InputError(f"budget is {quoted(given)}; give evaluations, prompts or minutes: 200, 20000p or 30m.")
+    return Budget(amount, unit)
+
+
 class Sampling(NamedTuple):
     """How an answer is drawn, where it is not taken greedily."""
 

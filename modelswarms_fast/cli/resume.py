@@ -21,6 +21,7 @@ def resume_command(
     run: Annotated[Path, typer.Argument(help="The folder of a search, token-swarm, comparison, sweep or study.")],
     iterations: Annotated[int | None, typer.Option(help="Most iterations, if they are to be more than before.")] = None,
     patience: Annotated[int | None, typer.Option(help="Patience, if it is to be more than before.")] = None,
+    budget: Annotated[str | None, typer.Option(help="Budget of a search, if it is to be more than before.")] = None,
     force: Annotated[
         bool, typer.Option("--force", help="Go on although experts, data, base or versions have changed since.")
     ] = False,
@@ -37,14 +38,14 @@ def resume_command(
 ) -> None:
     """Go on with RUN where it was cut, with the settings that it was started with.
 
-    It ends as if it had never been cut. A run that has ended goes on if --iterations or --patience are raised. What a
-    run of somebody else would import or call is asked for.
+    It ends as if it had never been cut. A run that has ended goes on if --iterations, --patience or the --budget of a
+    search are raised. What a run of somebody else would import or call is asked for.
     """
     from modelswarms_fast.runs.resume import resume
 
     given = {"task": task, "policy": policy, "options": options, "engine_options": engine_options, "trace": trace}
     raised = {"iterations": iterations, "patience": patience}
-    name, content = resume(run, **raised, force=force, say=say, progress=True, given=given, ask=asker())
+    name, content = resume(run, **raised, budget=budget, force=force, say=say, progress=True, given=given, ask=asker())
     if name == "search":
         show(content, run, "global_best")
     elif name == "token-swarm":

@@ -25,6 +25,9 @@ def search_command(
         Literal["tensorboard", "wandb"] | None, typer.Option(help="Write the numbers of each iteration for this tool.")
     ] = None,
     trace: Annotated[Path | None, typer.Option(help="File for a Chrome trace of the run.")] = None,
+    budget: Annotated[
+        str | None, typer.Option(help="Most evaluations, prompts or minutes of the search: 200, 20000p or 30m.")
+    ] = None,
     confirm: Annotated[
         int, typer.Option(help="Dev examples to keep back, on which the winner is chosen among the last candidates.")
     ] = 0,
@@ -44,7 +47,7 @@ def search_command(
 ) -> None:
     """Search for a better model among the mixtures of EXPERTS, and export the best one found."""
     own: dict[str, Any] = {"overwrite": overwrite, "resume": resume, "log": log, "trace": trace, "confirm": confirm}
-    own |= {"choose": choose, "final_test": final_test, "force": force, "reuse": reuse or []}
+    own |= {"choose": choose, "budget": budget, "final_test": final_test, "force": force, "reuse": reuse or []}
     if dry_run:
         from modelswarms_fast.runs.search import search
 

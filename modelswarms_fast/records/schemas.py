@@ -164,6 +164,8 @@ class Config(_Schema):
     """The setting."""
     patience: Count | None = None
     """The setting."""
+    budget: int | str | None = None
+    """As given."""
     raised: Raised | None = None
     """With what iterations and patience the run was first started, if they were raised."""
     forced: list[str] = []
@@ -271,7 +273,7 @@ class Summary(_Schema):
     iterations: Count | None = None
     """How many there were."""
     stopped: str | None = None
-    """Why it ended: `iterations`, `patience`, or `interrupted` by a signal."""
+    """Why it ended: `iterations`, `patience`, `budget`, or `interrupted` by a signal."""
     auto_timings: dict[str, Number | None] | None = None
     """Prompts a second of each serving mode, with `serve="auto"`."""
     evaluations: Count | None = None

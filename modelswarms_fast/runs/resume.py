@@ -25,7 +25,7 @@ _SWARM = tuple(one.name for one in fields(SwarmConfig))
 _ENSEMBLE = ("dtype", "max_model_len", "command")
 # Of each command: its function, and what of config.json it is given as it is, beside the swarm's settings.
 _RUNS: dict[str, tuple[Callable[..., dict[str, Any]], tuple[str, ...]]] = {
-    "search": (search, (*_SWARM, *_ENGINE, "confirm", "choose", "final_test", "log", "trace", "command")),
+    "search": (search, (*_SWARM, *_ENGINE, "budget", "confirm", "choose", "final_test", "log", "trace", "command")),
     "token-swarm": (token_swarm, (*_SWARM, *_ENSEMBLE)),
     "compare": (compare, (*_ENGINE, "budget", "seed", "swarm", "train", "confirm")),
     "sweep": (sweep, (*_ENGINE, "searches", "evaluations", "minutes", "at_once", "confirm")),
@@ -47,6 +47,7 @@ def resume(
     *,
     iterations: int | None = None,
     patience: int | None = None,
+    budget: int | str | None = None,
     force: bool = False,
     say: Callable[[str], None] = lambda line: None,
     progress: bool = False,
@@ -60,6 +61,7 @@ def resume(
     Args:
         run: the folder of a search, token-swarm, comparison, sweep or study.
         iterations, patience: more than the run was started with; then an ended run goes on, too.
+        budget: of a search, the same.
         force: go on although experts, data, base or versions are not what they were; config.json says so.
         say: told of each search of a sweep or study that ends.
         progress: show on standard error what is being done.
@@ -86,6 +88,10 @@ def resume(
     function, own = _RUNS[name]
     asked = _given(config, (*_SHARED, *own))
     raised = {name: value for name, value in zip(RAISED, (iterations, patience), strict=True) if value is not None}
+    if budget is not None:
+        if name != "search":
+            raise InputError(f"{folder} holds a {name}, whose budget stays; leave budget out.")
+        asked["budget"] = budget
     if name == "compare":
         asked |= {"methods": config["methods"].split(","), "progress": progress}
         if raised:

@@ -9,7 +9,8 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from modelswarms_fast.config import Choose, EngineConfig, SwarmConfig, TaskConfig, fields_of
+from modelswarms_fast.config import Budget, Choose, EngineConfig, SwarmConfig, TaskConfig, fields_of, parse_budget
+from modelswarms_fast.errors import InputError
 from modelswarms_fast.errors.arguments import checked
 from modelswarms_fast.evaluation.holdout import CONFIRM
 from modelswarms_fast.evaluation.objectives import Files
@@ -54,6 +55,7 @@ def search(
     reuse: Sequence[str | Path] = (),
     progress: bool = False,
     trace: str | Path | None = None,
+    budget: int | str | None = None,
     confirm: int = 0,
     choose: Choose | None = None,
     final_test: bool = False,
@@ -74,14 +76,17 @@ def search(
             divided, and the examples are in data.json.
         out: the run folder to write: config.json, history.jsonl, summary.json, global_best/, answers.json, report.html.
         overwrite: replace an earlier run in `out`.
-        resume: go on with the search in `out` that was cut, or begin it if nothing of it is there. iterations and
-            patience may be higher than before, also if it had ended; all else is as it was.
+        resume: go on with the search in `out` that was cut, or begin it if nothing of it is there. iterations,
+            patience and budget may be higher than before, also if it had ended; all else is as it was.
         force: with resume: go on although experts, data, base or versions are not what they were.
         reuse: other run folders of the same experts, base, data and settings. What they have evaluated is not evaluated
             again.
         progress: show on standard error what is being done.
         trace: a file for a trace of the run, to open in chrome://tracing or Perfetto; written at the end, and when
             the run fails.
+        budget: how much the search may take: evaluations of a particle (200), prompts ("20000p") or minutes ("30m"),
+            those of earlier calls among them. It ends after the iteration in which it is reached. No iteration begins
+            that may take more evaluations. Minutes are those of iterations, without start and tests.
         confirm: keep back so many of the dev examples, which the search does not see. The best on dev of the last
             candidates are scored on them, and the best there is the winner.
         choose: how the winner is chosen: the best on dev (best), by the examples kept back (confirm), by the mean of a
@@ -107,6 +112,7 @@ def search(
     of_engine, of_swarm = fields_of(EngineConfig, others)
     # What can be refused is refused before anything is read, and that before an engine starts or a file is touched.
     check_together(SwarmConfig(**({"particles": 2} | of_swarm)), EngineConfig(**of_engine))
+    limit = None if budget is None else parse_budget(budget)
     shown: dict[str, Any] = {"progress": progress, "trace": trace}
     given: dict[str, Any] = {"base": base, "task": task, "data": data, "confirm": confirm}
     with ExitStack() as stack:
@@ -120,12 +126,13 @@ def search(
         spec = TrialSpec("search", SwarmConfig(**({"particles": len(experiment.names)} | of_swarm)))
         Swarm(spec.config, len(experiment.names))  # refuses fewer particles than experts
         check_way(way, spec.config, experiment.utility)
+        iterations = most_iterations(spec.config, limit)
         keep_sources(out, (*experiment.experts.sources, experiment.base_folder))
         if dry_run:
-            return dry_search(experiment, spec.config)
+            return dry_search(experiment, replace(spec.config, iterations=iterations))
         inputs = inputs_of(experiment, task, data)
         own = asdict(spec.config) | {"final_test": final_test, "log": log, "trace": trace, "command": command}
-        own["choose"] = way
+        own |= {"choose": way, "budget": budget}
         run.check(config_of(experiment, inputs, first=spec.first, **own), force=force, reuse=reuse)
         run.refuse_ended()
         spec = replace(spec, first_patience=run.first_patience)
@@ -142,14 +149,14 @@ def search(
             run_folder.will_write(out, f"{log}/")
             metrics = open_log(log, out, run_folder.to_json_types(inputs | asdict(spec.config)))
             stack.callback(metrics.close)
-        with Progress(progress, spec.config.iterations, spec.config.particles) as bar:
+        with Progress(progress, iterations, spec.config.particles) as bar:
 
             def told(line: dict[str, Any]) -> None:
                 bar.iteration(line["iteration"], line["global_best"]["utility"], evaluator.spent.prompts)
                 if metrics is not None:
                     metrics.append(line)
 
-            trial = open_trial(experiment, spec, out, metered=True, told=told)
+            trial = open_trial(experiment, spec, out, budget=limit, metered=True, told=told)
             stack.callback(close_trial, trial)
             evaluator.trace.write()  # a place that cannot be written is better known now
             setup_seconds = time.perf_counter() - started
@@ -181,6 +188,19 @@ def search(
         summary["ended"] = trial.stopped != INTERRUPTED
         run_folder.write_json(out / run_folder.SUMMARY, summary)
         return summary
+
+
+def most_iterations(config: SwarmConfig, budget: Budget | None) -> int:
+    """The most iterations that settings and budget allow. Raises InputError for too few evaluations to begin with."""
+    if budget is None or budget.unit != "evaluations":
+        return config.iterations
+    if budget.amount < config.particles:
+        raise InputError(
+            f"budget is {budget.amount:.0f} evaluations, less than the {config.particles} particles take; give more."
+        )
+    if config.drop_k or config.drop_n:  # an iteration takes fewer
+        return config.iterations
+    return min(config.iterations, int(budget.amount) // config.particles - 1)
 
 
 def _choose(

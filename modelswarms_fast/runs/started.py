@@ -16,7 +16,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from modelswarms_fast.config import EngineConfig
+from modelswarms_fast.config import EngineConfig, parse_budget
 from modelswarms_fast.engines.start import dtype_of
 from modelswarms_fast.errors import InputError
 from modelswarms_fast.evaluation.objectives import Utility
@@ -27,8 +27,8 @@ from modelswarms_fast.records.stopping import how_to_go_on
 from modelswarms_fast.runs.experiment import Experiment
 from modelswarms_fast.runs.trust import policy_of, seal_of
 
-RAISED = ("iterations", "patience")
-"""Settings that may be raised when a run goes on."""
+RAISED, BUDGET = ("iterations", "patience"), "budget"
+"""Settings that may be raised when a run goes on; a budget that of a search alone."""
 
 # What may be another when a run goes on: it decides no number, or only how much is run. Sums in another order have
 # other last digits.
@@ -99,10 +99,10 @@ class Run:
         path = self.folder / run_folder.SUMMARY
         if self._known is None or not path.exists() or not run_folder.read_json(path).get("ended"):
             return
-        if all(self._known.get(name) == self.config.get(name) for name in RAISED):
+        if all(self._known.get(name) == self.config.get(name) for name in (*RAISED, BUDGET)):
             raise InputError(
-                f"the run in {self.folder} has ended; there is nothing to resume unless iterations or patience are "
-                "raised."
+                f"the run in {self.folder} has ended; there is nothing to resume unless iterations, patience or its "
+                "budget are raised."
             )
 
     def check(self, config: Mapping[str, Any], *, force: bool = False, reuse: Sequence[str | Path] = ()) -> None:
@@ -235,7 +235,7 @@ def going_on(
     Raises InputError where it was started with something else.
     """
     for name in sorted((config.keys() | known.keys()) - {*_FREE, *_CHANGES, *RAISED, *_OF_DATA}):
-        if config.get(name) != known.get(name):
+        if config.get(name) != known.get(name) and not _raised_budget(name, known, config):
             what = f"{folder} holds a {known.get('run')} with other settings"
             raise InputError(f"{what} ({name} differs); leave it as it was, or choose another folder")
     changed = changes_of(known, config)
@@ -255,6 +255,15 @@ def going_on(
     if changed or known.get("forced"):
         found["forced"] = [*known.get("forced", ()), *changed]
     return found
+
+
+def _raised_budget(name: str, known: Mapping[str, Any], config: Mapping[str, Any]) -> bool:
+    """Whether this is the budget of a search, and it is now more of the same, or none."""
+    if name != BUDGET or config.get("run") != "search" or known.get(BUDGET) is None:
+        return False
+    before, now = parse_budget(known[BUDGET]), config.get(BUDGET)
+    after = before if now is None else parse_budget(now)
+    return after.unit == before.unit and after.amount >= before.amount
 
 
 def changes_of(known: Mapping[str, Any], config: Mapping[str, Any]) -> list[str]:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from modelswarms_fast.config import SwarmConfig
+from modelswarms_fast.config import Budget, SwarmConfig
 from modelswarms_fast.errors import InputError
 from modelswarms_fast.evaluation.early_stopping import PartialScores
 from modelswarms_fast.evaluation.evaluator import Evaluator
@@ -21,6 +21,8 @@ from modelswarms_fast.weights.population import Particle
 Stop = Callable[[], str | None]
 """Why a search is to stop after its iteration, other than by its own settings; None: it goes on."""
 
+BUDGET = "budget"
+"""Why a search has stopped for want of budget. It can go on with more."""
 INTERRUPTED = "interrupted"
 """Why a search has stopped that was asked to by a signal. It can go on."""
 
@@ -62,15 +64,19 @@ class Trial:
         *,
         recorded: Sequence[dict[str, Any]] = (),
         most: int | None = None,
+        budget: Budget | None = None,
         meter: Meter | None = None,
         told: Callable[[dict[str, Any]], None] = lambda line: None,
     ) -> None:
         """`recorded`: lines that the record holds already. `most`: stop after so many iterations for want of budget.
-        `meter`: note the cost of each iteration. `told`: called with each line that is recorded."""
+        `budget`: stop after the iteration in which it is reached, and before one that may take more evaluations; it
+        needs a meter. `meter`: note the cost of each iteration. `told`: called with each line that is recorded."""
         self.name, self.loop = name, loop
         self._evaluator, self.record, self._recorded = evaluator, record, list(recorded)
         self._known_iterations = len(self._recorded)
         self._most, self.meter, self._told = most, meter, told
+        self._budget = budget
+        self._taken = {"evaluations": 0.0, "prompts": 0.0, "minutes": 0.0}
         self._update_seconds = 0.0
         self.began = time.perf_counter()
         self.evaluations = 0
@@ -167,7 +173,17 @@ class Trial:
             return stopped
         if self._recorded:
             return None
-        return "budget" if self._most is not None and self.loop.swarm.iteration >= self._most else stop()
+        if self._most is not None and self.loop.swarm.iteration >= self._most:
+            return BUDGET
+        return BUDGET if self._at_budget() else stop()
+
+    def _at_budget(self) -> bool:
+        if self._budget is None:
+            return False
+        amount, unit = self._budget
+        if unit == "evaluations":
+            return self._taken[unit] + self.loop.swarm.config.particles > amount
+        return self._taken[unit] >= amount
 
     def _keep(self, line: dict[str, Any]) -> None:
         iteration = line["iteration"]
@@ -181,6 +197,7 @@ class Trial:
                 )
             if self.meter is not None:
                 self.meter.skip(old, self.loop.policy_seconds)
+            self._take(old)
             return
         for particle in line["without_score"]:
             scores = line["scores"][particle]
@@ -190,9 +207,16 @@ class Trial:
             )  # fmt: skip
         if self.meter is not None:
             line |= self.meter.lap(self._update_seconds, self.loop.policy_seconds)
+        self._take(line)
         with self._evaluator.trace.span("journal"):
             self.record.append(line)
         self._told(line)
+
+    def _take(self, line: Mapping[str, Any]) -> None:
+        """Count what an iteration took, of whatever call."""
+        self._taken["evaluations"] += sum(line["evaluated"])
+        self._taken["prompts"] += line.get("prompts") or 0
+        self._taken["minutes"] += ((line.get("seconds") or {}).get("total") or 0.0) / 60
 
     def _from_record(self) -> dict[int, PartialScores]:
         """What is recorded of the particles that are wanted."""

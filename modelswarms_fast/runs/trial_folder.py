@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from modelswarms_fast.config import Choose
+from modelswarms_fast.config import Budget, Choose
 from modelswarms_fast.errors import InputError
 from modelswarms_fast.evaluation.objectives import Files, named
 from modelswarms_fast.records import run_folder
@@ -35,6 +35,7 @@ def open_trial(
     folder: Path,
     *,
     most: int | None = None,
+    budget: Budget | None = None,
     metered: bool = False,
     told: Callable[[dict[str, Any]], None] = lambda line: None,
 ) -> Trial:
@@ -61,6 +62,7 @@ def open_trial(
         journal,
         recorded=old,
         most=most,
+        budget=budget,
         meter=Meter(experiment.evaluator, policy=spec.config.policy != "swarm") if metered else None,
         told=told,
     )

@@ -15,11 +15,10 @@ from modelswarms_fast.records.run_folder import CONFIG, SUMMARY, read_json
 from modelswarms_fast.runs.experiment import Experiment
 from modelswarms_fast.runs.scheduler import Scheduler
 from modelswarms_fast.runs.started import RAISED, read_config
-from modelswarms_fast.runs.trial import Trial, TrialSpec
+from modelswarms_fast.runs.trial import BUDGET, Trial, TrialSpec
 from modelswarms_fast.runs.trial_folder import begin_trial, close_trial, finish_trial, open_trial
 
 SEARCHES = "searches"
-BUDGET = "budget"
 
 
 def run_searches(
