@@ -413,6 +413,11 @@ class EngineConfig:
     """Skip examples of a particle once they can change no decision of the search.
 
     The search takes the same steps. The objective must have a known range of scores."""
+    race: bool = False
+    """Stop a particle that a paired test says is worse than the global best, and estimate its utility.
+
+    At most 5 % of the particles that are as good as the best are stopped. The test is at 20, 40, 80, … examples. The
+    objective must have a known range of scores, and their mean as utility."""
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -430,6 +435,10 @@ class EngineConfig:
             " state='weights'.",
         )
         self._check_combine()
+        _check(
+            not (self.race and self.stop_early),
+            "race is set but stop_early stops particles by bounds, not by a test; leave one of them out.",
+        )
         for name in ("host_memory", "device_memory"):
             parse_bytes(name, getattr(self, name))
         _check(

@@ -41,8 +41,8 @@ _MEMBERS = {
     ),
     "Output": ("out", "overwrite", "resume", "force", "reuse", "log", "trace"),
     "Search": (
-        "policy", "space", "particles", "iterations", "patience", "seed", "stop_early", "searches", "seeds", "budget",
-        "evaluations", "minutes", "methods", "ranges", "at_once",
+        "policy", "space", "particles", "iterations", "patience", "seed", "stop_early", "race", "searches", "seeds",
+        "budget", "evaluations", "minutes", "methods", "ranges", "at_once",
     ),
     "Memory": ("state", "row_dtype", "rounding", "host_memory", "device_memory", "spill"),
     "Checks": ("dry_run", "parity_check", "confirm", "choose", "final_test"),

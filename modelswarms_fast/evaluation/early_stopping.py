@@ -54,6 +54,22 @@ class PartialScores:
         return [score for score in self.scores if score is not None]
 
     @property
+    def order(self) -> Sequence[int] | None:
+        """All examples in the order in which they may be asked; None if it does not matter."""
+        return None if self.limits is None else self.limits.order
+
+    @property
+    def to_look(self) -> int | None:
+        """Examples without a score up to the next look of a race; None where there is none."""
+        return None
+
+    @property
+    def facts(self) -> dict[str, float]:
+        """What the history says of a particle that was stopped early."""
+        lower, upper = self.bounds
+        return {"lower": lower, "upper": upper, "examples": len(self.known)}
+
+    @property
     def complete(self) -> bool:
         """Whether every example has its score."""
         return None not in self.scores

@@ -15,14 +15,9 @@ import torch
 
 from modelswarms_fast.engines.parity_check import ParityCheck
 from modelswarms_fast.engines.protocol import Completion, Engine
-from modelswarms_fast.evaluation.early_stopping import (
-    DecisionBounds,
-    DifficultyOrder,
-    PartialScores,
-    Scores,
-    longest_first,
-)
+from modelswarms_fast.evaluation.early_stopping import DifficultyOrder, PartialScores, Scores, longest_first
 from modelswarms_fast.evaluation.objectives import SPLITS, Answer, Utility
+from modelswarms_fast.evaluation.racing import Limits, RacedScores, RaceLimits
 from modelswarms_fast.evaluation.requests import PendingExample, RequestTracker
 from modelswarms_fast.evaluation.score_cache import ScoreCache
 from modelswarms_fast.evaluation.spent import Spent
@@ -89,8 +84,13 @@ class _Running:
 
         Without limits that is all. With limits wrong answers come first, since they keep a particle from its personal
         best. Once they have, right answers come, which keep it above the global worst. If hardly any would be left,
-        they are asked for too: more steps for those that turn out to be needed cost more.
+        they are asked for too: more steps for those that turn out to be needed cost more. In a race it is those up to
+        the next look, and no more.
         """
+        if (count := self.scores.to_look) is not None:
+            for _ in range(count - len(self.asked)):
+                yield self.waiting.popleft()
+            return
         lows, highs = self.scores.need
         count = max(lows or highs, floor) - len(self.asked)
         if len(self.waiting) - count <= floor // 2:
@@ -104,7 +104,7 @@ class _Round:
     """The evaluation of some candidates on a split."""
 
     split: str
-    limits: Mapping[int, DecisionBounds]
+    limits: Mapping[int, Limits]
     queue: dict[int, Candidate] = field(default_factory=dict)
     """Candidates that have no slot yet, by number."""
     running: dict[int, _Running] = field(default_factory=dict)
@@ -203,7 +203,7 @@ class Evaluator:
         candidates: Mapping[int, Candidate],
         split: str,
         between: Callable[[int], None] = lambda prompts: None,
-        limits: Mapping[int, DecisionBounds] | None = None,
+        limits: Mapping[int, Limits] | None = None,
     ) -> dict[int, PartialScores]:
         """Scores of each candidate on the examples of the split: all, or with limits as many as decide it.
 
@@ -225,7 +225,7 @@ class Evaluator:
         self,
         split: str,
         arrivals: Callable[[bool], Mapping[int, Candidate]],
-        limits: Mapping[int, DecisionBounds],
+        limits: Mapping[int, Limits],
         visits: Mapping[int, Visit] | None = None,
     ) -> Generator[tuple[int, PartialScores]]:
         """Scores of candidates as they are complete or, where they have limits, decided, while others are worked on.
@@ -305,9 +305,12 @@ class Evaluator:
         """What a search that stops early learns from its evaluations on the split."""
         return DifficultyOrder(self._tracker.lengths(split))
 
-    def partial_scores(self, split: str, limits: DecisionBounds | None = None) -> PartialScores:
+    def partial_scores(self, split: str, limits: Limits | None = None) -> PartialScores:
         """The scores of a candidate on a split, none of them known yet."""
-        return PartialScores(self._tracker.count(split), partial(self.utility.utility_of, split), limits)
+        count, utility = self._tracker.count(split), partial(self.utility.utility_of, split)
+        if isinstance(limits, RaceLimits):
+            return RacedScores(count, utility, limits)
+        return PartialScores(count, utility, limits)
 
     def _fill_in(self, split: str, name: bytes | None, scores: PartialScores) -> int:
         """Fill in the scores that are known of a position, and count them; how many these are."""
@@ -408,7 +411,7 @@ class Evaluator:
                 return None
             number, candidate, name = taken
             scores = self.partial_scores(work.split, work.limits.get(number))
-            order = (scores.limits and scores.limits.order) or self._longest_first[work.split]
+            order = scores.order or self._longest_first[work.split]
             if known := self._fill_in(work.split, name, scores):
                 order = [example for example in order if scores.scores[example] is None]
             return _Running(number, candidate, name, scores, deque(order), known)

@@ -152,7 +152,10 @@ def _plots_of_search(run: RunFolder) -> Iterable[Section]:
         words = f"The best utility on dev went from {rise[0]:.4f} to {rise[-1]:.4f}." if rise else ""
         if rise and (last := shown.iterations[shown.global_best.index(rise[-1])]):
             words += f" It rose last in iteration {last}."
-        if bounded := sum(len(line.get("bounded") or []) for line in run.history):
+        cut = [one for line in run.history for one in line.get("bounded") or []]
+        if estimated := sum("estimate" in one for one in cut):
+            words += f" {estimated:,} utilities are estimates: the race had stopped these particles."
+        if bounded := len(cut) - estimated:
             words += f" {bounded:,} utilities are upper bounds: more answers could have changed no decision."
         yield _plot("utilities", "Utility by iteration", words, svg(plots.utilities, shown))
     title = "What the winner is made of"

@@ -44,7 +44,7 @@ class Line(_Schema):
     evaluated: list[bool] | None = None
     """[P], false where a particle kept its last utility."""
     bounded: list[dict[str, Number | None]] = []
-    """Particles that were stopped early, with both bounds of their utility."""
+    """Particles that were stopped early, after how many examples, with both bounds of their utility or its estimate."""
     without_score: list[Count] = []
     """Particles that were evaluated and have no score, since an answer gave NaN or infinity."""
     restarts: list[Count] = []

@@ -25,6 +25,8 @@ from modelswarms_fast.evaluation.early_stopping import Scores
 from modelswarms_fast.evaluation.evaluator import Candidate, Evaluator
 from modelswarms_fast.evaluation.holdout import hold_back
 from modelswarms_fast.evaluation.objectives import Files, Utility, load_utility
+from modelswarms_fast.evaluation.objectives.utility import mean
+from modelswarms_fast.evaluation.racing import Race
 from modelswarms_fast.evaluation.spent import Spent
 from modelswarms_fast.policies import Policy, Problem, find_policy, load_policy
 from modelswarms_fast.policies.space import space_of
@@ -155,6 +157,8 @@ class Experiment:
                 f"stop_early is set but the scores of {self.utility.name} have no known range; give the function the "
                 "attribute score_range = (lowest, highest), or leave stop_early out."
             )
+        if self.engine_config.race:
+            check_race(self.utility)
         if self.engine_config.rounding == "stochastic" and self.experts.layout.dtype == torch.float32:
             raise InputError(
                 "rounding is 'stochastic' but the rows are float32, which loses no step; use rounding='nearest' or "
@@ -344,7 +348,12 @@ class Experiment:
     def loop(self, swarm: Swarm, population: Population) -> SearchLoop[Swarm]:
         """The loop of a search."""
         order = self.evaluator.difficulty_order("dev") if self.engine_config.stop_early else None
-        return SearchLoop(swarm, population, self.utility, order, self._policy(swarm.config))
+        race = None
+        if self.engine_config.race:
+            assert self.utility.score_range is not None
+            lowest, highest = self.utility.score_range
+            race = Race(swarm.config.seed, len(self.utility.examples["dev"]), highest - lowest)
+        return SearchLoop(swarm, population, self.utility, order, self._policy(swarm.config), race)
 
     def _policy(self, config: SwarmConfig) -> Policy | None:
         """What proposes the positions of a search, if that is not its swarm. Raises InputError."""
@@ -494,6 +503,19 @@ def check_together(config: SwarmConfig, engine_config: EngineConfig) -> None:
     if config.randomness == "coordinate" and engine_config.rounding == "published":
         raise InputError(
             "randomness is 'coordinate' but rounding='published' is of a factor a particle; use rounding='nearest'."
+        )
+
+
+def check_race(utility: Utility) -> None:
+    """What a race needs of a utility. Raises InputError."""
+    if utility.score_range is None:
+        raise InputError(
+            f"race is set but the scores of {utility.name} have no known range; give the function the attribute "
+            "score_range = (lowest, highest), or leave race out."
+        )
+    if utility.reduce is not mean:
+        raise InputError(
+            f"race is set but the utility of {utility.name} is not the mean of its scores; leave race out."
         )
 
 

@@ -65,7 +65,7 @@ def evaluate_run(
     check_trusted(run.config, str(folder), given, ask)
     asked = {name: run.config[name] for name in (*TaskConfig.__dataclass_fields__, "confirm") if name in run.config}
     settings = {name: run.config[name] for name in EngineConfig.__dataclass_fields__ if name in run.config}
-    settings |= {"stop_early": False, "parity_check": "off"}
+    settings |= {"stop_early": False, "race": False, "parity_check": "off"}
     where = {name: run.config[name] for name in ("base", "task", "data")}
     if written := data_files(folder):  # named and divided as they were
         where["data"] = written

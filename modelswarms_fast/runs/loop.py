@@ -13,6 +13,7 @@ import numpy as np
 from modelswarms_fast.evaluation.early_stopping import DecisionBounds, DifficultyOrder, PartialScores
 from modelswarms_fast.evaluation.evaluator import Evaluator
 from modelswarms_fast.evaluation.objectives import Utility
+from modelswarms_fast.evaluation.racing import Limits, Race
 from modelswarms_fast.policies import Policy
 from modelswarms_fast.swarm import AnySwarm, Floats, Moves
 from modelswarms_fast.weights.population import Population
@@ -37,12 +38,13 @@ class SearchLoop(Generic[S]):
         utility: Utility,
         order: DifficultyOrder | None = None,
         policy: Policy | None = None,
+        race: Race | None = None,
     ) -> None:
         """`order`: stop early, and learn here which examples to ask for first. `policy`: what is asked for the next
-        positions before the swarm is; None: the particles move as the swarm says."""
+        positions before the swarm is; None: the particles move as the swarm says. `race`: stop the hopeless."""
         self.swarm, self.population = swarm, population
         self._utility, self._order = utility, order
-        self._policy = policy
+        self._policy, self._race = policy, race
         self._moves: Moves | None = None  # the initial particles are scored where they are
         self._placed = False
         self.policy_seconds: float | None = None if policy is None else 0.0
@@ -51,7 +53,7 @@ class SearchLoop(Generic[S]):
         """[P] utilities of the initial particles, once they are told."""
         self.wanted: list[int] = list(range(swarm.particles))
         """Particles to score."""
-        self.limits: dict[int, DecisionBounds] | None = None
+        self.limits: Mapping[int, Limits] | None = None
         """What their utilities are compared with; None: every example is wanted."""
 
     def move(self) -> None:
@@ -67,7 +69,10 @@ class SearchLoop(Generic[S]):
         else:
             self.population.update(moves.restarts, moves.coefficients, moves.step_length, moves.iteration)
         self.wanted = np.flatnonzero(moves.evaluate).tolist()
-        self.limits = None if self._order is None else limits_of(self.swarm, self._utility, self._order)
+        if self._order is not None:
+            self.limits = limits_of(self.swarm, self._utility, self._order)
+        elif self._race is not None and self._race.limits is not None:
+            self.limits = dict.fromkeys(range(self.swarm.config.particles), self._race.limits)
 
     def tell(self, found: Mapping[int, PartialScores]) -> dict[str, Any]:
         """Take in the scores, promote, and return what happened: a line of the history without its cost."""
@@ -76,11 +81,12 @@ class SearchLoop(Generic[S]):
             self._order.learn({particle: one.scores for particle, one in found.items()})
         utilities, bounded = swarm.utilities.copy(), []
         for particle, one in found.items():
-            lower, utilities[particle] = one.bounds
+            _, utilities[particle] = one.bounds
             if not one.complete:
-                bounds = {"lower": lower, "upper": utilities[particle], "examples": len(one.known)}
-                bounded.append({"particle": particle} | bounds)
+                bounded.append({"particle": particle} | one.facts)
         update = swarm.tell(utilities)
+        if self._race is not None and update.global_best is not None:
+            self._race.follow(found[update.global_best].scores, swarm.global_best)
         self.population.promote(update.improved, update.global_best, update.global_worst)
         if moves is None:
             self.initial = utilities

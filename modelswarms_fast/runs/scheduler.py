@@ -16,8 +16,9 @@ from typing import Protocol
 
 import torch
 
-from modelswarms_fast.evaluation.early_stopping import DecisionBounds, PartialScores
+from modelswarms_fast.evaluation.early_stopping import PartialScores
 from modelswarms_fast.evaluation.evaluator import Evaluator
+from modelswarms_fast.evaluation.racing import Limits
 from modelswarms_fast.records.progress import Interrupted, Progress
 from modelswarms_fast.records.score_file import Visit
 from modelswarms_fast.runs.trial import INTERRUPTED, Trial
@@ -59,7 +60,7 @@ class Scheduler:
         self._jobs: list[Future[tuple[Trial, dict[int, Particle]]]] = []
         self._under_way: list[Trial] = []
         self._owners: dict[int, tuple[Trial, int]] = {}
-        self._limits: dict[int, DecisionBounds] = {}
+        self._limits: dict[int, Limits] = {}
         self._visits: dict[int, Visit] = {}
         self._numbers = itertools.count()
 
