@@ -72,7 +72,7 @@ class SearchLoop(Generic[S]):
         if self._order is not None:
             self.limits = limits_of(self.swarm, self._utility, self._order)
         elif self._race is not None and self._race.limits is not None:
-            self.limits = dict.fromkeys(range(self.swarm.config.particles), self._race.limits)
+            self.limits = dict.fromkeys(range(self.swarm.particles), self._race.limits)
 
     def tell(self, found: Mapping[int, PartialScores]) -> dict[str, Any]:
         """Take in the scores, promote, and return what happened: a line of the history without its cost."""
@@ -86,7 +86,7 @@ class SearchLoop(Generic[S]):
                 bounded.append({"particle": particle} | one.facts)
         update = swarm.tell(utilities)
         if self._race is not None and update.global_best is not None:
-            self._race.follow(found[update.global_best].scores, swarm.global_best)
+            self._race.follow(found[update.global_best].scores, float(utilities[update.global_best]))
         self.population.promote(update.improved, update.global_best, update.global_worst)
         if moves is None:
             self.initial = utilities
