@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
+from modelswarms_fast.errors import InputError
+
 R = Callable[[int, int], Sequence[float]]
 """The four r of an iteration, counted from 1, and a particle: of inertia, cognitive, social and repel."""
 
@@ -31,7 +33,13 @@ def draw_partners(source: Source, particles: int) -> list[int]:
 
 
 def coefficients_of(r: Sequence[float], weights: Sequence[float]) -> list[float]:
-    """r times the four weights, divided by their sum, each operation in double precision and in this order."""
+    """r times the four weights, divided by their sum, each operation in double precision and in this order.
+
+    Raises:
+        InputError: the sum is 0.
+    """
     inertia, cognitive, social, repel = (a * b for a, b in zip(r, weights, strict=True))
     total = inertia + cognitive + social + repel
+    if total == 0:
+        raise InputError("r times the weights is 0 for all four terms; give r of which one is above 0.")
     return [inertia / total, cognitive / total, social / total, repel / total]

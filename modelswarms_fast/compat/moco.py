@@ -9,7 +9,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from modelswarms_fast.compat.draws import R, Source, coefficients_of, draw_partners
+from modelswarms_fast.config import LARGEST
 from modelswarms_fast.errors import InputError
+from modelswarms_fast.errors.arguments import check_fields, check_range
 from modelswarms_fast.swarm import BestUpdate, Floats, Moves, best_of
 
 _REST = 3  # moves after a restart in which a model does not restart again
@@ -17,7 +19,11 @@ _REST = 3  # moves after a restart in which a model does not restart again
 
 @dataclass(frozen=True, kw_only=True)
 class MocoConfig:
-    """How models move and when a search stops; the defaults are those of MoCo's weight_model_swarms."""
+    """How models move and when a search stops; the defaults are those of MoCo's weight_model_swarms.
+
+    Raises:
+        InputError: a setting is out of range; the message names it.
+    """
 
     weight_randomness: bool = True
     inertia: float = 0.2
@@ -33,6 +39,16 @@ class MocoConfig:
     restart_patience: int = 3
     """Iterations over which the utility of a model must have risen."""
     iterations: int = 10
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+        for name in ("inertia", "cognitive_coeff", "social_coeff", "repel_coeff", "step_length", "minimum_step_length"):
+            check_range(name, getattr(self, name), 0, LARGEST)
+        check_range("step_length_factor", self.step_length_factor, 0, 1)
+        for name in ("patience", "restart_patience", "iterations"):
+            check_range(name, getattr(self, name), 1, LARGEST)
+        if self.inertia + self.cognitive_coeff + self.social_coeff + self.repel_term * self.repel_coeff == 0:
+            raise InputError("inertia, cognitive_coeff, social_coeff and repel_coeff are all 0; nothing would move.")
 
 
 class MocoSwarm:

@@ -138,6 +138,14 @@ def test_bad_numbers_are_refused():
         MocoSwarm(MocoConfig(), 1)
     with pytest.raises(InputError, match="population is 1; a swarm needs at least 2"):
         MocoNumericSwarm(3, 1, MocoConfig())
+    for settings, match in (
+        ({"patience": 0}, "patience is 0; give a number from 1 to"),
+        ({"step_length": -1.0}, "step_length is -1.0; give a number from 0"),
+        ({"inertia": "much"}, "inertia is 'much'; give a number"),
+        ({"inertia": 0, "cognitive_coeff": 0, "social_coeff": 0, "repel_term": False}, "are all 0; nothing would move"),
+    ):
+        with pytest.raises(InputError, match=match):
+            MocoConfig(**settings)
     with pytest.raises(ValueError, match="give one for each of 2 models"):
         make([0.1, 0.2, 0.3])
     with pytest.raises(ValueError, match="3 utilities are given; give one for each of 2 vectors"):

@@ -229,6 +229,8 @@ def test_bad_settings_are_refused():
         PublishedSwarm(SwarmConfig(particles=2), 3)
     with pytest.raises(InputError, match="randomness is 'coordinate' but model_swarm draws a factor a term"):
         PublishedSwarm(SwarmConfig(particles=2, randomness="coordinate"), 2)
+    with pytest.raises(InputError, match="r times the weights is 0 for all four terms"):
+        make([0.1, 0.2], lambda iteration, particle: (0, 0, 0, 0)).ask()
     with pytest.raises(ValueError, match=r"utilities has shape \(2,\); give one for each of 3 particles"):
         make([0.1, 0.2], particles=3)
 
