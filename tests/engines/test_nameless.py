@@ -1,9 +1,11 @@
 """What vLLM's processes leave when they are killed while they start is removed by the next start."""
 
+import fcntl
 import os
 import subprocess
 import sys
 import tempfile
+from pathlib import Path
 
 import pytest
 
@@ -52,3 +54,25 @@ def test_what_a_killed_start_has_left_is_removed_and_nothing_else(place):
             assert living.exists()
     assert sorted(os.listdir(place / "shm")) == ["mine", "psm_56"]
     assert link.is_symlink()
+
+
+def test_a_folder_that_another_start_takes_for_a_dead_ones_is_made_anew(place, monkeypatch):
+    """Between its making and its lock nothing says that its process lives."""
+    real, lock, made, swept = tempfile.mkdtemp, fcntl.flock, [], []
+
+    def mkdtemp(**where):
+        made.append(Path(real(**where)))
+        if len(made) == 1:
+            made[0].rmdir()
+        return str(made[-1])
+
+    def flock(handle, operation):
+        if len(made) == 2 and not swept:
+            swept.append(made[1].rmdir())
+        lock(handle, operation)
+
+    monkeypatch.setattr(tempfile, "mkdtemp", mkdtemp)
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with own_folder() as folder:
+        assert folder.is_dir()
+        assert folder == made[2]

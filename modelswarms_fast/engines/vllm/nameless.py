@@ -12,7 +12,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -83,13 +83,26 @@ def own_folder() -> Iterator[Path]:
     place = Path(tempfile.gettempdir())
     for left in place.glob(f"{PREFIX}*"):
         _sweep(left)
-    folder = Path(tempfile.mkdtemp(prefix=PREFIX, dir=place))
-    held = os.open(folder, os.O_RDONLY)
+    folder, held = _held_folder(place)
     try:
-        fcntl.flock(held, fcntl.LOCK_EX)  # as long as this process lives
         yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+        os.close(held)
+
+
+def _held_folder(place: Path) -> tuple[Path, int]:
+    """A new folder, and the handle that locks it as long as this process lives."""
+    while True:
+        folder = Path(tempfile.mkdtemp(prefix=PREFIX, dir=place))
+        try:
+            held = os.open(folder, os.O_RDONLY)
+        except FileNotFoundError:
+            continue
+        fcntl.flock(held, fcntl.LOCK_EX)
+        with suppress(FileNotFoundError):  # another start has swept it up before it was locked
+            if os.path.samestat(os.stat(folder), os.fstat(held)):
+                return folder, held
         os.close(held)
 
 
