@@ -222,6 +222,7 @@ def parity(results: list[Path]) -> str:
         found = json.loads(path.read_text())
         base, dtypes = found["base"], found["dtypes"]
         lines += ["", f"## {base}\n", f"Prompts of `{found['data']}`; experts: {', '.join(found['experts'])}.\n"]
+        lines += [f"{found['note']}\n"] if "note" in found else []
         lines += ["| load | " + " | ".join(dtypes) + " |", "|---|" + "---|" * len(dtypes)]
         rates = {dtype: rates_of(one, dtype, CHOSEN.get((base, dtype), 0)) for dtype, one in dtypes.items()}
         lines += [

@@ -64,7 +64,7 @@ def measure(file: Path, base: str, folder: Path, data: Path, dtype: str, trials:
     content |= {"base": base, "data": data.name, "machine": machine()}
     experts = read_experts(folder, dtype=getattr(torch, dtype), base=resolve_base(base))
     content["experts"] = list(experts.names)
-    found: dict[str, Any] = {"trials": []}
+    found: dict[str, Any] = {"commit": content["machine"]["commit"], "trials": []}
     content["dtypes"][dtype] = found
     with_engine = Measured(resolve_base(base), experts, data, dtype)
     found |= {"base": with_engine.base, "seconds": with_engine.seconds}
