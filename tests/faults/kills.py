@@ -37,6 +37,7 @@ from modelswarms_fast.cli import main as command_line
 from modelswarms_fast.records.run_folder import read_history, read_json
 
 MARK = "MODELSWARMS_KILLS"  # in the environment of a run and of all processes that it starts
+AFTER = 3.0  # seconds after the first score in which a late kill comes
 GONE = 30.0  # seconds that processes have to end in after a kill
 CACHES = ("torchinductor_",)  # of torch, which it would find again
 SHARED = Path("/dev/shm")
@@ -54,6 +55,8 @@ TRANSFORMERS = {
     "search, stopped early": ["search", "--particles", "4", "--stop-early", "--task", "helpers_search:rich"],
     "search, every coordinate": ["search", "--randomness", "coordinate", "--row-dtype", "bfloat16"],
     "search, two engines": ["search", "--engines", "2", "--particles", "4"],
+    "search, cma-es": ["search", "--policy", "cma-es", "--particles", "4"],
+    "search, guided": ["search", "--policy", "guided", "--particles", "4", "--choose", "posterior"],
     "sweep": ["sweep", "--searches", "2"],
     "study": ["study", "--seeds", "1"],
     "compare": ["compare", "--budget", "9", "--methods", "best_expert,random_search,greedy_soup,model_swarms"],
@@ -94,8 +97,10 @@ class Runs:
         seconds, expected = self._uncut[name]
         out = self._folder("cut")
         for _ in range(self._random.randint(1, most)):
-            moment = self._random.uniform(0.0, seconds)
-            if self._run(self._again(name, out), moment) >= 0:
+            # Most of a run on vLLM is the start of its engine, so half of its kills wait for a score.
+            late = self._kinds is VLLM and self._random.random() < 0.5
+            moment = self._random.uniform(0.0, AFTER if late else seconds)
+            if self._run(self._again(name, out), moment, out if late else None) >= 0:
                 break  # it has ended before
             self.kills += 1
             self.counts[name] += 1
@@ -128,8 +133,11 @@ class Runs:
     def _folder(self, what: str) -> Path:
         return Path(tempfile.mkdtemp(prefix=what, dir=self._scratch)) / "run"
 
-    def _run(self, words: Sequence[str], moment: float | None) -> float:
-        """Run a command; the seconds that it took, or -1 if it was killed at the moment."""
+    def _run(self, words: Sequence[str], moment: float | None, scored: Path | None = None) -> float:
+        """Run a command; the seconds that it took, or -1 if it was killed at the moment.
+
+        The moment is counted from the start, or from the first score that it adds to the folder `scored`.
+        """
         temporary = Path(tempfile.mkdtemp(prefix="tmp", dir=self._scratch))
         log = temporary.with_suffix(".log")
         ready, told = os.pipe()
@@ -140,10 +148,16 @@ class Runs:
         os.read(ready, 1)  # it begins
         os.close(ready)
         began, status = time.monotonic(), None
-        while status is None and (moment is None or time.monotonic() - began < moment):
+        counted, before = began, 0 if scored is None else size_of_scores(scored)
+        while status is None and (moment is None or time.monotonic() - counted < moment):
             pid, ended = os.waitpid(child, os.WNOHANG)
             status = ended if pid else None
             time.sleep(0.005)
+            if scored is not None:
+                if size_of_scores(scored) == before:
+                    counted = time.monotonic()
+                else:
+                    scored = None
         seconds = time.monotonic() - began
         if status is None:
             os.kill(child, signal.SIGKILL)
@@ -232,8 +246,12 @@ def come_to(folder: Path) -> str:
         return "killed before config.json"
     if any(folder.rglob("summary.json")):
         return "killed after a summary.json"
-    scored = any(path.stat().st_size for path in folder.rglob("scores.jsonl"))
-    return "killed after the first score" if scored else "killed before the first score"
+    return "killed after the first score" if size_of_scores(folder) else "killed before the first score"
+
+
+def size_of_scores(folder: Path) -> int:
+    """Bytes of all scores below a run folder."""
+    return sum(path.stat().st_size for path in folder.rglob("scores.jsonl"))
 
 
 def left_over(folder: Path) -> list[Path]:
