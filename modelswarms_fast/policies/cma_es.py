@@ -24,18 +24,17 @@ class CmaEs:
         self._problem = problem
         self._generation = problem.particles * -(-LEAST // problem.particles)
         self._optimizer: CMA | None = None
-        self._asked: list[Floats] = []  # [size] each, of this generation
+        self._points: list[Floats] = []  # [size] each, of this generation
         self._losses: list[float] = []
 
     def ask(self) -> Floats:
         """[P, n] the next mixtures."""
         assert self._optimizer is not None
         points = [self._optimizer.ask() for _ in range(self._problem.particles)]
-        self._asked += points
         return self._problem.space.decode(np.array(points))
 
     def tell(self, mixtures: Floats, utilities: Floats) -> None:
-        """Take in the utilities [P] of the initial positions [P, n], or of those that were asked for last."""
+        """Take in the utilities [P] of the initial positions [P, n], or of the last ones."""
         space = self._problem.space
         if self._optimizer is None:
             self._optimizer = CMA(
@@ -46,12 +45,13 @@ class CmaEs:
                 population_size=self._generation,
             )
             return
+        self._points += list(space.clip(space.encode(mixtures)))
         self._losses += [-float(one) if np.isfinite(one) else np.inf for one in utilities]
         if len(self._losses) == self._generation:
             worst = max((one for one in self._losses if one < np.inf), default=0.0)
             losses = [min(one, worst + 1) for one in self._losses]
-            self._optimizer.tell(list(zip(self._asked, losses, strict=True)))
-            self._asked, self._losses = [], []
+            self._optimizer.tell(list(zip(self._points, losses, strict=True)))
+            self._points, self._losses = [], []
 
 
 def warm_mean(mixtures: Floats, utilities: Floats) -> Floats:

@@ -15,6 +15,7 @@ from modelswarms_fast.evaluation.evaluator import Evaluator
 from modelswarms_fast.evaluation.objectives import Utility
 from modelswarms_fast.evaluation.racing import Limits, Race
 from modelswarms_fast.policies import Policy
+from modelswarms_fast.records.progress import log
 from modelswarms_fast.swarm import AnySwarm, Floats, Moves
 from modelswarms_fast.weights.population import Population
 
@@ -56,8 +57,12 @@ class SearchLoop(Generic[S]):
         self.limits: Mapping[int, Limits] | None = None
         """What their utilities are compared with; None: every example is wanted."""
 
-    def move(self) -> None:
-        """Ask for the next positions, and move the particles there."""
+    def move(self, recorded: Sequence[Sequence[float]] | None = None) -> None:
+        """Ask for the next positions, and move the particles there.
+
+        `recorded` [P, n]: where a run that goes on has placed them. A policy on another processor, or of another
+        version, may ask for others: what was evaluated stands.
+        """
         moves = self._moves = self.swarm.ask()
         mixtures = None
         if self._policy is not None:
@@ -65,6 +70,12 @@ class SearchLoop(Generic[S]):
                 mixtures = self._policy.ask()
         self._placed = mixtures is not None
         if mixtures is not None:
+            if recorded is not None and not np.array_equal(mixtures, recorded):
+                log.warning(
+                    "Iteration %d: the policy asks for other positions than before; those that were evaluated stand.",
+                    moves.iteration,
+                )
+                mixtures = np.array(recorded, dtype=np.float64)
             self.population.place(mixtures)
         else:
             self.population.update(moves.restarts, moves.coefficients, moves.step_length, moves.iteration)

@@ -157,7 +157,7 @@ class Trial:
             trace.now = {"iteration": self.loop.swarm.iteration + 1}
             start, policy = time.perf_counter(), self.loop.policy_seconds or 0.0
             with trace.span("update"):
-                self.loop.move()
+                self.loop.move(self._recorded[0].get("mixtures") if self._recorded else None)
             self._update_seconds = time.perf_counter() - start - ((self.loop.policy_seconds or 0.0) - policy)
             found = self._from_record()
             if len(found) < len(self.loop.wanted):  # none are in an iteration that is not evaluated

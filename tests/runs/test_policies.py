@@ -13,7 +13,7 @@ from helpers_search import arguments_of, told
 
 from modelswarms_fast.config import EngineConfig, SwarmConfig
 from modelswarms_fast.errors import InputError
-from modelswarms_fast.records.run_folder import read_history, read_json
+from modelswarms_fast.records.run_folder import read_history, read_json, to_line
 from modelswarms_fast.runs.compare import compare
 from modelswarms_fast.runs.experiment import Experiment, check_together, choose_state
 from modelswarms_fast.runs.report import report
@@ -105,6 +105,26 @@ def test_an_ended_search_goes_on_with_more_iterations(engine, uncut, tmp_path):
     longer = searched(engine, policy="cma-es", iterations=5)
     np.testing.assert_array_equal(mixtures_of(out), longer[0])
     np.testing.assert_array_equal([line["utilities"] for line in told(out)], longer[1])
+
+
+def test_positions_that_were_evaluated_stand(uncut, tmp_path, caplog):
+    """Another processor may round a policy's arithmetic otherwise: the run goes on with what its history has."""
+    out = tmp_path / "run"
+    shutil.copytree(uncut[0], out)
+    lines = read_history(out / "history.jsonl")
+    before = np.array([line["mixtures"] for line in lines])
+    before[1:] += np.array([1e-13, -1e-13, 0])
+    for line, mixtures in zip(lines, before, strict=True):
+        line["mixtures"] = mixtures.tolist()
+        line["global_best_mixture"] = before.reshape(-1, 3)[
+            np.array([one["utilities"] for one in lines[: line["iteration"] + 1]]).argmax()
+        ].tolist()
+    (out / "history.jsonl").write_text("".join(to_line(line) for line in lines))
+    resume(out, iterations=5)
+    np.testing.assert_array_equal(mixtures_of(out)[:4], before)
+    assert len(told(out)) == 6
+    warned = [one.message for one in caplog.records if "those that were evaluated stand" in one.message]
+    assert len(warned) == 3
 
 
 def test_a_class_of_a_user_in_turn_with_the_swarm(settings, engine, tmp_path):
