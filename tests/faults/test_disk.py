@@ -105,7 +105,7 @@ def at_step(monkeypatch, number, act):
 def test_a_run_folder_that_is_removed_keeps_its_winner_and_is_one_sentence(settings, tmp_path, monkeypatch, step):
     out = tmp_path / "run"
     at_step(monkeypatch, step, lambda: shutil.rmtree(out))
-    with pytest.raises(InputError, match=f"^cannot read {out / 'config.json'}: No such file or directory") as caught:
+    with pytest.raises(InputError, match=f"^cannot read {out / 'history.jsonl'}: No such file or directory") as caught:
         search(**settings, out=out)
     assert "\n" not in str(caught.value)
     assert read_experts([out / "global_best"], minimum=1).rows.isfinite().all()

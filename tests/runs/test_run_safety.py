@@ -28,7 +28,7 @@ from modelswarms_fast.weights.experts import read_experts
 tiny = helpers_search.tiny
 
 
-@pytest.mark.parametrize("step", ["choose", "compare_on_test", "write_test_scores", "write_report"])
+@pytest.mark.parametrize("step", ["choose_winner", "compare_on_test", "write_test_scores", "write_report"])
 def test_what_fails_after_the_search_costs_neither_winner_nor_summary(tiny, tmp_path, monkeypatch, step):
     def fails(*arguments, **more):
         raise EngineError("the engine died")
