@@ -75,10 +75,10 @@ class NotingLoop(SearchLoop):
         super().__init__(*arguments)
         self.compared: list[dict[int, DecisionBounds]] = [{}]
 
-    def move(self) -> None:
+    def move(self, recorded: Sequence[Sequence[float]] | None = None) -> None:
         """Note it, and move the particles."""
         self.compared.append(limits_of(self.swarm, self._utility))
-        super().move()
+        super().move(recorded)
 
 
 class TimedScores(ScoreFile):

@@ -120,8 +120,8 @@ def test_early_stopping_learns_from_the_particles_of_the_own_search(tmp_path, mo
             lasts[steps][particle] = lasts[steps].get(particle, {}) | known
         return tell(steps, all_scored)
 
-    def moved(steps):
-        move(steps)
+    def moved(steps, recorded):
+        move(steps, recorded)
         for particle in steps.wanted:
             order, last = steps.limits[particle].order, lasts[steps][particle]
             scores = [last.get(example, 0.0) for example in order]
