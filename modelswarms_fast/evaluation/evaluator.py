@@ -34,6 +34,10 @@ FLOOR = 48
 AHEAD = 4
 
 
+What = Callable[[dict[str, Any], Sequence[Answer]], Any]
+"""What is kept of an example and its answers."""
+
+
 class Candidate(Protocol):
     """A position that can be scored. It must stay as it is until its scores are there."""
 
@@ -179,11 +183,22 @@ class Evaluator:
         """Who asks for evaluations, as the file names it."""
         self._cache = ScoreCache()
         self._passes = 0
+        self._what: What | None = None
+        self._said: dict[tuple[str, bytes | None], dict[int, Any]] = {}
 
     def keep_in(self, file: ScoreFile) -> None:
         """From now on write what is evaluated into a file, and do not evaluate what is there."""
         self.file = file
         self._cache = ScoreCache(file=file)
+
+    def keep_answers(self, what: What) -> None:
+        """From now on keep what(example, its answers) of each example that is scored, such as the choice they name."""
+        self._what = what
+
+    def answers(self, split: str, name: bytes | None) -> list[Any]:
+        """What was kept of the position of this name (`Candidate.name`), by example; None where nothing was."""
+        kept = self._said.get((split, name), {})
+        return [kept.get(example) for example in range(self._tracker.count(split))]
 
     def prompts(self, split: str) -> list[list[int]]:
         """Token ids of all that the examples of a split ask first, continuations included."""
@@ -454,6 +469,10 @@ class Evaluator:
         """The score of each example from its answers: NaN where the model computed what is no number."""
         good = [asked for asked in ended if asked.finite]
         found = iter(self.utility.score(split, [asked.example for asked in good], [asked.given for asked in good]))
+        if self._what is not None:
+            for asked in ended:
+                kept = self._said.setdefault((split, asked.name), {})
+                kept[asked.example] = self._what(self.utility.examples[split][asked.example], asked.given)
         return [next(found) if asked.finite else math.nan for asked in ended]
 
     def _score(self, work: _Round) -> None:

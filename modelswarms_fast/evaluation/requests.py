@@ -5,8 +5,9 @@ from __future__ import annotations
 import hashlib
 import itertools
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
 from modelswarms_fast.engines.protocol import Completion, Engine, Request
 from modelswarms_fast.errors import InputError
@@ -66,6 +67,7 @@ class RequestTracker:
         self._engine, self._utility = engine, utility
         self._names = itertools.count()
         self._under_way: dict[int, PendingExample] = {}
+        self._waiting: dict[tuple[Any, ...], list[PendingExample]] = {}  # for their batch, with their first answers
         self._first = {split: self._encode_split(split) for split in splits}
 
     @property
@@ -118,25 +120,48 @@ class RequestTracker:
                 last.append(asked)
         if self._utility.follow_up is None:
             return last
-        return [asked for asked in last if not self._follow(asked)]
+        complete = [asked for asked in last if asked.followed]
+        for batch in self._batches([asked for asked in last if not asked.followed]):
+            complete += self._follow(batch)
+        return complete
 
-    def _follow(self, asked: PendingExample) -> bool:
-        """Ask what follows up on the first answers; whether there is such a thing."""
+    def _batches(self, last: Sequence[PendingExample]) -> Iterator[list[PendingExample]]:
+        """Examples with their first answers, each alone or, with padding, once all of its batch have theirs."""
+        padding = self._utility.padding
+        if padding is None:
+            yield from ([asked] for asked in last)
+            return
+        for asked in last:
+            batch = padding.batch_of(asked.split, asked.example)
+            key = (asked.split, asked.slot if asked.name is None else asked.name, batch)
+            waiting = self._waiting.setdefault(key, [])
+            waiting.append(asked)
+            if len(waiting) == len(batch):
+                yield self._waiting.pop(key)
+
+    def _follow(self, batch: Sequence[PendingExample]) -> list[PendingExample]:
+        """Ask what follows up on the first answers; the examples of which there is no such thing."""
         assert self._utility.follow_up is not None
-        if asked.followed or not asked.finite:
-            return False
-        asked.followed = True
-        ask = self._utility.follow_up(self._utility.examples[asked.split][asked.example], asked.given)
-        if ask is None:
-            return False
-        encoded = self._encode([ask])[0]
-        self._check(encoded, f"The follow-up of {asked.split} example {asked.example}")
-        asked.answers.append(None)
-        self._submit(asked, len(asked.answers) - 1, encoded)
-        return True
+        ended, asking = [], []
+        for asked in batch:
+            asked.followed = True
+            example = self._utility.examples[asked.split][asked.example]
+            ask = self._utility.follow_up(example, asked.given) if asked.finite else None
+            if ask is None:
+                ended.append(asked)
+            else:
+                asking.append((asked, ask))
+        encoded = self._padded(self._encode([ask for _, ask in asking]))
+        for (asked, _), one in zip(asking, encoded, strict=True):
+            self._check(one, f"The follow-up of {asked.split} example {asked.example}")
+            asked.answers.append(None)
+            self._submit(asked, len(asked.answers) - 1, one)
+        return ended
 
     def drop(self, given_up: Sequence[PendingExample]) -> None:
         """Give up examples; the engine need not answer what they still ask."""
+        for waiting in self._waiting.values():
+            waiting[:] = [asked for asked in waiting if asked not in given_up]
         names = [name for asked in given_up for name in asked.names]
         for name in names:
             del self._under_way[name]
@@ -159,11 +184,24 @@ class RequestTracker:
         asks = self._utility.asks[split]
         encoded = iter(self._encode([ask for some in asks for ask in some]))
         first = [[next(encoded) for _ in some] for some in asks]
+        if self._utility.padding is not None:
+            for batch in self._utility.padding.batches[split]:
+                padded = self._padded([one for number in batch for one in first[number]])
+                for number, one in zip(batch, padded, strict=True):
+                    first[number] = [one]
         for number, some in enumerate(first):
             for one in some:
                 self._check(one, f"Prompt {number} of the {split} split")
             self._check_follow_up(split, number, some)
         return first
+
+    def _padded(self, batch: Sequence[EncodedAsk]) -> list[EncodedAsk]:
+        """The asks of one batch as they are sent, with padding if there is to be some."""
+        padding = self._utility.padding
+        if padding is None:
+            return list(batch)
+        prompts = padding.padded([one.prompt for one in batch])
+        return [replace(one, prompt=prompt) for one, prompt in zip(batch, prompts, strict=True)]
 
     def _check_follow_up(self, split: str, number: int, first: Sequence[EncodedAsk]) -> None:
         """That a follow-up will have room, judged by the one that empty answers would call for."""

@@ -85,7 +85,7 @@ class Experiment:
         experts: str | Path | Sequence[str | Path],
         *,
         base: str,
-        task: str,
+        task: str | Utility,
         data: Files = None,
         out: str | Path = ".",
         progress: bool = False,
@@ -99,6 +99,7 @@ class Experiment:
         """Read everything. The arguments are those of `search` and `load_utility`, and:
 
         Args:
+            task: or a utility that is loaded already.
             out: where a file of rows may lie, if `spill` names no folder.
             train: what the experts were trained on, for the methods that train or cluster.
             swarm: fields of SwarmConfig that the searches will have, as far as they are known; `particles` defaults to
@@ -116,7 +117,7 @@ class Experiment:
         of_task, of_engine = fields_of(TaskConfig, settings)
         self.task_config, self.engine_config = TaskConfig(**of_task), EngineConfig(**of_engine)
         self.base, self.train, self.confirm = base, train, confirm
-        self.utility = load_utility(task, data, **of_task)
+        self.utility = load_utility(task, data, **of_task) if isinstance(task, str) else task
         if confirm:
             self.utility = hold_back(self.utility, confirm)
         self.placement: Placement | None = None

@@ -54,20 +54,22 @@ def is_function(task: str) -> bool:
     return bool(colon) and kind not in (*_LOADERS, "multitask", "lm_eval")
 
 
-def load_utility(task: str, data: Files = None, **settings: Any) -> Utility:
+def load_utility(task: str, data: Files = None, *, dataset: str | None = None, **settings: Any) -> Utility:
     """Read an evaluation file and make the utility of `task` from it.
 
     task: one of TASKS, some with a suffix as in "reward:concise", or a Python function as "module:function". data: a
     file (JSON, JSONL, CSV, TSV, Parquet), a folder, hf:NAME[:CONFIG], or a file for dev and one for test, as
     `dataset.read_data` reads them; for "multitask" several, or the folder of a published domain; a file's field
     `dataset` (or else its name without the suffix) picks the prompt and the token limit, in any case; for lm_eval:TASK
-    a YAML file or a folder with some, or None for lm-eval's own tasks. settings: fields of TaskConfig.
+    a YAML file or a folder with some, or None for lm-eval's own tasks. dataset: the name that picks them instead, of
+    a task with one file. settings: fields of TaskConfig.
 
     Every example of the file is checked, limits or not. Raises InputError, and TypeError for an unknown setting.
     """
     config = TaskConfig(**settings)
     if (chat := read_chat(config)) is not None:
-        return replace(load_utility(task, data, **settings | {"chat": None, "system": None}), chat=chat)
+        plain = load_utility(task, data, dataset=dataset, **settings | {"chat": None, "system": None})
+        return replace(plain, chat=chat)
     if task not in (*_LOADERS, "multitask") and ":" not in task:
         raise InputError(f'unknown task "{task}"; choose {", ".join(TASKS)} or a function as module:function')
     kind = task.partition(":")[0]
@@ -92,6 +94,8 @@ def load_utility(task: str, data: Files = None, **settings: Any) -> Utility:
     if not paths:
         raise InputError(f'task "{task}" needs an evaluation file; give --data')
     read = read_data(paths, config)
+    if dataset is not None:
+        read.content["dataset"] = dataset
     utility = _LOADERS.get(kind, callables.load)(read, wanted)
     read.warnings += [f"{read.path}: {one}" for one in warnings_of(utility.examples)]
     return sampled(replace(utility, data=(read,)), config)

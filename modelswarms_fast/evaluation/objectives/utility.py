@@ -13,6 +13,7 @@ from modelswarms_fast.config import Sampling
 from modelswarms_fast.errors import InputError, quoted, short
 from modelswarms_fast.evaluation.chat import Chat
 from modelswarms_fast.evaluation.dataset import Data
+from modelswarms_fast.evaluation.padding import Padding
 
 __all__ = ["Answer", "Ask", "Utility", "mean", "mean_error"]
 
@@ -138,6 +139,8 @@ class Utility:
     """How often each example is asked the same. Each sample has a score; that of the example is their mean."""
     pass_k: int | None = None
     """In place of the mean, the chance that of so many samples one has the score 1."""
+    padding: Padding | None = None
+    """How prompts are made longer by tokens that the model reads, where each example asks once; None: not at all."""
 
     @property
     def prompts(self) -> dict[str, list[str]]:
