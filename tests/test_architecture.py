@@ -14,7 +14,7 @@ ROOMS = {
     "ops": set(),
     "records": set(),
     "weights": {"ops"},
-    "compat": {"ops", "weights", "swarm"},
+    "compat": {"ops", "weights", "engines", "evaluation", "records", "runs", "swarm"},
     "engines": {"ops", "weights"},
     "evaluation": {"ops", "weights", "engines", "records"},
     "runs": {"ops", "weights", "engines", "evaluation", "records", "policies", "swarm"},
@@ -76,7 +76,8 @@ def test_a_room_says_what_its_files_are(room):
 
 # Files that decide, and compute no tensor.
 DECIDE = [PACKAGE / "compat" / f"{name}.py" for name in ("published", "moco", "moco_numeric", "draws", "ensembles")]
-DECIDE += [PACKAGE / "swarm.py", PACKAGE / "weights" / "row_table.py", *files("records"), *files("policies")]
+DECIDE += [PACKAGE / "compat" / "model_swarm" / "metrics.py", PACKAGE / "swarm.py"]
+DECIDE += [PACKAGE / "weights" / "row_table.py", *files("records"), *files("policies")]
 
 
 @pytest.mark.parametrize("path", DECIDE)

@@ -37,9 +37,12 @@ class PublishedSwarm:
         InputError: fewer than 2 experts, fewer particles than experts, or randomness per coordinate or expert.
     """
 
-    def __init__(self, config: SwarmConfig, n_experts: int, r: R | None = None) -> None:
+    def __init__(
+        self, config: SwarmConfig, n_experts: int, r: R | None = None, *, children_are_experts: bool = False
+    ) -> None:
         """`r`: the random factors, for a search that is to have those of another; left out, they are drawn from
-        `config.seed`. They are not asked for where `config.randomness` is unit."""
+        `config.seed`. They are not asked for where `config.randomness` is unit. `children_are_experts`: positions are
+        mixtures of all initial particles, for a population that is given the children ready-made."""
         if n_experts < 2:
             raise InputError(f"There is {n_experts} expert; a swarm needs at least 2.")
         if config.particles < n_experts:
@@ -55,6 +58,7 @@ class PublishedSwarm:
         self.config = config
         self.particles = config.particles
         self.n_experts = n_experts
+        self._children_are_experts = children_are_experts
         self.iteration = 0
         self.utilities: Floats = np.full(config.particles, np.nan)
         self.personal_best: Floats = np.full(config.particles, -np.inf)
@@ -66,6 +70,8 @@ class PublishedSwarm:
         """[P, 4] of the last moves, in double precision."""
         self._step_length = config.step_length
         self._told = False
+        self.dropped_all = False
+        """Whether no particle is evaluated after the last moves."""
         self._r = r or self._drawn
         self._own = random.Random(f"r {config.seed}")
         self._stream = random.Random(_SEED)
@@ -86,6 +92,8 @@ class PublishedSwarm:
 
     def initial_positions(self) -> Floats:
         """[P, n] each initial position as a mixture of the experts: these first, then the children."""
+        if self._children_are_experts:
+            return np.eye(self.particles)
         mixture = np.zeros((self.particles, self.n_experts))
         mixture[range(self.n_experts), range(self.n_experts)] = 1.0
         for number, child in enumerate(self.children, self.n_experts):
@@ -116,7 +124,7 @@ class PublishedSwarm:
         self.iteration += 1
         if self.iteration > 1:
             self._step_length = max(self._step_length * config.step_length_factor, config.minimum_step_length)
-        dropped_all = self._stream.random() < config.drop_k
+        self.dropped_all = self._stream.random() < config.drop_k
         dropped = np.array([self._stream.random() < config.drop_n for _ in range(self.particles)])
         repel = config.repel_coeff if config.repel else 0.0
         weights = (config.inertia, config.cognitive_coeff, config.social_coeff, repel)
@@ -129,7 +137,7 @@ class PublishedSwarm:
             restarts=(stale >= config.restart_patience * config.patience) & config.restart,
             coefficients=self.coefficients.astype(np.float32),
             step_length=self._step_length,
-            evaluate=~(dropped | dropped_all),
+            evaluate=~(dropped | self.dropped_all),
         )
 
     def tell(self, utilities: Sequence[float] | Floats) -> BestUpdate:

@@ -126,7 +126,7 @@ class Raised(_Schema):
 class Config(_Schema):
     """config.json: what was asked for. Beside these fields it has every setting."""
 
-    run: Literal["search", "token-swarm", "compare", "sweep", "study"] | None = None
+    run: Literal["search", "token-swarm", "compare", "sweep", "study", "model_swarm"] | None = None
     """The command."""
     directory: str | None = None
     """The folder that it was started in."""

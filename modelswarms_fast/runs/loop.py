@@ -16,7 +16,7 @@ from modelswarms_fast.evaluation.objectives import Utility
 from modelswarms_fast.evaluation.racing import Limits, Race
 from modelswarms_fast.policies import Policy
 from modelswarms_fast.records.progress import log
-from modelswarms_fast.swarm import AnySwarm, Floats, Moves
+from modelswarms_fast.swarm import AnySwarm, Bools, Floats, Moves
 from modelswarms_fast.weights.population import Population
 
 S = TypeVar("S", bound=AnySwarm)
@@ -56,6 +56,11 @@ class SearchLoop(Generic[S]):
         """Particles to score."""
         self.limits: Mapping[int, Limits] | None = None
         """What their utilities are compared with; None: every example is wanted."""
+
+    @property
+    def restarts(self) -> Bools:
+        """[P] True for particles that have restarted in the last moves."""
+        return np.zeros(self.swarm.particles, dtype=np.bool_) if self._moves is None else self._moves.restarts
 
     def move(self, recorded: Sequence[Sequence[float]] | None = None) -> None:
         """Ask for the next positions, and move the particles there.

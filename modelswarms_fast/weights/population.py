@@ -256,6 +256,16 @@ class Population:
         table = self._weights.table
         return self._serve(int((table.p if best else table.x)[particle]))
 
+    def velocity(self, particle: int) -> torch.Tensor:
+        """[D] a particle's velocity, where its rows lie, valid until the next update; of state="weights"."""
+        assert self._weights is not None
+        return self._weights.rows[int(self._weights.table.v[particle])]
+
+    def global_worst(self) -> torch.Tensor:
+        """[D] the global worst, in the same way."""
+        assert self._weights is not None
+        return self._weights.global_worst
+
     def mixtures(self) -> Floats | None:
         """[P, n] the positions as mixtures of the experts, as `global_best_mixture` has it."""
         if self._mixtures is None:
