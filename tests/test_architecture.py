@@ -75,7 +75,9 @@ def test_a_room_says_what_its_files_are(room):
 
 
 # Files that decide, and compute no tensor.
-DECIDE = [PACKAGE / "compat" / f"{name}.py" for name in ("published", "moco", "moco_numeric", "draws", "ensembles")]
+DECIDE = [
+    PACKAGE / "compat" / f"{name}.py" for name in ("published", "moco_swarm", "moco_numeric", "draws", "ensembles")
+]
 DECIDE += [PACKAGE / "compat" / "model_swarm" / "metrics.py", PACKAGE / "swarm.py"]
 DECIDE += [PACKAGE / "weights" / "row_table.py", *files("records"), *files("policies")]
 

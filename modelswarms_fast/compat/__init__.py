@@ -1,8 +1,8 @@
 """What model_swarm and MoCo decide and compute, for their users: the same numbers from the same settings.
 
-`published` is the policy of model_swarm, `moco` that of MoCo's Swarm and `moco_numeric` MoCo's swarm of plain vectors;
-`draws` has the random numbers that both share. `tensors` merges adapters as both do. `ensembles` has the votes of
-model_swarm's final metrics. The folder `model_swarm/` has its command and its functions.
+`published` is the policy of model_swarm, `moco_swarm` that of MoCo's Swarm and `moco_numeric` MoCo's swarm of plain
+vectors; `draws` has the random numbers that both share. `tensors` merges adapters as both do. `ensembles` has the votes
+of model_swarm's final metrics. The folder `model_swarm/` has its command and its functions.
 """
 
 import importlib

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from modelswarms_fast.compat.draws import coefficients_of
-from modelswarms_fast.compat.moco import MocoConfig
+from modelswarms_fast.compat.moco_swarm import MocoConfig
 from modelswarms_fast.errors import InputError
 
 Vector = npt.NDArray[np.float32]

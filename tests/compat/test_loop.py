@@ -9,7 +9,7 @@ from helpers_golden import config_of, golden, injected_r
 from helpers_population import population_of
 from helpers_rows import assert_same
 
-from modelswarms_fast.compat.moco import MocoConfig, MocoSwarm
+from modelswarms_fast.compat.moco_swarm import MocoConfig, MocoSwarm
 from modelswarms_fast.compat.published import PublishedSwarm
 from modelswarms_fast.compat.tensors import merge_states
 from modelswarms_fast.config import EngineConfig

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from helpers_golden import DTYPES, golden, injected_r
 
-from modelswarms_fast.compat.moco import MocoConfig, MocoSwarm
 from modelswarms_fast.compat.moco_numeric import MocoNumericSwarm
+from modelswarms_fast.compat.moco_swarm import MocoConfig, MocoSwarm
 from modelswarms_fast.errors import InputError
 
 
