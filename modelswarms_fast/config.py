@@ -96,11 +96,17 @@ class Sampling(NamedTuple):
     """How an answer is drawn, where it is not taken greedily."""
 
     temperature: float
-    """Logits are divided by it; from `COLDEST` on."""
+    """Logits are divided by it; from `COLDEST` on. 0: the likeliest token is taken."""
     top_p: float = 1.0
     """Only the likeliest tokens that together have this probability are drawn."""
     seed: int = 0
     """From 0 to 2**63 - 1."""
+    top_k: int = 0
+    """Only so many of the likeliest tokens are drawn; 0: of all. Before top_p."""
+    repetition_penalty: float = 1.0
+    """Makes tokens that the prompt or the answer has less likely: logits above 0 are divided by it, others multiplied.
+
+    Engines of one model only."""
 
 
 COLDEST, HOTTEST = 0.01, 100.0

@@ -39,6 +39,8 @@ class Completion(NamedTuple):
     """Whether each of these was the likeliest token at its position."""
     finite: bool = True
     """Whether all the model's logits were numbers; else the answer says nothing."""
+    ids: Sequence[int] = ()
+    """The tokens that were generated, the end of the sequence included; none for a continuation."""
 
 
 Watch = Callable[[str, int, float, float], None]

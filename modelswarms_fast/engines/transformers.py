@@ -34,14 +34,15 @@ class _DrawnTokens(LogitsProcessor):
     transformers draws for a whole batch from one generator: what it draws depends on what shares the batch.
     """
 
-    def __init__(self, draws: Sequence[Draw | None]) -> None:
-        self._draws = draws
+    def __init__(self, draws: Sequence[Draw | None], prompts: Sequence[int]) -> None:
+        """prompts: the length of each, without its padding."""
+        self._draws, self._prompts = draws, prompts
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        scores = scores.clone()
-        for row, draw in zip(scores, self._draws, strict=True):
+        scores, padded = scores.clone(), max(self._prompts)
+        for row, draw, prompt, ids in zip(scores, self._draws, self._prompts, input_ids, strict=True):
             if draw is not None:
-                token = draw.token(row)
+                token = draw.token(row, ids[padded - prompt :])
                 row.fill_(-torch.inf)
                 row[token] = 0.0
         return scores
@@ -274,14 +275,15 @@ class TransformersEngine:
         inputs = inputs.to(self.device)
         drawn = [None if one.sampling is None else Draw(one.sampling) for one in requests]
         finite = _Finite()
-        processors = LogitsProcessorList([finite, *([_DrawnTokens(drawn)] if any(drawn) else [])])
+        lengths = [len(one.prompt) for one in requests]
+        processors = LogitsProcessorList([finite, *([_DrawnTokens(drawn, lengths)] if any(drawn) else [])])
         output = self.model.generate(**inputs, generation_config=greedy, logits_processor=processors)
         completions = []
         rows = output[:, inputs["input_ids"].shape[1] :].tolist()
         for key, row, good in zip(keys, rows, finite.all(), strict=True):
             tokens = self._until_end(row)
             text = str(self.tokenizer.decode(tokens, skip_special_tokens=True))
-            completions.append((key, Completion(text, len(tokens), finite=good)))
+            completions.append((key, Completion(text, len(tokens), finite=good, ids=tokens)))
         return completions
 
     def _look(self) -> list[tuple[int, Completion]]:

@@ -26,6 +26,7 @@ PROMPT = [11, 12, 13]
 def chances(log_probs, sampling):
     """Token → its probability, written out."""
     warm = {token: value / sampling.temperature for token, value in log_probs.items()}
+    warm = dict(sorted(warm.items(), key=lambda pair: -pair[1])[: sampling.top_k or None])
     total = sum(torch.tensor(list(warm.values())).double().exp().tolist())
     found = {token: float(torch.tensor(value).double().exp()) / total for token, value in warm.items()}
     kept, reached = {}, 0.0
@@ -46,7 +47,10 @@ def check_frequencies(found, expected):
         assert abs(often[token] / count - chance) <= 5 * error + 1 / count
 
 
-CASES = [Sampling(1.0), Sampling(0.5), Sampling(2.0, 0.7), Sampling(1.0, 0.01)]
+CASES = [
+    Sampling(1.0), Sampling(0.5), Sampling(2.0, 0.7), Sampling(1.0, 0.01), Sampling(1.5, top_k=3),
+    Sampling(1.5, 0.7, top_k=3), Sampling(1.0, 0.9, top_k=100),
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("sampling", CASES)
@@ -57,6 +61,36 @@ def test_tokens_are_drawn_as_often_as_they_are_likely(sampling):
         dict(enumerate(torch.log_softmax(logits, 0)[:4].tolist())) | {5: float(logits.log_softmax(0)[5])}, sampling
     )
     check_frequencies([draw.token(logits) for _ in range(2000)], expected)
+
+
+def test_what_was_said_is_less_likely():
+    logits, seen = torch.tensor([2.0, -1.0, 1.5, 0.0]), torch.tensor([0, 0, 1])
+    cold = Sampling(0.0, repetition_penalty=1.5)
+    assert Draw(cold).token(logits) == 0
+    assert Draw(cold).token(logits, seen) == 2
+    draw = Draw(Sampling(1.0, repetition_penalty=2.0))
+    expected = chances(dict(enumerate([1.0, -2.0, 1.5, 0.0])), Sampling(1.0))
+    check_frequencies([draw.token(logits, seen) for _ in range(2000)], expected)
+
+
+def test_the_penalty_is_that_of_transformers(engine):
+    """Greedy answers to prompts of several lengths in one batch; padding is not penalised."""
+    cold = Sampling(0.0, repetition_penalty=1.3)
+    prompts = [PROMPT, PROMPT * 4, [20, 21]]
+    got = complete(engine, [Request(0, prompt, None, cold) for prompt in prompts], 12)
+    for prompt, one in zip(prompts, got, strict=True):
+        found = engine.model.generate(
+            torch.tensor([prompt]), max_new_tokens=12, do_sample=False, repetition_penalty=1.3, pad_token_id=0
+        )
+        assert list(one.ids) == found[0, len(prompt) :].tolist()
+    plain = complete(engine, [Request(0, prompt) for prompt in prompts], 12)
+    assert [one.ids for one in plain] != [one.ids for one in got]
+
+
+def test_a_completion_has_its_tokens(engine):
+    one = complete(engine, [Request(0, PROMPT)], 8)[0]
+    assert len(one.ids) == one.tokens > 0
+    assert one.text == engine.tokenizer.decode(one.ids, skip_special_tokens=True)
 
 
 def texts(engine, expected):

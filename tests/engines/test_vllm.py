@@ -148,6 +148,12 @@ def test_answers_are_drawn_each_by_its_own_seed(engine, oracle, experts, probe, 
     assert together[-1] == complete(engine, [Request(0, prompts[0])], 8)[0]
     assert len({one.text for one in together}) > 3
     oracle.load(0, experts.rows[1])
+    only = complete(engine, [Request(0, prompt, None, Sampling(1.5, top_k=1)) for prompt in prompts], 8)
+    assert only == complete(engine, [Request(0, prompt) for prompt in prompts], 8)
+    again = [Request(0, prompt, None, Sampling(0.0, repetition_penalty=1.3)) for prompt in prompts[:4]]
+    penalised = [list(one.ids) for one in complete(engine, again, 8)]
+    assert penalised == [list(one.ids) for one in complete(oracle, again, 8)]
+    assert penalised != [list(one.ids) for one in only[:4]]
     weights = {token: math.exp(value / 1.5) for token, value in oracle.log_probs(Request(0, probe)).items()}
     whole, count = sum(weights.values()), 400
     seeds = [Request(0, probe, None, Sampling(1.5, 1.0, seed)) for seed in range(count)]

@@ -256,7 +256,7 @@ class EnsembleEngine:
         if one.forced is not None:
             return Completion("", len(one.forced), one.log_prob, one.greedy)
         ids = self._vocabulary.ids[0][torch.tensor(one.tokens, dtype=torch.long)].tolist()
-        return Completion(str(self.tokenizer.decode(ids, skip_special_tokens=True)), len(ids))
+        return Completion(str(self.tokenizer.decode(ids, skip_special_tokens=True)), len(ids), ids=ids)
 
 
 def _ends(model: Any) -> list[int]:

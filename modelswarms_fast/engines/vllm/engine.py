@@ -244,7 +244,7 @@ class VllmEngine:
         texts = self.tokenizer.batch_decode(tokens, skip_special_tokens=True)
         lengths = [self._continuations.pop(key, None) for key in keys]
         return [
-            (key, Completion(text, len(ids)) if length is None else _likelihood(output, length))
+            (key, Completion(text, len(ids), ids=ids) if length is None else _likelihood(output, length))
             for key, output, text, ids, length in zip(keys, outputs, texts, tokens, lengths, strict=True)
         ]
 
