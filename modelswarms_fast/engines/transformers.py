@@ -145,6 +145,10 @@ class TransformersEngine:
         if missing := sorted(info["missing_keys"]):  # transformers would have made them up at random
             raise InputError(f"{base} has no tensor {missing[0]}, which its model needs; give a complete checkpoint.")
         cap_attention(model)
+        # Not the model's own settings: generate() takes each that it is not given from there, such as a penalty.
+        model.generation_config = GenerationConfig(  # type: ignore[no-untyped-call]
+            eos_token_id=model.generation_config.eos_token_id
+        )
         adapter = experts is not None and experts.kind == "lora"
         names: dict[str, str] = {}
         if experts is not None and adapter:
@@ -262,7 +266,6 @@ class TransformersEngine:
         keys = [key for key, (one, limit) in waiting if limit == max_tokens and one.continuation is None]
         keys = sorted(keys, key=lambda key: len(self._waiting[key][0].prompt))[:BATCH]
         requests = [self._waiting.pop(key)[0] for key in keys]
-        # Not the model's own generation config: a penalty or a temperature in it would be one engine's alone.
         greedy = GenerationConfig(  # type: ignore[no-untyped-call]
             max_new_tokens=max_tokens,
             do_sample=False,

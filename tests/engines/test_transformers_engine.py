@@ -6,6 +6,7 @@ import pytest
 from helpers_ensemble import llama
 from helpers_families import FAMILIES, answers, make_full, make_model
 from helpers_models import edit_tensors, make_adapter, make_base
+from helpers_search import write_tokenizer
 
 from modelswarms_fast.engines.protocol import Request, complete
 from modelswarms_fast.engines.transformers import TransformersEngine
@@ -30,6 +31,19 @@ def test_a_head_that_would_be_written_over_the_embeddings_is_refused(tmp_path):
     experts = read_experts(tmp_path / "experts")
     with pytest.raises(InputError, match="tied"):
         TransformersEngine(base, experts)
+
+
+def test_the_models_own_penalty_has_no_effect(tmp_path):
+    """Nor any other setting of its generation_config.json but the end of a sequence: vLLM is not given them."""
+    shape = {"initializer_range": 0.4, "tie_word_embeddings": False}
+    folder, prompt = make_base(tmp_path / "base", shape=shape), Request(None, [5, 6, 7])
+    write_tokenizer(folder)
+    plain = complete(TransformersEngine(folder, None), [prompt], 12)[0]
+    (folder / "generation_config.json").write_text('{"eos_token_id": 2, "repetition_penalty": 5.0, "min_length": 9}')
+    assert complete(TransformersEngine(folder, None), [prompt], 12)[0].ids == plain.ids
+    end = plain.ids[4]
+    (folder / "generation_config.json").write_text(f'{{"eos_token_id": {end}}}')
+    assert complete(TransformersEngine(folder, None), [prompt], 12)[0].ids == plain.ids[: plain.ids.index(end) + 1]
 
 
 @pytest.mark.parametrize(("name", "tensor"), [("Mixtral", "experts.3."), ("Qwen3-MoE", "experts.3."),
