@@ -1,0 +1,268 @@
+"""Engines that stay between calls: each model that is asked for finds the engine that can serve it, or starts one."""
+
+from __future__ import annotations
+
+import gc
+import os
+import threading
+from collections import OrderedDict, deque
+from collections.abc import Hashable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field, replace
+
+import torch
+
+from modelswarms_fast.compat.models import Model, Models
+from modelswarms_fast.config import EngineConfig, Sampling
+from modelswarms_fast.engines.protocol import Engine, Request
+from modelswarms_fast.engines.start import start_here
+from modelswarms_fast.errors import EngineError, InputError
+from modelswarms_fast.weights.experts import Experts
+from modelswarms_fast.weights.free_memory import free_host_memory
+
+NEED = 1.5
+"""Memory that an engine on a CPU is taken to need, in sizes of its base model's files."""
+VISIBLE = "CUDA_VISIBLE_DEVICES"
+CPU = ("cpu",)
+
+Ids = list[int]
+
+
+@dataclass(frozen=True)
+class Job:
+    """Prompts for one model."""
+
+    model: str
+    """Path or hub id."""
+    prompts: Sequence[Ids]
+    max_tokens: int
+    samplings: Sequence[Sampling]
+    """One for each prompt."""
+
+
+@dataclass
+class _Resident:
+    """An engine that runs."""
+
+    engine: Engine
+    devices: tuple[str, ...]
+    base: Hashable
+    """Version of the full model that it was started with; None: of adapters."""
+    loaded: dict[int, Hashable] = field(default_factory=dict)
+    """Slot → version of the model that it serves."""
+
+
+class Fleet:
+    """Generates with any number of models, and keeps their engines.
+
+    Adapters of one base and of one shape share an engine, as do full models of one shape. On GPUs each has an engine
+    on devices of its own; on a CPU they stay as long as there is memory. What was not used for longest ends first.
+    Threads may share a fleet: their calls follow each other.
+    """
+
+    def __init__(self, models: Models, settings: EngineConfig) -> None:
+        """`engines` and `tensor_parallel` of the settings are not used: the devices of a call decide."""
+        self.models, self._settings = models, settings
+        self._engines: OrderedDict[Hashable, _Resident] = OrderedDict()
+        self._lock = threading.RLock()
+        self._visible = [*filter(None, os.environ.get(VISIBLE, "").split(","))]  # others may change it later
+        if torch.cuda.is_available() and not self._visible:
+            self._visible = [str(number) for number in range(torch.cuda.device_count())]
+
+    def generate(
+        self, jobs: Sequence[Job], devices: Sequence[int] = (0,), *, together: bool = False
+    ) -> list[list[Ids]]:
+        """The tokens that each job's model answers to each of its prompts, the end of the sequence included.
+
+        Args:
+            jobs: of any models, some of them several times, with any number of prompts.
+            devices: GPUs, as indices into CUDA_VISIBLE_DEVICES; on a CPU without meaning.
+            together: spread each model over all devices.
+
+        Raises:
+            InputError: a model cannot be read or served, or a prompt is too long.
+            EngineError: an engine failed; the next call starts it anew.
+        """
+        found: list[list[Ids]] = [[[]] * len(job.prompts) for job in jobs]
+        with self._lock:
+            asked: OrderedDict[Hashable, dict[Hashable, tuple[Model, list[int]]]] = OrderedDict()
+            for number, job in enumerate(jobs):
+                if job.prompts:
+                    model = self.models.find(job.model)
+                    asked.setdefault(model.engine, {}).setdefault(model.version, (model, []))[1].append(number)
+            names = self._names(devices)
+            for wave in self._waves(list(asked), names, together):
+                for key, mine in wave.items():
+                    self._prepare(key, next(iter(asked[key].values()))[0], mine, together)
+                with ThreadPoolExecutor(len(wave)) as threads:
+                    done = [threads.submit(self._serve, key, list(asked[key].values()), jobs, found) for key in wave]
+                for one in done:
+                    one.result()
+        return found
+
+    def release(self) -> None:
+        """End all engines, and give their memory back; the next call starts those that it needs."""
+        with self._lock:
+            for key in list(self._engines):
+                self._end(key)
+
+    def _serve(
+        self, key: Hashable, models: Sequence[tuple[Model, list[int]]], jobs: Sequence[Job], found: list[list[Ids]]
+    ) -> None:
+        """Have one engine answer the jobs of these models; those that it has loaded come first."""
+        resident = self._engines[key]
+        engine, slots = resident.engine, range(resident.engine.slots)
+        loaded = set(resident.loaded.values())
+        waiting = deque(sorted(models, key=lambda one: (one[0].version != resident.base, one[0].version not in loaded)))
+        running: dict[int | None, int] = {}
+        """Slot → requests."""
+        places: dict[int, tuple[int | None, int, int]] = {}
+        """Key → slot, job, prompt."""
+        try:
+            while waiting or running:
+                while waiting and (slot := self._slot(resident, waiting[0][0], running, slots)) != -1:
+                    model, numbers = waiting.popleft()
+                    running[slot] = 0
+                    for number in numbers:
+                        job = jobs[number]
+                        for index, (prompt, sampling) in enumerate(zip(job.prompts, job.samplings, strict=True)):
+                            limit = self._limit(engine, model, len(prompt), job.max_tokens)
+                            places[request := len(places)] = slot, number, index
+                            running[slot] += 1
+                            engine.submit(request, Request(slot, prompt, None, sampling), limit)
+                for request, completion in engine.step():
+                    slot, number, index = places[request]
+                    if not completion.finite:
+                        raise EngineError(f"{jobs[number].model} computes NaN; use another dtype, or other weights.")
+                    found[number][index] = list(completion.ids)
+                    running[slot] -= 1
+                    if not running[slot]:
+                        del running[slot]
+        except BaseException:
+            self._end(key)  # what still runs in it is of no use
+            raise
+
+    def _slot(self, resident: _Resident, model: Model, running: dict[int | None, int], slots: range) -> int | None:
+        """Where an engine serves a model from now on, loaded; -1: nowhere yet."""
+        if model.version == resident.base:
+            if running:
+                return -1
+            if resident.loaded:
+                resident.engine.restore()
+                resident.loaded = {}
+            return None
+        if None in running:
+            return -1
+        free = [slot for slot in slots if slot not in running]
+        slot = next((one for one in free if resident.loaded.get(one) == model.version), free[0] if free else -1)
+        if slot != -1 and resident.loaded.get(slot) != model.version:
+            resident.engine.load(slot, model.weights().to(resident.engine.device))
+            resident.loaded[slot] = model.version
+        return slot
+
+    @staticmethod
+    def _limit(engine: Engine, model: Model, length: int, max_tokens: int) -> int:
+        if length >= engine.max_model_len:
+            raise InputError(
+                f"A prompt for {model.folder} has {length} tokens, and the engine takes {engine.max_model_len} with the"
+                " answer; set a larger max_model_len, or shorten it."
+            )
+        return min(max_tokens, engine.max_model_len - length)
+
+    # engines and devices
+
+    def _names(self, devices: Sequence[int]) -> tuple[str, ...]:
+        if not torch.cuda.is_available():
+            return CPU
+        for device in devices:
+            if not 0 <= device < len(self._visible):
+                raise InputError(f"GPU {device} is asked for, but there are {len(self._visible)}; correct gpu_ids.")
+        return tuple(dict.fromkeys(self._visible[device] for device in devices))
+
+    def _waves(
+        self, keys: Sequence[Hashable], names: tuple[str, ...], together: bool
+    ) -> Iterator[dict[Hashable, tuple[str, ...]]]:
+        """Which engines generate at once, and on which devices; on a CPU one after the other."""
+        share = len(names) if together else max(1, len(names) // max(1, len(keys)))
+        left = list(keys)
+        while left:
+            wave = dict[Hashable, tuple[str, ...]]()
+            taken = set[str]()
+            for key in left:
+                resident = self._engines.get(key)
+                if resident is not None and (not together or resident.devices == names):
+                    mine = resident.devices
+                else:
+                    mine = tuple(self._idle_first([name for name in names if name not in taken])[:share])
+                if len(mine) and not taken & set(mine):
+                    wave[key] = mine
+                    taken |= set(mine)
+            left = [key for key in left if key not in wave]
+            yield wave
+
+    def _idle_first(self, names: Sequence[str]) -> list[str]:
+        """Devices without an engine, then those whose engines were not used for longest."""
+        used = [name for resident in self._engines.values() for name in resident.devices]
+        return sorted(names, key=lambda name: used.index(name) if name in used else -1)
+
+    def _prepare(self, key: Hashable, model: Model, devices: tuple[str, ...], together: bool) -> None:
+        """Have the engine of this key on these devices, as the one that was used last."""
+        resident = self._engines.get(key)
+        if resident is not None and resident.devices == devices:
+            self._engines.move_to_end(key)
+            return
+        self._end(key)
+        for other, one in list(self._engines.items()):
+            if self._in_the_way(one, devices, model):
+                self._end(other)
+        form = model.form
+        # An engine of adapters may look at a row; the row of a full model is large, and is not needed.
+        rows = form.rows if form.kind == "full" else model.weights()[None]
+        ranks = len(devices) if together else 1
+        config = replace(self._settings, engines=max(1, len(devices) // ranks), tensor_parallel=ranks)
+        if form.kind == "full":
+            config = replace(config, serve="merged")
+        engine = self._start(model, replace(form, rows=rows, room=rows), config, devices)
+        self._engines[key] = _Resident(engine, devices, model.version if model.folder == model.base else None)
+
+    def _in_the_way(self, resident: _Resident, devices: tuple[str, ...], model: Model) -> bool:
+        """Whether an engine has to end for one of this model; asked of the engines in the order of their use."""
+        if devices != CPU:
+            return bool(set(resident.devices) & set(devices))
+        need = sum(file.stat().st_size for file in model.base.glob("*.safetensors"))
+        return free_host_memory() < NEED * need
+
+    def _start(self, model: Model, form: Experts, config: EngineConfig, devices: tuple[str, ...]) -> Engine:
+        if config.engine == "transformers" and devices == CPU:
+            return start_here(model.base, form, config)
+        from modelswarms_fast.engines.pool.pool import EnginePool
+
+        with _environment(devices):
+            return EnginePool(model.base, form, config)
+
+    def _end(self, key: Hashable) -> None:
+        resident = self._engines.pop(key, None)
+        if resident is None:
+            return
+        with suppress(Exception):  # it may have failed before
+            resident.engine.close()
+        del resident
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+
+@contextmanager
+def _environment(devices: tuple[str, ...]) -> Iterator[None]:
+    """The devices that processes which start now may take."""
+    before = os.environ.get(VISIBLE)
+    if devices != CPU:
+        os.environ[VISIBLE] = ",".join(devices)
+    try:
+        yield
+    finally:
+        if before is not None:
+            os.environ[VISIBLE] = before
+        elif devices != CPU:
+            del os.environ[VISIBLE]

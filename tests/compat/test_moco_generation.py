@@ -1,0 +1,163 @@
+"""Generation as MoCo has it: texts, prompts and the law of what is drawn; engines that stay, and notice new files."""
+
+from collections import Counter
+
+import helpers_moco
+import pytest
+import torch
+from helpers_moco import COLD, SETTINGS, make_expert, make_full, theirs
+from helpers_search import write_tokenizer
+from scipy.stats import chi2
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from modelswarms_fast.compat import fleet as fleet_module
+from modelswarms_fast.compat.moco import generation, session
+from modelswarms_fast.errors import InputError
+
+zoo, compat = helpers_moco.zoo, helpers_moco.compat
+INPUTS = ["bad", "dig", "alongerone", "x"]
+
+
+@pytest.fixture
+def starts(monkeypatch):
+    """The base models of the engines that were started."""
+    found = []
+    start = fleet_module.start_here
+    monkeypatch.setattr(fleet_module, "start_here", lambda base, *more: found.append(base.name) or start(base, *more))
+    return found
+
+
+def test_every_text_is_that_of_transformers(compat, zoo, starts):
+    """Adapters and full models of two shapes, one several times, with unequal and empty lists of inputs."""
+    names = [zoo.a, zoo.other, zoo.b, zoo.a, zoo.base, zoo.c]
+    inputs = [INPUTS, INPUTS[:3], INPUTS[1:], INPUTS[2:], INPUTS[:2], []]
+    expected = [theirs(name, some, 6) if some else [] for name, some in zip(names, inputs, strict=True)]
+    assert compat.distributed_generation(names, inputs, [0]) == expected
+    assert len({text for some in expected for text in some}) > 6
+    assert compat.distributed_generation(names[::-1], inputs[::-1], [0, 1, 2]) == expected[::-1]
+    assert compat.batch_generate_text(zoo.b, 0, INPUTS, 3, 0.7, COLD, 32) == theirs(zoo.b, INPUTS, 3)
+    assert Counter(starts) == {"base": 2, "other": 1}  # adapters of it, and the full model
+
+
+def test_released_engines_start_again(compat, zoo, starts):
+    before = compat.distributed_generation([zoo.a], [INPUTS], [0])
+    compat.release()
+    assert compat.distributed_generation([zoo.a], [INPUTS], [0]) == before
+    assert starts == ["base", "base"]
+
+
+def test_settings_are_read_at_each_call(compat, zoo):
+    lengths = []
+    for length in (6, 2):
+        compat.update_generation_hyperparameters(length, 0.7, COLD, 2)
+        lengths.append(compat.distributed_generation([zoo.a], [INPUTS], [0])[0])
+    assert lengths == [theirs(zoo.a, INPUTS, 6), theirs(zoo.a, INPUTS, 2)]
+    assert compat.distributed_generation([zoo.a], [INPUTS], [0], 4)[0] == theirs(zoo.a, INPUTS, 4)
+
+
+def test_files_that_are_written_again_give_new_answers(compat, zoo, tmp_path, starts):
+    """Of an adapter, which stays in its engine, and of a full model, which is loaded into it."""
+    adapter = make_expert(zoo.base, tmp_path / "soup", 7)
+    full = make_full(tmp_path / "full", 5)
+    names = [adapter, str(full)]
+    first = compat.distributed_generation(names, [INPUTS] * 2, [0])
+    make_expert(zoo.base, tmp_path / "soup", 8)
+    make_full(full, 6)
+    second = compat.distributed_generation(names, [INPUTS] * 2, [0])
+    assert second == [theirs(name, INPUTS, 6) for name in names]
+    assert first[0] != second[0]
+    assert first[1] != second[1]
+    assert len(starts) == 2
+
+
+def test_an_engine_ends_where_another_needs_its_memory(compat, zoo, monkeypatch, starts):
+    compat.distributed_generation([zoo.a], [INPUTS], [0])
+    monkeypatch.setattr(fleet_module, "free_host_memory", lambda: 1)
+    answers = compat.distributed_generation([zoo.other, zoo.b], [INPUTS] * 2, [0])
+    assert answers == [theirs(name, INPUTS, 6) for name in (zoo.other, zoo.b)]
+    assert starts == ["base", "other", "base"]
+    assert len(session.session().fleet._engines) == 1
+
+
+def test_prompts_are_the_chat_template_as_text(zoo):
+    """`<begin>` separates what the answer begins with; a batch whose template fails is sent as it is."""
+    tokenizer = AutoTokenizer.from_pretrained(zoo.a)
+    got = generation.prompts_of(tokenizer, ["bad", "dig<begin>up<begin>", "x"], 2)
+    assert [tokenizer.decode(one).replace(" ", "") for one in got] == ["badZ!", "digZ!up<end>begin<end>", "xZ!"]
+    assert got == [tokenizer(text).input_ids for text in ("badZ!", "digZ!up<begin>", "xZ!")]
+    tokenizer.chat_template = "{% if 'q' in messages[0]['content'] %}{{ raise_exception('no') }}{% endif %}Z"
+    got = generation.prompts_of(tokenizer, ["a", "b", "q", "c"], 2)
+    assert got == [tokenizer(text).input_ids for text in ("Z", "Z", "q", "c")]
+
+
+@pytest.mark.parametrize(
+    ("text", "left"), [("so</think> a b ", "a b"), ("x</think>y</think>\n z", "z"), (" a ", " a "), ("</think>", "")]
+)
+def test_what_a_model_thinks_is_cut_off(text, left):
+    assert generation.after_thought(text) == left
+
+
+def test_tokens_are_drawn_as_often_as_in_moco(compat, zoo):
+    """χ² against softmax(logits / T) of the 50 likeliest, cut to top_p; each call draws anew."""
+    count, temperature, top_p = 2000, 2.5, 0.97
+    found = compat.batch_generate_text(zoo.a, 0, ["bad"] * count, 1, temperature, top_p, 64)
+    assert compat.batch_generate_text(zoo.a, 0, ["bad"] * 50, 1, temperature, top_p, 64) != found[:50]
+    tokenizer, model = AutoTokenizer.from_pretrained(zoo.a), AutoModelForCausalLM.from_pretrained(zoo.a)
+    with torch.no_grad():
+        logits = model(torch.tensor([tokenizer("badZ!").input_ids])).logits[0, -1].double()
+    values, tokens = (logits / temperature).topk(50)
+    chances = values.softmax(0)
+    kept = int((chances.cumsum(0) - chances < top_p).sum())
+    assert 20 < kept < 50
+    chances = chances[:kept] / chances[:kept].sum()
+    texts = tokenizer.batch_decode(tokens[:kept, None], skip_special_tokens=True)
+    often = Counter(found)
+    assert set(often) <= set(texts)
+    statistic = sum(
+        (often[text] - count * p) ** 2 / (count * p) for text, p in zip(texts, chances.tolist(), strict=True)
+    )
+    assert chi2.sf(statistic, kept - 1) > 0.001
+
+
+def test_draws_are_those_of_the_models_own_config(compat, zoo, tmp_path):
+    """top_k and the repetition penalty are not MoCo's settings, and transformers takes them from the model."""
+    full = make_full(tmp_path / "full", 5)
+    models = session.session().models
+    assert generation.sampling_of(models.find(full), 0.7, 0.9)[3:] == (50, 1.0)
+    (full / "generation_config.json").write_text('{"top_k": 1, "repetition_penalty": 1.3, "eos_token_id": 0}')
+    assert generation.sampling_of(models.find(full), 0.7, 0.9) == (0.7, 0.9, 0, 1, 1.3)
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(full), AutoTokenizer.from_pretrained(full)
+    ids = tokenizer("badZ!", return_tensors="pt").input_ids
+    output = model.generate(ids, do_sample=False, max_new_tokens=12, repetition_penalty=1.3, pad_token_id=0)
+    text = tokenizer.decode(output[0, ids.shape[1] :], skip_special_tokens=True)
+    assert compat.batch_generate_text(str(full), 0, ["bad"], 12, 3.0, 1.0, 1) == [text]
+
+
+def test_a_session_draws_the_same_again(zoo, compat):
+    def drawn(seed):
+        session.configure(SETTINGS, seed=seed)
+        return compat.batch_generate_text(zoo.a, 0, INPUTS, 6, 2.0, 1.0, 4)
+
+    assert drawn(0) == drawn(0) != drawn(1)
+
+
+def test_what_cannot_be_served_is_one_sentence(compat, zoo, tmp_path):
+    bare = make_expert(zoo.base, tmp_path / "bare", 1)
+    for file in (tmp_path / "bare").glob("*token*"):
+        file.unlink()
+    with pytest.raises(InputError, match=r"bare has no tokenizer: copy tokenizer.json"):
+        compat.distributed_generation([bare], [INPUTS], [0])
+    write_tokenizer(tmp_path / "bare")  # without a template
+    assert len(compat.distributed_generation([bare], [INPUTS], [0])[0]) == len(INPUTS)
+    with pytest.raises(InputError, match="has 302 tokens, and the engine takes 256"):
+        compat.distributed_generation([zoo.a], [["a" * 300]], [0])
+    with pytest.raises(InputError, match="1 models and 2 lists of inputs"):
+        compat.distributed_generation([zoo.a], [INPUTS] * 2, [0])
+    with pytest.raises(InputError, match="A list of inputs is 'bad'"):
+        compat.distributed_generation([zoo.a], ["bad"], [0])
+    with pytest.raises(InputError, match=r"nowhere does not exist"):
+        compat.distributed_generation([str(tmp_path / "nowhere")], [INPUTS], [0])
+    compat.update_generation_hyperparameters(None, 0.7, COLD, 2)
+    with pytest.raises(InputError, match="MAX_RESPONSE_LENGTH is not set"):
+        compat.distributed_generation([zoo.a], [INPUTS], [0])
+    assert compat.distributed_generation([zoo.a], [["bad"]], [0], 3)[0] == theirs(zoo.a, ["bad"], 3)
