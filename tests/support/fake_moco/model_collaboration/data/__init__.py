@@ -1,0 +1,1 @@
+"""A stand-in with MoCo's names and arguments; whatever generates or merges fails."""
