@@ -58,7 +58,7 @@ class BestUpdate:
 
 
 class AnySwarm(Protocol):
-    """What the loop of a search uses of a swarm: of `Swarm`, or of another with the same methods."""
+    """What the loop of a search uses of a swarm. `bests` and `waiting` are the same for all that inherit it."""
 
     particles: int
     """P"""
@@ -68,8 +68,16 @@ class AnySwarm(Protocol):
     """[P] as told last, NaN before."""
     personal_best: Floats
     """[P] the highest utility of each particle."""
+    global_best: float
+    """The highest utility of all."""
+    global_best_particle: int
+    """The particle that found it."""
     global_worst: float
     """The lowest utility of all."""
+    global_worst_particle: int
+    """The particle that found it."""
+    told: bool
+    """Whether the utilities of the current positions have been told."""
 
     def initial_positions(self) -> Floats:
         """[P, n] each initial position as a mixture of the experts."""
@@ -86,8 +94,17 @@ class AnySwarm(Protocol):
     def stopped(self) -> str | None:
         """Why the search is over, or None if it goes on."""
 
+    @property
+    def waiting(self) -> bool:
+        """Whether the utilities of the last moves have not been told."""
+        return self.iteration > 0 and not self.told
+
     def bests(self) -> dict[str, dict[str, float]]:
         """Global best and worst so far: the particle that found it and its utility."""
+        return {
+            "global_best": {"particle": self.global_best_particle, "utility": self.global_best},
+            "global_worst": {"particle": self.global_worst_particle, "utility": self.global_worst},
+        }
 
 
 def best_of(utilities: Floats) -> int:
@@ -95,7 +112,7 @@ def best_of(utilities: Floats) -> int:
     return int(np.where(np.isfinite(utilities), utilities, -np.inf).argmax())
 
 
-class Swarm:
+class Swarm(AnySwarm):
     """State and decisions of a swarm of P particles that start from n experts.
 
     Random numbers come from a counter-based generator (Philox 4x64) keyed by seed, purpose, iteration
@@ -138,7 +155,7 @@ class Swarm:
         self.global_worst_particle = -1
         self._restart_after = config.restart_patience * (first_patience or config.patience)
         self._step_length = config.step_length
-        self._told = False
+        self.told = False
         self._generator = np.random.Generator(np.random.Philox(0))
 
     def _random(self, purpose: int, iteration: int, particle: int) -> np.random.Generator:
@@ -195,10 +212,10 @@ class Swarm:
         Raises:
             RuntimeError: the initial utilities, or those of the last moves, have not been told.
         """
-        if not self._told:
+        if not self.told:
             raise RuntimeError("tell() the utilities of the last positions before the next ask().")
         config, particles = self.config, self.config.particles
-        self._told = False
+        self.told = False
         self.iteration += 1
         if self.iteration > 1:
             self._step_length = max(self._step_length * config.step_length_factor, config.minimum_step_length)
@@ -247,7 +264,7 @@ class Swarm:
         if self.iteration == 0 and not finite.any():
             raise NoScoreError("No initial particle has a finite utility; check the task, the data and the experts.")
         self.utilities = given.copy()
-        self._told = True
+        self.told = True
 
         high, low = np.where(finite, given, -np.inf), np.where(finite, given, np.inf)
         improved = high > self.personal_best
@@ -267,15 +284,3 @@ class Swarm:
         if self.iteration - self.global_best_iteration >= self.config.patience:
             return "patience"
         return "iterations" if self.iteration >= self.config.iterations else None
-
-    @property
-    def waiting(self) -> bool:
-        """Whether the utilities of the last moves have not been told."""
-        return self.iteration > 0 and not self._told
-
-    def bests(self) -> dict[str, dict[str, float]]:
-        """Global best and worst so far: the particle that found it and its utility."""
-        return {
-            "global_best": {"particle": self.global_best_particle, "utility": self.global_best},
-            "global_worst": {"particle": self.global_worst_particle, "utility": self.global_worst},
-        }

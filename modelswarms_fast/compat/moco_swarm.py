@@ -12,7 +12,7 @@ from modelswarms_fast.compat.draws import R, Source, coefficients_of, draw_partn
 from modelswarms_fast.config import LARGEST
 from modelswarms_fast.errors import InputError
 from modelswarms_fast.errors.arguments import check_fields, check_range
-from modelswarms_fast.swarm import BestUpdate, Floats, Moves, best_of
+from modelswarms_fast.swarm import AnySwarm, BestUpdate, Floats, Moves, best_of
 
 _REST = 3  # moves after a restart in which a model does not restart again
 
@@ -51,7 +51,7 @@ class MocoConfig:
             raise InputError("inertia, cognitive_coeff, social_coeff and repel_coeff are all 0; nothing would move.")
 
 
-class MocoSwarm:
+class MocoSwarm(AnySwarm):
     """The decisions of MoCo's Swarm for n models, with the methods of `Swarm`.
 
     When it is made, it draws partners, and the models that are global best and worst before any has a utility. In each
@@ -80,7 +80,7 @@ class MocoSwarm:
         """Of the next moves."""
         self.coefficients: Floats = np.empty((models, 4))
         """[n, 4] of the last moves, in double precision."""
-        self._told = False
+        self.told = False
         self._source, self._r = source, r or self._drawn
         self.partners = draw_partners(source, models)
         """The model that each model's first velocity points at."""
@@ -108,10 +108,10 @@ class MocoSwarm:
         Raises:
             RuntimeError: the initial utilities, or those of the last moves, have not been told.
         """
-        if not self._told:
+        if not self.told:
             raise RuntimeError("tell() the utilities of the last positions before the next ask().")
         config = self.config
-        self._told = False
+        self.told = False
         self.iteration += 1
         repel = config.repel_coeff if config.repel_term else 0.0
         weights = (config.inertia, config.cognitive_coeff, config.social_coeff, repel)
@@ -137,7 +137,7 @@ class MocoSwarm:
         given = np.array(utilities, dtype=np.float64)
         if given.shape != (self.particles,):
             raise ValueError(f"utilities has shape {given.shape}; give one for each of {self.particles} models")
-        self.utilities, self._told = given, True
+        self.utilities, self.told = given, True
         for history, utility in zip(self.histories, given.tolist(), strict=True):
             history.append(utility)
         finite = np.isfinite(given)
@@ -157,18 +157,6 @@ class MocoSwarm:
         if not _rises(self.global_history, self.config.patience):
             return "patience"
         return "iterations" if self.iteration >= self.config.iterations else None
-
-    @property
-    def waiting(self) -> bool:
-        """Whether the utilities of the last moves have not been told."""
-        return self.iteration > 0 and not self._told
-
-    def bests(self) -> dict[str, dict[str, float]]:
-        """Global best and worst so far: the model that found it and its utility."""
-        return {
-            "global_best": {"particle": self.global_best_particle, "utility": self.global_best},
-            "global_worst": {"particle": self.global_worst_particle, "utility": self.global_worst},
-        }
 
 
 def _rises(history: Sequence[float], patience: int) -> bool:

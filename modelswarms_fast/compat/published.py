@@ -11,7 +11,7 @@ import numpy as np
 from modelswarms_fast.compat.draws import R, coefficients_of, draw_partners
 from modelswarms_fast.config import SwarmConfig
 from modelswarms_fast.errors import InputError, NoScoreError
-from modelswarms_fast.swarm import BestUpdate, Floats, Moves, best_of
+from modelswarms_fast.swarm import AnySwarm, BestUpdate, Floats, Moves, best_of
 
 _SEED = 42  # of all that model_swarm draws but r
 
@@ -24,7 +24,7 @@ class Child(NamedTuple):
     share: float
 
 
-class PublishedSwarm:
+class PublishedSwarm(AnySwarm):
     """The decisions of model_swarm's search for P particles and n experts, with the methods of `Swarm`.
 
     They differ from those of `Swarm` in this:
@@ -69,7 +69,7 @@ class PublishedSwarm:
         self.coefficients: Floats = np.empty((config.particles, 4))
         """[P, 4] of the last moves, in double precision."""
         self._step_length = config.step_length
-        self._told = False
+        self.told = False
         self.dropped_all = False
         """Whether no particle is evaluated after the last moves."""
         self._r = r or self._drawn
@@ -117,10 +117,10 @@ class PublishedSwarm:
         Raises:
             RuntimeError: the initial utilities, or those of the last moves, have not been told.
         """
-        if not self._told:
+        if not self.told:
             raise RuntimeError("tell() the utilities of the last positions before the next ask().")
         config = self.config
-        self._told = False
+        self.told = False
         self.iteration += 1
         if self.iteration > 1:
             self._step_length = max(self._step_length * config.step_length_factor, config.minimum_step_length)
@@ -156,7 +156,7 @@ class PublishedSwarm:
         finite = np.isfinite(given)
         if self.iteration == 0 and not finite.any():
             raise NoScoreError("No initial particle has a finite utility; check the task, the data and the experts.")
-        self.utilities, self._told = given, True
+        self.utilities, self.told = given, True
         high, low = np.where(finite, given, -np.inf), np.where(finite, given, np.inf)
         improved = high > self.personal_best
         self.personal_best = np.where(improved, given, self.personal_best)
@@ -179,15 +179,3 @@ class PublishedSwarm:
         if self.iteration >= patience and self.iteration - self.global_best_iteration >= patience - 1:
             return "patience"
         return "iterations" if self.iteration >= self.config.iterations else None
-
-    @property
-    def waiting(self) -> bool:
-        """Whether the utilities of the last moves have not been told."""
-        return self.iteration > 0 and not self._told
-
-    def bests(self) -> dict[str, dict[str, float]]:
-        """Global best and worst so far: the particle that found it and its utility."""
-        return {
-            "global_best": {"particle": self.global_best_particle, "utility": self.global_best},
-            "global_worst": {"particle": self.global_worst_particle, "utility": self.global_worst},
-        }
