@@ -1,11 +1,13 @@
 """The study of benchmarks/quality/PROTOCOL.md: policies at equal budgets, over several seeds.
 
     python -m benchmarks.quality.policies run  TASK EXPERTS DATA OUT [--methods M,...] [--seeds N] [--budget N]
+    python -m benchmarks.quality.policies beside TASK EXPERTS DATA OUT [--methods M,...] [--seeds N] [--budget N]
     python -m benchmarks.quality.policies test TASK EXPERTS DATA OUT [--json FILE]
 
 `run` makes one search a method and seed in OUT/TASK/METHOD-SEED, by the command line, so that one that was cut goes on.
-What a search has evaluated, the later ones reuse. `test` scores what each method would choose at each budget on test,
-on one engine, and writes FILE. What FILE has is not scored again. policy_tables.py makes the tables of it.
+What a search has evaluated, the later ones reuse. `beside` runs the baselines in OUT/TASK/beside-SEED, those that draw
+nothing with the first seed alone. `test` scores what each search would choose at each budget on test, on one engine,
+and writes FILE. What FILE has is not scored again. policy_tables.py makes the tables of it.
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ import argparse
 import hashlib
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,8 +25,10 @@ import numpy as np
 
 from benchmarks.quality.quality import BASE, machine
 from modelswarms_fast.records.run_folder import read_history, read_json, write_json
+from modelswarms_fast.runs.choose import Rule, Visited, by_posterior, by_shrinking, visited
+from modelswarms_fast.runs.compare import compare
 from modelswarms_fast.runs.experiment import Experiment
-from modelswarms_fast.swarm import best_of
+from modelswarms_fast.runs.shrinkage import best_of_each, expected_test
 
 BUDGETS = (50, 100, 200, 500)
 """Evaluations of all dev examples, those of the experts among them."""
@@ -53,6 +57,24 @@ METHODS: dict[str, tuple[str, ...]] = {
     "guided": ("--policy", "guided", "--patience", "1000"),
     "guided-free": ("--policy", "guided", "--space", "free", "--patience", "1000"),
 }
+BASELINES = (
+    "best_expert",
+    "uniform_soup",
+    "slerp",
+    "dare_ties",
+    "model_stock",
+    "greedy_soup",
+    "vote",
+    "pack",
+    "cbtm",
+    "lorahub",
+    "evolmerge",
+    "random_search",
+)
+DRAWN = ("lorahub", "evolmerge", "random_search")
+"""The baselines that depend on a seed."""
+Choices = dict[str, dict[str, Any]]
+"""By the way to choose."""
 
 
 def settings_of(task: Task, data: Path) -> dict[str, Any]:
@@ -94,44 +116,64 @@ def _ended(folder: Path, iterations: int) -> bool:
     return bool(summary["ended"]) and (summary["stopped"] == "patience" or summary["iterations"] >= iterations)
 
 
-def choices(folder: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """What a search would choose at each budget: its best on dev so far, with what it has cost."""
-    history, evaluations, prompts, seconds = read_history(folder / "history.jsonl"), 0, 0, 0.0
-    best: dict[str, Any] = {"dev": -np.inf}
-    budgets = list(BUDGETS)
-    for line in history:
-        utilities = np.array(line["utilities"], dtype=np.float64)
-        evaluations, prompts = evaluations + len(utilities), prompts + line["prompts"]
-        seconds += line["seconds"]["total"]
-        if (found := best_of(utilities)) is not None and utilities[found] > best["dev"]:
-            best = {"dev": float(utilities[found]), "mixture": line["mixtures"][found], "iteration": line["iteration"]}
-        while budgets and evaluations >= budgets[0]:
-            yield budgets.pop(0), best | {"evaluations": evaluations, "prompts": prompts, "seconds": seconds}
-    for budget in budgets:  # it has ended before
-        yield budget, best | {"evaluations": evaluations, "prompts": prompts, "seconds": seconds}
+def beside(name: str, experts: Path, data: Path, out: Path, methods: Sequence[str], seeds: int, budget: int) -> None:
+    """The baselines of a task that have not ended yet, a seed of all methods at a time."""
+    for seed in range(seeds):
+        some = [method for method in methods if method in DRAWN or seed == 0]
+        if some:
+            folder = out / name / f"beside-{seed}"
+            given = settings_of(TASKS[name], data)
+            compare(experts, out=folder, budget=budget, methods=some, seed=seed, resume=True, progress=True, **given)
+
+
+def choices(folder: Path, ways: dict[str, Callable[[Visited], Rule]], tests: int) -> Iterator[tuple[int, Choices]]:
+    """At each budget the position that a search would choose in each way, and what it expects of it on test."""
+    history = read_history(folder / "history.jsonl")
+    experts = len(read_json(folder / "summary.json")["experts"])
+    evaluations = np.cumsum([len(line["utilities"]) for line in history])
+    for budget in BUDGETS:
+        lines = max(1, int(np.searchsorted(evaluations, budget, side="right")))
+        known, found = visited(history[:lines]), Choices()
+        for way, rule_of in ways.items():
+            rule = rule_of(known)
+            at = int(rule(known.utilities[:, None])[0])
+            assert known.mixtures is not None
+            expected = expected_test(known.scores, at, tests, rule)
+            found[way] = {"dev": float(known.utilities[at]), "mixture": known.mixtures[at].tolist()}
+            found[way] |= {"expected_test": expected, "expert": at < experts}
+        yield budget, found
 
 
 def test(name: str, experts: Path, data: Path, out: Path, file: Path) -> None:
     """Score on test the choices of all searches of a task, and the experts."""
     content: dict[str, Any] = read_json(file) if file.exists() else {"task": name, "scores": {}}
-    content |= {"machine": machine(), "runs": {}}
+    content |= {"machine": machine(), "dev": TASKS[name].dev, "runs": {}, "beside": {}}
     wanted: dict[str, list[float]] = {}
-    for folder in sorted(path for path in (out / name).iterdir() if (path / "summary.json").exists()):
-        method, _, seed = folder.name.rpartition("-")
-        summary = read_json(folder / "summary.json")
-        of_run = {str(budget): choice for budget, choice in choices(folder)}
-        for choice in of_run.values():
-            choice["test"] = _key(choice["mixture"])
-            wanted[choice["test"]] = choice["mixture"]
-        content["runs"].setdefault(method, {})[seed] = of_run
-        content["experts"] = {expert: None for expert in summary["experts"]}
-    for position, expert in enumerate(content["experts"]):
-        unit = [float(position == other) for other in range(len(content["experts"]))]
-        content["experts"][expert] = _key(unit)
-        wanted[_key(unit)] = unit
-    missing = [key for key in wanted if key not in content["scores"]]
     with Experiment(experts, out=out / name / "test", **settings_of(TASKS[name], data)) as experiment:
-        for key in missing:
+        count, tests = len(experiment.names), len(experiment.utility.examples["test"])
+        products = np.eye(count) if experiment.expert_products is None else np.array(experiment.expert_products)
+        ways: dict[str, Callable[[Visited], Rule]] = {
+            "best": lambda known: best_of_each,
+            "posterior": lambda known: by_posterior(known, np.ones_like(known.bests), products),
+            "shrink": lambda known: by_shrinking(known, np.ones_like(known.bests), count),
+        }
+        for folder in sorted(path for path in (out / name).iterdir() if (path / "summary.json").exists()):
+            method, _, seed = folder.name.rpartition("-")
+            of_run = {str(budget): found for budget, found in choices(folder, ways, tests)}
+            for one in (one for found in of_run.values() for one in found.values()):
+                one["test"] = _key(one["mixture"])
+                wanted[one["test"]] = one["mixture"]
+            seconds = [line["seconds"]["total"] for line in read_history(folder / "history.jsonl")]
+            content["runs"].setdefault(method, {})[seed] = {"choices": of_run, "seconds": seconds}
+        for folder in sorted((out / name).glob("beside-*")):
+            for method, found in read_json(folder / "baselines.json")["methods"].items():
+                kept = {key: found[key] for key in ("dev", "evaluations", "prompts", "seconds")}
+                kept["scores"] = "".join(str(int(score)) for score in found["test_scores"])
+                content["beside"].setdefault(method, {})[folder.name.removeprefix("beside-")] = kept
+        units = np.eye(count).tolist()
+        content["experts"] = {expert: _key(unit) for expert, unit in zip(experiment.names, units, strict=True)}
+        wanted |= {_key(unit): unit for unit in units}
+        for key in [key for key in wanted if key not in content["scores"]]:
             scores = experiment.score_mixtures([wanted[key]], "test")[0]
             content["scores"][key] = "".join(str(int(score)) for score in scores)
             write_json(file, content)
@@ -146,21 +188,22 @@ def _key(mixture: Sequence[float]) -> str:
 def main() -> None:
     """Run or test one task."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("run", "test"))
+    parser.add_argument("what", choices=("run", "beside", "test"))
     parser.add_argument("task", choices=TASKS)
     parser.add_argument("experts", type=Path)
     parser.add_argument("data", type=Path)
     parser.add_argument("out", type=Path)
-    parser.add_argument("--methods", default=",".join(METHODS))
+    parser.add_argument("--methods", help="names after commas (default: all)")
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--budget", type=int, default=200)
     parser.add_argument("--json", type=Path)
     given = parser.parse_args()
     where = given.task, given.experts, given.data, given.out
-    if given.what == "run":
-        run(*where, given.methods.split(","), given.seeds, given.budget)
-    else:
+    if given.what == "test":
         test(*where, given.json or given.out / given.task / "tested.json")
+        return
+    methods = given.methods.split(",") if given.methods else METHODS if given.what == "run" else BASELINES
+    (run if given.what == "run" else beside)(*where, list(methods), given.seeds, given.budget)
 
 
 if __name__ == "__main__":

@@ -17,8 +17,6 @@ LEVEL = 0.9
 """Of the interval of `expected_test`: how often it should hold the test score."""
 SAMPLES = 400
 """Of the examples of dev, drawn to see how a choice depends on them."""
-SAMPLES = 400
-"""Of the examples of dev, drawn to see how a choice depends on them."""
 
 
 @dataclass(frozen=True)
