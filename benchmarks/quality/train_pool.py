@@ -18,6 +18,7 @@ import json
 import os
 import random
 import time
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -191,13 +192,14 @@ def main() -> None:
     tokenizer = AutoTokenizer.from_pretrained(base, trust_remote_code=False)
     losses = arguments.out / "losses"
     losses.mkdir(parents=True, exist_ok=True)
-    for number, file in enumerate(arguments.files):
+    for file in arguments.files:
         if (arguments.out / file.stem).exists():
             continue
         pairs = read_training_data(file.parent, [file.stem])[file.stem]
         examples = [encode(tokenizer, prompt.rstrip() + "\n", completion) for prompt, completion in pairs]
         state = arguments.out / f".{file.stem}.safetensors"
-        training = Training(base, examples, SEED + arguments.independent * number, state)
+        seed = zlib.crc32(file.stem.encode()) if arguments.independent else SEED
+        training = Training(base, examples, seed, state)
         training.run()
         write_json(losses / f"{file.stem}.json", asdict(training.progress))
         save(training.model, arguments.out / file.stem, arguments.base)
