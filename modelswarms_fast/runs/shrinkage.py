@@ -79,4 +79,5 @@ def expected_test(
     )
     score = float(outside.mean()) if len(outside) else float(scores[winner].mean())
     half = NormalDist().inv_cdf(0.5 + LEVEL / 2) * math.sqrt(optimism.var() + scores[winner].var() / tests)
-    return {"score": score, "low": score - half, "high": score + half, "level": LEVEL}
+    least, most = float(scores.min()), float(scores.max())  # a mean lies between them
+    return {"score": score, "low": max(score - half, least), "high": min(score + half, most), "level": LEVEL}

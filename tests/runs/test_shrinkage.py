@@ -58,3 +58,9 @@ def test_a_larger_test_split_makes_a_narrower_interval_about_the_same_score():
 def test_one_example_says_something():
     found = expected_test(np.array([[1.0], [0.0]]), 0, 10)
     assert found["score"] == 1
+
+
+def test_the_interval_holds_no_score_that_cannot_be():
+    scores = (np.random.default_rng(0).random((20, 8)) < 0.2).astype(float)
+    found = expected_test(scores, int(scores.mean(axis=1).argmax()), 8)
+    assert found["low"] == 0 < found["score"] < found["high"] <= 1
