@@ -166,8 +166,10 @@ def test(name: str, experts: Path, data: Path, out: Path, file: Path) -> None:
             seconds = [line["seconds"]["total"] for line in read_history(folder / "history.jsonl")]
             content["runs"].setdefault(method, {})[seed] = {"choices": of_run, "seconds": seconds}
         for folder in sorted((out / name).glob("beside-*")):
-            for method, found in read_json(folder / "baselines.json")["methods"].items():
-                kept = {key: found[key] for key in ("dev", "evaluations", "prompts", "seconds")}
+            results = read_json(folder / "baselines.json")
+            budget = results["config"]["budget"]
+            for method, found in results["methods"].items():
+                kept = {"budget": budget} | {key: found[key] for key in ("dev", "evaluations", "prompts", "seconds")}
                 kept["scores"] = "".join(str(int(score)) for score in found["test_scores"])
                 content["beside"].setdefault(method, {})[folder.name.removeprefix("beside-")] = kept
         units = np.eye(count).tolist()

@@ -2,8 +2,12 @@
 
     python -m benchmarks.quality.policy_tables FILE ...
 
-One table: a row a method, its score on test at each budget, averaged over seeds and tasks, with a 95 % interval. One
-more: the difference of each method to `swarm`. Both follow benchmarks/quality/PROTOCOL.md.
+1. The score on test of each method at each budget, averaged over seeds and then over tasks, with a 95 % interval.
+2. The difference of each to `swarm`.
+3. The ways to choose a winner: dev, test, and how often the 90 % interval of `expected_test` held the test score.
+4. Dev examples asked until a method is as good on test as `swarm` is at the end.
+
+All follow benchmarks/quality/PROTOCOL.md.
 """
 
 from __future__ import annotations
@@ -19,37 +23,57 @@ import numpy.typing as npt
 from modelswarms_fast.records.run_folder import read_json
 
 SAMPLES, SEED, LEVEL = 10_000, 0, 0.95
-BASELINE = "swarm"
+BASELINE, WAY, PRIMARY = "swarm", "best", "200"
 Floats = npt.NDArray[np.float64]
+Task = dict[str, Any]
 
 
-def scores_of(content: dict[str, Any], method: str, budget: str) -> Floats:
-    """[seeds, examples] scores on test of what a method chose at a budget."""
-    runs = content["runs"][method].values()
-    return np.array([[float(one) for one in content["scores"][run[budget]["test"]]] for run in runs])
+def scores_of(content: Task, method: str, budget: str, way: str = WAY) -> Floats | None:
+    """[seeds, examples] scores on test of what a method chose at a budget; None where it was not run so far."""
+    if method in content["experts"]:
+        rows = [content["scores"][content["experts"][method]]]
+    elif method in content.get("beside", {}):
+        found = content["beside"][method].values()
+        # A method that draws nothing needs the evaluations of the experts alone, and is the same at every budget.
+        rows = [one["scores"] for one in found if len(found) == 1 or str(one["budget"]) == budget]
+    else:
+        of_seeds = [run["choices"].get(budget) for run in content["runs"].get(method, {}).values()]
+        rows = [content["scores"][one[way]["test"]] for one in of_seeds if one is not None]
+    return np.array([[float(one) for one in row] for row in rows]) if rows else None
 
 
-def samples(tasks: Sequence[dict[str, Any]], methods: Sequence[str], budget: str, count: int = SAMPLES) -> Floats:
+def methods_of(tasks: Sequence[Task]) -> list[str]:
+    """The methods that all tasks have, the baseline first."""
+    names = [name for kind in ("runs", "beside") for name in tasks[0].get(kind, {})]
+    common = [name for name in names if all(name in {**one["runs"], **one.get("beside", {})} for one in tasks)]
+    return sorted(common, key=lambda name: name != BASELINE)
+
+
+def samples(tasks: Sequence[Task], methods: Sequence[str], budget: str, count: int = SAMPLES) -> Floats:
     """[count, methods] bootstrap samples of the score on test, averaged over seeds and then over tasks.
 
-    Test examples are drawn for all methods together, seeds for each method by itself.
+    Test examples are drawn for all methods together, seeds for each method by itself. NaN where a method was not run.
     """
     random = np.random.default_rng(SEED)
     means = np.zeros((count, len(methods)))
     for content in tasks:
         scores = [scores_of(content, method, budget) for method in methods]
-        examples = scores[0].shape[1]
-        for sample in range(count):
-            weights = np.bincount(random.integers(examples, size=examples), minlength=examples) / examples
-            for column, one in enumerate(scores):
-                seeds = random.integers(len(one), size=len(one))
-                means[sample, column] += float((one @ weights)[seeds].mean()) / len(tasks)
+        examples = next(one.shape[1] for one in scores if one is not None)
+        weights = random.multinomial(examples, np.full(examples, 1 / examples), size=count) / examples
+        for column, one in enumerate(scores):
+            if one is None:
+                means[:, column] = np.nan
+                continue
+            of_seeds = weights @ one.T
+            drawn = random.integers(len(one), size=of_seeds.shape)
+            means[:, column] += np.take_along_axis(of_seeds, drawn, axis=1).mean(axis=1) / len(tasks)
     return means
 
 
-def mean_of(tasks: Sequence[dict[str, Any]], method: str, budget: str) -> float:
-    """The score on test, averaged over seeds and then over tasks."""
-    return float(np.mean([scores_of(content, method, budget).mean() for content in tasks]))
+def mean_of(tasks: Sequence[Task], method: str, budget: str) -> float:
+    """The score on test, averaged over seeds and then over tasks; NaN where it was not run."""
+    found = [scores_of(content, method, budget) for content in tasks]
+    return float(np.mean([np.nan if one is None else one.mean() for one in found]))
 
 
 def interval(values: Floats) -> tuple[float, float]:
@@ -58,32 +82,69 @@ def interval(values: Floats) -> tuple[float, float]:
     return float(low), float(high)
 
 
-def tables(tasks: Sequence[dict[str, Any]], count: int = SAMPLES) -> list[str]:
-    """Both tables in Markdown: the methods and budgets that all tasks have."""
-    methods = [method for method in tasks[0]["runs"] if all(method in content["runs"] for content in tasks)]
-    budgets = list(next(iter(tasks[0]["runs"][methods[0]].values())))
+def tables(tasks: Sequence[Task], count: int = SAMPLES) -> list[str]:
+    """The tables of scores and of differences in Markdown: the methods that all tasks have."""
+    methods = methods_of(tasks)
+    budgets = list(next(iter(tasks[0]["runs"][methods[0]].values()))["choices"])
     drawn = {budget: samples(tasks, methods, budget, count) for budget in budgets}
     head = [f"| method | seeds | {' | '.join(budgets)} |", "|---|---:|" + "---:|" * len(budgets)]
     scores, differences = list(head), list(head)
     for column, method in enumerate(methods):
-        seeds = min(len(content["runs"][method]) for content in tasks)
+        seeds = min(len({**content["runs"], **content.get("beside", {})}[method]) for content in tasks)
         found, beside = [], []
         for budget in budgets:
             mean, values = mean_of(tasks, method, budget), drawn[budget]
-            found.append("{:.3f} ({:.3f} to {:.3f})".format(mean, *interval(values[:, column])))
+            known = not np.isnan(mean)
+            found.append("{:.3f} ({:.3f} to {:.3f})".format(mean, *interval(values[:, column])) if known else "")
             if method != BASELINE and BASELINE in methods:
                 difference = mean - mean_of(tasks, BASELINE, budget)
                 paired = values[:, column] - values[:, methods.index(BASELINE)]
-                beside.append("{:+.3f} ({:+.3f} to {:+.3f})".format(difference, *interval(paired)))
+                text = "{:+.3f} ({:+.3f} to {:+.3f})".format(difference, *interval(paired))
+                beside.append("" if np.isnan(difference) else text)
         scores.append(f"| {method} | {seeds} | {' | '.join(found)} |")
         if beside:
             differences.append(f"| {method} | {seeds} | {' | '.join(beside)} |")
     return [*scores, "", *differences]
 
 
+def ways(tasks: Sequence[Task], budget: str = PRIMARY) -> list[str]:
+    """The table of the ways to choose, over the searches of all tasks, methods and seeds, at one budget."""
+    lines = ["| way | searches | dev | test | test - dev | interval held | kept an expert |", "|---|" + "---:|" * 6]
+    names = list(next(iter(next(iter(tasks[0]["runs"].values())).values()))["choices"][budget])
+    for way in names:
+        rows = []
+        for content in tasks:
+            for run in (run for seeds in content["runs"].values() for run in seeds.values()):
+                if (found := run["choices"].get(budget, {}).get(way)) is None:
+                    continue
+                test = np.mean([float(one) for one in content["scores"][found["test"]]])
+                expected = found["expected_test"]
+                rows.append((found["dev"], test, expected["low"] <= test <= expected["high"], found["expert"]))
+        dev, test, held, expert = np.array(rows, dtype=np.float64).mean(axis=0)
+        lines.append(
+            f"| {way} | {len(rows)} | {dev:.3f} | {test:.3f} | {test - dev:+.3f} | {held:.2f} | {expert:.2f} |"
+        )
+    return lines
+
+
+def needed(tasks: Sequence[Task]) -> list[str]:
+    """The table of the dev examples that each method asks until it is as good as the baseline at the end."""
+    lines = ["| method | task | budget | dev examples |", "|---|---|---:|---:|"]
+    for content in tasks:
+        budgets = list(next(iter(content["runs"][BASELINE].values()))["choices"])
+        goal = mean_of([content], BASELINE, budgets[-1])
+        for method in content["runs"]:
+            reached = (budget for budget in budgets if mean_of([content], method, budget) >= goal)
+            budget = next(reached, None)
+            cost = "" if budget is None else f"{int(budget) * content['dev']:,}"
+            lines.append(f"| {method} | {content['task']} | {budget or 'not reached'} | {cost} |")
+    return lines
+
+
 def main() -> None:
     """Print the tables of the files on the command line, a task each."""
-    print("\n".join(tables([read_json(Path(name)) for name in sys.argv[1:]])))
+    tasks = [read_json(Path(name)) for name in sys.argv[1:]]
+    print("\n".join([*tables(tasks), "", *ways(tasks), "", *needed(tasks)]))
 
 
 if __name__ == "__main__":

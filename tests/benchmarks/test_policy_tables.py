@@ -3,7 +3,13 @@
 import numpy as np
 import pytest
 
-from benchmarks.quality.policy_tables import interval, mean_of, samples, tables
+from benchmarks.quality.policy_tables import interval, mean_of, needed, samples, tables, ways
+
+
+def run(budgets: dict[str, str], dev: float = 0.5, low: float = 0.0):
+    """A search whose winner at each budget has these scores on test."""
+    one = {"dev": dev, "expected_test": {"low": low, "high": 1.0}, "expert": False}
+    return {"choices": {budget: {"best": one | {"test": key}} for budget, key in budgets.items()}}
 
 
 def content(rates: dict[str, float], seeds: int = 4, examples: int = 400):
@@ -14,12 +20,12 @@ def content(rates: dict[str, float], seeds: int = 4, examples: int = 400):
         for seed in range(seeds):
             key = f"{method}{seed}"
             scores[key] = "".join(str(int(one)) for one in random.random(examples) < rate)
-            runs.setdefault(method, {})[str(seed)] = {"50": {"test": key}, "200": {"test": key}}
-    return {"runs": runs, "scores": scores}
+            runs.setdefault(method, {})[str(seed)] = run({"50": key, "200": key})
+    return {"task": "made up", "dev": 100, "experts": {}, "runs": runs, "scores": scores}
 
 
 def test_means_are_over_seeds_and_then_over_tasks():
-    one = {"runs": {"swarm": {"0": {"50": {"test": "a"}}, "1": {"50": {"test": "b"}}}}}
+    one = {"experts": {}, "runs": {"swarm": {"0": run({"50": "a"}), "1": run({"50": "b"})}}}
     tasks = [one | {"scores": {"a": "1100", "b": "1111"}}, one | {"scores": {"a": "00", "b": "00"}}]
     assert mean_of(tasks, "swarm", "50") == pytest.approx((0.75 + 0.0) / 2)
 
@@ -46,8 +52,33 @@ def test_seeds_are_a_part_of_the_interval():
 
 
 def test_the_tables_have_a_row_a_method():
-    lines = tables([content({"swarm": 0.4, "better": 0.6})], count=50)
+    lines = tables([content({"better": 0.6, "swarm": 0.4})], count=50)
     assert [line.split(" | ")[0] for line in lines if line.startswith("| ")] == [
         "| method", "| swarm", "| better", "| method", "| better",
     ]  # fmt: skip
     assert lines[-1].count("+0.2") >= 2
+
+
+def test_baselines_that_draw_nothing_stand_at_every_budget_and_the_others_at_their_own():
+    one = content({"swarm": 0.4})
+    of = {"budget": 200, "scores": "1" * 400}
+    one["beside"] = {"soup": {"0": of}, "lorahub": {"0": of, "1": of}}
+    rows = {line.split(" | ")[0]: line for line in tables([one], count=50)[:5]}
+    assert rows["| soup"].count("1.000 (") == 2
+    assert rows["| lorahub"].count("1.000 (") == 1
+
+
+def test_the_ways_to_choose_say_how_often_the_interval_held():
+    one = content({"swarm": 0.4})
+    one["runs"]["swarm"]["3"] = run({"50": "swarm0", "200": "swarm0"}, low=0.9)
+    (line,) = [line for line in ways([one]) if line.startswith("| best")]
+    assert line.split(" | ")[1] == "4"
+    assert line.split(" | ")[5] == "0.75"
+
+
+def test_what_a_method_needs_is_counted_in_dev_examples():
+    one = content({"swarm": 0.4, "better": 0.6})
+    assert "| better | made up | 50 | 5,000 |" in needed([one])
+    one["runs"]["better"] = content({"worse": 0.1})["runs"]["worse"]
+    one["scores"] |= content({"worse": 0.1})["scores"]
+    assert "| better | made up | not reached |  |" in needed([one])
