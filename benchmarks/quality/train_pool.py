@@ -69,7 +69,12 @@ class Training:
         random.Random(SEED).shuffle(drawn)
         count = max(1, len(drawn) // HELD_OUT)
         self._held_out, self._examples, self._file = drawn[:count], drawn[count:], file
-        model: Any = AutoModelForCausalLM.from_pretrained(base, dtype=torch.bfloat16, trust_remote_code=False)
+        model: Any = AutoModelForCausalLM.from_pretrained(
+            base,
+            dtype=torch.bfloat16,
+            trust_remote_code=False,
+            attn_implementation="eager",  # on a CPU a step of short examples takes a quarter less than with sdpa
+        )
         torch.manual_seed(seed)
         config = LoraConfig(r=RANK, lora_alpha=ALPHA, target_modules="all-linear", task_type="CAUSAL_LM")
         self.model = get_peft_model(model, config).train()  # A and B in float32
