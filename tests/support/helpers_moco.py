@@ -25,6 +25,7 @@ def write_chat_tokenizer(folder):
     write_tokenizer(folder)
     tokenizer = AutoTokenizer.from_pretrained(folder)
     tokenizer.chat_template = TEMPLATE
+    tokenizer.model_input_names = ["input_ids", "attention_mask"]  # as Llama has them
     tokenizer.save_pretrained(folder)
 
 
@@ -80,6 +81,5 @@ def theirs(folder, inputs, length):
         for one in inputs
     ]
     batch = tokenizer(texts, return_tensors="pt", padding=True)
-    batch.pop("token_type_ids", None)
     output = model.generate(**batch, max_new_tokens=length, do_sample=False, pad_token_id=tokenizer.eos_token_id)
     return tokenizer.batch_decode(output[:, batch["input_ids"].shape[1] :], skip_special_tokens=True)
