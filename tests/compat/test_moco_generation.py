@@ -1,5 +1,6 @@
 """Generation as MoCo has it: texts, prompts and the law of what is drawn; engines that stay, and notice new files."""
 
+import random
 from collections import Counter
 
 import helpers_moco
@@ -44,6 +45,15 @@ def test_released_engines_start_again(compat, zoo, starts):
     compat.release()
     assert compat.distributed_generation([zoo.a], [INPUTS], [0]) == before
     assert starts == ["base", "base"]
+
+
+def test_the_callers_random_numbers_stay_the_callers(compat, zoo, monkeypatch):
+    """Packages that are imported when an engine starts draw some, and a swarm draws from there."""
+    start = fleet_module.start_here
+    monkeypatch.setattr(fleet_module, "start_here", lambda *given: random.random() and start(*given))
+    state = random.getstate()
+    compat.distributed_generation([zoo.a], [INPUTS], [0])
+    assert random.getstate() == state
 
 
 def test_settings_are_read_at_each_call(compat, zoo):

@@ -8,9 +8,16 @@ from benchmarks.published.moco import DTYPES, compare
 zoo = helpers_moco.zoo
 
 
+@pytest.fixture
+def clone(request):
+    given = request.config.getoption("--moco")
+    assert given is not None, "give --moco CLONE"
+    return given.resolve()
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_a_search_and_its_answers_are_those_of_moco(request, zoo, tmp_path, dtype):
-    found = compare(request.config.getoption("--moco").resolve(), zoo.experts, zoo.other, tmp_path / "both", dtype)
+def test_a_search_and_its_answers_are_those_of_moco(clone, zoo, tmp_path, dtype):
+    found = compare(clone, zoo.experts, zoo.other, tmp_path / "both", dtype)
     assert found["texts_equal"] == found["texts"] > 100
     assert found["tensors_equal"] == found["tensors"] > 1000
     assert found["different_texts"] > 20

@@ -8,7 +8,7 @@ from types import ModuleType
 from typing import Any
 
 from modelswarms_fast.compat.fleet import Job
-from modelswarms_fast.compat.moco.session import session
+from modelswarms_fast.compat.moco.session import session, undisturbed
 from modelswarms_fast.compat.models import Model
 from modelswarms_fast.config import COLDEST, Sampling
 from modelswarms_fast.errors import InputError, quoted
@@ -101,6 +101,7 @@ def _setting(name: str) -> Any:
     return value
 
 
+@undisturbed()
 def _generate(
     names: Sequence[str],
     inputs: Sequence[list[str]],

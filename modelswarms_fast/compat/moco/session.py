@@ -6,6 +6,8 @@ import atexit
 import os
 import random
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
 
@@ -46,6 +48,16 @@ def session() -> Session:
         if _session is None:
             _session = Session(settings_of(), "end", 0)
         return _session
+
+
+@contextmanager
+def undisturbed() -> Iterator[None]:
+    """Leave the numbers that the module `random` draws next to the caller: packages draw when they are imported."""
+    state = random.getstate()
+    try:
+        yield
+    finally:
+        random.setstate(state)
 
 
 def settings_of(settings: EngineConfig | None = None) -> EngineConfig:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from modelswarms_fast.compat.moco.merging import check_shapes, copy_small_files, weighted, wide_sum
-from modelswarms_fast.compat.moco.session import session
+from modelswarms_fast.compat.moco.session import session, undisturbed
 from modelswarms_fast.compat.moco_swarm import MocoConfig, MocoSwarm
 from modelswarms_fast.compat.models import Model, read
 from modelswarms_fast.config import LARGEST
@@ -91,7 +91,8 @@ class Swarm:
             iterations=LARGEST,
         )
         self._models = session().models
-        self._forms = self._read()
+        with undisturbed():
+            self._forms = self._read()
         self._policy = MocoSwarm(config, len(self.model_paths))
         self.restart_counter = self._policy.restart_counter
         if not fast_merge:
