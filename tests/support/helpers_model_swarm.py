@@ -18,7 +18,7 @@ QUICK = ["--engine", "transformers", "--dtype", "float32", "-m", "3", "-p", "5",
 
 def make_place(folder: Path, experts=NAMES, dtype=None, **shape) -> Path:
     """Experts, a base of one-letter tokens, and a data set of each kind."""
-    base = make_base(folder / "base", shape={"max_position_embeddings": 400, **shape})
+    base = make_base(folder / "base", shape={"max_position_embeddings": 400, "eos_token_id": 0, **shape})
     write_tokenizer(base)
     for seed, name in enumerate(experts):
         make_adapter(

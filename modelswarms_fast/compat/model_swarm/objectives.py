@@ -68,6 +68,17 @@ def data_file(dataset: str) -> Path:
     return path
 
 
+def tasks_of(eval_type: str, dataset: str) -> tuple[str, ...]:
+    """The data sets of an evaluation: two for a domain of multitask. Raises InputError for an unknown one."""
+    if eval_type not in EVAL_TYPES:
+        raise InputError(f"eval_type is {quoted(eval_type)}; choose {', '.join(EVAL_TYPES)}.")
+    if eval_type != "multitask":
+        return (dataset,)
+    if dataset not in DOMAINS:
+        raise InputError(f"dataset is {quoted(dataset)}; choose a domain for multitask: {', '.join(DOMAINS)}.")
+    return DOMAINS[dataset]
+
+
 def load_objective(
     eval_type: str,
     dataset: str,
@@ -82,18 +93,13 @@ def load_objective(
     `options` are those of the objective that scores: of `reward`, `judge` or `toxicity`. `only`: "one" or "two" for the
     utility of that task of multitask alone. Raises InputError.
     """
-    if eval_type not in EVAL_TYPES:
-        raise InputError(f"eval_type is {quoted(eval_type)}; choose {', '.join(EVAL_TYPES)}.")
+    names = tasks_of(eval_type, dataset)
     if only not in (None, "one", "two"):
         raise InputError(f"only_one_or_two is {quoted(only)}; choose one or two.")
     settings: dict[str, Any] = {"limit_dev": limit_dev, "limit_test": limit_test, "options": dict(options or {})}
     if eval_type == "multitask":
-        if dataset not in DOMAINS:
-            raise InputError(f"dataset is {quoted(dataset)}; choose a domain for multitask: {', '.join(DOMAINS)}.")
-        parts = [
-            load_utility("multiple_choice", data_file(name), dataset=name, **settings) for name in DOMAINS[dataset]
-        ]
-        return _both(parts, DOMAINS[dataset], only)
+        parts = [load_utility("multiple_choice", data_file(name), dataset=name, **settings) for name in names]
+        return _both(parts, names, only)
     task = f"reward:{_REWARDS[eval_type]}" if eval_type in _REWARDS else _TASKS.get(eval_type, eval_type)
     if eval_type == "rm_reverse":
         settings["options"] |= {"adversarial": "yes"}
@@ -105,7 +111,7 @@ def load_objective(
     return Objective(eval_type, replace(utility, reduce=lambda split, scores: _mean(scores)))
 
 
-def _both(parts: Sequence[Utility], names: Sequence[str], only: str | None) -> Objective:
+def _both(parts: Sequence[Utility], names: tuple[str, ...], only: str | None) -> Objective:
     """Two tasks, whose harmonic mean is the utility, or the utility of one of them."""
     joined = join("multitask", parts, [1.0, 1.0], "harmonic")
 
@@ -118,7 +124,7 @@ def _both(parts: Sequence[Utility], names: Sequence[str], only: str | None) -> O
         a, b = both if sum(both) else (_DUMMY, _DUMMY)
         return {"one": a, "two": b}[only] if only else 2 * a * b / (a + b)
 
-    return Objective("multitask", replace(joined, reduce=reduce), tuple(names), utilities)
+    return Objective("multitask", replace(joined, reduce=reduce), names, utilities)
 
 
 def _mean(scores: Scores) -> float:
