@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import shutil
 import socket
 from pathlib import Path
 
@@ -86,3 +87,21 @@ def said(run: Path) -> list[str]:
     """What model_swarm's log has, without times."""
     lines = [line for line in (run / "log.txt").read_text().splitlines() if line.startswith("INFO:root:")]
     return [line.removeprefix("INFO:root:") for line in lines]
+
+
+def make_place_of_all(folder: Path) -> Path:
+    """Twelve experts, others of eleven layers, and forty examples a split: for what the original can evaluate here."""
+    experts = tuple(f"expert_{letter}" for letter in "abcdefghijkl")
+    deep = make_place(folder / "made", experts, num_hidden_layers=11)
+    make_place(folder, experts)
+    for name, new in (("base", "deep"), ("initial_experts", "deep_experts")):
+        (deep / name).rename(folder / new)
+    shutil.rmtree(deep)
+    for expert in experts:  # its multitask passes no base on, and loads the folder by itself
+        write_tokenizer(folder / "initial_experts" / expert)
+    write_choices(folder, "quiz", 40)
+    write_questions(folder, "nlgraph", 40)
+    write_questions(folder, "maths", 40)
+    for name in ("hearsay", "citation_prediction_classification"):
+        write_choices(folder, name, 20, seed=len(name))
+    return folder
