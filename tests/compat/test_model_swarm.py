@@ -5,13 +5,17 @@ import logging
 import math
 import re
 import shutil
+import sys
+from types import SimpleNamespace
 
 import helpers_model_swarm
 import pytest
 import torch
 from helpers_golden import config_of, golden, injected_r
 from helpers_model_swarm import HOST, NAMES, make_place, read, run_in, said, tree
-from safetensors.torch import load_file
+from helpers_scorers import CHAT, endpoint, make_classifier, write_prompts
+from safetensors.torch import load_file, save_file
+from transformers import AutoTokenizer, LlamaForCausalLM
 
 from modelswarms_fast.compat.model_swarm.__main__ import main
 from modelswarms_fast.compat.model_swarm.flags import read_flags
@@ -22,6 +26,7 @@ from modelswarms_fast.compat.tensors import merge_states
 from modelswarms_fast.records.report import write_report
 from modelswarms_fast.records.run_folder import read_history
 
+__all__ = ["endpoint"]  # a fixture
 ADAPTER = {"adapter_config.json", "adapter_model.safetensors", "README.md"}
 TIME = r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d"
 
@@ -348,3 +353,98 @@ def test_flags_are_those_of_search_py():
     assert found.arguments.endswith("dropK='0.5', dropN=0)")
     assert logging.getLogger().level == logging.WARNING
     assert math.isclose(found.swarm["restart_patience"], 0.5)
+
+
+def test_full_checkpoints_are_searched(tmp_path):
+    """model_swarm says that it can, and ends with an error."""
+    place = make_place(tmp_path)
+    for seed, name in enumerate(NAMES):
+        folder = place / "full" / name
+        shutil.copytree(place / "base", folder)
+        weights, generator = load_file(folder / "model.safetensors"), torch.Generator().manual_seed(seed)
+        changed = {key: one + torch.randn(one.shape, generator=generator) / 20 for key, one in weights.items()}
+        save_file(changed, folder / "model.safetensors", {"format": "pt"})
+    words = ["-e", "exact_match", "-d", "nlgraph", "-i", "full", "--fast_merge", "0", "-m", "2"]
+    run = run_in(place, *words)
+    found = load_file(run / "global_best" / "model.safetensors")
+    assert found.keys() == changed.keys()
+    assert LlamaForCausalLM.from_pretrained(run / "particle_1" / "now").config.hidden_size == 32
+
+
+def test_children_of_full_checkpoints_are_refused(place, monkeypatch, capsys):
+    for name in NAMES:
+        shutil.copytree(place / "base", place / "full" / name)
+    monkeypatch.chdir(place)
+    words = [
+        "-n",
+        "bad",
+        "-e",
+        "exact_match",
+        "-d",
+        "nlgraph",
+        "-i",
+        "full",
+        "--populate_initial_experts",
+        "1",
+        "--initial_experts_num",
+        "9",
+    ]
+    assert main([*words, *helpers_model_swarm.QUICK]) == 2
+    assert "are full checkpoints, of which no children are made" in capsys.readouterr().err
+
+
+def test_rewards_are_scored_as_published(place, tmp_path):
+    model = make_classifier(tmp_path / "reward", max_position_embeddings=512)
+    options = [f"--option=model={model}", "--option=low=-1", "--option=high=1", "--option=dtype=float32"]
+    words = ["-d", "rm", "-m", "0", "--limit_dev", "3", "--limit_test", "3", *options]
+    write_prompts(place / "data" / "eval" / "rm.json", "abc", "bad", "ada", "fig")
+    runs = {kind: run_in(place, "-e", f"rm_{kind}", *words, name=kind) for kind in ("default", "concise", "reverse")}
+    scores = {kind: read(run / "particle_1" / "personal_best" / "scores.json") for kind, run in runs.items()}
+    assert scores["reverse"] == pytest.approx([-(score + 1) / 2 for score in scores["default"]])
+    assert all(0 <= score <= 1 for score in scores["default"] + scores["concise"])
+    best = read(runs["default"] / "utility_scratchpad.json")["particle_1_best"]
+    assert best == sum(scores["default"]) / 3
+    assert any("ending_top-k_ensemble_test_accuracy" in line for line in said(runs["reverse"]))
+
+
+def test_toxicity_is_that_of_a_scorer(place):
+    prompts = ["abc", "bad", "ada", "fig"]
+    write_prompts(place / "data" / "eval" / "realtoxicityprompts.json", *prompts)
+    words = ["-e", "external_api", "-d", "realtoxicityprompts", "-m", "1", "--option=scorer=helpers_toxicity:loud"]
+    run = run_in(place, *words, name="toxicity")
+    scratchpad = read(run / "utility_scratchpad.json")
+    for i in range(3):
+        scores = read(run / f"particle_{i}" / "personal_best" / "scores.json")
+        assert set(scores) <= {0.25, 0.5, 1}
+        assert scratchpad[f"particle_{i}_best"] == sum(scores) / len(scores)
+
+
+def test_ratings_are_those_of_a_judge(tmp_path, endpoint):
+    place = make_place(tmp_path, max_position_embeddings=1024)
+    tokenizer = AutoTokenizer.from_pretrained(place / "base")
+    tokenizer.chat_template = CHAT
+    tokenizer.save_pretrained(place / "base")
+    write_prompts(place / "data" / "eval" / "human_cars.json", "Which?", "Why?")
+    options = [f"--option={one}" for one in ("model=m", f"endpoint={endpoint.url}", f"cache={tmp_path}/cache")]
+    run = run_in(place, "-e", "human", "-d", "human_cars", "-m", "1", *options)
+    scores = read(run / "particle_0" / "personal_best" / "scores.json")
+    assert read(run / "utility_scratchpad.json")["particle_0_best"] == sum(scores) / 2
+    assert all(isinstance(score, int) and 1 <= score <= 10 for score in scores)
+    assert "Instruction: Which?" in "".join(one["messages"][0]["content"] for one in endpoint.seen)
+
+
+def test_numbers_are_shown_in_weights_and_biases(place, monkeypatch):
+    shown, made = [], []
+    config = SimpleNamespace(update=made.append)
+    fake = SimpleNamespace(
+        init=lambda **given: made.append(given) or SimpleNamespace(config=config), log=shown.append, finish=lambda: None
+    )
+    monkeypatch.setitem(sys.modules, "wandb", fake)
+    monkeypatch.delenv("WANDB_MODE")
+    run = run_in(place, "-e", "exact_match", "-d", "nlgraph", "-m", "1", "--project_name_wb", "swarms", name="shown")
+    assert made[0] == {"name": run.name, "project": "swarms"}
+    scratchpad = read(run / "utility_scratchpad.json")
+    assert [numbers["g"] for numbers in shown[:2]] == scratchpad["g_history"]
+    assert list(shown[0]) == ["g", "g_worst", "particle_0_now", "particle_1_now", "particle_2_now"]
+    assert "ending_best_validation_utility" in shown[2]
+    assert list(shown[3]) == ["starting_top-k_ensemble_dev_accuracy", "ending_top-k_ensemble_dev_accuracy"]

@@ -53,10 +53,15 @@ def search(settings: Settings) -> dict[str, Any]:
         limit_test=settings.limit_test,
     )
     paths, base = expert_paths(settings.experts), resolve_base(settings.base)
-    check_experts(paths, base)
+    kind = check_experts(paths, base)
     if settings.padding == "reference":
         objective = padded(objective, tokenizer_of(base))
     config = SwarmConfig(particles=max(settings.particles or 0, len(paths)), **settings.swarm)
+    if config.particles > len(paths) and kind == "full":
+        raise InputError(
+            f"the experts in {settings.experts} are full checkpoints, of which no children are made; leave "
+            "--populate_initial_experts out."
+        )
     swarm = PublishedSwarm(config, len(paths), settings.draws, children_are_experts=True)
     run = make_run(settings.name)
     begun = False
@@ -76,8 +81,8 @@ def search(settings: Settings) -> dict[str, Any]:
         raise
 
 
-def check_experts(paths: Sequence[str], base: Path) -> None:
-    """Refuse what is no expert, and adapters that are scaled differently. Raises InputError."""
+def check_experts(paths: Sequence[str], base: Path) -> str:
+    """Refuse what is no expert, and adapters that are scaled differently; "lora" or "full". Raises InputError."""
     with system_errors():
         experts = [scan(Path(path), base) for path in paths]
     for expert in experts:
@@ -88,6 +93,7 @@ def check_experts(paths: Sequence[str], base: Path) -> None:
                     f"{expert.config_file}: {name} is {mine}, but {first} in {experts[0].config_file}; model_swarm "
                     "mixes tensors of one scaling, give such experts to modelswarms-fast search."
                 )
+    return experts[0].kind
 
 
 def _open(
