@@ -5,6 +5,7 @@ import sys
 
 import numpy as np
 import pytest
+from cmaes import CMA
 
 from modelswarms_fast.errors import InputError
 from modelswarms_fast.policies import find_policy, load_policy, problem_of
@@ -72,6 +73,26 @@ def test_positions_without_a_score_count_as_the_worst():
     assert np.nanmax([utilities for _, utilities in found[-10:]]) > -1e-6
     # A whole generation without any score says nothing, and nothing fails.
     run(space_of("affine", 3), 6, 5, lambda one: np.nan)
+
+
+def generations(monkeypatch, particles, utility, iterations=8):
+    """The losses that the library is told, a generation each."""
+    told = []
+    tell = CMA.tell
+    monkeypatch.setattr(CMA, "tell", lambda self, some: (told.append([loss for _, loss in some]), tell(self, some)))
+    run(space_of("affine", 3), particles, iterations, utility)
+    return told
+
+
+@pytest.mark.parametrize(("particles", "size"), [(2, 4), (3, 6), (4, 4), (6, 6)])
+def test_a_generation_has_four_positions_or_more(monkeypatch, particles, size):
+    assert {len(one) for one in generations(monkeypatch, particles, lambda one: one[0])} == {size}
+
+
+def test_a_loss_without_a_score_is_worse_than_all_of_its_generation(monkeypatch):
+    losses = generations(monkeypatch, 6, lambda one: one[0] if one[0] < 0.5 else np.nan)
+    assert np.isfinite(losses).all()
+    assert any(max(one) == sorted(set(one))[-2] + 1 for one in losses)
 
 
 def test_a_missing_library_is_one_sentence(monkeypatch):

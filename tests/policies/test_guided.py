@@ -91,3 +91,9 @@ def test_positions_of_earlier_runs_guide_the_first_move():
     few = Guided(problem(known=(known[:5], quadratic(known[:5]))))
     few.tell(np.eye(N), quadratic(np.eye(N)))
     assert few.ask() is None
+
+
+def test_no_position_is_proposed_twice():
+    found, _ = searched(problem(particles=8), 6)
+    proposed = found[(SWARM_MOVES + 1) * 8 :]
+    assert len(np.unique(proposed.round(8), axis=0)) == len(proposed)

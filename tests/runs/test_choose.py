@@ -1,6 +1,7 @@
 """Ways to choose the winner of a search, on the exact engine: what is chosen is what is exported, tested and named."""
 
 import os
+from dataclasses import replace
 
 import helpers_search
 import numpy as np
@@ -16,6 +17,7 @@ from modelswarms_fast.runs import evaluate
 from modelswarms_fast.runs.choose import Visited, by_posterior, by_shrinking, visited, way_to_choose
 from modelswarms_fast.runs.resume import resume
 from modelswarms_fast.runs.search import search
+from modelswarms_fast.runs.shrinkage import shrink
 
 tiny = helpers_search.tiny
 SMALL = {"particles": 5, "iterations": 2, "parity_check": "off"}
@@ -38,10 +40,14 @@ def dev_of(out, tiny):
 def test_the_winner_is_exported_and_named_whichever_position_it_is(tiny, tmp_path, way, more, monkeypatch):
     """One that is not the best on dev is exported like any other."""
     picked = {}
+    more_state = more.get("state", "mixture")  # which delta has
 
     def pick(known, allowed, *more):
         at = int(np.flatnonzero(allowed & (known.utilities < known.utilities.max()))[-1])
         picked["known"], picked["at"] = known, at
+        assert (allowed == (np.ones_like(allowed) if more_state == "mixture" else known.bests)).all()
+        if way == "posterior":
+            assert not np.allclose(more[0], np.eye(len(more[0])))  # distances are those of the weights
         return lambda utilities: np.full(utilities.shape[1], at)
 
     monkeypatch.setattr(f"modelswarms_fast.runs.choose.by_{'posterior' if way == 'posterior' else 'shrinking'}", pick)
@@ -107,6 +113,32 @@ def test_shrinking_keeps_a_gain_and_gives_up_chance():
     assert alike.utilities.argmax() != 0
     assert winner(by_shrinking(alike, every[:31], 1), alike) == 0
     assert winner(by_shrinking(good, every & (np.arange(32) != 31), 1), good) != 31
+
+
+def test_shrinking_is_against_an_expert_and_not_a_particle_that_was_drawn():
+    """What a drawn particle has by luck at the start is a gain like any other."""
+    expert = np.tile([1.0, 0.0], 50)
+    drawn = expert.copy()
+    drawn[1] = 1.0
+    known = replace(made([expert, drawn]), iterations=np.zeros(2, int), particles=np.arange(2))
+    assert winner(by_shrinking(known, np.ones(2, bool), 1), known) == 0
+
+
+def test_a_gain_below_its_error_is_given_up():
+    expert = np.tile([1.0, 0.0], 50)
+    more, less = expert.copy(), expert.copy()
+    more[[*range(1, 24, 2), *range(0, 16, 2)]] = [*[1.0] * 12, *[0.0] * 8]
+    less[[*range(1, 16, 2), *range(0, 24, 2)]] = [*[1.0] * 8, *[0.0] * 12]
+    known = made([expert, more, less])
+    found = shrink(known.scores, expert)
+    assert 0 < found.differences[1] < found.errors[1]
+    assert winner(by_shrinking(known, np.ones(3, bool), 1), known) == 0
+
+
+def test_a_position_that_was_not_evaluated_on_every_example_cannot_win():
+    line = {"iteration": 0, "improved": [0], "utilities": [0.5, 0.9, None], "mixtures": [[1, 0], [0, 1], [0.5, 0.5]]}
+    known = visited([line | {"scores": [[0, 1], [None, 1], None]}])
+    assert known.particles.tolist() == [0]
 
 
 def test_the_posterior_prefers_good_company_to_one_lucky_position():
