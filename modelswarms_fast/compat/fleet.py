@@ -183,9 +183,9 @@ class Fleet:
     def _waves(
         self, keys: Sequence[Hashable], names: tuple[str, ...], together: bool
     ) -> Iterator[dict[Hashable, tuple[str, ...]]]:
-        """Which engines generate at once, and on which devices; on a CPU one after the other."""
+        """Which engines generate at once, and on which devices, those that run first; on a CPU one after the other."""
         share = len(names) if together else max(1, len(names) // max(1, len(keys)))
-        left = list(keys)
+        left = sorted(keys, key=lambda key: key not in self._engines)  # before one of them has to end for another
         while left:
             wave = dict[Hashable, tuple[str, ...]]()
             taken = set[str]()

@@ -2,6 +2,7 @@
 
 import random
 from collections import Counter
+from dataclasses import replace
 
 import helpers_moco
 import pytest
@@ -85,8 +86,47 @@ def test_an_engine_ends_where_another_needs_its_memory(compat, zoo, monkeypatch,
     monkeypatch.setattr(fleet_module, "free_host_memory", lambda: 1)
     answers = compat.distributed_generation([zoo.other, zoo.b], [INPUTS] * 2, [0])
     assert answers == [theirs(name, INPUTS, 6) for name in (zoo.other, zoo.b)]
-    assert starts == ["base", "other", "base"]
+    assert starts == ["base", "other"], "the engine that is there generates first"
     assert len(session.session().fleet._engines) == 1
+
+
+@pytest.fixture
+def placed(compat, monkeypatch):
+    """Engines that were started, with the devices that they were given: here they are all this CPU."""
+    found = []
+
+    def start(self, model, form, config, devices):
+        found.append((model.folder.name, devices, config.engines, config.tensor_parallel))
+        return fleet_module.start_here(model.base, form, SETTINGS)
+
+    monkeypatch.setattr(fleet_module.Fleet, "_names", lambda self, devices: tuple(map(str, devices)))
+    monkeypatch.setattr(fleet_module.Fleet, "_start", start)
+    session.configure(replace(SETTINGS, engine="vllm"))  # which may be spread over devices
+    return found
+
+
+def test_models_share_the_devices(compat, zoo, placed):
+    """Engines of one call at once, each on its part; those that stay keep theirs, and the one in the way ends."""
+    names = [zoo.a, zoo.other, zoo.b]
+    answers = [theirs(name, INPUTS, 6) for name in names]
+    assert compat.distributed_generation(names, [INPUTS] * 3, [0, 1, 2, 3]) == answers
+    assert placed == [("a", ("0", "1"), 2, 1), ("other", ("2", "3"), 2, 1)]
+    placed.clear()
+    assert compat.distributed_generation(names, [INPUTS] * 3, [1, 0]) == answers
+    assert placed == []
+    assert compat.distributed_generation([zoo.base], [INPUTS], [1]) == [theirs(zoo.base, INPUTS, 6)]
+    assert placed == [("base", ("1",), 1, 1)]
+    placed.clear()
+    assert compat.distributed_generation(names, [INPUTS] * 3, [2]) == answers
+    assert placed == [("a", ("2",), 1, 1)], "the engine that was there first, then another in its place"
+
+
+def test_a_big_model_is_spread_over_all_devices(compat, zoo, placed):
+    compat.update_generation_hyperparameters(6, 0.7, COLD, 2, big_model_mode=True)
+    names = [zoo.a, zoo.other]
+    answers = [theirs(name, INPUTS, 6) for name in names]
+    assert compat.distributed_generation(names, [INPUTS] * 2, [0, 1]) == answers
+    assert placed == [("a", ("0", "1"), 1, 2), ("other", ("0", "1"), 1, 2)]
 
 
 def test_prompts_are_the_chat_template_as_text(zoo):
