@@ -97,6 +97,8 @@ def test_memory_is_given_back_before_other_models_are_loaded(fake, zoo):
     assert after(lambda: scores.get_scores("t", "reward_model", "dev", ["a"])) == [("reward_model", 1), ("reward", 0)]
     verifier = [("general_verifier", 1), ("verifier", 0)]
     assert after(lambda: scores.get_scores("t", "general_verifier", "dev", outputs=["a"])) == verifier
+    assert after(lambda: generate.batch_generate_text_with_score(zoo.a, 0, ["a"], 2, 0.7, 0.9, 1)) == [("scored", 0)]
+    assert after(lambda: module("utils.logit_arithmetic").LogitArithmetic([zoo.a], ["cpu"], None)) == [("logits", 0)]
     train = module("utils.distributed_sft").distributed_sft
     assert after(lambda: train([zoo.a], ["data"], [0], ["out"])) == [("sft", 0)]
 
@@ -137,6 +139,7 @@ def test_the_command_runs_a_search_of_moco(fake, config, tmp_path):
 
 def test_without_moco_the_command_says_so(config, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["moco", "-c", str(config)])
+    monkeypatch.delitem(sys.modules, command.__name__)
     with pytest.raises(SystemExit) as end:
         runpy.run_module("modelswarms_fast.compat.moco", run_name="__main__")
     assert end.value.code == 2

@@ -22,6 +22,7 @@ PACKAGE = "model_collaboration"
 GENERATION, SWARM, EVAL = f"{PACKAGE}.method.distributed_generation", f"{PACKAGE}.utils.swarm", f"{PACKAGE}.data.eval"
 GRAPHS = f"{PACKAGE}.method.text_heterogeneous_swarms"
 SFT, DPO = f"{PACKAGE}.utils.distributed_sft", f"{PACKAGE}.utils.distributed_dpo"
+LOGITS = f"{PACKAGE}.utils.logit_arithmetic"
 
 
 class _Place(NamedTuple):
@@ -83,6 +84,12 @@ PLACES = (
         _instead(generation.batch_generate_text),
     ),
     _Place(
+        GENERATION,
+        "batch_generate_text_with_score",
+        "model_name, gpu_id, input_list, max_response_length, temperature, top_p, batch_size",
+        _releasing,
+    ),
+    _Place(
         SWARM,
         "Swarm",
         "swarm_base_path, model_paths, base_model, fast_merge, starting_velocity_mode, weight_randomness, inertia, "
@@ -108,6 +115,13 @@ PLACES = (
     ),
     _Place(SFT, "distributed_sft", _TRAINING.format("list_of_sft_data_paths", "05", 3), _releasing, needed=False),
     _Place(DPO, "distributed_dpo", _TRAINING.format("list_of_dpo_data_paths", "06", 1), _releasing, needed=False),
+    _Place(
+        LOGITS,
+        "LogitArithmetic",
+        "model_names, model_devices, tokenizer, system_prompt=None, model_kwargs=None",
+        _releasing,
+        needed=False,
+    ),
     # Threads instead of processes: the engines are here.
     _Place(GRAPHS, "Pool", "", _instead(ThreadPool), needed=False),
 )

@@ -1,5 +1,7 @@
 """Generation; it must have been replaced."""
 
+from model_collaboration.data import eval
+
 MAX_RESPONSE_LENGTH = None
 TEMPERATURE = None
 TOP_P = None
@@ -19,6 +21,10 @@ def update_generation_hyperparameters(max_response_length, temperature, top_p, b
 
 def batch_generate_text(model_name, gpu_id, input_list, max_response_length, temperature, top_p, batch_size):
     raise AssertionError("not replaced")
+
+
+def batch_generate_text_with_score(model_name, gpu_id, input_list, max_response_length, temperature, top_p, batch_size):
+    eval.loaded.append(("scored", eval.engines()))
 
 
 def distributed_generation(list_of_model_name, list_of_input_list, list_of_gpu_id, max_response_length=None):
