@@ -210,6 +210,8 @@ def read_config(folder: Path) -> dict[str, Any]:
     config = run_folder.read_json(path)
     if "run" not in config:
         raise InputError(f"{path} was written by no run that can go on; give the folder of a run.")
+    if config["run"] == "model_swarm":
+        raise InputError(f"{folder} holds a run of model_swarm's flags, which cannot go on; start it again.")
     checks.check(schemas.RecordedConfig, config, path)
     return config
 

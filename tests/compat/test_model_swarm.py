@@ -23,8 +23,10 @@ from modelswarms_fast.compat.model_swarm.metrics import overall_metrics
 from modelswarms_fast.compat.model_swarm.scratchpad import Scratchpad
 from modelswarms_fast.compat.published import PublishedSwarm
 from modelswarms_fast.compat.tensors import merge_states
+from modelswarms_fast.errors import InputError
 from modelswarms_fast.records.report import write_report
 from modelswarms_fast.records.run_folder import read_history
+from modelswarms_fast.runs.resume import resume
 
 __all__ = ["endpoint"]  # a fixture
 ADAPTER = {"adapter_config.json", "adapter_model.safetensors", "README.md"}
@@ -167,6 +169,11 @@ def test_the_report_of_a_run_can_be_written(name, request):
     assert summary["ended"]
     assert summary["end"]["dev"] == read(run / "utility_scratchpad.json")["g"]
     assert len(read_history(run / "history.jsonl")) == len(read(run / "utility_scratchpad.json")["g_history"])
+
+
+def test_a_run_cannot_be_resumed(graph):
+    with pytest.raises(InputError, match="holds a run of model_swarm's flags, which cannot go on; start it again"):
+        resume(graph)
 
 
 def test_a_second_run_of_a_name_has_the_time_in_its_name(place):

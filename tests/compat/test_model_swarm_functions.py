@@ -4,8 +4,10 @@ import json
 import shutil
 
 import pytest
+import torch
 from helpers_model_swarm import NAMES, make_place, read
 from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from modelswarms_fast.compat import model_swarm
 from modelswarms_fast.compat.model_swarm import configure, evaluate, evaluate_test, functions, lora_merge, release
@@ -85,6 +87,28 @@ def test_a_whole_model_is_its_own_base(place):
     weights = load_file(model / "adapter_model.safetensors")
     save_file({name: tensor * 0 for name, tensor in weights.items()}, model / "adapter_model.safetensors")
     assert evaluate(model, "exact_match", "nlgraph", 0, "base") == utility
+
+
+@pytest.mark.parametrize("penalty", [1.0, 1.7])
+def test_answers_are_those_of_generate_on_batches_of_five_without_a_mask(place, penalty):
+    """With what the base's generation_config.json says of repetitions, which counts pads too."""
+    base = place / f"base_{penalty}"
+    shutil.copytree(place / "base", base)
+    (base / "generation_config.json").write_text(json.dumps({"eos_token_id": 0, "repetition_penalty": penalty}))
+    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    model.load_adapter(str(place / "initial_experts" / "bob"))
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    tokenizer.pad_token = tokenizer.eos_token
+    examples, expected = read(place / "data" / "eval" / "nlgraph.json")["dev"], []
+    for first in range(0, len(examples), 5):
+        batch = examples[first : first + 5]
+        ids = tokenizer([one["question"] for one in batch], return_tensors="pt", padding=True).input_ids
+        for one, row in zip(batch, model.generate(ids, max_new_tokens=10, do_sample=False), strict=True):
+            text = tokenizer.decode(row[ids.shape[1] :], skip_special_tokens=True).strip()
+            expected.append(int(one["answer"] in text))
+    evaluate("initial_experts/bob", "exact_match", "nlgraph", 0, str(base), save_dev_flag=True)
+    assert read(place / "initial_experts" / "bob" / "scores_dev.json") == expected
+    assert 0 < sum(expected) < len(expected)
 
 
 def test_a_skipped_evaluation_is_none(place):

@@ -9,14 +9,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from modelswarms_fast.compat.model_swarm.engine import engine_fields, tokenizer_of
+from modelswarms_fast.compat.model_swarm.engine import engine_fields
 from modelswarms_fast.compat.model_swarm.folders import write_results
 from modelswarms_fast.compat.model_swarm.objectives import (
     PADDINGS,
     Objective,
     data_file,
     load_objective,
-    padded,
+    prepared,
     tasks_of,
 )
 from modelswarms_fast.config import EngineConfig
@@ -150,8 +150,7 @@ def _evaluate(
     key = (eval_type, dataset, only, *known_as)
     if key not in served.evaluators:
         objective = load_objective(eval_type, dataset, options=_settings.options, only=only)
-        if _settings.padding == "reference":
-            objective = padded(objective, tokenizer_of(served.base))
+        objective = prepared(objective, served.base, _settings.padding)
         evaluator = Evaluator(served.engine, objective.utility)
         evaluator.keep_answers(objective.keep)
         served.evaluators[key] = (objective, evaluator)

@@ -11,13 +11,16 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from modelswarms_fast.compat.model_swarm.engine import tokenizer_of
 from modelswarms_fast.compat.model_swarm.metrics import CHOICES, EVAL_TYPES
+from modelswarms_fast.config import Sampling
 from modelswarms_fast.errors import InputError, quoted
 from modelswarms_fast.evaluation.dataset import SPLITS
-from modelswarms_fast.evaluation.objectives import Answer, Utility, load_utility
+from modelswarms_fast.evaluation.objectives import Answer, Ask, Utility, load_utility
 from modelswarms_fast.evaluation.objectives.multiple_choice import is_right, parse
 from modelswarms_fast.evaluation.objectives.multitask import DOMAINS, join
 from modelswarms_fast.evaluation.padding import Padding, batches_of
+from modelswarms_fast.records.run_folder import read_json
 
 PADDINGS = ("reference", "clean")
 BATCH = 10
@@ -138,6 +141,34 @@ def _reversed(score: Callable[..., Sequence[float]]) -> Callable[..., list[float
         return [-((1 - one) + 1) / 2 for one in score(examples, answers)]
 
     return scores
+
+
+def prepared(objective: Objective, base: Path, padding: str) -> Objective:
+    """The same as this base model is asked: with padding, unless it is "clean", and its penalty of repetitions.
+
+    Raises InputError for a base model that says neither.
+    """
+    file = base / "generation_config.json"
+    penalty = (read_json(file, "download it again") if file.is_file() else {}).get("repetition_penalty") or 1.0
+    if not isinstance(penalty, int | float) or penalty <= 0:
+        raise InputError(f"{file}: repetition_penalty is {quoted(penalty)}; make it a number above 0.")
+    if penalty != 1:
+        objective = replace(objective, utility=_penalised(objective.utility, float(penalty)))
+    return padded(objective, tokenizer_of(base)) if padding == "reference" else objective
+
+
+def _penalised(utility: Utility, penalty: float) -> Utility:
+    sampling, follow_up = Sampling(0.0, repetition_penalty=penalty), utility.follow_up
+
+    def penalised(ask: Ask) -> Ask:
+        return ask._replace(sampling=sampling)
+
+    def follow(example: dict[str, Any], answers: Sequence[Answer]) -> Ask | None:
+        ask = None if follow_up is None else follow_up(example, answers)
+        return None if ask is None else penalised(ask)
+
+    asks = {split: [tuple(map(penalised, some)) for some in asked] for split, asked in utility.asks.items()}
+    return replace(utility, asks=asks, follow_up=None if follow_up is None else follow)
 
 
 def padded(objective: Objective, tokenizer: Any) -> Objective:

@@ -9,7 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from modelswarms_fast.compat.model_swarm.engine import count_engines, tokenizer_of
+from modelswarms_fast.compat.model_swarm.engine import count_engines
 from modelswarms_fast.compat.model_swarm.events import Events
 from modelswarms_fast.compat.model_swarm.flags import Settings
 from modelswarms_fast.compat.model_swarm.folders import (
@@ -18,7 +18,7 @@ from modelswarms_fast.compat.model_swarm.folders import (
     make_run,
     now_string,
 )
-from modelswarms_fast.compat.model_swarm.objectives import Objective, data_file, load_objective, padded
+from modelswarms_fast.compat.model_swarm.objectives import Objective, data_file, load_objective, prepared
 from modelswarms_fast.compat.model_swarm.particles import (
     begin_folders,
     check_trajectory,
@@ -54,8 +54,7 @@ def search(settings: Settings) -> dict[str, Any]:
     )
     paths, base = expert_paths(settings.experts), resolve_base(settings.base)
     kind = check_experts(paths, base)
-    if settings.padding == "reference":
-        objective = padded(objective, tokenizer_of(base))
+    objective = prepared(objective, base, settings.padding)
     config = SwarmConfig(particles=max(settings.particles or 0, len(paths)), **settings.swarm)
     if config.particles > len(paths) and kind == "full":
         raise InputError(
