@@ -41,7 +41,9 @@ from modelswarms_fast.weights.base_model import resolve_base
 RANK, ALPHA, SEED = 16, 32, 0
 LEARNING_RATE, WARMUP = 1e-3, 20
 STEPS, PATIENCE, PHASES, DECAY = 45, 2, 2, 1 / 3
-"""Steps between two measurements, of which so many without a better one end a phase; phases; a later one's rate."""
+"""Steps between two measurements, of which so many without a fall end a phase; phases; a later one's rate."""
+FALL = 0.002
+"""Less is no fall of the loss: an expert that makes no mistake could be trained for ever."""
 HELD_OUT = 10
 """One example in so many."""
 
@@ -121,12 +123,11 @@ class Training:
                 total, tokens = total + float(completion_loss(self.model, batch)) * count, tokens + count
         loss = total / tokens
         now.held_out.append((now.step, loss))
+        now.failed = 0 if loss < now.best - FALL else now.failed + 1
         if loss < now.best:
-            now.best, now.best_step, now.failed = loss, now.step, 0
+            now.best, now.best_step = loss, now.step
             for name, one in self._weights.items():
                 self._best[name].copy_(one)
-            return
-        now.failed += 1
         if now.failed == PATIENCE:
             now.phase, now.failed = now.phase + 1, 0
             self._go_back()
