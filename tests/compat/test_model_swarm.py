@@ -3,9 +3,12 @@
 import json
 import logging
 import math
+import os
 import re
 import shutil
+import signal
 import sys
+import time
 from types import SimpleNamespace
 
 import helpers_model_swarm
@@ -455,3 +458,25 @@ def test_numbers_are_shown_in_weights_and_biases(place, monkeypatch):
     assert list(shown[0]) == ["g", "g_worst", "particle_0_now", "particle_1_now", "particle_2_now"]
     assert "ending_best_validation_utility" in shown[2]
     assert list(shown[3]) == ["starting_top-k_ensemble_dev_accuracy", "ending_top-k_ensemble_dev_accuracy"]
+
+
+def test_a_kill_leaves_no_file_half_written(place, monkeypatch):
+    """Files are written under other names and renamed, whenever a run ends."""
+    monkeypatch.chdir(place)
+    words = ["-e", "multiple_choice", "-d", "quiz", "--files", "every", "--correctness_emergence", "1", "-m", "30"]
+    for lines in range(5):  # of the history, before it is killed
+        child = os.fork()
+        if child == 0:
+            os._exit(main(["-n", f"killed{lines}", *helpers_model_swarm.QUICK, *words, "-p", "30"]))
+        run = place / "search" / f"killed{lines}_{HOST}"
+        while not (run / "history.jsonl").exists() or (run / "history.jsonl").read_bytes().count(b"\n") < lines:
+            time.sleep(0.01)
+        time.sleep(0.007 * lines)
+        os.kill(child, signal.SIGKILL)
+        assert os.waitpid(child, 0)[1] == signal.SIGKILL
+        for path in run.rglob("*"):
+            if path.suffix == ".json" and not path.name.startswith("."):
+                json.loads(path.read_text())
+            elif path.suffix == ".safetensors" and not path.name.startswith("."):
+                assert load_file(path)
+    assert (run / "global_best" / "adapter_model.safetensors").exists()
