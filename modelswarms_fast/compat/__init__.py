@@ -3,7 +3,8 @@
 `published` is the policy of model_swarm, `moco_swarm` that of MoCo's Swarm and `moco_numeric` MoCo's swarm of plain
 vectors; `draws` has the random numbers that both share. `tensors` merges adapters as both do. `ensembles` has the votes
 of model_swarm's final metrics. The folder `model_swarm/` has its command and its functions. `models` says what a path
-means, `fleet` keeps the engines that serve such models, and `moco/` is MoCo on both.
+means, `fleet` keeps the engines that serve such models, on the GPUs that `devices` gives them, and `moco/` is MoCo on
+both.
 """
 
 import importlib

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import gc
-import os
 import threading
 from collections import OrderedDict, deque
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Hashable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 
 import torch
 
+from modelswarms_fast.compat.devices import CPU, environment, names_of, visible, waves
 from modelswarms_fast.compat.models import Model, Models
 from modelswarms_fast.config import EngineConfig, Sampling
 from modelswarms_fast.engines.protocol import Engine, Request
@@ -23,8 +23,6 @@ from modelswarms_fast.weights.free_memory import free_host_memory
 
 NEED = 1.5
 """Memory that an engine on a CPU is taken to need, in sizes of its base model's files."""
-VISIBLE = "CUDA_VISIBLE_DEVICES"
-CPU = ("cpu",)
 
 Ids = list[int]
 
@@ -53,22 +51,36 @@ class _Resident:
     """Slot → version of the model that it serves."""
 
 
+@dataclass(eq=False)
+class _Call:
+    """A call of `generate`, and what came out."""
+
+    jobs: Sequence[Job]
+    names: tuple[str, ...]
+    """Of devices."""
+    together: bool
+    found: list[list[Ids]] | None = None
+    error: Exception | None = None
+
+
 class Fleet:
     """Generates with any number of models, and keeps their engines.
 
     Adapters of one base and of one shape share an engine, as do full models of one shape. On GPUs each has an engine
     on devices of its own; on a CPU they stay as long as there is memory. What was not used for longest ends first.
-    Threads may share a fleet: their calls follow each other.
+    Threads may share a fleet: calls that come while another one runs are answered together after it.
     """
 
     def __init__(self, models: Models, settings: EngineConfig) -> None:
         """`engines` and `tensor_parallel` of the settings are not used: the devices of a call decide."""
         self.models, self._settings = models, settings
         self._engines: OrderedDict[Hashable, _Resident] = OrderedDict()
-        self._lock = threading.RLock()
-        self._visible = [*filter(None, os.environ.get(VISIBLE, "").split(","))]  # others may change it later
-        if torch.cuda.is_available() and not self._visible:
-            self._visible = [str(number) for number in range(torch.cuda.device_count())]
+        self._lock, self._gate = threading.RLock(), threading.Lock()
+        self._calls: list[_Call] = []
+        """Those that wait."""
+        self._known: list[str] = []
+        """Devices that were asked for so far."""
+        self._visible = visible()  # now: others may change it later
 
     def generate(
         self, jobs: Sequence[Job], devices: Sequence[int] = (0,), *, together: bool = False
@@ -84,28 +96,55 @@ class Fleet:
             InputError: a model cannot be read or served, or a prompt is too long.
             EngineError: an engine failed; the next call starts it anew.
         """
-        found: list[list[Ids]] = [[[]] * len(job.prompts) for job in jobs]
+        call = _Call(jobs, names_of(devices, self._visible), together)
+        with self._gate:
+            self._calls.append(call)
         with self._lock:
-            asked: OrderedDict[Hashable, dict[Hashable, tuple[Model, list[int]]]] = OrderedDict()
-            for number, job in enumerate(jobs):
-                if job.prompts:
-                    model = self.models.find(job.model)
-                    asked.setdefault(model.engine, {}).setdefault(model.version, (model, []))[1].append(number)
-            names = self._names(devices)
-            for wave in self._waves(list(asked), names, together):
-                for key, mine in wave.items():
-                    self._prepare(key, next(iter(asked[key].values()))[0], mine, together)
-                with ThreadPoolExecutor(len(wave)) as threads:
-                    done = [threads.submit(self._serve, key, list(asked[key].values()), jobs, found) for key in wave]
-                for one in done:
-                    one.result()
+            if call.found is None and call.error is None:
+                with self._gate:
+                    calls = [one for one in self._calls if one.together == together]
+                    self._calls = [one for one in self._calls if one.together != together]
+                self._answer(calls)
+        if call.error is not None:
+            raise call.error
+        assert call.found is not None
+        return call.found
+
+    def _answer(self, calls: Sequence[_Call]) -> None:
+        """Generate for calls at once; an error is that of all of them."""
+        jobs = [job for call in calls for job in call.jobs]
+        names = tuple(dict.fromkeys(name for call in calls for name in call.names))
+        try:
+            found = iter(self._generate(jobs, names, calls[0].together))
+        except Exception as error:
+            for call in calls:
+                call.error = error
+            return
+        for call in calls:
+            call.found = [next(found) for _ in call.jobs]
+
+    def _generate(self, jobs: Sequence[Job], names: tuple[str, ...], together: bool) -> list[list[Ids]]:
+        found: list[list[Ids]] = [[[]] * len(job.prompts) for job in jobs]
+        asked: OrderedDict[Hashable, dict[Hashable, tuple[Model, list[int]]]] = OrderedDict()
+        for number, job in enumerate(jobs):
+            if job.prompts:
+                model = self.models.find(job.model)
+                asked.setdefault(model.engine, {}).setdefault(model.version, (model, []))[1].append(number)
+        self._known += [name for name in names if name not in self._known]
+        running = {key: resident.devices for key, resident in self._engines.items()}
+        for wave in waves(list(asked), running, names, self._known, together):
+            for key, mine in wave.items():
+                self._prepare(key, next(iter(asked[key].values()))[0], mine, together)
+            with ThreadPoolExecutor(len(wave)) as threads:
+                done = [threads.submit(self._serve, key, list(asked[key].values()), jobs, found) for key in wave]
+            for one in done:
+                one.result()
         return found
 
     def release(self) -> None:
         """End all engines, and give their memory back; the next call starts those that it needs."""
         with self._lock:
-            for key in list(self._engines):
-                self._end(key)
+            self._end(*self._engines)
 
     def _serve(
         self, key: Hashable, models: Sequence[tuple[Model, list[int]]], jobs: Sequence[Job], found: list[list[Ids]]
@@ -170,41 +209,7 @@ class Fleet:
             )
         return min(max_tokens, engine.max_model_len - length)
 
-    # engines and devices
-
-    def _names(self, devices: Sequence[int]) -> tuple[str, ...]:
-        if not torch.cuda.is_available():
-            return CPU
-        for device in devices:
-            if not 0 <= device < len(self._visible):
-                raise InputError(f"GPU {device} is asked for, but there are {len(self._visible)}; correct gpu_ids.")
-        return tuple(dict.fromkeys(self._visible[device] for device in devices))
-
-    def _waves(
-        self, keys: Sequence[Hashable], names: tuple[str, ...], together: bool
-    ) -> Iterator[dict[Hashable, tuple[str, ...]]]:
-        """Which engines generate at once, and on which devices, those that run first; on a CPU one after the other."""
-        share = len(names) if together else max(1, len(names) // max(1, len(keys)))
-        left = sorted(keys, key=lambda key: key not in self._engines)  # before one of them has to end for another
-        while left:
-            wave = dict[Hashable, tuple[str, ...]]()
-            taken = set[str]()
-            for key in left:
-                resident = self._engines.get(key)
-                if resident is not None and (not together or resident.devices == names):
-                    mine = resident.devices
-                else:
-                    mine = tuple(self._idle_first([name for name in names if name not in taken])[:share])
-                if len(mine) and not taken & set(mine):
-                    wave[key] = mine
-                    taken |= set(mine)
-            left = [key for key in left if key not in wave]
-            yield wave
-
-    def _idle_first(self, names: Sequence[str]) -> list[str]:
-        """Devices without an engine, then those whose engines were not used for longest."""
-        used = [name for resident in self._engines.values() for name in resident.devices]
-        return sorted(names, key=lambda name: used.index(name) if name in used else -1)
+    # engines
 
     def _prepare(self, key: Hashable, model: Model, devices: tuple[str, ...], together: bool) -> None:
         """Have the engine of this key on these devices, as the one that was used last."""
@@ -238,31 +243,17 @@ class Fleet:
             return start_here(model.base, form, config)
         from modelswarms_fast.engines.pool.pool import EnginePool
 
-        with _environment(devices):
+        with environment(devices):
             return EnginePool(model.base, form, config)
 
-    def _end(self, key: Hashable) -> None:
-        resident = self._engines.pop(key, None)
-        if resident is None:
+    def _end(self, *keys: Hashable) -> None:
+        residents = [self._engines.pop(key) for key in keys if key in self._engines]
+        if not residents:
             return
-        with suppress(Exception):  # it may have failed before
-            resident.engine.close()
-        del resident
+        for resident in residents:
+            with suppress(Exception):  # it may have failed before
+                resident.engine.close()
+        del residents, resident
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
-
-
-@contextmanager
-def _environment(devices: tuple[str, ...]) -> Iterator[None]:
-    """The devices that processes which start now may take."""
-    before = os.environ.get(VISIBLE)
-    if devices != CPU:
-        os.environ[VISIBLE] = ",".join(devices)
-    try:
-        yield
-    finally:
-        if before is not None:
-            os.environ[VISIBLE] = before
-        elif devices != CPU:
-            del os.environ[VISIBLE]

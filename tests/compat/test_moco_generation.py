@@ -1,8 +1,12 @@
 """Generation as MoCo has it: texts, prompts and the law of what is drawn; engines that stay, and notice new files."""
 
 import random
+import threading
+import time
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 
 import helpers_moco
 import pytest
@@ -70,8 +74,10 @@ def test_files_that_are_written_again_give_new_answers(compat, zoo, tmp_path, st
     """Of an adapter, which stays in its engine, and of a full model, which is loaded into it."""
     adapter = make_expert(zoo.base, tmp_path / "soup", 7)
     full = make_full(tmp_path / "full", 5)
-    names = [adapter, str(full)]
+    names, twin = [adapter, str(full)], str(make_full(tmp_path / "twin", 9))
     first = compat.distributed_generation(names, [INPUTS] * 2, [0])
+    assert compat.distributed_generation([twin, str(full)], [INPUTS] * 2, [0]) == [theirs(twin, INPUTS, 6), first[1]]
+    assert compat.distributed_generation([str(full)], [INPUTS], [0]) == first[1:]
     make_expert(zoo.base, tmp_path / "soup", 8)
     make_full(full, 6)
     second = compat.distributed_generation(names, [INPUTS] * 2, [0])
@@ -99,7 +105,7 @@ def placed(compat, monkeypatch):
         found.append((model.folder.name, devices, config.engines, config.tensor_parallel))
         return fleet_module.start_here(model.base, form, SETTINGS)
 
-    monkeypatch.setattr(fleet_module.Fleet, "_names", lambda self, devices: tuple(map(str, devices)))
+    monkeypatch.setattr(fleet_module, "names_of", lambda devices, gpus: tuple(map(str, devices)))
     monkeypatch.setattr(fleet_module.Fleet, "_start", start)
     session.configure(replace(SETTINGS, engine="vllm"))  # which may be spread over devices
     return found
@@ -118,7 +124,48 @@ def test_models_share_the_devices(compat, zoo, placed):
     assert placed == [("base", ("1",), 1, 1)]
     placed.clear()
     assert compat.distributed_generation(names, [INPUTS] * 3, [2]) == answers
-    assert placed == [("a", ("2",), 1, 1)], "the engine that was there first, then another in its place"
+    assert placed == [("a", ("0",), 1, 1)], "on the device that was free, where 2 has an engine"
+
+
+def test_threads_that_name_a_device_each_leave_each_others_engines(compat, zoo, placed):
+    """As the graphs of heterogeneous swarms do, each with all models; calls that wait are answered together."""
+    names = [zoo.a, zoo.other, zoo.base]
+    answers = {name: theirs(name, INPUTS, 6) for name in names}
+
+    def graph(device):
+        return [compat.batch_generate_text(name, device, INPUTS, 6, 0.7, COLD, 2) for name in names]
+
+    compat.distributed_generation([zoo.a] * 3, [[]] * 3, [0, 1, 2])
+    with ThreadPoolExecutor(3) as threads:
+        found = [threads.submit(graph, device) for device in range(3)]
+    assert [one.result() for one in found] == [[answers[name] for name in names]] * 3
+    assert sorted(name for name, *_ in placed) == ["a", "base", "other"]
+    with pytest.raises(InputError, match="has 302 tokens"):
+        compat.batch_generate_text(zoo.a, 0, ["a" * 300], 6, 0.7, COLD, 2)
+    assert compat.batch_generate_text(zoo.a, 0, INPUTS, 6, 0.7, COLD, 2) == answers[zoo.a]
+
+
+def test_calls_that_wait_are_answered_together(compat, zoo, monkeypatch):
+    sizes, going = [], threading.Event()
+    answer = fleet_module.Fleet._answer
+
+    def watched(fleet, calls):
+        sizes.append(len(calls))
+        if len(sizes) == 1:
+            going.set()
+            while len(fleet._calls) < 3:
+                time.sleep(0.01)
+        answer(fleet, calls)
+
+    monkeypatch.setattr(fleet_module.Fleet, "_answer", watched)
+    ask = partial(compat.batch_generate_text, zoo.a, 0, max_response_length=6, temperature=1, top_p=COLD, batch_size=2)
+    with ThreadPoolExecutor(4) as threads:
+        first = threads.submit(ask, input_list=INPUTS)
+        going.wait(60)
+        others = [threads.submit(ask, input_list=INPUTS[:count]) for count in (1, 2, 3)]
+    assert sizes == [1, 3]
+    expected = theirs(zoo.a, INPUTS, 6)
+    assert [one.result() for one in (first, *others)] == [expected, expected[:1], expected[:2], expected[:3]]
 
 
 def test_a_big_model_is_spread_over_all_devices(compat, zoo, placed):
