@@ -1,5 +1,7 @@
 """The evaluation types of model_swarm: its sums, its batches, and what its files hold."""
 
+import json
+import math
 from types import SimpleNamespace
 
 import pytest
@@ -70,6 +72,12 @@ def test_files_of_abstentions_are_flags():
     given = [[Answer(answer), Answer(reflection)] for answer, reflection in said]
     kept = [objective.keep(*pair) for pair in zip(examples, given, strict=True)]
     assert objective.results("dev", [1.0, 0.0, -1.0], kept) == {"golds": [1, 0, 0], "preds": [1, 0, 1]}
+
+
+@pytest.mark.usefixtures("place")
+def test_scores_that_are_whole_numbers_are_written_as_such():
+    (scores,) = load_objective("exact_match", "maths").results("dev", [1.0, 0.0, 0.25, math.nan], []).values()
+    assert json.dumps(scores) == "[1, 0, 0.25, NaN]"
 
 
 @pytest.mark.usefixtures("place")

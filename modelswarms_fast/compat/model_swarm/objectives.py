@@ -55,7 +55,7 @@ class Objective:
     def results(self, split: str, scores: Scores, kept: Sequence[Any]) -> dict[str, list[Any]]:
         """The content of the files of a particle, by name; of multitask those of the second task."""
         if self.eval_type not in CHOICES:
-            return {"scores": [int(score) if score == int(score) else score for score in scores]}
+            return {"scores": [int(score) if float(score).is_integer() else score for score in scores]}
         if self.eval_type == "AbstainQA":
             return {"golds": [right for right, _ in kept], "preds": [answered for _, answered in kept]}
         examples = self.utility.examples[split]
