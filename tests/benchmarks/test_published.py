@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file
 
 from benchmarks.operators import bench_update
-from benchmarks.published import published
+from benchmarks.published import model_swarm, model_swarm_clone, published
 from modelswarms_fast.ops import swarm_update_
 from modelswarms_fast.weights.layout import Layout
 
@@ -56,6 +56,17 @@ def test_the_published_update_is_ours(tmp_path):
 def test_a_clone_without_merge(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"has no merge\.py"):
         published.lora_merge_of(tmp_path)
+
+
+def test_a_clone_without_search(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"has no search\.py"):
+        model_swarm.compare(tmp_path, tmp_path, "choices", tmp_path / "both")
+
+
+def test_factors_are_drawn_in_the_order_of_moves():
+    uniform = model_swarm_clone.uniform_of(3)
+    drawn = [[[uniform(0, 1) for _ in range(4)] for _ in range(3)] for _ in range(2)]
+    assert drawn == [[model_swarm_clone.factors(k, i) for i in range(3)] for k in (1, 2)]
 
 
 ITERATION = {
