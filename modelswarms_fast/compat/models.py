@@ -157,8 +157,8 @@ class Models:
             if self._tokenizers.get(folder, (None,))[0] != marks:
                 if not any((folder / name).is_file() for name in VOCABULARIES):
                     raise InputError(
-                        f"{folder} has no tokenizer: copy tokenizer.json and tokenizer_config.json of its base model "
-                        "into it"
+                        f"{model.form.sources[0]} has no tokenizer: copy tokenizer.json and tokenizer_config.json of "
+                        "its base model into it"
                     )
                 with loading(folder):
                     tokenizer: Any = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)

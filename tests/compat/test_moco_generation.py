@@ -1,6 +1,7 @@
 """Generation as MoCo has it: texts, prompts and the law of what is drawn; engines that stay, and notice new files."""
 
 import random
+import shutil
 import threading
 import time
 from collections import Counter
@@ -244,6 +245,10 @@ def test_what_cannot_be_served_is_one_sentence(compat, zoo, tmp_path):
         file.unlink()
     with pytest.raises(InputError, match=r"bare has no tokenizer: copy tokenizer.json"):
         compat.distributed_generation([bare], [INPUTS], [0])
+    models = session.session().models
+    models.hold(shutil.copytree(bare, tmp_path / "now"), models.find(bare).weights(), models.find(bare))
+    with pytest.raises(InputError, match="bare has no tokenizer"):  # where a swarm has it from
+        compat.distributed_generation([str(tmp_path / "now")], [INPUTS], [0])
     write_tokenizer(tmp_path / "bare")  # without a template
     assert len(compat.distributed_generation([bare], [INPUTS], [0])[0]) == len(INPUTS)
     with pytest.raises(InputError, match="has 302 tokens, and the engine takes 256"):
