@@ -44,12 +44,12 @@ class Loop:
         """Nothing."""
 
 
-def in_float32_on_a_cpu() -> None:
-    """What the code asks for in models' types and devices is not heard."""
+def on_a_cpu(dtype: torch.dtype) -> None:
+    """Models are read in this type, and on the CPU, whatever the code asks for."""
     original = AutoModelForCausalLM.from_pretrained
 
     def from_pretrained(name: str, **more: Any) -> Any:
-        return original(name, dtype=torch.float32)
+        return original(name, dtype=dtype)
 
     AutoModelForCausalLM.from_pretrained = from_pretrained
 
@@ -57,7 +57,7 @@ def in_float32_on_a_cpu() -> None:
 def main(spec: dict[str, Any]) -> dict[str, Any]:
     """Run the search and the jobs."""
     sys.meta_path.append(Finder())  # type: ignore[arg-type]
-    in_float32_on_a_cpu()
+    on_a_cpu(torch.float32)
     sys.path.insert(0, ".")
     from model_collaboration.method import distributed_generation as generation
     from model_collaboration.utils import swarm
