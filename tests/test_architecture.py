@@ -18,7 +18,7 @@ ROOMS = {
     "engines": {"ops", "weights"},
     "evaluation": {"ops", "weights", "engines", "records"},
     "runs": {"ops", "weights", "engines", "evaluation", "records", "policies", "swarm"},
-    "cli": {"runs", "evaluation", "records"},
+    "cli": {"runs", "evaluation", "records", "compat"},
 }
 OPEN = {"config", "errors"}
 TOP = {*ROOMS, *OPEN, "__init__", "py.typed"}

@@ -22,6 +22,7 @@ from modelswarms_fast.cli.options import PROGRAM
 from modelswarms_fast.cli.report import report_command
 from modelswarms_fast.cli.resume import resume_command
 from modelswarms_fast.cli.search import search_command
+from modelswarms_fast.cli.serve import serve_command
 from modelswarms_fast.cli.study import study_command
 from modelswarms_fast.cli.sweep import sweep_command
 from modelswarms_fast.cli.token_swarm import token_swarm_command
@@ -39,6 +40,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "study": study_command,
     "compare": compare_command,
     "token-swarm": token_swarm_command,
+    "serve": serve_command,
 }
 
 

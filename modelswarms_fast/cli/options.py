@@ -39,7 +39,7 @@ _MEMBERS = {
         "max_tokens", "scoring", "temperature", "top_p", "samples", "pass_k", "sample_seed", "options", "chat",
         "system", "train",
     ),
-    "Output": ("out", "overwrite", "resume", "force", "reuse", "log", "trace"),
+    "Output": ("out", "at", "overwrite", "resume", "force", "reuse", "log", "trace"),
     "Search": (
         "policy", "space", "particles", "iterations", "patience", "seed", "stop_early", "race", "searches", "seeds",
         "budget", "evaluations", "minutes", "methods", "ranges", "at_once",

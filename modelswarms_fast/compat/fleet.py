@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import threading
 from collections import OrderedDict, deque
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -59,6 +59,7 @@ class _Call:
     names: tuple[str, ...]
     """Of devices."""
     together: bool
+    wanted: Callable[[], bool]
     found: list[list[Ids]] | None = None
     error: Exception | None = None
 
@@ -83,7 +84,12 @@ class Fleet:
         self._visible = visible()  # now: others may change it later
 
     def generate(
-        self, jobs: Sequence[Job], devices: Sequence[int] = (0,), *, together: bool = False
+        self,
+        jobs: Sequence[Job],
+        devices: Sequence[int] = (0,),
+        *,
+        together: bool = False,
+        wanted: Callable[[], bool] = lambda: True,
     ) -> list[list[Ids]]:
         """The tokens that each job's model answers to each of its prompts, the end of the sequence included.
 
@@ -91,12 +97,13 @@ class Fleet:
             jobs: of any models, some of them several times, with any number of prompts.
             devices: GPUs, as indices into CUDA_VISIBLE_DEVICES; on a CPU without meaning.
             together: spread each model over all devices.
+            wanted: asked when its turn comes; a call that nobody waits for any more has no answers.
 
         Raises:
             InputError: a model cannot be read or served, or a prompt is too long.
             EngineError: an engine failed; the next call starts it anew.
         """
-        call = _Call(jobs, names_of(devices, self._visible), together)
+        call = _Call(jobs, names_of(devices, self._visible), together, wanted)
         with self._gate:
             self._calls.append(call)
         with self._lock:
@@ -112,6 +119,12 @@ class Fleet:
 
     def _answer(self, calls: Sequence[_Call]) -> None:
         """Generate for calls at once; an error is that of all of them."""
+        for call in calls:
+            if not call.wanted():
+                call.found = [[] for _ in call.jobs]
+        calls = [call for call in calls if call.found is None]
+        if not calls:
+            return
         jobs = [job for call in calls for job in call.jobs]
         names = tuple(dict.fromkeys(name for call in calls for name in call.names))
         try:
