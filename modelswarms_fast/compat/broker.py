@@ -136,7 +136,8 @@ class Broker:
             jobs.append(job)
             tokenizers.append(tokenizer)
         devices = [int(one) for one in _list(given, "devices")] if "devices" in given else [0]
-        found = self.fleet.generate(jobs, devices, wanted=lambda: not _gone(client))
+        together = bool(given.get("together"))
+        found = self.fleet.generate(jobs, devices, together=together, wanted=lambda: not _gone(client))
         answers = []
         for some, tokenizer in zip(found, tokenizers, strict=True):
             answers.append([{"ids": ids} for ids in some])
@@ -155,7 +156,7 @@ class Broker:
         if len(drawn) != len(prompts):
             raise InputError(f"{len(drawn)} samplings are given for {len(prompts)} prompts; give one for each.")
         model = self.models.find(given["model"])  # here: what cannot be read is no other client's error
-        tokenizer: Any = self.models.tokenizer(model) if any(isinstance(one, str) for one in prompts) else None
+        tokenizer: Any = self.models.tokenizer(model.folder) if any(isinstance(one, str) for one in prompts) else None
         ids = [
             list(tokenizer(one).input_ids) if isinstance(one, str) else [int(token) for token in one] for one in prompts
         ]

@@ -79,18 +79,22 @@ class Client:
         self._process = os.getpid()
         self._lock = threading.Lock()
 
-    def generate(self, jobs: list[dict[str, Any]], devices: tuple[int, ...] = (0,)) -> list[list[dict[str, Any]]]:
+    def generate(
+        self, jobs: list[dict[str, Any]], devices: tuple[int, ...] = (0,), together: bool = False
+    ) -> list[list[dict[str, Any]]]:
         """Answers of each job's model to each of its prompts: "ids", and "text" where prompts are texts.
 
         Args:
             jobs: "model" (folder or hub id), "prompts" (texts, or lists of token ids), "max_tokens", and for drawn
                 answers "samplings": one for each prompt, of temperature, top_p, seed, top_k and repetition penalty.
             devices: GPUs, as the broker numbers them; on a CPU without meaning.
+            together: spread each model over all devices.
 
         Raises:
             BrokerError: the broker is gone, or refuses; the message says why.
         """
-        found: list[list[dict[str, Any]]] = self.call("generate", jobs=jobs, devices=list(devices))["answers"]
+        reply = self.call("generate", jobs=jobs, devices=list(devices), together=together)
+        found: list[list[dict[str, Any]]] = reply["answers"]
         return found
 
     def merge(self, weights: list[float], models: list[str], out: str) -> None:

@@ -147,17 +147,18 @@ class Models:
                     write_weights(held, model.form.kind, model.form.layout.views(model.weights()))
                     self._written[held] = model.version
 
-    def tokenizer(self, model: Model) -> Any:
-        """The tokenizer of the model's own folder. Raises InputError if it has none."""
+    def tokenizer(self, folder: Path) -> Any:
+        """The tokenizer of a model's own folder. Raises InputError if it has none."""
         from transformers import AutoTokenizer
 
-        folder = model.folder
         with self._lock:
             marks = fingerprint(folder, TOKENIZER_FILES)
             if self._tokenizers.get(folder, (None,))[0] != marks:
                 if not any((folder / name).is_file() for name in VOCABULARIES):
+                    held = self._held.get(folder)
+                    source = held.form.sources[0] if held else folder  # a swarm has it from where it began
                     raise InputError(
-                        f"{model.form.sources[0]} has no tokenizer: copy tokenizer.json and tokenizer_config.json of "
+                        f"{source} has no tokenizer: copy tokenizer.json and tokenizer_config.json of "
                         "its base model into it"
                     )
                 with loading(folder):
@@ -168,16 +169,20 @@ class Models:
 
 def read(folder: Path, version: Hashable = None, dtype: torch.dtype | None = None) -> Model:
     """The model whose files lie in a folder, as a row of this number type or of its own. Raises InputError."""
-    base = folder
-    if (folder / CONFIGS["lora"]).exists():
-        config = read_object(folder / CONFIGS["lora"], "download it again")
-        named = config.get("base_model_name_or_path")
-        if not isinstance(named, str) or not named:
-            raise InputError(f"{folder / CONFIGS['lora']} names no base model: set base_model_name_or_path")
-        base = resolve_base(named).resolve()
+    base = base_of(folder)
     experts = read_experts([folder], minimum=1, base=base if base != folder else None, dtype=dtype)
     nothing = experts.rows[:0]
     return Model(folder, replace(experts, rows=nothing, room=nothing), experts.rows[0], base, (folder, version))
+
+
+def base_of(folder: Path) -> Path:
+    """The folder of an adapter's base model; a full model's own. Raises InputError."""
+    if not (folder / CONFIGS["lora"]).exists():
+        return folder
+    named = read_object(folder / CONFIGS["lora"], "download it again").get("base_model_name_or_path")
+    if not isinstance(named, str) or not named:
+        raise InputError(f"{folder / CONFIGS['lora']} names no base model: set base_model_name_or_path")
+    return resolve_base(named).resolve()
 
 
 def fingerprint(folder: Path, names: tuple[str, ...] = ()) -> Hashable:

@@ -22,21 +22,9 @@ from modelswarms_fast.compat.fleet import Fleet, Job
 from modelswarms_fast.compat.models import Models
 from modelswarms_fast.errors import InputError
 
-zoo = helpers_moco.zoo
+zoo, broker = helpers_moco.zoo, helpers_moco.broker
 SOURCE = Path(client_module.__file__)
 TEXTS = ["bad", "dig", "fun"]
-
-
-@pytest.fixture
-def broker(tmp_path):
-    """A broker that serves, until the test has ended."""
-    over = threading.Event()
-    with Broker(tmp_path / "s", helpers_moco.SETTINGS) as found:
-        thread = threading.Thread(target=found.serve, args=(over.is_set,))
-        thread.start()
-        yield found
-        over.set()
-        thread.join()
 
 
 def job(model, prompts=TEXTS, **more):
@@ -45,7 +33,7 @@ def job(model, prompts=TEXTS, **more):
 
 def test_answers_are_those_of_a_fleet_in_this_process(broker, zoo):
     models = Models()
-    tokenizer = models.tokenizer(models.find(zoo.a))
+    tokenizer = models.tokenizer(models.folder(zoo.a))
     ids = [tokenizer(text).input_ids for text in TEXTS]
     fleet = Fleet(models, helpers_moco.SETTINGS)
     expected = fleet.generate([Job(model, ids, 5, [GREEDY] * 3) for model in (zoo.a, zoo.b, zoo.other)])

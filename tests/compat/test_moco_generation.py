@@ -221,9 +221,9 @@ def test_draws_are_those_of_the_models_own_config(compat, zoo, tmp_path):
     """top_k and the repetition penalty are not MoCo's settings, and transformers takes them from the model."""
     full = make_full(tmp_path / "full", 5)
     models = session.session().models
-    assert generation.sampling_of(models.find(full), 0.7, 0.9)[3:] == (50, 1.0)
+    assert generation.sampling_of(models.folder(full), 0.7, 0.9)[3:] == (50, 1.0)
     (full / "generation_config.json").write_text('{"top_k": 1, "repetition_penalty": 1.3, "eos_token_id": 0}')
-    assert generation.sampling_of(models.find(full), 0.7, 0.9) == (0.7, 0.9, 0, 1, 1.3)
+    assert generation.sampling_of(models.folder(full), 0.7, 0.9) == (0.7, 0.9, 0, 1, 1.3)
     model, tokenizer = AutoModelForCausalLM.from_pretrained(full), AutoTokenizer.from_pretrained(full)
     ids = tokenizer("badZ!", return_tensors="pt").input_ids
     output = model.generate(ids, do_sample=False, max_new_tokens=12, repetition_penalty=1.3, pad_token_id=0)

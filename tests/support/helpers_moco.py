@@ -1,6 +1,7 @@
 """Tiny models as MoCo's users have them: adapters and full models, each with a tokenizer and a chat template."""
 
 import sys
+import threading
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -11,6 +12,7 @@ from helpers_search import write_tokenizer
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from modelswarms_fast.compat import moco
+from modelswarms_fast.compat.broker import Broker
 from modelswarms_fast.compat.moco import session
 from modelswarms_fast.config import EngineConfig
 
@@ -60,6 +62,18 @@ def compat():
     moco.update_generation_hyperparameters(6, 0.7, COLD, 2)
     yield moco
     session.close()
+
+
+@pytest.fixture
+def broker(tmp_path):
+    """A broker that serves, until the test has ended."""
+    over = threading.Event()
+    with Broker(tmp_path / "s", SETTINGS) as found:
+        thread = threading.Thread(target=found.serve, args=(over.is_set,))
+        thread.start()
+        yield found
+        over.set()
+        thread.join()
 
 
 @pytest.fixture

@@ -46,7 +46,7 @@ def main(arguments: Sequence[str]) -> None:
     )
     parser.add_argument("--seed", type=int, default=0, help="seed of drawn answers")
     given = parser.parse_args(arguments)
-    settings = engine_settings(given.set)
+    settings = engine_settings(given.set) if given.set else None
     _check_config(given.config_file)
     logs = [] if given.log_dir is None else ["-l", given.log_dir]
     if logs and not os.path.isdir(given.log_dir):

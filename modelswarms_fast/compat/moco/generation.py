@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 from modelswarms_fast.compat.fleet import Job
 from modelswarms_fast.compat.moco.session import session, undisturbed
-from modelswarms_fast.compat.models import Model
+from modelswarms_fast.compat.models import base_of
 from modelswarms_fast.config import COLDEST, Sampling
 from modelswarms_fast.errors import InputError, quoted
 from modelswarms_fast.weights.base_model import read_object
@@ -119,9 +120,9 @@ def _generate(
             tokenizers.append(None)
             jobs.append(Job(name, [], max_tokens, []))
             continue
-        model = now.models.find(name)
-        tokenizer = now.models.tokenizer(model)
-        own = sampling_of(model, temperature, top_p)
+        folder = now.models.folder(name)
+        tokenizer = now.models.tokenizer(folder)
+        own = sampling_of(folder, temperature, top_p)
         prompts = prompts_of(tokenizer, texts, batch_size)
         jobs.append(Job(name, prompts, max_tokens, [own._replace(seed=seed) for seed in now.seeds(len(prompts))]))
         tokenizers.append(tokenizer)
@@ -158,11 +159,9 @@ def after_thought(text: str) -> str:
     return text.rpartition(THOUGHT)[2].strip() if THOUGHT in text else text
 
 
-def sampling_of(model: Model, temperature: float, top_p: float) -> Sampling:
+def sampling_of(folder: Path, temperature: float, top_p: float) -> Sampling:
     """How this model's answers are drawn: top_k and the repetition penalty are those of its generation_config.json."""
-    file = model.base / "generation_config.json"
-    if model.form.kind == "full" and (model.folder / file.name).is_file():
-        file = model.folder / file.name
+    file = base_of(folder) / "generation_config.json"
     config = read_object(file, "download it again") if file.is_file() else {}
     if temperature:
         temperature = max(temperature, COLDEST)

@@ -11,15 +11,18 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
 
+from modelswarms_fast.compat.client import PATH
 from modelswarms_fast.compat.fleet import Fleet
 from modelswarms_fast.compat.models import Models
+from modelswarms_fast.compat.remote import RemoteFleet
 from modelswarms_fast.config import EngineConfig
+from modelswarms_fast.errors import InputError
 
 Files = Literal["end", "every"]
 
 
 class Session:
-    """Models and engines of this process.
+    """Models of this process and their engines, which a broker has where MODELSWARMS_SOCKET names one.
 
     `files` says when positions of a swarm get files of weights: at the "end", or after "every" move. `seed` is that of
     drawn answers, the same at each start.
@@ -27,7 +30,7 @@ class Session:
 
     def __init__(self, settings: EngineConfig, files: Files, seed: int) -> None:
         self.models = Models()
-        self.fleet = Fleet(self.models, settings)
+        self.fleet = RemoteFleet(self.models) if os.environ.get(PATH) else Fleet(self.models, settings)
         self.files = files
         self._source, self._lock = random.Random(seed), threading.Lock()
 
@@ -66,8 +69,14 @@ def settings_of(settings: EngineConfig | None = None) -> EngineConfig:
 
 
 def configure(settings: EngineConfig | None = None, files: Files = "end", seed: int = 0) -> None:
-    """Begin a session with these settings; the engines of the last one end, and its weights are written."""
+    """Begin a session with these settings; the engines of the last one end, and its weights are written.
+
+    Raises:
+        InputError: settings are given, and MODELSWARMS_SOCKET names a broker, which has its own.
+    """
     global _session
+    if settings is not None and os.environ.get(PATH):
+        raise InputError(f"Settings of the engines are given, but {PATH} names a broker, which has its own; unset one.")
     close()
     with _LOCK:
         _session = Session(settings_of(settings), files, seed)
