@@ -83,6 +83,8 @@ def merge_states(
         for key, tensor in state.items():
             if key not in first:
                 raise InputError(f"{name} has a tensor {short(key)} that {names[0]} lacks; give it first.")
+            if sentence := other_rank(key, (name, tensor.shape), (names[0], first[key].shape)):
+                raise InputError(sentence)
             if tensor.shape != first[key].shape:
                 raise InputError(
                     f"{name}: tensor {short(key)} has shape {list(tensor.shape)}, but {list(first[key].shape)} in "
@@ -96,6 +98,18 @@ def merge_states(
                 total += float(weight) * state[key]
         merged[key] = total
     return merged
+
+
+def other_rank(key: str, mine: tuple[object, Sequence[int]], first: tuple[object, Sequence[int]]) -> str | None:
+    """What to say of two adapters, each a name and the shape of this tensor, that have not one rank."""
+    axis = next((axis for axis, half in enumerate(("lora_A", "lora_B")) if half in key), None)
+    if axis is None or min(len(mine[1]), len(first[1])) <= axis or mine[1][axis] == first[1][axis]:
+        return None
+    names = [name.parent if isinstance(name, Path) else name for name, _ in (mine, first)]
+    return (
+        f"{names[0]} has rank {mine[1][axis]}, but {names[1]} has rank {first[1][axis]} ({short(key)}); tensors are "
+        "added one by one, so give adapters of one rank."
+    )
 
 
 def _read(file: Path, dtype: torch.dtype | None) -> dict[str, Tensor]:

@@ -125,14 +125,22 @@ def refused(tmp_path, match, *arguments, **options):
 def test_adapters_that_do_not_fit_are_refused(tmp_path, two):
     out = tmp_path / "out"
     more = adapter(tmp_path / "more", state(2, extra=("more",)))
-    wide = adapter(tmp_path / "wide", {key: tensor[:2] for key, tensor in state(3).items()})
+    wide = adapter(tmp_path / "wide", {key: tensor[:, :9].contiguous() for key, tensor in state(3).items()})
     refused(
         tmp_path, f"more/{NAME} has a tensor more that .*a/{NAME} lacks; give it first", [1, 1], [two[0], more], out
     )
-    refused(tmp_path, r"lora_A.weight has shape \[2, 33\], but \[4, 33\] in", [1, 1], [two[0], wide], out)
+    refused(tmp_path, r"lora_A.weight has shape \[4, 9\], but \[4, 33\] in", [1, 1], [two[0], wide], out)
     refused(tmp_path, "1 weights are given for 2 adapters", [1], two, out, 0, 1)
     refused(tmp_path, "0 weights are given for 0 adapters", [], [], out, 0, 1)
     refused(tmp_path, "weights is .*; give a list, of which each is a number", ["a", 1], two, out, 0, 1)
+
+
+@pytest.mark.parametrize("directly", [0, 1])
+def test_adapters_of_two_ranks_are_refused_by_both_folders_and_ranks(tmp_path, two, directly):
+    low = {key: (one[:2] if "lora_A" in key else one[:, :2]).contiguous() for key, one in state(3).items()}
+    other = adapter(tmp_path / "low", low)
+    sentence = f"{other} has rank 2, but {two[0]} has rank 4 .*give adapters of one rank"
+    refused(tmp_path, sentence, [1, 1], [two[0], other], tmp_path / "out", 0, directly)
 
 
 def test_files_that_cannot_be_read_are_refused(tmp_path, two):

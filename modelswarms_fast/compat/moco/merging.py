@@ -104,6 +104,10 @@ def wide_sum(weights: Sequence[float], rows: Sequence[Tensor]) -> Tensor:
 def check_shapes(path: str, shapes: Shapes, first_path: str, others: Shapes) -> None:
     """Raise InputError for the first tensor that two models do not have in common."""
     for name in sorted(shapes.keys() | others.keys()):
+        if name in shapes and name in others:
+            sentence = tensors.other_rank(name, (path, shapes[name]), (first_path, others[name]))
+            if sentence is not None:
+                raise InputError(sentence)
         if shapes.get(name) != others.get(name):
             mine, theirs = (list(one[name]) if name in one else "missing" for one in (shapes, others))
             raise InputError(
