@@ -16,14 +16,15 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from hmac import compare_digest
 from pathlib import Path
-from typing import Any
+from typing import Any, cast, get_args
 
 from modelswarms_fast.compat.client import proof, receive, send
 from modelswarms_fast.compat.fleet import Fleet, Job
-from modelswarms_fast.compat.models import Models
+from modelswarms_fast.compat.models import CONFIGS, Models, base_of, is_adapter
 from modelswarms_fast.compat.tensors import lora_merge
-from modelswarms_fast.config import EngineConfig, Sampling
+from modelswarms_fast.config import DType, EngineConfig, Sampling
 from modelswarms_fast.errors import EngineError, InputError, quoted, short
+from modelswarms_fast.weights.base_model import read_object
 
 PATIENCE = 10.0
 """Seconds in which a client has to show that it knows the key."""
@@ -50,6 +51,7 @@ class Broker:
         self._lock = threading.Lock()
         self._does: dict[str, Callable[[Mapping[str, Any], socket.socket], dict[str, Any]]] = {
             "ping": lambda given, client: {},
+            "find": self._find,
             "generate": self._generate,
             "merge": self._merge,
             "release": self._release,
@@ -155,20 +157,39 @@ class Broker:
         drawn: list[Any] = given.get("samplings") or [GREEDY] * len(prompts)
         if len(drawn) != len(prompts):
             raise InputError(f"{len(drawn)} samplings are given for {len(prompts)} prompts; give one for each.")
-        model = self.models.find(given["model"])  # here: what cannot be read is no other client's error
+        base, dtype = _text(given, "base"), cast("DType | None", _text(given, "dtype"))
+        if dtype is not None and dtype not in get_args(DType):
+            raise InputError(f"dtype is {quoted(dtype)}; choose one of {', '.join(get_args(DType))}.")
+        model = self.models.find(given["model"], base)  # here: what cannot be read is no other client's error
         tokenizer: Any = self.models.tokenizer(model.folder) if any(isinstance(one, str) for one in prompts) else None
         ids = [
             list(tokenizer(one).input_ids) if isinstance(one, str) else [int(token) for token in one] for one in prompts
         ]
-        return Job(given["model"], ids, limit, [Sampling(*one) for one in drawn]), tokenizer
+        return Job(given["model"], ids, limit, [Sampling(*one) for one in drawn], base, dtype), tokenizer
+
+    def _find(self, given: Mapping[str, Any], client: socket.socket) -> dict[str, Any]:
+        """Whether a model is an adapter, and what its base model's files say of how it generates."""
+        folder, named = self.models.folder(_text(given, "model") or ""), _text(given, "base")
+        base = base_of(folder) if named is None else self.models.folder(named)
+        file = base / "generation_config.json"
+        file = file if file.is_file() else base / CONFIGS["full"]
+        return {"adapter": is_adapter(folder), "generation": read_object(file, "give a complete model")}
 
     def _merge(self, given: Mapping[str, Any], client: socket.socket) -> dict[str, Any]:
-        lora_merge([float(one) for one in _list(given, "weights")], _list(given, "models"), given["out"], 0, 1)
+        weights, directly = [float(one) for one in _list(given, "weights")], int(given.get("directly", True))
+        lora_merge(weights, _list(given, "models"), given["out"], 0, directly)
         return {}
 
     def _release(self, given: Mapping[str, Any], client: socket.socket) -> dict[str, Any]:
         self.fleet.release()
         return {}
+
+
+def _text(given: Mapping[str, Any], name: str) -> str | None:
+    value = given.get(name)
+    if value is not None and not isinstance(value, str):
+        raise InputError(f"{name} is {quoted(value)}; give a text.")
+    return value
 
 
 def _list(given: Mapping[str, Any], name: str) -> list[Any]:

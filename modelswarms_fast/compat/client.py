@@ -87,6 +87,8 @@ class Client:
         Args:
             jobs: "model" (folder or hub id), "prompts" (texts, or lists of token ids), "max_tokens", and for drawn
                 answers "samplings": one for each prompt, of temperature, top_p, seed, top_k and repetition penalty.
+                "base" is an adapter's base model, where it is not the one that its config names. "dtype" is the number
+                type of the base model, where the broker was not started with one.
             devices: GPUs, as the broker numbers them; on a CPU without meaning.
             together: spread each model over all devices.
 
@@ -97,9 +99,20 @@ class Client:
         found: list[list[dict[str, Any]]] = reply["answers"]
         return found
 
-    def merge(self, weights: list[float], models: list[str], out: str) -> None:
-        """Write the weighted sum of adapters to a folder. Raises BrokerError."""
-        self.call("merge", weights=weights, models=[os.path.abspath(one) for one in models], out=os.path.abspath(out))
+    def merge(self, weights: list[float], models: list[str], out: str, directly: bool = True) -> None:
+        """Write the weighted sum of adapters to a folder; `directly` in the adapters' number type, else in float32.
+
+        Raises BrokerError.
+        """
+        models = [os.path.abspath(one) for one in models]
+        self.call("merge", weights=weights, models=models, out=os.path.abspath(out), directly=directly)
+
+    def find(self, model: str, base: str | None = None) -> dict[str, Any]:
+        """Whether a model is an "adapter", and the "generation" settings of its base, or of the one that is given.
+
+        Raises BrokerError.
+        """
+        return self.call("find", model=model, base=base)
 
     def release(self) -> None:
         """End the broker's engines; they start again when they are needed. Raises BrokerError."""

@@ -14,7 +14,7 @@ import torch
 
 from modelswarms_fast.compat.devices import CPU, environment, names_of, visible, waves
 from modelswarms_fast.compat.models import Model, Models
-from modelswarms_fast.config import EngineConfig, Sampling
+from modelswarms_fast.config import DType, EngineConfig, Sampling
 from modelswarms_fast.engines.protocol import Engine, Request
 from modelswarms_fast.engines.start import start_here
 from modelswarms_fast.errors import EngineError, InputError
@@ -37,6 +37,10 @@ class Job:
     max_tokens: int
     samplings: Sequence[Sampling]
     """One for each prompt."""
+    base: str | None = None
+    """Folder or hub id of an adapter's base model, in place of the one that its config names."""
+    dtype: DType | None = None
+    """Number type of the base model, where the settings leave it open."""
 
 
 @dataclass
@@ -141,7 +145,7 @@ class Fleet:
         asked: OrderedDict[Hashable, dict[Hashable, tuple[Model, list[int]]]] = OrderedDict()
         for number, job in enumerate(jobs):
             if job.prompts:
-                model = self.models.find(job.model)
+                model = self.models.find(job.model, job.base, job.dtype if self._settings.dtype == "auto" else None)
                 asked.setdefault(model.engine, {}).setdefault(model.version, (model, []))[1].append(number)
         self._known += [name for name in names if name not in self._known]
         running = {key: resident.devices for key, resident in self._engines.items()}
@@ -238,7 +242,12 @@ class Fleet:
         # An engine of adapters may look at a row; the row of a full model is large, and is not needed.
         rows = form.rows if form.kind == "full" else model.weights()[None]
         ranks = len(devices) if together else 1
-        config = replace(self._settings, engines=max(1, len(devices) // ranks), tensor_parallel=ranks)
+        config = replace(
+            self._settings,
+            engines=max(1, len(devices) // ranks),
+            tensor_parallel=ranks,
+            dtype=model.dtype or self._settings.dtype,
+        )
         if form.kind == "full":
             config = replace(config, serve="merged")
         engine = self._start(model, replace(form, rows=rows, room=rows), config, devices)

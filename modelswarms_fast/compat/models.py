@@ -17,6 +17,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from modelswarms_fast.config import DType
 from modelswarms_fast.errors import InputError, short
 from modelswarms_fast.errors.files import sync
 from modelswarms_fast.weights.base_model import VOCABULARIES, loading, read_object, resolve_base
@@ -45,6 +46,8 @@ class Model:
     """Folder of the base model; of a full model the folder of its own, or of one like it."""
     version: Hashable
     """Another one for other weights."""
+    dtype: DType | None = None
+    """Number type in which its engine has the base model, where the settings of the engine leave it open."""
 
     def weights(self) -> Tensor:
         """[D] its row. Raises InputError if it has to be read again, and cannot be."""
@@ -60,9 +63,9 @@ class Model:
         form, config = self.form, self.form.config
         if form.kind == "full":
             what = tuple(json.dumps(config.get(name)) for name in ("architectures", "model_type", "rope_theta"))
-            return form.kind, form.layout, *what
+            return form.kind, self.dtype, form.layout, *what
         modules = tuple((module.name, module.rank, module.scaling) for module in form.modules)
-        return form.kind, self.base, form.layout, modules, form.whole
+        return form.kind, self.dtype, self.base, form.layout, modules, form.whole
 
 
 class Models:
@@ -77,7 +80,8 @@ class Models:
         self._held: dict[Path, Model] = {}
         self._written: dict[Path, Hashable] = {}
         """Folder → version of the weights that its file has."""
-        self._read: OrderedDict[Path, tuple[Hashable, Model]] = OrderedDict()
+        self._read: OrderedDict[tuple[Path, Path | None], tuple[Hashable, Model]] = OrderedDict()
+        """By folder, and the base that was given with it."""
         self._hub: dict[str, Path] = {}
         self._tokenizers: dict[Path, tuple[Hashable, Any]] = {}
         self._numbers = itertools.count()
@@ -91,29 +95,34 @@ class Models:
             self._hub[str(name)] = local_folder(path if path.is_absolute() else str(name))
         return self._hub[str(name)]
 
-    def find(self, name: str | os.PathLike[str]) -> Model:
-        """The model of this path or hub id. Raises InputError if it cannot be read."""
+    def find(self, name: str | os.PathLike[str], base: str | None = None, dtype: DType | None = None) -> Model:
+        """The model of this path or hub id. Raises InputError if it cannot be read.
+
+        Args:
+            name: a folder or hub id.
+            base: of an adapter, in place of the base model that its config names.
+            dtype: that of the model.
+        """
         with self._lock:
             folder = self.folder(name)
             if folder in self._held:
                 return self._held[folder]
+            key = folder, None if base is None else self.folder(base)
             marks = fingerprint(folder)
-            if folder in self._read and self._read[folder][0] == marks:
-                self._read.move_to_end(folder)
-                return self._read[folder][1]
-            model = read(folder, marks)
-            self._read[folder] = marks, model
-            self._read.move_to_end(folder)
+            if key not in self._read or self._read[key][0] != marks:
+                self._read[key] = marks, read(folder, marks, base=key[1])
+            self._read.move_to_end(key)
+            model = self._read[key][1]
             self._forget_rows()
-            return model
+            return model if dtype is None else replace(model, dtype=dtype)
 
     def _forget_rows(self) -> None:
         """Of models that were read, keep the rows of the last ones, as many as there is room for."""
         kept = sum(model.form.layout.nbytes for _, model in self._read.values() if model.row is not None)
         allowed = (free_host_memory() + kept) // KEPT
-        for folder, (marks, model) in self._read.items():
+        for key, (marks, model) in self._read.items():
             if kept > allowed and model.row is not None:
-                self._read[folder] = marks, replace(model, row=None)
+                self._read[key] = marks, replace(model, row=None)
                 kept -= model.form.layout.nbytes
 
     def hold(self, folder: str | os.PathLike[str], row: Tensor, like: Model) -> None:
@@ -167,17 +176,25 @@ class Models:
             return self._tokenizers[folder][1]
 
 
-def read(folder: Path, version: Hashable = None, dtype: torch.dtype | None = None) -> Model:
-    """The model whose files lie in a folder, as a row of this number type or of its own. Raises InputError."""
-    base = base_of(folder)
-    experts = read_experts([folder], minimum=1, base=base if base != folder else None, dtype=dtype)
+def read(folder: Path, version: Hashable = None, dtype: torch.dtype | None = None, base: Path | None = None) -> Model:
+    """The model whose files lie in a folder, as a row of this number type or of its own. Raises InputError.
+
+    `base`: of an adapter, in place of the one that its config names.
+    """
+    found = base_of(folder) if base is None or not is_adapter(folder) else resolve_base(str(base)).resolve()
+    experts = read_experts([folder], minimum=1, base=found if found != folder else None, dtype=dtype)
     nothing = experts.rows[:0]
-    return Model(folder, replace(experts, rows=nothing, room=nothing), experts.rows[0], base, (folder, version))
+    return Model(folder, replace(experts, rows=nothing, room=nothing), experts.rows[0], found, (folder, version))
+
+
+def is_adapter(folder: Path) -> bool:
+    """Whether a folder has an adapter rather than a full model."""
+    return (folder / CONFIGS["lora"]).exists()
 
 
 def base_of(folder: Path) -> Path:
-    """The folder of an adapter's base model; a full model's own. Raises InputError."""
-    if not (folder / CONFIGS["lora"]).exists():
+    """The folder of an adapter's base model; of a full model its own. Raises InputError."""
+    if not is_adapter(folder):
         return folder
     named = read_object(folder / CONFIGS["lora"], "download it again").get("base_model_name_or_path")
     if not isinstance(named, str) or not named:
