@@ -41,7 +41,9 @@ SEARCHES = {
 }
 """The flags of each search; its start is tested, since model_swarm ends with an error otherwise."""
 _COMMON = "-g 0 -b base --starting_test_set_eval 1"
-_OURS = "--rounding published --engine transformers --dtype float32 --draws draws.json"
+_ENGINE = "--engine transformers --dtype float32"
+_OURS = f"--rounding published {_ENGINE} --draws draws.json"
+_SAME = "--weight_randomess 0"
 _OWN_FILES = {"config.json", "history.jsonl", "summary.json"}
 _UNWRITTEN = ("p_x", "g_x", "x_w")
 # Mended: what they call the start of the dev ensemble is of the last positions in these.
@@ -51,8 +53,12 @@ _OWN_LINE = "p_x, g_x and x_w are not written"
 _TIME = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d")
 
 
-def compare(clone: Path, place: Path, search: str, folder: Path, dtype: str = "float32") -> dict[str, Any]:
+def compare(
+    clone: Path, place: Path, search: str, folder: Path, dtype: str = "float32", *, script: bool = False
+) -> dict[str, Any]:
     """One of SEARCHES with both, with adapters in this number type and models in float32.
+
+    With `script`, ours is the clone's own search.py on our engine (`compat.run`), both without random factors.
 
     Args:
         clone: of model_swarm.
@@ -78,18 +84,22 @@ def compare(clone: Path, place: Path, search: str, folder: Path, dtype: str = "f
             state = {name: one.to(getattr(torch, dtype)) for name, one in load_file(file).items()}
             save_file(state, file, {"format": "pt"})
     for file in clone.glob("*.py"):
-        shutil.copy(file, theirs)
+        for copy in (theirs, ours)[: 1 + script]:
+            shutil.copy(file, copy)
     draws = [[factors(iteration, particle) for particle in range(32)] for iteration in range(1, 16)]
     (ours / "draws.json").write_text(json.dumps(draws))
-    words = ["-n", search, *_COMMON.split(), *SEARCHES[search].split()]
+    words = ["-n", search, *_COMMON.split(), *SEARCHES[search].split(), *_SAME.split() * script]
     given = re.search(r"--initial_experts_num (\d+)", SEARCHES[search])
     particles = int(given[1]) if given else len([one for one in (place / "initial_experts").iterdir() if one.is_dir()])
     spec = json.dumps({"particles": particles, "dtype": "float32"})
     _run(theirs, "benchmarks.published.model_swarm_clone", spec, *words)
-    _run(ours, "modelswarms_fast.compat.model_swarm", *words, *_OURS.split())
+    if script:
+        _run(ours, "modelswarms_fast.compat.run", *_ENGINE.split(), "search.py", *words)
+    else:
+        _run(ours, "modelswarms_fast.compat.model_swarm", *words, *_OURS.split())
     name = f"{search}_{socket.gethostname()}"
     facts = {"search": search, "flags": SEARCHES[search], "dtype": dtype, "particles": particles}
-    return facts | _compared(theirs / "search" / name, ours / "search" / name, search)
+    return facts | _compared(theirs / "search" / name, ours / "search" / name, None if script else search)
 
 
 def _run(folder: Path, module: str, *words: str) -> None:
@@ -101,13 +111,14 @@ def _run(folder: Path, module: str, *words: str) -> None:
         raise RuntimeError(f"{module} failed: {ended.stderr[-3000:]}")
 
 
-def _compared(theirs: Path, ours: Path, search: str) -> dict[str, Any]:
-    """What two run folders have in common."""
+def _compared(theirs: Path, ours: Path, search: str | None) -> dict[str, Any]:
+    """What two run folders have in common; with `search`, but for what ours is meant to have otherwise."""
     mended = search in _LAST_FOR_START
     lines = [_lines(folder, mended) for folder in (theirs, ours)]
     files = [_files(theirs), _files(ours)]
-    files[0] -= {file for file in files[0] if file.split("/")[-2:-1] in [[one] for one in _UNWRITTEN]}
-    files[1] -= _OWN_FILES | {file for file in files[1] if file.endswith("_test.json")}
+    if search is not None:
+        files[0] -= {file for file in files[0] if file.split("/")[-2:-1] in [[one] for one in _UNWRITTEN]}
+        files[1] -= _OWN_FILES | {file for file in files[1] if file.endswith("_test.json")}
     contents, tensors = [], []
     for file in sorted(files[0] & files[1]):
         if file.endswith(".safetensors"):

@@ -5,6 +5,7 @@ vectors; `draws` has the random numbers that both share. `tensors` merges adapte
 of model_swarm's final metrics. The folder `model_swarm/` has its command and its functions. `models` says what a path
 means, `fleet` keeps the engines that serve such models, on the GPUs that `devices` gives them, and `moco/` is MoCo on
 both. `broker` serves a fleet to other processes, which ask by `client`; `remote` is such a fleet from their side.
+`run/` has such processes: a user's own search.py and evaluate.py.
 """
 
 import importlib

@@ -1,0 +1,5 @@
+"""googleapiclient, or a stand-in."""
+
+from modelswarms_fast.compat.run.places import package
+
+package(__name__, inside=("discovery",))
