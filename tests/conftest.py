@@ -4,13 +4,18 @@ from pathlib import Path
 
 import pytest
 
-ORIGINALS = {"test_moco_original.py": "--moco", "test_model_swarm_original.py": "--model-swarm"}
+ORIGINALS = {
+    "test_moco_original.py": "--moco",
+    "test_model_swarm_original.py": "--model-swarm",
+    "test_heterogeneous_swarm_original.py": "--heterogeneous-swarm",
+}
 """File → the option that it needs; without it the file is not collected."""
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Clones of the programs that tests compare with."""
     parser.addoption("--model-swarm", type=Path, metavar="FOLDER", help="Your clone of model_swarm.")
+    parser.addoption("--heterogeneous-swarm", type=Path, metavar="FOLDER", help="Your clone of heterogeneous_swarm.")
     parser.addoption("--moco", type=Path, metavar="FOLDER", help="Your clone of MoCo (model_collaboration).")
 
 

@@ -29,3 +29,12 @@ def test_a_search_is_that_of_model_swarm(clone, place, tmp_path, search, dtype):
     for name in ("log_lines", "files", "contents", "tensors"):
         assert found[f"{name}_equal"] == found[name] > 10, name
     assert found["utilities"] > 3
+
+
+@pytest.mark.parametrize("search", ["choices", "zero", "multitask", "abstentions"])
+def test_its_own_script_on_our_engine_is_model_swarm(clone, place, tmp_path, search):
+    found = compare(clone, place, search, tmp_path / "both", script=True)
+    assert found["scratchpad_equal"]
+    assert found["args_equal"]
+    for name in ("log_lines", "files", "contents", "tensors"):
+        assert found[f"{name}_equal"] == found[name] > 10, name
