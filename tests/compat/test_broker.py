@@ -103,10 +103,12 @@ def test_engines_that_were_released_start_again(broker, zoo):
 @pytest.mark.parametrize(
     ("given", "sentence"),
     [
-        ({"operation": "dance"}, "There is no operation 'dance'; choose one of ping, generate"),
+        ({"operation": "dance"}, "There is no operation 'dance'; choose one of ping, find, generate"),
         ({"operation": "generate", "jobs": 3}, "jobs is 3; give a list"),
         ({"operation": "generate", "jobs": [{}]}, "A job has no model"),
         ({"operation": "generate", "jobs": [{"model": "m", "prompts": ["a"], "max_tokens": 0}]}, "max_tokens is 0"),
+        ({"operation": "find", "model": "/none"}, "/none"),
+        ({"operation": "find", "model": 3}, "model is 3; give a text"),
         ({"operation": "merge", "weights": [1], "models": ["/none"], "out": "/none/x"}, "/none"),
         ({"operation": "generate", "jobs": [{"model": "/none", "prompts": [[1]], "max_tokens": 1}]}, "/none"),
     ],

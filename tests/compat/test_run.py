@@ -271,7 +271,7 @@ def test_a_model_has_the_number_type_that_the_script_names(place, tmp_path):
         (lambda model, ids: model.generate("text", max_new_tokens=1), "takes a tensor of token ids"),
         (lambda model, ids: model.generate(ids), "max_new_tokens=None; give a whole number"),
         (lambda model, ids: model.generate(ids, max_new_tokens=1, num_beams=2), "has num_beams"),
-        (lambda model, ids: model.generate(ids, max_new_tokens=1, eos_token_id=9), "does not end with"),
+        (lambda model, ids: model.generate(ids, max_new_tokens=1, eos_token_id=63), "does not end with"),
         (lambda model, ids: model.generate(ids, max_new_tokens=1, bad_words_ids=[[1]]), "gives generate bad_words_ids"),
         (lambda model, ids: model.generate(ids, attention_mask=1 - ids // 9, max_new_tokens=1), "padding_side to left"),
         (lambda model, ids: model.load_adapter("base"), "base has no adapter_config.json"),
@@ -402,8 +402,13 @@ def test_pools_keep_their_processes():
     second.join()
     assert waiting.get() == [None]
     assert pools(2)._pool is not inner
-    inner = first = pools(4, None)
-    assert isinstance(first, multiprocessing.pool.ThreadPool)
+    assert isinstance(pools(4, None), multiprocessing.pool.ThreadPool)
+    last = pools(5)
+    last.close()
+    (kept,) = last._free
+    pools.end()
+    with pytest.raises(ValueError, match="Pool not running"):
+        kept.apply(int)
 
 
 def test_what_runs_in_the_script_is_read_by_python_39():

@@ -60,8 +60,13 @@ def main(words: Sequence[str]) -> None:
         )
         sys.argv = [given.script, *given.arguments]
         sys.path[:0] = [SHIMS, folder]
-        multiprocessing.Pool = Pools(multiprocessing.Pool)
-        runpy.run_path(script, run_name="__main__")
+        pools = multiprocessing.Pool = Pools(multiprocessing.Pool)
+        try:
+            runpy.run_path(script, run_name="__main__")
+        except SystemExit:
+            pools.end()
+            raise
+        pools.end()
 
 
 @contextlib.contextmanager

@@ -21,6 +21,14 @@ class Pools:
         free = self._free.setdefault(processes, [])
         return Lent(free.pop() if free else self._real(processes), free)
 
+    def end(self) -> None:
+        """End the processes of pools that were given back."""
+        for free in self._free.values():
+            while free:
+                pool = free.pop()
+                pool.close()
+                pool.join()
+
 
 class Lent:
     """A pool, until it is closed."""

@@ -6,8 +6,26 @@ import torch
 import vertexai
 from googleapiclient import discovery
 from tenacity import retry, stop_after_attempt
-from transformers import AutoModelForCausalLM, AutoTokenizer
 from vertexai.generative_models import HarmCategory, SafetySetting
+
+
+class AutoModelForCausalLM:
+    """That of transformers, imported when it is used: it takes seconds, in each process."""
+
+    @staticmethod
+    def from_pretrained(*args, **kwargs):
+        import transformers
+
+        return transformers.AutoModelForCausalLM.from_pretrained(*args, **kwargs)
+
+
+class AutoTokenizer:
+    @staticmethod
+    def from_pretrained(*args, **kwargs):
+        import transformers
+
+        return transformers.AutoTokenizer.from_pretrained(*args, **kwargs)
+
 
 model = None
 tokenizer = None
