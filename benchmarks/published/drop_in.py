@@ -52,15 +52,7 @@ def model_swarm_rows(clone: Path, base: Path, data: Path, experts: Sequence[Path
     for padding in ("reference", "clean"):
         with tempfile.TemporaryDirectory() as folder:
             place = Path(folder)
-            (place / "search").mkdir()
-            (place / "data" / "eval").mkdir(parents=True)
-            shutil.copy(data, place / "data" / "eval" / f"{DATASET}.json")
-            for expert in experts:
-                shutil.copytree(expert, place / "initial_experts" / expert.name)
-            words = ["-n", "times", "-e", "exact_match", "-d", DATASET, "-g", "0", "-b", str(base), "-m", str(MOVES)]
-            words += ["-p", "50", "--dtype", "bfloat16", "--padding", padding, "--limit_test", "10"]
-            words += ["--engine_set", f"max_model_len={MAX_LEN}"]
-            command = [sys.executable, "-m", "modelswarms_fast.compat.model_swarm", *words]
+            command = command_of(place, base, data, experts, padding)
             env = os.environ | {"PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", "WANDB_MODE": "disabled"}
             ended = subprocess.run(command, cwd=place, env=env, capture_output=True, text=True, check=False)
             if ended.returncode:
@@ -72,6 +64,19 @@ def model_swarm_rows(clone: Path, base: Path, data: Path, experts: Sequence[Path
         row |= {"prompts": len(read_json(data)["dev"]), "theirs": theirs, "ours": seconds}
         rows.append(row | {"ratio": {dtype: one / seconds for dtype, one in theirs.items()}})
     return rows
+
+
+def command_of(place: Path, base: Path, data: Path, experts: Sequence[Path], padding: str) -> list[str]:
+    """Our command for a search of a few moves in this folder, which gets the files that it needs."""
+    (place / "search").mkdir()
+    (place / "data" / "eval").mkdir(parents=True)
+    shutil.copy(data, place / "data" / "eval" / f"{DATASET}.json")
+    for expert in experts:
+        shutil.copytree(expert, place / "initial_experts" / expert.name)
+    words = ["-n", "times", "-e", "exact_match", "-d", DATASET, "-g", "0", "-b", str(base), "-m", str(MOVES)]
+    words += ["-p", "50", "--dtype", "bfloat16", "--padding", padding, "--limit_test", "10"]
+    words += ["--engine_set", f"max_model_len={MAX_LEN}"]
+    return [sys.executable, "-m", "modelswarms_fast.compat.model_swarm", *words]
 
 
 def moco_rows(clone: Path, base: Path, inputs: list[str], experts: Sequence[Path]) -> list[dict[str, Any]]:
