@@ -1,26 +1,30 @@
 """Tables of the study of policies, from what `benchmarks.quality.policies test` has written.
 
-    python -m benchmarks.quality.policy_tables FILE ...
+    python -m benchmarks.quality.policy_tables FILE ... [--figure FILE.svg]
 
 1. The score on test of each method at each budget, averaged over seeds and then over tasks, with a 95 % interval.
 2. The difference of each to `swarm`.
 3. The ways to choose a winner: dev, test, and how often the 90 % interval of `expected_test` held the test score.
 4. Dev examples asked until a method is as good on test as `swarm` is at the end.
 
-All follow benchmarks/quality/PROTOCOL.md.
+The figure has the first table's scores against evaluations. All follow benchmarks/quality/PROTOCOL.md.
 """
 
 from __future__ import annotations
 
-import sys
+import argparse
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
 from modelswarms_fast.records.run_folder import read_json
+from modelswarms_fast.records.style import HUES, colour, legend, new_axes, svg
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 SAMPLES, SEED, LEVEL = 10_000, 0, 0.95
 BASELINE, WAY, PRIMARY = "swarm", "best", "200"
@@ -141,9 +145,49 @@ def needed(tasks: Sequence[Task]) -> list[str]:
     return lines
 
 
+def plot(tasks: Sequence[Task], count: int = SAMPLES) -> Figure:
+    """Scores on test against evaluations: a line a search, and across it the best method that searches nothing."""
+    figure, axes = new_axes(3.6)
+    methods = methods_of(tasks)
+    budgets = list(next(iter(tasks[0]["runs"][methods[0]].values()))["choices"])
+    drawn = [samples(tasks, methods, budget, count) for budget in budgets]
+    handles, labels = [], []
+    steady = {name: mean for name in methods if (mean := mean_of(tasks, name, "none")) == mean}
+    if steady:
+        best = max(steady, key=lambda name: steady[name])
+        handles.append(axes.axhline(steady[best], color=colour("faint"), linestyle="--"))
+        labels.append(best)
+    searches = [name for name in methods if name not in steady]
+    for number, name in enumerate(searches):
+        shown = [(at, found) for at, found in enumerate(drawn) if not np.isnan(mean_of(tasks, name, budgets[at]))]
+        column = methods.index(name)
+        means = np.array([mean_of(tasks, name, budgets[at]) for at, _ in shown])
+        ends = np.array([interval(found[:, column]) for _, found in shown])
+        # Beside each other, so that no interval hides another.
+        places = [int(budgets[at]) * 1.02 ** (number - len(searches) / 2) for at, _ in shown]
+        errors = np.abs(ends.T - means)
+        style = {"color": colour(HUES[number % len(HUES)]), "linestyle": "-" if number < len(HUES) else ":"}
+        handles.append(axes.errorbar(places, means, errors, marker="o", markersize=3.5, linewidth=1.4, **style))
+        labels.append(name)
+    axes.set_xscale("log")
+    axes.set_xticks([int(budget) for budget in budgets], budgets)
+    axes.minorticks_off()
+    axes.set_xlabel("evaluations of all dev examples")
+    axes.set_ylabel("score on test")
+    axes.grid(axis="y")
+    legend(figure, handles, labels)
+    return figure
+
+
 def main() -> None:
-    """Print the tables of the files on the command line, a task each."""
-    tasks = [read_json(Path(name)) for name in sys.argv[1:]]
+    """Print the tables of the files on the command line, a task each, and draw the figure."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.quality.policy_tables")
+    parser.add_argument("files", type=Path, nargs="+")
+    parser.add_argument("--figure", type=Path)
+    given = parser.parse_args()
+    tasks = [read_json(file) for file in given.files]
+    if given.figure:
+        given.figure.write_bytes(svg(plot, tasks))
     print("\n".join([*tables(tasks), "", *ways(tasks), "", *needed(tasks)]))
 
 

@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from benchmarks.quality.policy_tables import interval, mean_of, needed, samples, tables, ways
+from benchmarks.quality.policy_tables import interval, mean_of, needed, plot, samples, tables, ways
+from modelswarms_fast.records.style import svg
 
 
 def run(budgets: dict[str, str], dev: float = 0.5, low: float = 0.0):
@@ -82,3 +83,17 @@ def test_what_a_method_needs_is_counted_in_dev_examples():
     one["runs"]["better"] = content({"worse": 0.1})["runs"]["worse"]
     one["scores"] |= content({"worse": 0.1})["scores"]
     assert "| better | made up | not reached |  |" in needed([one])
+
+
+def test_the_figure_has_a_line_a_search_and_one_for_the_best_without():
+    one = content({"swarm": 0.4, "better": 0.6})
+    of = {"budget": 200, "scores": "1" * 400}
+    one["beside"] = {"soup": {"0": of}, "worse": {"0": of | {"scores": "0" * 400}}, "lorahub": {"0": of, "1": of}}
+    figure = plot([one], count=20)
+    (axes,) = figure.axes
+    shown = {text.get_text() for one in figure.legends for text in one.get_texts()}
+    assert shown == {"swarm", "better", "soup", "lorahub"}
+    points = {len(one.lines[0].get_xdata()) for one in axes.containers}
+    assert points == {1, 2}
+    picture = svg(lambda tasks: plot(tasks, count=20), [one])
+    assert picture.startswith(b"<?xml")
