@@ -74,9 +74,9 @@ def wait_for(what, seconds=60):
 
 
 @pytest.mark.slow
-def test_a_script_ends_as_it_does_by_itself(place, tmp_path):
+def test_a_script_ends_as_it_does_by_itself(place, broker, tmp_path):
     """Its own evaluation type, in spawned workers; its prints and its exit status."""
-    process = start(place, *ENGINE, "search.py", "-n", "crash", "-e", "vowels", "-d", "quiz", TMPDIR=str(tmp_path))
+    process = start(place, "search.py", "-n", "crash", "-e", "vowels", "-d", "quiz", TMPDIR=str(tmp_path))
     said, errors = process.communicate()
     assert process.returncode == 7, errors
     assert said == "ran search.py mine None\n"
@@ -101,11 +101,12 @@ def test_a_script_ends_as_it_does_by_itself(place, tmp_path):
 @pytest.mark.slow
 def test_nothing_is_left_of_a_script_that_was_stopped(tmp_path):
     (tmp_path / "evaluate.py").write_text("")
-    (tmp_path / "wait.py").write_text("import time; print('here', flush=True); time.sleep(600)")
+    client = "from modelswarms_fast.compat.client import Client; Client().ping()"
+    (tmp_path / "wait.py").write_text(f"{client}; import time; print('here', flush=True); time.sleep(600)")
     folders, running = [tmp_path / "a", tmp_path / "b"], []
     for folder in folders:
         folder.mkdir()
-        running.append(start(tmp_path, *ENGINE, "wait.py", TMPDIR=str(folder)))
+        running.append(start(tmp_path, *ENGINE, "wait.py", TMPDIR=str(folder), MODELSWARMS_SOCKET=""))
     for process, folder, number in zip(running, folders, (signal.SIGINT, signal.SIGKILL), strict=True):
         assert process.stdout.readline() == "here\n"
         assert len(processes_of(folder)) == 2

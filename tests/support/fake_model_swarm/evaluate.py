@@ -24,7 +24,7 @@ class AutoTokenizer:
     def from_pretrained(*args, **kwargs):
         import transformers
 
-        return transformers.AutoTokenizer.from_pretrained(*args, **kwargs)
+        return transformers.PreTrainedTokenizerFast.from_pretrained(*args, **kwargs)
 
 
 model = None
