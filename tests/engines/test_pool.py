@@ -246,7 +246,7 @@ def test_experts_in_a_file_are_copied_only_to_be_mixed(tiny, experts, prompts, r
     group = start_engine(Path(tiny["base"]), apart, replace(CONFIG, state=state))
     workers = list(group._workers)
     try:
-        assert len(group._room) == (3 if state == "mixture" else 1)
+        assert len(group._members.room) == (3 if state == "mixture" else 1)
         if state == "mixture":
             group.load_mixture(1, torch.tensor([0.0, 1.0, 0.0], dtype=torch.float64))
         else:

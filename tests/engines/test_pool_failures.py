@@ -125,7 +125,7 @@ def test_the_signals_of_a_job_are_not_an_engines(tiny):
 def test_a_step_that_ends_nothing_is_told_of_now_and_then(monkeypatch):
     mine, theirs = Pipe()
     monkeypatch.setattr(worker_process, "start_here", lambda *arguments: ScriptedEngine())
-    served = worker_process.Served(worker_process.Start(Path(), None, EngineConfig(), (), (0, 0, 0, 0)), theirs)
+    served = worker_process.Served(Path(), None, EngineConfig(), lambda: None, theirs.send)
     monkeypatch.setattr(time, "perf_counter", lambda: 1.5)
     for end in (1.5, 1.6):
         served.engine.watch("step", 0, 1.0, end)

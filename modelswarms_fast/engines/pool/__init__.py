@@ -1,5 +1,6 @@
 """Several engines behind the protocol of one.
 
-`pool` shares out requests, whose `prompts` are sent once. `supervisor` starts one process and kills it if it does not
-answer in time; `worker_process` is what runs in it.
+`pool` shares out requests, whose `prompts` are sent once. `members` is what it asks of its engines, wherever they run.
+`processes` are engines of this node: `supervisor` starts one process and kills it if it does not answer in time;
+`worker_process` is what runs in it.
 """

@@ -1,12 +1,10 @@
-"""Several engines on one node, each in a process of its own, behind the protocol of one."""
+"""Several engines behind the protocol of one."""
 
 from __future__ import annotations
 
 import logging
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
-from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,15 +12,15 @@ import torch
 from transformers import AutoTokenizer
 
 from modelswarms_fast.config import EngineConfig, Sampling, Serve
+from modelswarms_fast.engines.pool.members import Member, Members
+from modelswarms_fast.engines.pool.processes import Processes
 from modelswarms_fast.engines.pool.prompts import MOST, Prompts
-from modelswarms_fast.engines.pool.supervisor import LOOK, Supervisor, engine_process
-from modelswarms_fast.engines.pool.worker_process import Start
+from modelswarms_fast.engines.pool.supervisor import LOOK
 from modelswarms_fast.engines.protocol import Completion, Request, Watch
 from modelswarms_fast.errors import InputError
 from modelswarms_fast.weights.base_model import loading
 from modelswarms_fast.weights.experts import Experts
 from modelswarms_fast.weights.mixing import row_form
-from modelswarms_fast.weights.shared_memory import place_of, shared_rows
 
 
 class _RunningRequest(NamedTuple):
@@ -38,12 +36,11 @@ class _RunningRequest(NamedTuple):
 class EnginePool:
     """K engines with s slots each are one engine with K · s slots, of which each is filled and emptied by itself.
 
-    Slot i is a slot of engine i mod K, so that few particles are spread over all engines. A row in shared memory
-    (`shared_rows`) is read there by the engine: it must not change before the requests submitted to its slot have ended
-    or been dropped. Any other row is copied first. Requests to the base model go to the engines in turn.
+    Slot i is a slot of engine i mod K, so that few particles are spread over all engines. A row must not change before
+    the requests submitted to its slot have ended or been dropped. Requests to the base model go to the engines in turn.
 
-    An engine whose process ends, or is killed because it does not answer in time (`Supervisor.check`), is started anew
-    once, loaded as before, and asked again for what it had not answered.
+    An engine that ends, or is given up because it does not answer in time (`Member.check`), is started anew once,
+    loaded as before, and asked again for what it had not answered.
 
     Raises:
         InputError: as the engines do when they start; or, from any method, an engine ended twice.
@@ -51,7 +48,6 @@ class EnginePool:
     """
 
     def __init__(self, base: Path, experts: Experts | None, config: EngineConfig) -> None:
-        count = config.engines
         self.device = torch.device("cpu")  # the driver's rows are in the host's memory, whatever the engines run on
         self.watch: Watch | None = None
         self.serve: Serve = config.serve
@@ -69,30 +65,10 @@ class EnginePool:
         self._chosen: Serve | None = None
         self._looked = time.monotonic()
         self._failure: Exception | None = None
-        descriptors: tuple[int, ...] = ()
-        room = (0, 0, 0, 0)
-        if experts is not None:
-            self._layout = row_form(experts).layout
-            # An engine serves as many rows as it has LoRA slots, otherwise one.
-            several = config.serve in ("slots", "auto") and experts.combine == "factors"
-            copies = count * config.slots if several else count
-            self._copies = shared_rows(copies, self._layout.size, self._layout.dtype)
-            self._room = experts.room
-            if place_of(self._room) is None:  # such as rows in a file
-                self._room = self._copies[:1]  # stands for experts of which nothing is mixed
-                if config.state == "mixture" or config.serve == "auto":
-                    self._room = shared_rows(len(experts.rows), experts.layout.size, experts.layout.dtype)
-                    self._room.copy_(experts.rows)
-            descriptor, offset = self._in_shared_memory(self._room)
-            descriptors = tuple({descriptor, self._in_shared_memory(self._copies)[0]})
-            room = (descriptor, offset, len(self._room), self._room.stride(0))
-            nothing = torch.empty(0)
-            experts = replace(experts, rows=nothing, room=nothing)
-        start = Start(base, experts, replace(config, engines=1), descriptors, room)
-        self._workers: list[Supervisor] = []
+        self._layout = None if experts is None else row_form(experts).layout
+        self._members: Members = Processes(base, experts, config)
+        self._workers: Sequence[Member] = self._members.all
         try:
-            for number in range(count):
-                self._workers.append(engine_process(number, count, start))
             with loading(base):
                 self.tokenizer: Any = AutoTokenizer.from_pretrained(base, trust_remote_code=False)
             while not all(worker.ready for worker in self._workers):
@@ -116,15 +92,10 @@ class EnginePool:
 
     def load(self, slot: int, row: torch.Tensor) -> None:
         """Serve the particle whose flat row [D] this is from `slot`; see above for when the row may change."""
+        assert self._layout is not None
         if row.shape != (self._layout.size,) or row.dtype != self._layout.dtype:
             raise ValueError(f"a row is a [{self._layout.size}] {self._layout.dtype} vector")
-        place = place_of(row) if row.stride(0) == 1 else None
-        # Only memory that the processes have: rows may come from elsewhere.
-        if place is None or place[0] not in self._workers[0].descriptors:
-            copy = self._copies[self._check_slot(slot) % len(self._copies)]
-            copy.copy_(row)
-            place = self._in_shared_memory(copy)
-        self._load(slot, "load", *place)
+        self._load(slot, "load", *self._members.place(self._check_slot(slot), row))
 
     def load_mixture(self, slot: int, mixture: torch.Tensor) -> None:
         """Serve the mixture [n] of the experts from `slot`; their rows must be those that the pool started with."""
@@ -182,11 +153,8 @@ class EnginePool:
         return found
 
     def close(self) -> None:
-        """End the engines' processes and wait for them."""
-        for worker in self._workers:
-            worker.pipe.close()  # all at once: each ends when it sees this
-        for worker in self._workers:
-            worker.end()
+        """End the engines and wait for them."""
+        self._members.close()
         self._workers = []
 
     # calls
@@ -228,18 +196,13 @@ class EnginePool:
     # answers
 
     def _receive(self) -> None:
-        """Take in what has come, or wait for it; notice processes that have ended or do not answer."""
+        """Take in what has come, or wait for it; notice engines that have ended or do not answer."""
         if self._failure is not None:
             raise RuntimeError("an engine of this pool has failed; close() it") from self._failure
-        pipes = {worker.pipe: worker for worker in self._workers}
-        heard = wait(pipes, timeout=LOOK)
-        for pipe in heard:
-            assert isinstance(pipe, Connection)
-            worker = pipes.pop(pipe)
-            worker.heard()
-            try:
-                message = pipe.recv()
-            except (EOFError, OSError):
+        heard = set()
+        for worker, message in self._members.wait(LOOK):
+            heard.add(worker.number)
+            if message is None:
                 self._ended_early(worker)
             else:
                 self._take(worker, *message)
@@ -247,13 +210,15 @@ class EnginePool:
             return
         self._looked = time.monotonic()
         owing = {running.engine for running in self._running.values()} | ({self._asked[0]} if self._asked else set())
-        for worker in pipes.values():
-            if worker.process.poll() is not None:  # a child of the process may hold its pipe open
-                self._ended_early(worker)
-            else:
+        for worker in self._workers:
+            if worker.number in heard:
+                continue
+            if worker.lives():
                 worker.check(owes=not worker.ready or worker.number in owing)
+            else:
+                self._ended_early(worker)
 
-    def _take(self, worker: Supervisor, what: str, *content: Any) -> None:
+    def _take(self, worker: Member, what: str, *content: Any) -> None:
         if what == "ended":
             completions, seen = content
             for number, *completion in completions:
@@ -275,15 +240,15 @@ class EnginePool:
             self._failure = content[0]
             raise content[0]
 
-    def _ended_early(self, worker: Supervisor) -> None:
-        """Start a process that has ended anew, and say to it what it is to know."""
+    def _ended_early(self, worker: Member) -> None:
+        """Start an engine that has ended anew, and say to it what it is to know."""
         worker.end()
         ended = f"{worker.name} {worker.cause()}"
-        if worker.restarted:
+        if not worker.restarts_left:
             fewer = f", or fewer engines than {len(self._workers)}" if len(self._workers) > 1 else ""
             raise InputError(f"{ended} after it had been started anew; give the run more memory{fewer}.")
         logging.getLogger(__name__).warning("%s; it is started anew.", ended)
-        worker.restarted = True
+        worker.restarts_left -= 1
         worker.begin()
         if self._chosen is not None:
             worker.calls.append(("set_mode", self._chosen))
@@ -297,7 +262,7 @@ class EnginePool:
             self._tell_asked()
         worker.flush()
 
-    # slots and memory
+    # slots
 
     def _engine_of(self, slot: int | None) -> int:
         return (self._submitted if slot is None else self._check_slot(slot)) % len(self._workers)
@@ -310,8 +275,3 @@ class EnginePool:
         if not 0 <= slot < self.slots:
             raise IndexError(f"slot {slot} of {self.slots}")
         return slot
-
-    def _in_shared_memory(self, tensor: torch.Tensor) -> tuple[int, int]:
-        place = place_of(tensor)
-        assert place is not None
-        return place

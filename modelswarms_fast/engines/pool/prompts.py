@@ -1,16 +1,16 @@
-"""Prompts by number, so that each engine's process is sent the tokens of a prompt once."""
+"""Prompts by number, so that each engine is sent the tokens of a prompt once."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from modelswarms_fast.engines.pool.supervisor import Supervisor
+from modelswarms_fast.engines.pool.members import Member
 
-MOST = 1 << 16  # prompts that the processes keep in mind
+MOST = 1 << 16  # prompts that the engines keep in mind
 
 
 class Prompts:
-    """Numbers of prompts, and which process knows which."""
+    """Numbers of prompts, and which engine knows which."""
 
     def __init__(self) -> None:
         self._numbers: dict[tuple[int, ...], int] = {}
@@ -28,14 +28,14 @@ class Prompts:
             self._next += 1
         return number
 
-    def teach(self, worker: Supervisor, number: int) -> None:
-        """Tell a process of a prompt, unless it knows it."""
+    def teach(self, worker: Member, number: int) -> None:
+        """Tell an engine of a prompt, unless it knows it."""
         if number not in worker.knows:
             worker.knows.add(number)
             worker.calls.append(("prompt", number, self._tokens[number]))
 
-    def forget(self, workers: Iterable[Supervisor], needed: set[int | None]) -> None:
-        """Forget prompts that are not needed now, in all processes: a follow-up rarely comes again."""
+    def forget(self, workers: Iterable[Member], needed: set[int | None]) -> None:
+        """Forget prompts that are not needed now, in all engines: a follow-up rarely comes again."""
         self._numbers = {tokens: number for tokens, number in self._numbers.items() if number in needed}
         self._tokens = {number: tokens for number, tokens in self._tokens.items() if number in needed}
         for worker in workers:

@@ -53,7 +53,7 @@ class Supervisor:
         self.name, self.number, self.descriptors = name, number, tuple(descriptors)
         self._command, self._start, self._cores = command, start, cores
         self._environment = dict(environment or {})
-        self.restarted = False
+        self.restarts_left = 1
         self.begin()
 
     def begin(self) -> None:
@@ -116,6 +116,10 @@ class Supervisor:
             self.heard()
         elif time.monotonic() - self._last > limit:
             self._give_up(f"did not answer for {limit:.0f} s")
+
+    def lives(self) -> bool:
+        """Whether the process has not ended; a child of it may hold its pipe open."""
+        return self.process.poll() is None
 
     def cause(self) -> str:
         """How the process ended."""

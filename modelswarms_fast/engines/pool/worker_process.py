@@ -51,16 +51,17 @@ class Start:
 class Served:
     """An engine, and what the pool's calls mean to it."""
 
-    def __init__(self, start: Start, send: Connection) -> None:
-        self._memory = {descriptor: attach(descriptor) for descriptor in start.descriptors}
-        experts = start.experts
-        if experts is not None:
-            self._layout = row_form(experts).layout
-            descriptor, offset, count, stride = start.room
-            memory = self._memory[descriptor][offset:].view(experts.layout.dtype)
-            room = memory.as_strided((count, experts.layout.size), (stride, 1))
-            experts = replace(experts, rows=room[: len(experts.names)], room=room)
-        self.engine: Engine = start_here(start.base, experts, start.config)
+    def __init__(
+        self,
+        base: Path,
+        experts: Experts | None,
+        config: EngineConfig,
+        row_at: Callable[..., torch.Tensor],
+        send: Callable[[tuple[Any, ...]], None],
+    ) -> None:
+        """`row_at`: the row [D] that the arguments of `load` name. `send` takes this engine's messages."""
+        self._row_at = row_at
+        self.engine: Engine = start_here(base, experts, config)
         self.engine.watch = self._watch
         self.running: set[int] = set()
         self._seen: list[tuple[str, float, float]] = []
@@ -68,10 +69,9 @@ class Served:
         self._prompts: dict[int, list[int]] = {}
         self._send = send
 
-    def load(self, slot: int, descriptor: int, offset: int) -> None:
-        """Load the row that begins at this byte of the shared memory."""
-        row = self._memory[descriptor][offset : offset + self._layout.nbytes].view(self._layout.dtype)
-        self.engine.load(slot, row.to(self.engine.device))
+    def load(self, slot: int, *place: Any) -> None:
+        """Load the row that lies at this place."""
+        self.engine.load(slot, self._row_at(*place).to(self.engine.device))
 
     def load_mixture(self, slot: int, mixture: list[float]) -> None:
         """Load a mixture of the experts."""
@@ -80,7 +80,7 @@ class Served:
     def autotune(self, prompts: list[int], max_tokens: int) -> None:
         """Answer with the fastest mode."""
         self.engine.autotune([self._prompts[prompt] for prompt in prompts], max_tokens)
-        self._send.send(("answer", (self.engine.serve, self.engine.auto_timings)))
+        self._send(("answer", (self.engine.serve, self.engine.auto_timings)))
 
     def set_mode(self, mode: Serve) -> None:
         """Serve in the mode that was chosen."""
@@ -88,7 +88,7 @@ class Served:
 
     def count_slots(self) -> None:
         """Answer with the slots of the mode."""
-        self._send.send(("answer", self.engine.slots))
+        self._send(("answer", self.engine.slots))
 
     def restore(self) -> None:
         """Serve the base model again."""
@@ -124,7 +124,7 @@ class Served:
 
     def log_probs(self, slot: int | None, prompt: int, top: int) -> None:
         """Answer with log-probabilities."""
-        self._send.send(("answer", self.engine.log_probs(Request(slot, self._prompts[prompt]), top)))
+        self._send(("answer", self.engine.log_probs(Request(slot, self._prompts[prompt]), top)))
 
     def step(self) -> None:
         """Work on what runs, and say what ended."""
@@ -139,8 +139,26 @@ class Served:
             self._say([])
 
     def _say(self, ended: list[tuple[Any, ...]]) -> None:
-        self._send.send(("ended", ended, self._seen))
+        self._send(("ended", ended, self._seen))
         self._seen, self._said = [], time.perf_counter()
+
+
+class Memory:
+    """The shared memory that a process was given, in which rows lie."""
+
+    def __init__(self, start: Start) -> None:
+        self._all = {descriptor: attach(descriptor) for descriptor in start.descriptors}
+        self.experts = start.experts
+        if self.experts is not None:
+            self._layout, layout = row_form(self.experts).layout, self.experts.layout
+            descriptor, offset, count, stride = start.room
+            memory = self._all[descriptor][offset:].view(layout.dtype)
+            room = memory.as_strided((count, layout.size), (stride, 1))
+            self.experts = replace(self.experts, rows=room[: len(self.experts.names)], room=room)
+
+    def row_at(self, descriptor: int, offset: int) -> torch.Tensor:
+        """The row [D] that begins at this byte."""
+        return self._all[descriptor][offset : offset + self._layout.nbytes].view(self._layout.dtype)
 
 
 def listen(pipe: Connection, messages: queue.SimpleQueue[Any]) -> None:
@@ -155,7 +173,8 @@ def listen(pipe: Connection, messages: queue.SimpleQueue[Any]) -> None:
         os._exit(0)  # whatever the main thread does: nobody will read it
 
 
-def _serve(served: Served, calls: queue.SimpleQueue[list[tuple[Any, ...]]]) -> None:
+def serve(served: Served, calls: queue.SimpleQueue[list[tuple[Any, ...]]]) -> None:
+    """Do what comes, for ever."""
     while True:
         waiting = [] if served.running else calls.get()
         while not calls.empty():
@@ -178,12 +197,13 @@ def main(descriptor: int) -> None:
     calls: queue.SimpleQueue[list[tuple[Any, ...]]] = queue.SimpleQueue()
     threading.Thread(target=listen, args=(pipe, calls), daemon=True).start()
     try:
-        served = Served(start, pipe)
+        memory = Memory(start)
+        served = Served(start.base, memory.experts, start.config, memory.row_at, pipe.send)
         engine = served.engine
         if (leave := getattr(engine, "leave", None)) is not None:
             LEAVING.append(leave)
         pipe.send(("ready", engine.serve, engine.slots, engine.dtype, engine.max_model_len))
-        _serve(served, calls)
+        serve(served, calls)
     except (BrokenPipeError, ConnectionResetError):
         return
     except Exception as error:
