@@ -355,9 +355,14 @@ class EngineConfig:
 
     From 1 to 1,000,000."""
     engines: int = 1
-    """Number of engines on this machine, each in its own process with its share of the cores.
+    """Number of engines, each in its own process with its share of the cores or GPUs, on this machine or a cluster.
 
     From 1 to 1,024."""
+    cluster: str | None = None
+    """Ray cluster for the engines: of this machine (local), that of RAY_ADDRESS (auto), or HOST:PORT of a head node.
+
+    By default the engines are processes of this machine, without Ray. Particles travel as coefficients of the experts,
+    so it needs state="mixture", which state="auto" becomes."""
     tensor_parallel: int = 1
     """Number of processes that share one engine's model, each with a part of every layer.
 
@@ -445,6 +450,12 @@ class EngineConfig:
             not (self.race and self.stop_early),
             "race is set but stop_early stops particles by bounds, not by a test; leave one of them out.",
         )
+        _check(self.cluster != "", "cluster is empty; give local, auto or HOST:PORT.")
+        _check(
+            self.cluster is None or self.state != "weights",
+            f"cluster is {quoted(self.cluster)} but state='weights' keeps its rows on one machine; use"
+            " state='mixture'.",
+        )
         for name in ("host_memory", "device_memory"):
             parse_bytes(name, getattr(self, name))
         _check(
@@ -493,4 +504,4 @@ class EngineConfig:
     @property
     def own_processes(self) -> bool:
         """Whether the engines run in processes of their own, and find rows in shared memory."""
-        return self.engines > 1 or self.tensor_parallel > 1
+        return self.engines > 1 or self.tensor_parallel > 1 or self.cluster is not None

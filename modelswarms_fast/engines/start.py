@@ -16,14 +16,22 @@ from modelswarms_fast.weights.base_model import check_finite
 from modelswarms_fast.weights.experts import Experts
 
 
-def start_engine(base: Path, experts: Experts | None, config: EngineConfig) -> Engine:
+def start_engine(base: Path, experts: Experts | None, config: EngineConfig, logs: Path | None = None) -> Engine:
     """Load the base model into a new engine that can serve rows of the experts' layout (None: only the base).
+
+    `logs`: a folder of the run's, for the logs of engines on a cluster.
 
     Raises:
         InputError: the engine is not installed, or the layout does not fit the base model.
     """
     if config.tensor_parallel > 1:
         _check_parts(text_config(base), config.tensor_parallel)
+    if config.cluster is not None:
+        from modelswarms_fast.engines.pool.pool import EnginePool
+        from modelswarms_fast.engines.pool.ray_actor import Actors
+
+        run = "run" if logs is None else logs.parent.absolute().name
+        return EnginePool(base, experts, config, Actors(base, experts, config, run, logs))
     if config.own_processes:
         from modelswarms_fast.engines.pool.pool import EnginePool
 

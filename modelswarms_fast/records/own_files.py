@@ -25,7 +25,7 @@ _TEMPORARY = re.compile(r"(?:.*/)?\.modelswarms-[0-9a-f]{16}\.tmp")
 # A winner that was being written or replaced, beside the place of the winner.
 _UNFINISHED = re.compile(r"\.(?P<folder>[^/]+)\.(?:new|old)-[0-9a-f]+/(?P<file>[^/]+)")
 # Folders that other libraries fill for a run.
-_FILLED = ("tensorboard/", "wandb/")
+_FILLED = ("tensorboard/", "wandb/", "engines/")
 
 
 def temporary_beside(path: Path) -> Path:

@@ -31,6 +31,7 @@ from modelswarms_fast.evaluation.spent import Spent
 from modelswarms_fast.policies import Policy, Problem, find_policy, load_policy
 from modelswarms_fast.policies.space import space_of
 from modelswarms_fast.records.progress import log, phase, say
+from modelswarms_fast.records.run_folder import CONFIG, will_write
 from modelswarms_fast.records.score_file import ScoreFile
 from modelswarms_fast.records.trace import Trace
 from modelswarms_fast.runs.loop import SearchLoop
@@ -47,6 +48,8 @@ from modelswarms_fast.weights.row_name import row_name
 from modelswarms_fast.weights.row_table import count_rows
 from modelswarms_fast.weights.shared_memory import shared_rows
 
+LOGS = "engines"
+"""Folder of the logs of a cluster's engines."""
 ENGINES = {"vllm": "vLLM", "transformers": "transformers"}
 
 
@@ -185,7 +188,7 @@ class Experiment:
             if oracle is not None:
                 stack.callback(oracle.close)
             with phase(f"starting {ENGINES[config.engine]}", show=self._progress):
-                self.engine = start_engine(self.base_folder, self.experts, config)
+                self.engine = start_engine(self.base_folder, self.experts, config, self._logs())
             stack.callback(lambda: self.engine.close())
             splits = tuple(self.utility.asks)
             self.evaluator = Evaluator(self.engine, self.utility, splits, self._trace, config.engines)
@@ -217,6 +220,13 @@ class Experiment:
         self._processes.close()
         if isinstance(error, NoScoreError):
             check_finite(self.base_folder)
+
+    def _logs(self) -> Path | None:
+        """Where the logs of a cluster's engines go: into the run folder, if there is one."""
+        if self.engine_config.cluster is None or not (self.out / CONFIG).exists():
+            return None
+        will_write(self.out, f"{LOGS}/")
+        return self.out / LOGS
 
     @property
     def row_dtype(self) -> torch.dtype | None:
@@ -423,7 +433,8 @@ class Experiment:
             return 0
         config = self.engine_config
         weights = sum(path.stat().st_size for path in self.base_folder.glob("*.safetensors"))
-        copies = config.engines * (2 if config.serve in ("merged", "auto") else 1)  # merged keeps what it writes over
+        engines = config.engines if config.cluster in (None, "local") else 0  # others are on other machines
+        copies = engines * (2 if config.serve in ("merged", "auto") else 1)  # merged keeps what it writes over
         checked = config.parity_check != "off" and config.engine != "transformers"
         return weights * (copies + checked) + row * checked
 
@@ -447,6 +458,11 @@ class Experiment:
             return
         asked = {"randomness": SwarmConfig.randomness, "policy": SwarmConfig.policy} | self._swarm
         state, self.why_state = choose_state(config, asked["randomness"], asked["policy"])
+        if state == "weights" and config.cluster is not None:
+            raise InputError(
+                f"{self.why_state}, which needs state='weights', but cluster is {quoted(config.cluster)} and has no"
+                " such state; leave one of them out."
+            )
         if state is None:
             others = count_rows(particles) * ((self._searches or 1) - 1) + (n if self._searches else 0)
             demand = self._demand(particles, n, size, dtype)
@@ -486,6 +502,8 @@ def choose_state(
         return "weights", "randomness is 'coordinate'"
     if config.rounding != "nearest":
         return "weights", f"rounding is {quoted(config.rounding)}"
+    if config.cluster is not None:
+        return "mixture", f"cluster is {quoted(config.cluster)}"
     return None, ""
 
 

@@ -14,8 +14,6 @@ Message = tuple[Any, ...]
 class Member(Protocol):
     """One engine of a pool. It does what is in `calls`, in this order, and says what ended."""
 
-    name: str
-    """Begins sentences about it."""
     number: int
     """Which engine of the pool it is, from 0."""
     calls: list[tuple[Any, ...]]
@@ -26,6 +24,10 @@ class Member(Protocol):
     """Whether its model is loaded."""
     restarts_left: int
     """How often it may be started anew."""
+
+    @property
+    def name(self) -> str:
+        """Begins sentences about it."""
 
     def begin(self) -> None:
         """Start it, anew if it has ended; it has been told nothing yet."""

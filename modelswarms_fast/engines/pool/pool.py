@@ -47,7 +47,10 @@ class EnginePool:
         EngineError: from any method, an engine failed.
     """
 
-    def __init__(self, base: Path, experts: Experts | None, config: EngineConfig) -> None:
+    def __init__(
+        self, base: Path, experts: Experts | None, config: EngineConfig, members: Members | None = None
+    ) -> None:
+        """`members`: the engines, which this closes; by default processes of this node."""
         self.device = torch.device("cpu")  # the driver's rows are in the host's memory, whatever the engines run on
         self.watch: Watch | None = None
         self.serve: Serve = config.serve
@@ -66,7 +69,7 @@ class EnginePool:
         self._looked = time.monotonic()
         self._failure: Exception | None = None
         self._layout = None if experts is None else row_form(experts).layout
-        self._members: Members = Processes(base, experts, config)
+        self._members = members or Processes(base, experts, config)
         self._workers: Sequence[Member] = self._members.all
         try:
             with loading(base):
