@@ -2,6 +2,7 @@
 
 import ast
 import json
+import os
 import signal
 import sys
 import time
@@ -99,19 +100,27 @@ def test_a_script_ends_as_it_does_by_itself(place, broker, tmp_path):
 
 
 @pytest.mark.slow
-def test_nothing_is_left_of_a_script_that_was_stopped(tmp_path):
+def test_nothing_is_left_of_what_was_stopped(tmp_path):
+    """Ctrl-C and a kill of the script, and a kill of its broker, which is one sentence."""
     (tmp_path / "evaluate.py").write_text("")
     client = "from modelswarms_fast.compat.client import Client; Client().ping()"
-    (tmp_path / "wait.py").write_text(f"{client}; import time; print('here', flush=True); time.sleep(600)")
-    folders, running = [tmp_path / "a", tmp_path / "b"], []
+    (tmp_path / "wait.py").write_text(
+        f"{client}; import time; print('here', flush=True)\nfor _ in range(6000): time.sleep(0.1); Client().ping()"
+    )
+    folders, running = [tmp_path / name for name in "abc"], []
     for folder in folders:
         folder.mkdir()
         running.append(start(tmp_path, *ENGINE, "wait.py", TMPDIR=str(folder), MODELSWARMS_SOCKET=""))
-    for process, folder, number in zip(running, folders, (signal.SIGINT, signal.SIGKILL), strict=True):
+    for process, folder, number in zip(running, folders, (signal.SIGINT, signal.SIGKILL, 0), strict=True):
         assert process.stdout.readline() == "here\n"
-        assert len(processes_of(folder)) == 2
-        process.send_signal(number)
-        assert process.wait(60) == -number
+        (broker,) = set(processes_of(folder)) - {str(process.pid)}
+        if number:
+            process.send_signal(number)
+        else:
+            os.kill(int(broker), signal.SIGKILL)
+        said = process.communicate()[1]
+        assert process.returncode == (-number or 2), said
+    assert said.splitlines()[1:] == ["error: The broker has ended (status -9); start the script again."]
     for folder in folders:
         assert wait_for(lambda folder=folder: not processes_of(folder))
         assert wait_for(lambda folder=folder: not list(folder.iterdir()))

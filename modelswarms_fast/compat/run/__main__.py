@@ -96,6 +96,12 @@ def _broker(given: argparse.Namespace) -> Iterator[None]:
             raise BrokerError(found["error"])
         os.environ[PATH] = found["socket"]
         yield
+    except BrokerError as error:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(1)  # it may be about to end
+        if "socket" in found and process.returncode is not None:
+            raise BrokerError(f"The broker has ended (status {process.returncode}); start the script again.") from error
+        raise
     finally:
         os.environ.pop(PATH, None)
         process.terminate()
