@@ -15,7 +15,7 @@ from helpers_models import edit_config, make_base
 from helpers_run import ENGINE, ROOT, by_itself, forget, make_script, modules_of, serving, start
 from helpers_search import write_tokenizer
 from safetensors.torch import load_file
-from transformers import AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from modelswarms_fast.compat import client as client_module
 from modelswarms_fast.compat import lora_merge
@@ -229,14 +229,21 @@ def test_drawn_answers_follow_torch(model, tokenizer):
     assert len(set(draw(1))) > 1
 
 
-def test_a_mask_hides_padding(model, tokenizer):
-    batch = tokenizer(["a", "fog and"], return_tensors="pt", padding=True)
-    mask = torch.ones_like(batch.input_ids)
-    mask[0, :6] = 0
-    found = model.generate(batch.input_ids, attention_mask=mask, max_new_tokens=4)
-    alone = model.generate(batch.input_ids[:1, 6:], max_new_tokens=4)
-    assert found[0, 6:].tolist() == alone[0].tolist()
-    assert found.shape == (2, 11)
+@pytest.mark.parametrize("given", [True, False])
+def test_a_mask_hides_padding(broker, place, given):
+    """One that is given, and one that transformers guesses: the model's own padding is among the ids."""
+    edit_json(place / "base" / "generation_config.json", pad_token_id=5, eos_token_id=0)
+    ids = torch.tensor([[5, 5, 5, 20, 21], [5, 23, 5, 24, 25], [20, 21, 22, 23, 24]])
+    masks = {"attention_mask": ids.ne(5).long()} if given else {}
+    found = []
+    for kind in (AutoModelForCausalLM, served.Served):
+        model = kind.from_pretrained(str(place / "base"), dtype=torch.float32)
+        model.load_adapter(str(place / "initial_experts" / "bob"))
+        found.append(model.generate(ids, max_new_tokens=6, do_sample=False, **masks).tolist())
+        if kind is served.Served:
+            assert model.generate(ids[:1, 3:], max_new_tokens=6, do_sample=False)[0, 2:].tolist() == found[1][0][5:]
+    assert found[0] == found[1]
+    assert len({str(one[5:]) for one in found[0]}) == 3
 
 
 def test_a_full_model_in_place_of_an_adapter_is_served(broker, place, tmp_path):

@@ -268,13 +268,8 @@ def _prompts(ids: torch.Tensor, mask: Any, pad: Any, ends: list[int]) -> list[Id
     """
     if mask is None and pad is not None and pad not in ends:
         mask = ids.ne(pad)
-    found = []
-    for number, row in enumerate(ids.tolist()):
-        if mask is not None:
-            kept = [bool(one) for one in mask[number].tolist()]
-            first = kept.index(True) if True in kept else len(kept)
-            if not all(kept[first:]):
-                raise NotServed("generate has prompts that are padded on the right; set padding_side to left.")
-            row = row[first:]
-        found.append(row)
-    return found
+    if mask is None:
+        mask = torch.ones_like(ids)
+    if not bool(mask[:, -1:].bool().all()):
+        raise NotServed("generate has prompts that are padded on the right; set padding_side to left.")
+    return [row[kept].tolist() for row, kept in ((ids[n].cpu(), mask[n].cpu().bool()) for n in range(len(ids)))]
