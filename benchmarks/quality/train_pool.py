@@ -1,11 +1,14 @@
 """Train a pool of LoRA experts until their loss on held-out examples stops falling.
 
-    python -m benchmarks.quality.train_pool --base smollm2-135m-instruct --out runs/pool sft/*.jsonl
+    python -m benchmarks.quality.train_pool --base BASE --out runs/pool --apart eval/*.json -- sft/*.jsonl
 
-Each NAME.jsonl (`{"prompt", "completion"}` a line) gives the expert OUT/NAME, rank 16, alpha 32, all linear layers. A
-tenth of the examples is held out. Every STEPS steps the loss on them is measured. Where it does not fall twice in a
-row, training goes on from the best weights with a third of the learning rate; the second time it ends, and the best
-weights are the expert. OUT/losses/NAME.json has every loss. Cut at any time, the same command goes on.
+Each NAME.jsonl (`{"prompt", "completion"}` a line) gives the expert OUT/NAME, rank 16, alpha 32, all linear layers.
+Left out are examples whose text is in a question of an evaluation file (`--apart`), whatever is asked about it. Of the
+rest a tenth is held out; no text is in both parts.
+
+Every STEPS steps the loss on the held-out examples is measured. Where it does not fall twice in a row, training goes on
+from the best weights with a third of the learning rate; the second time it ends, and the best weights are the expert.
+OUT/losses/NAME.json has every loss. Cut at any time, the same command goes on.
 
 By default all experts start from the same A, as those of one team would. With `--independent` each has its own, as
 experts from a hub would.
@@ -32,8 +35,9 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from benchmarks.quality.texts import apart, held_apart
 from benchmarks.quality.train import completion_loss, save
-from modelswarms_fast.records.run_folder import write_json
+from modelswarms_fast.records.run_folder import read_json, write_json
 from modelswarms_fast.runs.baselines.data_merge import BATCH, Example, encode
 from modelswarms_fast.runs.training_data import read_training_data
 from modelswarms_fast.weights.base_model import resolve_base
@@ -44,8 +48,6 @@ STEPS, PATIENCE, PHASES, DECAY = 45, 2, 2, 1 / 3
 """Steps between two measurements, of which so many without a fall end a phase; phases; a later one's rate."""
 FALL = 0.002
 """Less is no fall of the loss: an expert that makes no mistake could be trained for ever."""
-HELD_OUT = 10
-"""One example in so many."""
 
 
 @dataclass
@@ -66,11 +68,8 @@ class Progress:
 class Training:
     """The training of one expert, kept in a file after every measurement."""
 
-    def __init__(self, base: Path, examples: list[Example], seed: int, file: Path) -> None:
-        drawn = examples.copy()
-        random.Random(SEED).shuffle(drawn)
-        count = max(1, len(drawn) // HELD_OUT)
-        self._held_out, self._examples, self._file = drawn[:count], drawn[count:], file
+    def __init__(self, base: Path, examples: list[Example], held_out: list[Example], seed: int, file: Path) -> None:
+        self._examples, self._held_out, self._file = examples, held_out, file
         model: Any = AutoModelForCausalLM.from_pretrained(
             base,
             dtype=torch.bfloat16,
@@ -192,22 +191,31 @@ def main() -> None:
     parser.add_argument("--base", required=True, help="folder, hub id or packaged base")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="each expert is written to DIR/NAME")
     parser.add_argument("--independent", action="store_true", help="each expert starts from an A of its own")
+    parser.add_argument("--apart", nargs="+", type=Path, default=[], metavar="FILE.json", help="evaluation files")
     parser.add_argument("files", nargs="+", type=Path, metavar="NAME.jsonl")
     arguments = parser.parse_args()
     base = resolve_base(arguments.base)
     tokenizer = AutoTokenizer.from_pretrained(base, trust_remote_code=False)
+    questions = [
+        one["question"] for file in arguments.apart for split in ("dev", "test") for one in read_json(file)[split]
+    ]
     losses = arguments.out / "losses"
     losses.mkdir(parents=True, exist_ok=True)
     for file in arguments.files:
         if (arguments.out / file.stem).exists():
             continue
         pairs = read_training_data(file.parent, [file.stem])[file.stem]
-        examples = [encode(tokenizer, prompt.rstrip() + "\n", completion) for prompt, completion in pairs]
+        pairs = apart(pairs, questions)
+        parts = held_apart(pairs)
+        examples, held_out = (
+            [encode(tokenizer, prompt.rstrip() + "\n", completion) for prompt, completion in part] for part in parts
+        )
         state = arguments.out / f".{file.stem}.safetensors"
         seed = zlib.crc32(file.stem.encode()) if arguments.independent else SEED
-        training = Training(base, examples, seed, state)
+        training = Training(base, examples, held_out, seed, state)
         training.run()
-        write_json(losses / f"{file.stem}.json", asdict(training.progress))
+        counts = {"examples": len(examples), "held_out_examples": len(held_out)}
+        write_json(losses / f"{file.stem}.json", counts | asdict(training.progress))
         save(training.model, arguments.out / file.stem, arguments.base)
         state.unlink()
 
