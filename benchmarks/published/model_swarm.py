@@ -1,8 +1,9 @@
 """model_swarm's search, run from the user's clone of it (github.com/BunsenFeng/model_swarm), and ours.
 
 python -m benchmarks.published.model_swarm CLONE --place FOLDER writes what was equal to
-benchmarks/results/compat/model_swarm/. FOLDER is a user's: initial_experts/, a base model in base/, others of eleven
-layers in deep_experts/ and deep/, and data/eval/. Both search in a copy of it, with the same flags and the same random
+benchmarks/results/compat/model_swarm/, and with --script to benchmarks/results/compat/run/. FOLDER is a user's:
+initial_experts/, a base model in base/, others of eleven layers in deep_experts/ and deep/, and data/eval/. Both search
+in a copy of it, with the same flags and the same random
 factors. Nothing of model_swarm is here.
 """
 
@@ -28,7 +29,7 @@ from benchmarks.machine import commit, machine_class, new_result
 from benchmarks.published.model_swarm_clone import factors
 
 ROOT = Path(__file__).parents[2]
-RESULTS = ROOT / "benchmarks" / "results" / "compat" / "model_swarm"
+RESULTS = ROOT / "benchmarks" / "results" / "compat"
 WEIGHTS = "adapter_model.safetensors"
 SEARCHES = {
     "choices": "-e multiple_choice -d quiz -p 3 -m 4",
@@ -40,6 +41,8 @@ SEARCHES = {
     "abstentions": "-e AbstainQA -d quiz -m 3",
 }
 """The flags of each search; its start is tested, since model_swarm ends with an error otherwise."""
+SCRIPTED = ("choices", "zero", "multitask", "abstentions")
+"""Those that the clone's own script does on our engine, too."""
 _COMMON = "-g 0 -b base --starting_test_set_eval 1"
 _ENGINE = "--engine transformers --dtype float32"
 _OURS = f"--rounding published {_ENGINE} --draws draws.json"
@@ -165,14 +168,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.published.model_swarm")
     parser.add_argument("clone", type=Path, help="your clone of model_swarm")
     parser.add_argument("--place", type=Path, required=True, help="folder with experts, base models and data/eval")
+    parser.add_argument("--script", action="store_true", help="ours is the clone's own script, by compat.run")
     given = parser.parse_args()
     clone, place = given.clone.resolve(), given.place.resolve()
     first = next(iter(SEARCHES))
-    wanted = [(first, "bfloat16"), (first, "float16"), *((search, "float32") for search in SEARCHES)]
+    wanted = [(search, "float32") for search in (SCRIPTED if given.script else SEARCHES)]
+    if not given.script:
+        wanted = [(first, "bfloat16"), (first, "float16"), *wanted]
     runs = []
     with tempfile.TemporaryDirectory() as folder:
         for search, dtype in wanted:
-            runs.append(compare(clone, place, search, Path(folder, f"{search}_{dtype}"), dtype))
+            both = Path(folder, f"{search}_{dtype}")
+            runs.append(compare(clone, place, search, both, dtype, script=given.script))
             print(json.dumps(runs[-1]), flush=True)
     head = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=clone, capture_output=True, text=True)
     facts = {
@@ -183,7 +190,7 @@ def main() -> None:
         "transformers": transformers.__version__,
         "runs": runs,
     }
-    target = new_result(RESULTS)
+    target = new_result(RESULTS / ("run" if given.script else "model_swarm"))
     target.parent.mkdir(parents=True, exist_ok=True)
     target.write_text(json.dumps(facts, indent=1) + "\n")
     print(target)

@@ -3,7 +3,7 @@
 import pytest
 from helpers_model_swarm import make_place_of_all
 
-from benchmarks.published.model_swarm import SEARCHES, compare
+from benchmarks.published.model_swarm import SCRIPTED, SEARCHES, compare
 
 
 @pytest.fixture
@@ -31,7 +31,7 @@ def test_a_search_is_that_of_model_swarm(clone, place, tmp_path, search, dtype):
     assert found["utilities"] > 3
 
 
-@pytest.mark.parametrize("search", ["choices", "zero", "multitask", "abstentions"])
+@pytest.mark.parametrize("search", SCRIPTED)
 def test_its_own_script_on_our_engine_is_model_swarm(clone, place, tmp_path, search):
     found = compare(clone, place, search, tmp_path / "both", script=True)
     assert found["scratchpad_equal"]
