@@ -124,6 +124,8 @@ class TransformersEngine:
         Without `keep_base`, full checkpoints cost no copy of the base model, which cannot be restored after a load.
         """
         self.slots = 1
+        self.ahead = 2 * BATCH
+        """Requests that keep it busy: a batch, and the next."""
         self.serve: Serve = "merged"  # one particle at a time
         self.auto_timings: dict[str, float] = {}
         self.watch: Watch | None = None

@@ -69,6 +69,8 @@ class Line(_Schema):
     """The same in tokens."""
     engine_idle_share: Number | None = None
     """Share of the iteration in which the engine had nothing to do."""
+    engines_lost: list[str] = []
+    """A sentence for each engine of several that has ended in the iteration and was started anew."""
     seconds: Seconds | None = None
     """By phase: update, policy if there is one, load, generate, score, total."""
 

@@ -143,6 +143,8 @@ class Meter:
     def __init__(self, evaluator: Evaluator, *, policy: bool = False) -> None:
         """`policy`: whether there are seconds of a policy."""
         self._spent, self._trace = evaluator.spent, evaluator.trace
+        self._lost: list[str] = getattr(evaluator.engine, "lost", [])
+        """Sentences on engines that have ended, which a pool goes on without."""
         self._before = evaluator.spent.copy()
         own = ("update", "policy") if policy else ("update",)
         self._seconds = dict.fromkeys((*own, *self._before.seconds), 0.0)
@@ -164,6 +166,9 @@ class Meter:
             "engine_idle_share": self._trace.idle(busy, total),
             "seconds": {"update": update_seconds} | spent.seconds | {"total": total},
         }
+        if self._lost:
+            line["engines_lost"] = list(self._lost)
+            self._lost.clear()
         if policy_seconds is not None:
             line["seconds"]["policy"] = policy_seconds - self._policy
             self._policy = policy_seconds

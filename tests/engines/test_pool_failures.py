@@ -27,6 +27,7 @@ from modelswarms_fast.engines.pool import supervisor, worker_process
 from modelswarms_fast.engines.pool.pool import EnginePool
 from modelswarms_fast.engines.protocol import Request, complete
 from modelswarms_fast.errors import InputError
+from modelswarms_fast.records.run_folder import read_history
 from modelswarms_fast.runs.search import search
 
 pytestmark = pytest.mark.slow
@@ -189,6 +190,8 @@ def test_a_killed_engine_changes_nothing(tiny, tmp_path, disturb, caplog):
     assert "of 2 was killed by SIGKILL; it is started anew" in line
     assert len(processes) == 3
     assert all(process.returncode is not None for process in processes)
+    lost = [line.get("engines_lost") for line in read_history(tmp_path / "2" / "history.jsonl")]
+    assert [sentences for sentences in lost if sentences] == [[line]]
 
 
 @pytest.fixture

@@ -51,7 +51,7 @@ def compute(seconds):
 def main(pipe):
     """As worker_process.main, as far as these tests go: one message after the other, each answered whole."""
     pipe.recv_bytes()  # the start; to read it would take torch
-    pipe.send(("ready", "merged", 1, None, 1000))
+    pipe.send(("ready", "merged", 1, None, 1000, 32))
     way, held, prompts = "merged", {}, {}
     while True:
         for name, *arguments in pipe.recv():

@@ -1,6 +1,5 @@
 """One Ray cluster on this machine for all tests of a session, whose nodes come and go."""
 
-import os
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -16,20 +15,21 @@ HEALTH = {"health_check_initial_delay_ms": 1000, "health_check_period_ms": 500, 
 
 @pytest.fixture(scope="session")
 def cluster() -> Iterator[Any]:
-    """A head without cores and two nodes of one core; this process is their driver."""
+    """A head and another node (`other`, which may be removed), of one core each; this process is their driver."""
     ray = pytest.importorskip("ray")
     from ray.cluster_utils import Cluster
 
-    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
-    os.environ["RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"] = "0"
     folder = Path(tempfile.mkdtemp(prefix="r"))
-    patch = pytest.MonkeyPatch()
-    patch.setenv("RAY_TMPDIR", str(folder))  # where it says which cluster is the last of this machine
     (folder / "ray").mkdir()
-    head = NODE | {"num_cpus": 0, "_system_config": HEALTH}
-    made = Cluster(initialize_head=True, head_node_args=head | {"temp_dir": str(folder)})
+    patch = pytest.MonkeyPatch()
+    patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+    patch.setenv("RAY_worker_niceness", "0")  # where others use the cores
+    patch.setenv("RAY_raylet_start_wait_time_s", "120")
+    patch.setenv("RAY_gcs_server_request_timeout_seconds", "120")
+    patch.setenv("RAY_TMPDIR", str(folder))  # where it says which cluster is the last of this machine
+    made = Cluster(initialize_head=True, head_node_args=NODE | {"temp_dir": str(folder), "_system_config": HEALTH})
     try:
-        made.nodes = [made.add_node(wait=False, **NODE) for _ in range(2)]
+        made.other = made.add_node(wait=False, **NODE)
         made.wait_for_nodes()
         ray.init(address=made.address, log_to_driver=False, logging_level="ERROR")
         yield made

@@ -33,10 +33,10 @@ def disturb(monkeypatch):
         def receive(self):
             nonlocal count
             seen.extend(worker.process for worker in self._workers if worker.process not in seen)
-            if self._running:
+            if self._sharing.busy:
                 count += 1
                 if count in steps:
-                    worker = self._workers[next(iter(self._running.values())).engine]
+                    worker = self._workers[min(self._sharing.busy)]
                     os.kill(worker.process.pid, what)
             real(self)
 

@@ -93,9 +93,9 @@ def write_training(folder: Path, count: int = 40) -> Path:
 
 
 def told(run: str | Path) -> list[dict[str, Any]]:
-    """What a run found in each iteration, without the seconds it took."""
+    """What a run found in each iteration, without the seconds it took and the engines that it lost."""
     return [
-        {name: value for name, value in line.items() if name not in {"seconds", "engine_idle_share"}}
+        {name: value for name, value in line.items() if name not in {"seconds", "engine_idle_share", "engines_lost"}}
         for line in read_history(Path(run) / "history.jsonl")
     ]
 

@@ -52,6 +52,7 @@ def join(address: str) -> bool:
         return False
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
     if address == "local":
+        os.environ.setdefault("RAY_worker_niceness", "0")  # Ray's own is that of work in the background
         ray.init(address="local", include_dashboard=False, **quiet)
         return True
     where = (os.environ.get("RAY_ADDRESS") or "auto") if address == "auto" else address

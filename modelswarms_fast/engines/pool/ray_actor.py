@@ -32,7 +32,7 @@ from modelswarms_fast.engines.pool.cluster import (
     versions,
 )
 from modelswarms_fast.engines.pool.members import Message
-from modelswarms_fast.engines.pool.worker_process import Served, portable, serve
+from modelswarms_fast.engines.pool.worker_process import Served, portable, ready, serve
 from modelswarms_fast.errors import InputError, short
 from modelswarms_fast.weights.experts import Experts
 from modelswarms_fast.weights.mixing import row_form
@@ -99,8 +99,7 @@ class EngineActor:
         try:
             experts, row_at = self._read()
             served = self._served = Served(self._start.base, experts, self._start.config, row_at, self._messages.put)
-            engine = served.engine
-            self._messages.put(("ready", engine.serve, engine.slots, engine.dtype, engine.max_model_len))
+            self._messages.put(ready(served.engine))
             serve(served, self._calls)
         except Exception as error:
             self._messages.put(("failed", portable(error)))
@@ -171,7 +170,7 @@ class RayMember:
         self.number, self._count, self._run = number, count, run
         self._start, self._options = start, options
         self.restarts_left = RESTARTS
-        self.node = ""
+        self.node = self.node_id = ""
         self._attempt = 0
         self.begin()
 
@@ -185,7 +184,7 @@ class RayMember:
         import ray
 
         self.ready = self.placed = False
-        self.node = ""
+        self.node = self.node_id = ""
         self.calls: list[tuple[Any, ...]] = []
         self.knows: set[int] = set()
         self._told = 0
@@ -350,7 +349,7 @@ class Actors:
         """Take in a message that is not the pool's; whether it was one."""
         if what == "placed":
             node, address, found = content
-            one.placed, one.node = True, address
+            one.placed, one.node, one.node_id = True, address, node
             check_versions(address, found)
             one.actor.give.remote(self._read_on(node, address))
             if one.restarts_left < RESTARTS:

@@ -32,6 +32,7 @@ from modelswarms_fast.weights.mixing import row_form
 from modelswarms_fast.weights.shared_memory import attach
 
 LEAVING: list[Callable[[], None]] = []  # what this process does before it ends
+AHEAD = 32  # requests that keep an engine busy which does not say how many do
 BEAT = 1.0  # seconds after which a step is told of even if no request has ended in it
 
 
@@ -173,6 +174,12 @@ def listen(pipe: Connection, messages: queue.SimpleQueue[Any]) -> None:
         os._exit(0)  # whatever the main thread does: nobody will read it
 
 
+def ready(engine: Engine) -> tuple[Any, ...]:
+    """The message that the engine is there, with what the pool has to know of it."""
+    ahead = getattr(engine, "ahead", AHEAD)
+    return ("ready", engine.serve, engine.slots, engine.dtype, engine.max_model_len, ahead)
+
+
 def serve(served: Served, calls: queue.SimpleQueue[list[tuple[Any, ...]]]) -> None:
     """Do what comes, for ever."""
     while True:
@@ -202,7 +209,7 @@ def main(descriptor: int) -> None:
         engine = served.engine
         if (leave := getattr(engine, "leave", None)) is not None:
             LEAVING.append(leave)
-        pipe.send(("ready", engine.serve, engine.slots, engine.dtype, engine.max_model_len))
+        pipe.send(ready(engine))
         serve(served, calls)
     except (BrokenPipeError, ConnectionResetError):
         return

@@ -33,6 +33,9 @@ MIXTURES = 1024  # slots of serve="mixture"; each costs n numbers
 FEW, AUTO_REQUESTS = 8, 1024  # requests that serve="auto" begins with, and its most
 TIE = 0.05  # of the fastest mode's prompts a second: less is noise
 
+SEQUENCES = 256
+"""Requests of a step, about as many as vLLM takes if it is not told."""
+
 
 class VllmEngine:
     """Serves particles from a vLLM engine in this process; with `tensor_parallel` above 1, from its child processes.
@@ -97,6 +100,8 @@ class VllmEngine:
         self.device = torch.device("cpu" if on_cpu or config.tensor_parallel > 1 else "cuda")
         self.max_model_len = max_model_len
         self.dtype: torch.dtype = self.llm.llm_engine.model_config.dtype
+        self.ahead = 2 * int(arguments.get("max_num_seqs", SEQUENCES))
+        """Requests that keep it busy: those of a step, and as many more."""
         self._words: int = self.llm.llm_engine.model_config.get_vocab_size()
         self._version = 0
         self._versions: dict[int, int] = {}
