@@ -16,10 +16,10 @@ import heapq
 import itertools
 import json
 import random
+import resource
 import string
 import tempfile
 import time
-import tracemalloc
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -185,7 +185,7 @@ def simulate(
     engines: int, particles: int, prompts: int, times: Times, iterations: int = 2, experts: int = 10
 ) -> dict[str, Any]:
     """Iterations of a search; idle share, simulated seconds and the driver's real ones, of an iteration on average."""
-    tracemalloc.start()
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         words = {word: index for index, word in enumerate(["<end>", "yes", "no", *string.ascii_letters])}
@@ -194,7 +194,7 @@ def simulate(
         PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<end>").save_pretrained(folder)
         letters = random.Random(0)
         asked = [
-            {"prompt": " ".join(letters.choices(string.ascii_letters, k=12)), "answer": "yes"} for _ in range(prompts)
+            {"question": " ".join(letters.choices(string.ascii_letters, k=12)), "answer": "yes"} for _ in range(prompts)
         ]
         (folder / "data.json").write_text(json.dumps({"dev": asked, "test": asked[:1]}))
         members = Simulated(engines, times)
@@ -218,8 +218,7 @@ def simulate(
         cost.append(time.process_time() - began - (members.seconds - apart))
         simulated.append(members.now - start)
         idle.append(1 - (sum(one.worked for one in members.all) - worked) / (engines * simulated[-1]))
-    memory = tracemalloc.get_traced_memory()[1]
-    tracemalloc.stop()
+    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
     requests = particles * prompts
     return {
         "engines": engines,
@@ -230,7 +229,7 @@ def simulate(
         "driver, seconds an iteration": float(np.mean(cost)),
         "driver, ms a particle": float(np.mean(cost)) / particles * 1e3,
         "driver, µs a request": float(np.mean(cost)) / requests * 1e6,
-        "peak memory of Python, MB": memory / 1e6,
+        "growth of peak memory, MB": memory / 1e3,
     }
 
 
