@@ -107,7 +107,7 @@ def test_driver(measure: Measure, tmp_path: Path) -> None:
 
     evaluator = create_autospec(Evaluator, instance=True, spent=Spent(), trace=Trace())
     utility = create_autospec(Utility, instance=True)
-    evaluator.stream, evaluator.file = stream, None
+    evaluator.stream, evaluator.file, evaluator.engine = stream, None, None
     bar = create_autospec(Progress, instance=True, asked=False)
 
     def search() -> None:

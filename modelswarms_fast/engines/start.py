@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,18 @@ from modelswarms_fast.weights.base_model import check_finite
 from modelswarms_fast.weights.experts import Experts
 
 
-def start_engine(base: Path, experts: Experts | None, config: EngineConfig, logs: Path | None = None) -> Engine:
+def start_engine(
+    base: Path,
+    experts: Experts | None,
+    config: EngineConfig,
+    run: str = "run",
+    keep_log: Callable[[int, str], None] | None = None,
+) -> Engine:
     """Load the base model into a new engine that can serve rows of the experts' layout (None: only the base).
 
-    `logs`: a folder of the run's, for the logs of engines on a cluster.
+    Args:
+        run: names the engines of a cluster.
+        keep_log: is given what an engine of a cluster, by its number from 0, has printed.
 
     Raises:
         InputError: the engine is not installed, or the layout does not fit the base model.
@@ -30,8 +39,7 @@ def start_engine(base: Path, experts: Experts | None, config: EngineConfig, logs
         from modelswarms_fast.engines.pool.pool import EnginePool
         from modelswarms_fast.engines.pool.ray_actor import Actors
 
-        run = "run" if logs is None else logs.parent.absolute().name
-        return EnginePool(base, experts, config, Actors(base, experts, config, run, logs))
+        return EnginePool(base, experts, config, Actors(base, experts, config, run, keep_log))
     if config.own_processes:
         from modelswarms_fast.engines.pool.pool import EnginePool
 

@@ -31,7 +31,7 @@ from modelswarms_fast.evaluation.spent import Spent
 from modelswarms_fast.policies import Policy, Problem, find_policy, load_policy
 from modelswarms_fast.policies.space import space_of
 from modelswarms_fast.records.progress import log, phase, say
-from modelswarms_fast.records.run_folder import CONFIG, will_write
+from modelswarms_fast.records.run_folder import CONFIG, make_folder, will_write
 from modelswarms_fast.records.score_file import ScoreFile
 from modelswarms_fast.records.trace import Trace
 from modelswarms_fast.runs.loop import SearchLoop
@@ -126,6 +126,7 @@ class Experiment:
         self.placement: Placement | None = None
         """Where the rows of the only search lie, or the experts of state="mixture"."""
         self.out = Path(out)
+        self._printed: dict[int, str] = {}
         self._progress, self._trace = progress, Trace(trace)
         self._swarm, self._searches = dict(swarm or {}), searches
         self._started = False
@@ -188,7 +189,9 @@ class Experiment:
             if oracle is not None:
                 stack.callback(oracle.close)
             with phase(f"starting {ENGINES[config.engine]}", show=self._progress):
-                self.engine = start_engine(self.base_folder, self.experts, config, self._logs())
+                self.engine = start_engine(
+                    self.base_folder, self.experts, config, self.out.absolute().name, self._keep_log
+                )
             stack.callback(lambda: self.engine.close())
             splits = tuple(self.utility.asks)
             self.evaluator = Evaluator(self.engine, self.utility, splits, self._trace, config.engines)
@@ -221,12 +224,17 @@ class Experiment:
         if isinstance(error, NoScoreError):
             check_finite(self.base_folder)
 
-    def _logs(self) -> Path | None:
-        """Where the logs of a cluster's engines go: into the run folder, if there is one."""
-        if self.engine_config.cluster is None or not (self.out / CONFIG).exists():
-            return None
+    def _keep_log(self, engine: int, text: str) -> None:
+        """Append what an engine of a cluster has printed to its log in the run folder, once that is there."""
+        self._printed[engine] = self._printed.get(engine, "") + text
+        if not (self.out / CONFIG).exists():
+            return
         will_write(self.out, f"{LOGS}/")
-        return self.out / LOGS
+        make_folder(self.out / LOGS)
+        for number, printed in self._printed.items():
+            with (self.out / LOGS / f"engine-{number + 1}.log").open("a") as file:
+                file.write(printed)
+        self._printed.clear()
 
     @property
     def row_dtype(self) -> torch.dtype | None:

@@ -3,6 +3,7 @@
 import ast
 import json
 import os
+import shutil
 import signal
 import sys
 import time
@@ -230,14 +231,15 @@ def test_drawn_answers_follow_torch(model, tokenizer):
 
 
 @pytest.mark.parametrize("given", [True, False])
-def test_a_mask_hides_padding(broker, place, given):
+def test_a_mask_hides_padding(broker, place, given, tmp_path):
     """One that is given, and one that transformers guesses: the model's own padding is among the ids."""
-    edit_json(place / "base" / "generation_config.json", pad_token_id=5, eos_token_id=0)
+    base = shutil.copytree(place / "base", tmp_path / "base")  # an engine keeps the ends that it was started with
+    edit_json(base / "generation_config.json", pad_token_id=5, eos_token_id=0)
     ids = torch.tensor([[5, 5, 5, 20, 21], [5, 23, 5, 24, 25], [20, 21, 22, 23, 24]])
     masks = {"attention_mask": ids.ne(5).long()} if given else {}
     found = []
     for kind in (AutoModelForCausalLM, served.Served):
-        model = kind.from_pretrained(str(place / "base"), dtype=torch.float32)
+        model = kind.from_pretrained(str(base), dtype=torch.float32)
         model.load_adapter(str(place / "initial_experts" / "bob"))
         found.append(model.generate(ids, max_new_tokens=6, do_sample=False, **masks).tolist())
         if kind is served.Served:

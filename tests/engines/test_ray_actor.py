@@ -32,6 +32,7 @@ def test_a_cluster_finds_what_one_engine_finds(cluster, tiny, tmp_path, monkeypa
         flush(self)
 
     monkeypatch.setattr(RayMember, "flush", counted)
+    logs = {f"engine-{number}.log" for number in (1, 2)}
     alone = search(**tiny, out=tmp_path / "1", particles=5, state="mixture")
     together = search(**tiny, out=tmp_path / "2", particles=5, engines=2, cluster=cluster.address)
     assert told(tmp_path / "1") == told(tmp_path / "2")
@@ -39,6 +40,7 @@ def test_a_cluster_finds_what_one_engine_finds(cluster, tiny, tmp_path, monkeypa
     assert (tmp_path / "1" / "global_best" / "adapter_model.safetensors").read_bytes() == (
         tmp_path / "2" / "global_best" / "adapter_model.safetensors"
     ).read_bytes()
+    assert {file.name for file in (tmp_path / "2" / "engines").iterdir()} <= logs
     calls = [call for some in sent for call in some]
     rows = [call for call in calls if call[0] == "load"]
     assert len(rows) <= 4, "only the test of two models sends rows, by reference"

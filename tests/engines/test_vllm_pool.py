@@ -65,7 +65,7 @@ def engines():
 def find(engines, monkeypatch, tmp_path):
     """A search over three experts in float32, where what shares a batch changes no token; its summary and history."""
 
-    def start(base, experts, config):
+    def start(base, experts, config, *cluster):
         if config.serve != "auto":
             engines[config.engines].set_mode(config.serve)
         return engines[config.engines]

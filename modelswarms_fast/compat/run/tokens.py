@@ -6,6 +6,8 @@ from typing import Any
 
 import torch
 
+from modelswarms_fast.compat.client import BrokerError
+
 CALLS = ("__call__", "apply_chat_template", "batch_encode_plus", "encode", "encode_plus", "pad")
 """What gives token ids, of a tokenizer."""
 
@@ -33,8 +35,10 @@ class Tokenizers:
         self._real = real
 
     def from_pretrained(self, *args: Any, **kwargs: Any) -> Any:
-        """The tokenizer that transformers reads."""
-        tokenizer = self._real.from_pretrained(*args, **kwargs)
+        """The tokenizer that transformers reads. Raises BrokerError for one that would run code of its folder."""
+        if kwargs.pop("trust_remote_code", False):
+            raise BrokerError("evaluate.py has trust_remote_code=True, and no model's own code is run; leave it out.")
+        tokenizer = self._real.from_pretrained(*args, trust_remote_code=False, **kwargs)
         kind = type(tokenizer)
         methods = {name: _staying(getattr(kind, name)) for name in CALLS if hasattr(kind, name)}
         tokenizer.__class__ = type(kind.__name__, (kind,), methods)

@@ -10,7 +10,7 @@ import os
 import queue
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -266,11 +266,16 @@ class Actors:
     """
 
     def __init__(
-        self, base: Path, experts: Experts | None, config: EngineConfig, run: str = "run", logs: Path | None = None
+        self,
+        base: Path,
+        experts: Experts | None,
+        config: EngineConfig,
+        run: str = "run",
+        keep_log: Callable[[int, str], None] | None = None,
     ) -> None:
-        """`run` names the actors; their logs are copied into the folder `logs`."""
+        """`run` names the actors. `keep_log` is given what each engine, by its number from 0, has printed."""
         assert config.cluster is not None
-        self._experts, self._logs = experts, logs
+        self._experts, self._keep_log = experts, keep_log
         self.all: list[RayMember] = []
         self._joined = join(config.cluster)
         self._group: Any = None
@@ -357,10 +362,8 @@ class Actors:
         elif what == "rows_wanted":
             one.actor.give.remote([self._own_rows()])
         elif what == "log":
-            if self._logs is not None:
-                self._logs.mkdir(parents=True, exist_ok=True)
-                with (self._logs / f"engine-{one.number + 1}.log").open("a") as file:
-                    file.write(content[0])
+            if self._keep_log is not None:
+                self._keep_log(one.number, content[0])
         else:
             return False
         return True
