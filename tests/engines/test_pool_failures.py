@@ -179,6 +179,15 @@ def test_one_engine_chooses_for_all_and_for_those_started_anew(fakes, what):
     assert (group.serve, group.slots) == ("slots", 6), "and not what one that is started anew begins with"
 
 
+def test_an_engine_that_starts_anew_is_asked_once(fakes):
+    """Asked twice, its second answer would be taken for that to the next question."""
+    group = fakes(2)
+    complete(group, [Request(None, [KILL]), Request(None, [RIGHT])], 4)
+    assert not all(worker.ready for worker in group._workers)
+    group.autotune([[RIGHT]], 4)
+    assert (group.serve, group.slots) == ("slots", 6)
+
+
 def test_a_killed_engine_changes_nothing(tiny, tmp_path, disturb, caplog):
     undisturbed = search(**tiny, out=tmp_path / "1", particles=5)
     processes = disturb({3})

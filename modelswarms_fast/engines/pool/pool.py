@@ -201,7 +201,8 @@ class EnginePool:
     def _request(self, engine: int, slot: int | None, prompts: Sequence[int], *call: Any) -> Any:
         """The answer of an engine to a call. The engine has the particle of the slot."""
         self._asked, self._answer = (engine, slot, prompts, call), None
-        self._tell_asked()
+        if self._workers[engine].ready:  # else it is asked once it is
+            self._tell_asked()
         self._flush()
         while self._answer is None:
             self._receive()
