@@ -13,7 +13,7 @@ NODE: dict[str, Any] = {"num_cpus": 1, "object_store_memory": 80_000_000, "inclu
 HEALTH = {"health_check_initial_delay_ms": 1000, "health_check_period_ms": 500, "health_check_failure_threshold": 4}
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")  # what comes after it is in no cluster
 def cluster() -> Iterator[Any]:
     """A head and another node (`other`, which may be removed), of one core each; this process is their driver."""
     ray = pytest.importorskip("ray")
