@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import datetime
+import json
 import re
 import subprocess
 from pathlib import Path
+from typing import Any
 
 NAMES = {
     "zen3": "Zen 3",
@@ -51,3 +53,12 @@ def latest(folder: Path) -> Path | None:
 def new_result(folder: Path) -> Path:
     """Where a result of today, this machine and this commit goes."""
     return folder / f"{datetime.date.today().isoformat()}_{machine_class()}_{commit()}.json"
+
+
+def write_result(folder: Path, facts: dict[str, Any]) -> Path:
+    """Write and print what was measured; where it went."""
+    place = new_result(folder)
+    place.parent.mkdir(parents=True, exist_ok=True)
+    place.write_text(json.dumps(facts, indent=1) + "\n")
+    print(json.dumps(facts, indent=1))
+    return place

@@ -8,7 +8,6 @@ MODEL is an adapter with the files of a tokenizer. Both are asked in turn, so th
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import tempfile
 import threading
@@ -18,7 +17,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.machine import commit, machine_class, new_result
+from benchmarks.machine import commit, machine_class, write_result
 from modelswarms_fast.compat.broker import GREEDY, Broker
 from modelswarms_fast.compat.client import Client
 from modelswarms_fast.compat.fleet import Job
@@ -68,10 +67,7 @@ def main() -> None:
     facts = {"commit": commit(), "machine": machine_class(), "torch": torch.__version__, "prompts": len(texts)}
     facts |= {"tokens": TOKENS, "in_process_seconds": statistics.median(here for here, _ in pairs)}
     facts |= {"ratio": statistics.median(ratios), "ratios": ratios, "empty_call_seconds": empty}
-    place = new_result(RESULTS)
-    place.parent.mkdir(parents=True, exist_ok=True)
-    place.write_text(json.dumps(facts, indent=1) + "\n")
-    print(json.dumps(facts, indent=1))
+    write_result(RESULTS, facts)
 
 
 if __name__ == "__main__":

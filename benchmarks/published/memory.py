@@ -22,7 +22,7 @@ from pathlib import Path
 import psutil
 from transformers import AutoTokenizer
 
-from benchmarks.machine import commit, machine_class, new_result
+from benchmarks.machine import commit, machine_class, write_result
 from benchmarks.published.drop_in import MAX_LEN, command_of
 from modelswarms_fast.compat.model_swarm.engine import engine_fields
 from modelswarms_fast.config import EngineConfig
@@ -94,10 +94,7 @@ def main() -> None:
     facts = {"commit": commit(), "machine": machine_class(), "base": given.base, "experts": len(experts)}
     facts |= {"bytes_of_an_expert": read_experts([str(experts[0])], base=base, minimum=1).layout.nbytes}
     facts |= {"engine_alone": engine, "command": search, "beyond": search - engine, "parity_check": check}
-    place = new_result(RESULTS)
-    place.parent.mkdir(parents=True, exist_ok=True)
-    place.write_text(json.dumps(facts, indent=1) + "\n")
-    print(json.dumps(facts, indent=1))
+    write_result(RESULTS, facts)
 
 
 if __name__ == "__main__":
